@@ -1,0 +1,57 @@
+"""ndvit: Vision Transformers for signals and images, in any number of dimensions.
+
+The public names are imported only when they are asked for, so that `import ndvit` and `ndvit --help` stay light.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from ndvit.config import ViTConfig, list_models
+    from ndvit.data.source import load_source
+    from ndvit.network import VisionTransformer, create_model
+    from ndvit.run import evaluate, predict, resume, train
+    from ndvit.training.recipe import Recipe
+    from ndvit.weights import load_model, save_model
+
+_HOMES = {
+    "ViTConfig": "ndvit.config",
+    "list_models": "ndvit.config",
+    "VisionTransformer": "ndvit.network",
+    "create_model": "ndvit.network",
+    "load_source": "ndvit.data.source",
+    "Recipe": "ndvit.training.recipe",
+    "load_model": "ndvit.weights",
+    "save_model": "ndvit.weights",
+    "train": "ndvit.run",
+    "resume": "ndvit.run",
+    "evaluate": "ndvit.run",
+    "predict": "ndvit.run",
+}
+
+__all__ = [
+    "Recipe",
+    "ViTConfig",
+    "VisionTransformer",
+    "create_model",
+    "evaluate",
+    "list_models",
+    "load_model",
+    "load_source",
+    "predict",
+    "resume",
+    "save_model",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'ndvit' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

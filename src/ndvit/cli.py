@@ -1,0 +1,286 @@
+"""The command line: one function a command, flags from the fields of the dataclasses. Nothing imports this module.
+
+torch and everything built on it are imported inside the commands, so that `--help` answers at once.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
+
+from cyclopts import App, CycloptsError, Group, Parameter
+from cyclopts.config import Yaml
+from docstring_parser import parse_from_object
+
+from ndvit import __version__
+from ndvit.config import ViTConfig, list_models, named_config
+from ndvit.training.recipe import Recipe
+
+if TYPE_CHECKING:
+    from ndvit.evaluation import Evaluation
+    from ndvit.run import Prediction, Run
+
+_DECIDED_ELSEWHERE = {
+    "num_classes": "the data",
+    "in_channels": "the data",
+    "drop_path_rate": "the recipe",
+}
+_DOCS = {p.arg_name: p.description for p in parse_from_object(ViTConfig).params}
+# Only what the user gives overrides a named model, so these flags have no defaults, as the keys of a partial dict.
+ModelOptions = TypedDict(  # type: ignore[misc]  # built from the fields, so that each is declared in one place
+    "ModelOptions",
+    {
+        f.name: Annotated[f.type, Parameter(help=_DOCS[f.name])]
+        for f in fields(ViTConfig)
+        if f.name not in _DECIDED_ELSEWHERE
+    },
+    total=False,
+)
+_MODEL, _RECIPE = Group("Model", sort_key=2), Group("Recipe", sort_key=3)
+
+app = App(
+    name="ndvit",
+    version=__version__,
+    help="Vision Transformers for signals and images, trained on your own data.",
+    default_parameter=Parameter(negative_iterable=(), consume_multiple=True),
+    end_of_options_delimiter="--",
+)
+
+
+@app.command
+def train(
+    source: str | None = None,
+    *,
+    model: str = "vit_nano",
+    output: Path | None = None,
+    force: bool = False,
+    resume: Path | None = None,
+    test_fraction: float = 0.2,
+    skip_bad: bool = False,
+    progress: bool = True,
+    options: Annotated[ModelOptions | None, Parameter(name="*", group=_MODEL)] = None,
+    recipe: Annotated[Recipe, Parameter(name="*", group=_RECIPE)] = Recipe(),  # noqa: B008  (frozen)
+) -> None:
+    """Train a classifier on a source, and leave a run folder with the model and a report.
+
+    Args:
+        source: A built-in set (digits, gunpoint, ...), ucr:NAME, a folder with one folder a class, or a .ts, .tsv, .npz or .npy file.
+        model: A name that `ndvit models` lists; vit_SIZE takes its dimensions and patch from the data.
+        output: The run folder. [default: a new one under runs/]
+        force: Replace an existing run folder.
+        resume: Continue the interrupted run in this folder; every other setting is the run's own.
+        test_fraction: Share held out for testing where the source has no test set.
+        skip_bad: Leave unreadable files out instead of stopping.
+        progress: Show progress bars.
+    """
+    from ndvit import run as runs
+
+    if resume is not None:
+        if source is not None or options or recipe != Recipe():
+            raise ValueError("--resume takes every setting from the run's config.yaml: give it alone")
+        _finish(runs.resume(resume, progress=progress))
+        return
+    if source is None:
+        raise ValueError("what shall be trained on? Give a SOURCE, for example: ndvit train gunpoint")
+    given = {name: value for name, value in vars(recipe).items()} | dict(options or {})
+    _finish(
+        runs.train(
+            source,
+            model=model,
+            output=output,
+            force=force,
+            test_fraction=test_fraction,
+            skip_bad=skip_bad,
+            progress=progress,
+            **given,
+        )
+    )
+
+
+@app.command
+def evaluate(
+    run: Path,
+    source: str,
+    *,
+    split: Literal["test", "train", "all"] = "test",
+    format: Literal["table", "json"] = "table",
+    skip_bad: bool = False,
+    batch_size: int = 64,
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
+) -> None:
+    """Test a trained model on labelled data.
+
+    Args:
+        run: A run folder or a model.safetensors.
+        source: Labelled data, as for train.
+        split: Which part; a source without a test set is split as it was in training.
+        format: A table, or JSON with the confusion matrix.
+        skip_bad: Leave unreadable files out instead of stopping.
+        batch_size: Examples at a time.
+        device: Where to compute.
+    """
+    from ndvit import run as runs
+
+    result = runs.evaluate(
+        run, source, split=split, skip_bad=skip_bad, batch_size=batch_size, device=device, say=_remark
+    )
+    if format == "json":
+        import json
+
+        print(json.dumps(result.to_dict(), indent=1, ensure_ascii=False))
+    else:
+        _print_evaluation(result, f"{split} set of {source}")
+
+
+@app.command
+def predict(
+    run: Path,
+    files: Annotated[list[Path], Parameter(negative=())],
+    /,
+    *,
+    format: Literal["table", "csv", "json"] = "table",
+    skip_bad: bool = False,
+    batch_size: int = 64,
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
+) -> None:
+    """Name the class of new examples, with probabilities.
+
+    Args:
+        run: A run folder or a model.safetensors.
+        files: Pictures, recordings, files of arrays (.npy, .npz, .ts, .tsv), or folders of them.
+        format: A table of the likeliest classes; csv or json with the probability of every class.
+        skip_bad: Leave unreadable files out instead of stopping.
+        batch_size: Examples at a time.
+        device: Where to compute.
+    """
+    from ndvit import run as runs
+
+    predictions = runs.predict(run, *files, skip_bad=skip_bad, batch_size=batch_size, device=device, say=_remark)
+    _print_predictions(predictions, format)
+
+
+@app.command
+def models() -> None:
+    """List the models: name, input, parameters, multiply-adds of one example."""
+    from ndvit.network import count_cost
+
+    print(f"{'name':26} {'input':>14} {'parameters':>12} {'GMACs':>9}")
+    for name in list_models():
+        config = named_config(name)
+        parameters, macs = count_cost(config)
+        size = "x".join(map(str, (config.in_channels, *config.input_size)))
+        print(f"{name:26} {size:>14} {parameters:>12,} {macs / 1e9:>9.3f}")
+    print(
+        "\nvit_SIZE alone takes its input and patch from the data; 1000 classes counted, one multiply-add is one MAC."
+    )
+
+
+@app.command
+def info(file: Path) -> None:
+    """Say what is in a model file: network, classes, preprocessing, where it comes from.
+
+    Args:
+        file: A run folder or a model.safetensors.
+    """
+    from ndvit.network import count_cost
+    from ndvit.weights.file import load_model, model_path
+
+    model = load_model(file)
+    parameters, macs = count_cost(model.config)
+    print(f"{model_path(file)}: {parameters:,} parameters, {macs / 1e9:.3f} GMACs an example")
+    sections = {
+        "network": model.config.to_dict(),
+        "preprocessing": model.preprocess.to_dict() if model.preprocess else {},
+        "provenance": model.provenance,
+    }
+    print(f"{len(model.classes)} classes: {', '.join(model.classes)}")
+    for title, values in sections.items():
+        print(f"\n{title}")
+        for name, value in values.items():
+            print(f"  {name:22} {value}")
+
+
+@app.meta.default
+def _main(
+    *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
+    config: Path | None = None,
+    debug: bool = False,
+) -> Any:
+    """Read settings below the flags, then run a command.
+
+    Args:
+        config: YAML file of settings, such as a run's config.yaml; flags go before it.
+        debug: Show the traceback of an error.
+    """
+    if config is not None:
+        if not config.is_file():
+            raise FileNotFoundError(f"no settings at {config}")
+        app.config = (Yaml(config, use_commands_as_keys=False),)
+    return app(tokens, exit_on_error=False, print_error=False)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The `ndvit` command. Errors of the user's are one message and exit status 2, an interruption is 130."""
+    tokens = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        app.meta(tokens, exit_on_error=False, print_error=False)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # `ndvit predict ... | head`: the reader has seen enough
+        sys.stderr.close()
+        sys.exit(0)
+    except (CycloptsError, ValueError, OSError) as error:
+        if "--debug" in tokens:
+            raise
+        print(f"ndvit: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _finish(run: "Run") -> None:
+    if run.interrupted:
+        sys.exit(130)
+    assert run.evaluation is not None
+
+
+def _remark(line: str) -> None:
+    print(line, file=sys.stderr)  # so that csv and json on standard output stay clean
+
+
+def _print_evaluation(result: "Evaluation", title: str) -> None:
+    low, high = result.accuracy_interval
+    right = len(result) - len(result.mistakes)
+    print(f"{title}: {len(result):,} examples")
+    print(f"accuracy           {result.accuracy:.4f}  ({right:,} right; 95 % interval {low:.4f} to {high:.4f})")
+    print(f"balanced accuracy  {result.balanced_accuracy:.4f}")
+    print(f"log loss           {result.log_loss:.4f}\n")
+    width = max(5, *(len(row.name) for row in result.per_class))
+    print(f"{'class':{width}}  examples  recall  precision      f1")
+    for row in result.per_class:
+        numbers = [f"{v:.3f}" if v is not None else "–" for v in (row.recall, row.precision, row.f1)]
+        print(f"{row.name:{width}}  {row.examples:>8,}  {numbers[0]:>6}  {numbers[1]:>9}  {numbers[2]:>6}")
+
+
+def _print_predictions(predictions: Sequence["Prediction"], format: str) -> None:
+    if format == "json":
+        import json
+
+        rows = [{"name": p.name, "class": p.label, "probabilities": p.probabilities} for p in predictions]
+        print(json.dumps(rows, indent=1, ensure_ascii=False))
+    elif format == "csv":
+        import csv
+
+        writer = csv.writer(sys.stdout, lineterminator="\n")
+        writer.writerow(["name", "class", *(predictions[0].probabilities if predictions else ())])
+        for p in predictions:
+            writer.writerow([p.name, p.label, *(f"{v:.6g}" for v in p.probabilities.values())])
+    else:
+        width = max((len(p.name) for p in predictions), default=0)
+        for p in predictions:
+            best = sorted(p.probabilities.items(), key=lambda item: -item[1])[:3]
+            print(f"{p.name:{width}}  " + "  ".join(f"{label} {100 * value:.1f} %" for label, value in best))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,336 @@
+"""Numbers from arrays in memory, and from files of many examples: .ts, .tsv, .npz, .npy with labels beside it."""
+
+import difflib
+import importlib.util
+import os
+import re
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from ndvit.data.images import plain
+
+TABLES = (".ts", ".tsv", ".npz", ".npy")
+"""Files of many examples, by ending."""
+
+_PARTS = ("train", "test", "val")
+
+
+class Part(NamedTuple):
+    """One part of a data set before its classes are known; `labels` is None where there are none at all."""
+
+    items: list[Any]
+    labels: list[str | None] | None
+    names: list[str]
+
+    def take(self, indices: Any) -> "Part":
+        """Return the examples at these indices."""
+        labels = None if self.labels is None else [self.labels[i] for i in indices]
+        return Part([self.items[i] for i in indices], labels, [self.names[i] for i in indices])
+
+
+def as_part(x: Any, y: Any, where: str, labels_where: str = "y") -> Part:
+    """Bring arrays into examples of (channels, *grid) float32.
+
+    Args:
+        x: (n, time) or (n, channels, *grid); or a list of (time,) or (channels, *grid), or of PIL images.
+        y: n labels, or None.
+        where: How messages and names call `x`.
+        labels_where: How messages call `y`.
+
+    Raises:
+        ValueError: no numbers, an array of too few dimensions, or x and y of different length.
+    """
+    items: list[Any]
+    if isinstance(x, list | tuple) and x and all(isinstance(row, Image.Image) for row in x):
+        items = [plain(row) for row in x]
+    elif isinstance(x, list | tuple):
+        items = [_with_channels(numbers(row, f"{where}[{i}]"), f"{where}[{i}]") for i, row in enumerate(x)]
+    else:
+        values = numbers(x, where)
+        if values.ndim < 2:
+            raise ValueError(f"{where} has shape {values.shape}; expected (n, time) or (n, channels, time, ...)")
+        items = [_with_channels(row, where) for row in values]
+    labels = None if y is None else label_names(y, labels_where)
+    if labels is not None and len(labels) != len(items):
+        raise ValueError(f"{where}: {len(items)} examples but {len(labels)} labels; every example needs one label")
+    return Part(items, labels, [f"{where}[{i}]" for i in range(len(items))])
+
+
+def numbers(x: Any, where: str) -> np.ndarray:
+    """Return `x` as float32.
+
+    Raises:
+        ValueError: text, Python objects, complex numbers, rows of unequal length.
+    """
+    try:
+        array = np.asarray(x)
+    except ValueError as error:
+        raise ValueError(
+            f"{where} has rows of different length; give a list with one array for each example"
+        ) from error
+    if array.dtype.kind not in "fiub":
+        what = {"O": "Python objects", "U": "text", "S": "text"}.get(array.dtype.kind, "other things")
+        raise ValueError(
+            f"{where} holds {what} ({array.dtype}); numbers are needed (unequal lengths: a list of arrays)"
+        )
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and infinite values are refused
+        return np.asarray(array, dtype=np.float32)
+
+
+def _with_channels(values: np.ndarray, where: str) -> np.ndarray:
+    if values.ndim == 0:
+        raise ValueError(f"{where} is a single number; expected (time,) or (channels, time, ...)")
+    return values[None] if values.ndim == 1 else values
+
+
+def label_names(y: Any, where: str) -> list[str | None]:
+    """Return labels as text: 1, 1.0 and "1.0000e+00" (archives write it) are "1"; NaN, "?" and "" are None, missing.
+
+    Raises:
+        ValueError: not one label for each example.
+    """
+    values = y.tolist() if hasattr(y, "tolist") else y
+    if not isinstance(values, list | tuple) or any(isinstance(value, list | tuple) for value in values):
+        raise ValueError(f"{where} has shape {np.shape(y)}; expected one label for each example, (n,)")
+    return [_label(value) for value in values]
+
+
+def _label(value: Any) -> str | None:
+    text = "" if value is None else value.decode() if isinstance(value, bytes) else str(value).strip()
+    if re.fullmatch(r"[-+]?\d+\.\d*(e[-+]?\d+)?", text, re.IGNORECASE) and float(text).is_integer():
+        return str(int(float(text)))
+    return None if text.lower() in ("", "?", "nan") else text
+
+
+def read_table(path: Path) -> dict[str, Part]:
+    """Read a file of many examples: {"train": ...}, and "test" and "val" where one .npz holds them.
+
+    Raises:
+        ValueError: what is wrong in which file (and line).
+    """
+    reader = {".ts": _read_ts, ".tsv": _read_tsv, ".npz": _read_npz, ".npy": _read_npy}[path.suffix.lower()]
+    try:
+        return reader(path)
+    except (OSError, ValueError) as error:
+        message = str(error)
+        raise ValueError(message if path.name in message else f"{path}: {message}") from error
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    with path.open(encoding="utf-8", errors="replace") as lines:  # comments in old archives are in any encoding
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                yield number, line.strip("\r\n ")
+
+
+def _series(fields: list[str], where: str) -> np.ndarray:
+    try:
+        return np.array([field if field.strip() not in ("?", "") else "nan" for field in fields], dtype=np.float32)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}; expected numbers, NaN or ?") from error
+
+
+def _read_ts(path: Path) -> dict[str, Part]:
+    """The format of the UCR/UEA archives: @tags, then a line an example, channel:channel:label, values by commas.
+
+    Not aeon's reader, because that one turns labels to lower case ("banana" to "baNaNa"), drops the minus signs of
+    series with time stamps, and stops at channels of unequal length, which here end in missing values.
+    """
+    tags: dict[str, list[str]] = {}
+    items: list[np.ndarray] = []
+    labels: list[str | None] = []
+    for number, line in _lines(path):
+        where = f"{path}, line {number}"
+        if "data" not in tags:
+            if line.startswith("@"):
+                tag, *words = line[1:].split()
+                tags[tag.lower()] = [word.lower() for word in words]
+                if "true" in tags.get("timestamps", [])[:1]:
+                    raise ValueError(f"{where}: time stamps are not read; save plain values (@timeStamps false)")
+                if "true" in tags.get("targetlabel", [])[:1]:
+                    raise ValueError(f"{where}: the set is for regression (@targetLabel); classes are needed")
+            elif line[0] not in "#%":
+                raise ValueError(f"{where}: expected a comment or a tag such as @data, got {line[:40]!r}")
+            continue
+        channels = line.split(":")
+        if "true" in tags.get("classlabel", [])[:1]:
+            labels.append(_label(channels.pop()))
+        rows = [_series(channel.split(","), where) for channel in channels]
+        if not rows:
+            raise ValueError(f"{where}: expected values, a colon and a label, got {line[:40]!r}")
+        values = np.full((len(rows), max(map(len, rows))), np.nan, dtype=np.float32)
+        for row, into in zip(rows, values):
+            into[: len(row)] = row
+        items.append(values)
+    if "data" not in tags:
+        raise ValueError(f"{path}: no @data line; the file is no .ts file or was cut off")
+    names = [f"{path.name}[{i}]" for i in range(len(items))]
+    return {"train": Part(items, labels if "true" in tags.get("classlabel", [])[:1] else None, names)}
+
+
+def _read_tsv(path: Path) -> dict[str, Part]:
+    """UCR's .tsv: a line an example, its label first, then its values, with tabs between."""
+    items, labels = [], []
+    for number, line in _lines(path):
+        label, *fields = line.split("\t")
+        if not fields:
+            raise ValueError(f"{path}, line {number}: expected a label and values with tabs between, got {line[:40]!r}")
+        labels.append(_label(label))
+        items.append(_series(fields, f"{path}, line {number}")[None])
+    return {"train": Part(items, labels, [f"{path.name}[{i}]" for i in range(len(items))])}
+
+
+def load_numpy(path: str | Path) -> dict[str, np.ndarray]:
+    """Read an .npy (under the key "") or .npz file, never its pickles.
+
+    Raises:
+        ValueError: what is wrong with the file, without its name.
+    """
+    with open(path, "rb") as file:
+        magic = file.read(6)
+    if not magic.startswith((b"\x93NUMPY", b"PK")):
+        if magic.startswith(b"\x80"):
+            raise ValueError("holds Python objects, which could run code; save plain numbers with numpy.save")
+        raise ValueError("is no numpy file" if magic else "is empty (0 bytes)")
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            return {"": loaded}
+        with loaded:
+            return {key: loaded[key] for key in loaded.files}
+    except (ValueError, OSError, EOFError, KeyError, zlib.error, zipfile.BadZipFile) as error:
+        if "allow_pickle" in str(error):
+            raise ValueError("holds Python objects, which could run code; save plain numbers") from error
+        raise ValueError(f"is damaged or cut off ({error})") from error
+
+
+def read_npy(path: str | Path) -> np.ndarray:
+    """Read one example, (time,) or (channels, *grid), as (channels, *grid) float32."""
+    return _with_channels(numbers(load_numpy(path)[""], "the array"), "the array")
+
+
+def npy_shape(path: str | Path) -> tuple[int, ...]:
+    """Return (channels, *grid) from the header of an .npy file."""
+    shape: tuple[int, ...] = np.load(path, mmap_mode="r", allow_pickle=False).shape
+    return (1, *shape) if len(shape) == 1 else shape
+
+
+def _read_npz(path: Path) -> dict[str, Part]:
+    arrays = {key.lower(): array for key, array in load_numpy(path).items()}
+    if "x" in arrays:
+        return {"train": as_part(arrays["x"], arrays.get("y"), path.name, f"y in {path.name}")}
+    parts = {
+        part: as_part(arrays[f"x_{part}"], arrays.get(f"y_{part}"), f"{path.name}:X_{part}", f"y_{part} in {path.name}")
+        for part in _PARTS
+        if f"x_{part}" in arrays
+    }
+    if "train" not in parts and "test" not in parts:
+        raise ValueError(
+            f"{path}: expected arrays X and y, or X_train, y_train, X_test, y_test; got {', '.join(arrays)}"
+        )
+    return parts
+
+
+def _read_npy(path: Path) -> dict[str, Part]:
+    beside = [path.with_name(f"{path.stem}_labels{ending}") for ending in (".npy", ".txt")]
+    if path.stem[0] in "xX":
+        beside += [path.with_name(y + path.stem[1:] + ending) for y in "yY" for ending in (".npy", ".txt")]
+    found = next((file for file in beside if file.is_file()), None)
+    y: Any = None
+    if found is not None and found.suffix == ".txt":
+        y = [_label(line) for line in found.read_text(encoding="utf-8").rstrip().split("\n")]
+    elif found is not None:
+        try:
+            y = load_numpy(found)[""]
+        except ValueError as error:
+            raise ValueError(f"{found}: {error}") from error
+    return {"train": as_part(load_numpy(path)[""], y, path.name, found.name if found else "y")}
+
+
+def read_set(path: Path) -> tuple[str, dict[str, Part], list[str]]:
+    """Read a file of examples, and the _TEST file beside it if it is a _TRAIN file; return name, parts and notes."""
+    parts, other = read_table(path), _sibling(path)
+    if other:
+        parts["test"] = read_table(other)["train"]
+        note = f"the archive's own split: {path.name} to train, {other.name} to test"
+        return path.stem[: -len("_train")], parts, [note]
+    return path.stem, parts, [f"the split in {path.name}"] if "test" in parts else []
+
+
+def _sibling(path: Path) -> Path | None:
+    """The test file beside a file whose name ends in _TRAIN or _train."""
+    for train, test in (("_TRAIN", "_TEST"), ("_train", "_test")):
+        other = path.with_name(path.stem.removesuffix(train) + test + path.suffix)
+        if path.stem.endswith(train) and other.is_file():
+            return other
+    return None
+
+
+def table_in(folder: Path) -> Path | None:
+    """The training file in a folder of the UCR archive, if it is one; .ts before .tsv, the folder's own name first."""
+    try:
+        found = [path for ending in (".ts", ".tsv") for path in sorted(folder.glob(f"*{ending}")) if _sibling(path)]
+    except PermissionError as error:
+        raise ValueError(f"{folder}: no permission to list this folder") from error
+    own = [path for path in found if path.stem[: -len("_train")] == folder.name]
+    names = {path.stem for path in found}
+    if len(names) > 1 and not own:
+        raise ValueError(f"{folder}: holds several data sets ({', '.join(sorted(names))}); give the path of one file")
+    return (own + found + [None])[0]
+
+
+@cache
+def bundled() -> dict[str, Path]:
+    """The classification sets in aeon's own package, found without importing it (which takes seconds)."""
+    spec = importlib.util.find_spec("aeon")
+    if spec is None or spec.origin is None:
+        return {}
+    found = {}
+    for train in sorted((Path(spec.origin).parent / "datasets" / "data").glob("*/*_TRAIN.ts")):
+        if _is_main(train):
+            with train.open(encoding="utf-8", errors="replace") as lines:
+                tags = [line.lower() for line in lines if line.startswith("@")]
+            if any(tag.startswith("@classlabel true") for tag in tags):
+                found[train.parent.name.lower()] = train
+    return found
+
+
+def _is_main(train: Path) -> bool:
+    """Whether NAME/NAME_TRAIN.ts has its _TEST file; other names are variants, such as ones made equal in length."""
+    return train.name == f"{train.parent.name}_TRAIN.ts" and _sibling(train) is not None
+
+
+def download(name: str) -> Path:
+    """Return the training file of a UCR or UEA set in $NDVIT_CACHE or ~/.cache/ndvit, fetched if it is not there."""
+    home = Path(os.environ.get("NDVIT_CACHE") or "~/.cache/ndvit").expanduser() / "ucr"
+    cached = {train.parent.name.lower(): train for train in home.glob("*/*_TRAIN.ts") if _is_main(train)}
+    if name.lower() in cached:
+        return cached[name.lower()]
+    from aeon.datasets import load_classification
+    from aeon.datasets.tsc_datasets import tsc_zenodo
+
+    archive = {known.lower(): known for known in tsc_zenodo}
+    if name.lower() not in archive:
+        close = [archive[match] for match in difflib.get_close_matches(name.lower(), archive, n=3)]
+        mean = f" Did you mean {' or '.join(close)}?" if close else ""
+        raise ValueError(f"ucr:{name}: no such set among the {len(archive)} that aeon can fetch.{mean}")
+    name = archive[name.lower()]
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=home) as fresh:  # moved when complete: a broken download leaves nothing
+            load_classification(name, extract_path=fresh)
+            (Path(fresh) / name).rename(home / name)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"ucr:{name} could not be fetched ({error}). Check the network, or put {name}_TRAIN.ts and {name}_TEST.ts "
+            f"into {home / name}"
+        ) from error
+    return home / name / f"{name}_TRAIN.ts"

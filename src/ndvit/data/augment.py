@@ -1,0 +1,94 @@
+"""Augmentation of batches in any number of dimensions, on whatever device the batch is.
+
+Every function takes x (B, C, *size) and mask (B, *size) or None, draws from torch's default generator, and returns new
+tensors. A training step seeds that generator, so what is drawn is a function of (seed, step) alone.
+"""
+
+import torch
+from torch import Tensor
+
+
+def random_crop_resize(x: Tensor, mask: Tensor | None, smallest: float) -> tuple[Tensor, Tensor | None]:
+    """Cut a random box out of each example and stretch it to the full size, linearly, one axis after another.
+
+    For a signal this is window slicing ("Data augmentation for time series classification using CNNs", 2016), for an
+    image a random resized crop.
+
+    Args:
+        x: the batch.
+        mask: where values were observed; it is cut and stretched with them.
+        smallest: the least share of each axis that is kept, in (0, 1].
+    """
+    batch = len(x)
+    for axis, length in enumerate(x.shape[2:], start=2):
+        if length == 1:
+            continue
+        share = smallest + (1 - smallest) * torch.rand(batch, 1, device=x.device)
+        first = (1 - share) * torch.rand(batch, 1, device=x.device)  # both in shares of the axis
+        centres = (torch.arange(length, device=x.device) + 0.5) / length
+        position = ((first + share * centres) * length - 0.5).clamp(0, length - 1)  # (B, length), in samples
+        x = _sample_axis(x, axis, position)
+        if mask is not None:
+            mask = _sample_axis(mask[:, None].to(x.dtype), axis, position)[:, 0] > 0.5
+    return x, mask
+
+
+def _sample_axis(x: Tensor, axis: int, position: Tensor) -> Tensor:
+    """Values of x (B, C, *size) at fractional positions (B, length) along an axis, linearly interpolated."""
+    below = position.floor().long().clamp(max=x.shape[axis] - 2)
+    shape = [len(x) if i == 0 else x.shape[axis] if i == axis else 1 for i in range(x.ndim)]
+    low = below.view(shape).expand(x.shape)
+    weight = (position - below).to(x.dtype).view(shape)
+    return torch.lerp(x.gather(axis, low), x.gather(axis, low + 1), weight.expand(x.shape))
+
+
+def random_flip(x: Tensor, mask: Tensor | None, probability: float) -> tuple[Tensor, Tensor | None]:
+    """Mirror each example along its last axis with this probability."""
+    flip = torch.rand(len(x), device=x.device) < probability
+    x = torch.where(flip.view(-1, *[1] * (x.ndim - 1)), x.flip(-1), x)
+    if mask is not None:
+        mask = torch.where(flip.view(-1, *[1] * (mask.ndim - 1)), mask.flip(-1), mask)
+    return x, mask
+
+
+def mixup(x: Tensor, mask: Tensor | None, targets: Tensor, alpha: float) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Blend each example with another of the batch, and their targets alike ("mixup", Zhang et al., 2018).
+
+    The share of the example itself is drawn for each from Beta(alpha, alpha). A value counts as observed where either
+    of the two was.
+    """
+    other = torch.randperm(len(x), device=x.device)
+    share = _beta(len(x), alpha, x)
+    weight = share.view(-1, *[1] * (x.ndim - 1))
+    mixed = x * weight + x[other] * (1 - weight)
+    if mask is not None:
+        mask = mask | mask[other]
+    return mixed, mask, targets * share[:, None] + targets[other] * (1 - share[:, None])
+
+
+def cutmix(x: Tensor, mask: Tensor | None, targets: Tensor, alpha: float) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Put a box of another example into each one; targets share by volume ("CutMix", Yun et al., 2019).
+
+    The volume is drawn from Beta(alpha, alpha), its sides in proportion to the axes, its centre anywhere; what the
+    border cuts off is taken into account.
+    """
+    other = torch.randperm(len(x), device=x.device)
+    dims = x.ndim - 2
+    side = (1 - _beta(len(x), alpha, x)) ** (1 / dims)  # share of each axis
+    inside = x.new_ones(len(x), *[1] * dims, dtype=torch.bool)
+    for axis, length in enumerate(x.shape[2:]):
+        centre = torch.rand(len(x), 1, device=x.device)
+        position = (torch.arange(length, device=x.device) + 0.5) / length
+        hit = (position - centre).abs() < side[:, None] / 2  # (B, length)
+        inside = inside & hit.view(len(x), *[length if i == axis else 1 for i in range(dims)])
+    share = 1 - inside.flatten(1).to(x.dtype).mean(1)
+    x = torch.where(inside[:, None], x[other], x)
+    if mask is not None:
+        mask = torch.where(inside, mask[other], mask)
+    return x, mask, targets * share[:, None] + targets[other] * (1 - share[:, None])
+
+
+def _beta(count: int, alpha: float, like: Tensor) -> Tensor:
+    """`count` draws from Beta(alpha, alpha) in the type and place of another tensor."""
+    a = torch.full((count,), alpha, dtype=torch.float32, device=like.device)
+    return torch.distributions.Beta(a, a).sample().to(like.dtype)

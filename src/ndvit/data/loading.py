@@ -1,0 +1,125 @@
+"""From examples to batches: preprocessing, an endless shuffled stream that can start anywhere, and loaders."""
+
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from ndvit.data.preprocess import Preprocess
+from ndvit.data.source import Examples
+
+
+class Batch(NamedTuple):
+    """Preprocessed examples: x (B, C, *size), mask (B, *size) or None where all is observed, labels (B,) or None."""
+
+    x: Tensor
+    mask: Tensor | None
+    labels: Tensor | None
+
+
+class Inputs(Dataset[Batch]):
+    """Examples seen through a preprocessing, read whole batches at a time.
+
+    Examples in memory are preprocessed once; files are read and preprocessed each time they are asked for.
+
+    Args:
+        examples: what is read.
+        preprocess: what makes tensors of it.
+    """
+
+    def __init__(self, examples: Examples, preprocess: Preprocess) -> None:
+        self.examples = examples
+        self.preprocess = preprocess
+        self.labels = None if examples.labels is None else torch.from_numpy(np.asarray(examples.labels, dtype=np.int64))
+        self._all = self._read(range(len(examples))) if examples.in_memory and len(examples) else None
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, index: int) -> Batch:
+        return self.__getitems__([index])
+
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
+        """The batch of these examples; torch's DataLoader calls this once for a whole batch."""
+        if self._all is None:
+            return self._read(indices)
+        x, mask, labels = self._all
+        index = torch.as_tensor(indices)
+        return Batch(x[index], None if mask is None else mask[index], None if labels is None else labels[index])
+
+    def _read(self, indices: Sequence[int]) -> Batch:
+        pairs = []
+        for i in indices:
+            try:
+                pairs.append(self.preprocess.masked(self.examples[i]))
+            except (ValueError, OSError) as error:
+                raise ValueError(f"{self.examples.names[i]}: {error}") from error
+        x = torch.stack([x for x, _ in pairs])
+        mask = None
+        if any(m is not None for _, m in pairs):
+            full = torch.ones(x.shape[0], *x.shape[2:], dtype=torch.bool)
+            mask = torch.stack([full[0] if m is None else m for _, m in pairs])
+        return Batch(x, mask, None if self.labels is None else self.labels[torch.as_tensor(indices)])
+
+    def loader(self, batch_size: int, workers: int | None = None) -> DataLoader[Batch]:
+        """All examples once, in order."""
+        batches = [list(range(i, min(i + batch_size, len(self)))) for i in range(0, len(self), batch_size)]
+        return self._loader(batches, workers)
+
+    def stream(self, batch_size: int, batches: int, seed: int, start: int, workers: int | None) -> DataLoader[Batch]:
+        """The training stream, see `ShuffledStream`."""
+        return self._loader(ShuffledStream(len(self), batch_size, batches, seed, start), workers)
+
+    def _loader(self, batches: Any, workers: int | None) -> DataLoader[Batch]:
+        if workers is None:
+            workers = 0 if self.examples.in_memory else min(4, max(1, (os.cpu_count() or 2) - 1))
+        return DataLoader(
+            self,
+            batch_sampler=batches,
+            collate_fn=_as_it_is,
+            num_workers=workers,
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=workers > 0,
+        )
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    """`__getitems__` gives whole batches, so there is nothing left to collate."""
+    return batch
+
+
+class ShuffledStream(Sampler[list[int]]):
+    """Batches cut from an endless sequence of shuffled passes over n examples.
+
+    Batch b is a function of (seed, b) alone, so a run can go on from any batch. A batch may span two passes, and every
+    batch is full even if it is larger than the data set.
+
+    Args:
+        n: examples.
+        batch_size: indices in a batch.
+        batches: length of the stream, counted from batch 0.
+        seed: of the shuffling.
+        start: the batch that iteration begins with; the length does not change with it.
+    """
+
+    def __init__(self, n: int, batch_size: int, batches: int, seed: int, start: int = 0) -> None:
+        self.n, self.batch_size, self.batches, self.seed, self.start = n, batch_size, batches, seed, start
+
+    def __len__(self) -> int:
+        return self.batches
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order, current = np.empty(0, dtype=np.int64), -1
+        for batch in range(self.start, self.batches):
+            indices: list[int] = []
+            position = batch * self.batch_size
+            while len(indices) < self.batch_size:
+                turn, offset = divmod(position + len(indices), self.n)
+                if turn != current:
+                    order, current = np.random.default_rng((self.seed, turn)).permutation(self.n), turn
+                indices += order[offset : offset + self.batch_size - len(indices)].tolist()
+            yield indices

@@ -1,0 +1,292 @@
+"""A name, a folder, a file or arrays -> a `Source`: train and test examples with their classes, and what was decided.
+
+Nothing is decided silently: `Source.notes` says what was held out, left out, padded or taken as missing.
+"""
+
+import difflib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image
+
+from ndvit.data import folders
+from ndvit.data.arrays import TABLES, Part, as_part, bundled, download, read_set, read_table, table_in
+from ndvit.data.images import ImagePreprocess
+from ndvit.data.preprocess import Preprocess, Raw
+from ndvit.data.signals import SignalPreprocess
+
+Kind = Literal["signal", "image"]
+
+
+class Examples:
+    """The examples of one split. Those of a folder are paths, read one by one when asked for; it can be pickled.
+
+    Args:
+        items: The examples, or what `read` reads them from.
+        labels: (n,) indices into the source's classes, or None.
+        names: How messages and tables call each example; numbered where None.
+        read: A module-level function from an item to an example; None where the items are the examples.
+    """
+
+    def __init__(
+        self,
+        items: Sequence[Any],
+        labels: Sequence[int] | np.ndarray | None = None,
+        names: Sequence[str] | None = None,
+        read: Callable[[Any], Raw] | None = None,
+    ) -> None:
+        self.items = items
+        self.labels = None if labels is None else np.asarray(labels, dtype=np.int64)
+        self.names = [f"[{i}]" for i in range(len(items))] if names is None else names
+        self.read = read
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether the examples are held, not read when asked for."""
+        return self.read is None
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, i: int) -> Raw:
+        item: Raw = self.items[i] if self.read is None else self.read(self.items[i])
+        return item
+
+    def __iter__(self) -> Iterator[Raw]:
+        return (self[i] for i in range(len(self)))
+
+    def subset(self, indices: Sequence[int] | np.ndarray) -> "Examples":
+        """Return the examples at these indices, in this order."""
+        chosen = np.asarray(indices, dtype=np.int64)
+        labels = None if self.labels is None else self.labels[chosen]
+        return Examples([self.items[i] for i in chosen], labels, [self.names[i] for i in chosen], self.read)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set for classification, ready to train on."""
+
+    name: str
+    """What it is called in reports."""
+    kind: Kind
+    """"signal" for values (with any number of axes), "image" for pictures."""
+    classes: tuple[str, ...]
+    """Names of the classes, sorted; by value where all are numbers."""
+    train: Examples
+    """What is learned from, and all that preprocessing may be computed on."""
+    test: Examples
+    """What the result is measured on."""
+    val: Examples | None
+    """What may be used to choose, where the data has train, val and test."""
+    notes: tuple[str, ...]
+    """Every decision that the user should hear of."""
+
+
+def load_source(
+    source: Any, *, test_fraction: float = 0.2, seed: int = 0, skip_bad: bool = False, progress: bool = True
+) -> Source:
+    """Load a data set.
+
+    Args:
+        source: The name of a built-in set; `ucr:NAME`; a folder of classes; a .ts, .tsv, .npz or .npy file; or in
+            Python `(X, y)`, `(X_train, y_train, X_test, y_test)` or a dict with such keys.
+        test_fraction: The part of each class that is held out for testing, where the data has no split of its own.
+        seed: Seed of that split.
+        skip_bad: Leave bad examples out, and say so in the notes, instead of raising.
+        progress: Show a progress bar while many files are checked.
+
+    Raises:
+        FileNotFoundError: neither a name nor a path.
+        ValueError: anything wrong with the data: what, where, and how to mend it.
+    """
+    if not 0 < test_fraction < 1:
+        raise ValueError(f"test_fraction must lie between 0 and 1, both excluded; got {test_fraction}")
+    name, parts, notes = _find(source)
+    if "train" not in parts:
+        raise ValueError(f"{name}: holds {', '.join(parts)} but nothing to train on (X_train, y_train)")
+    if "test" not in parts and "val" in parts:
+        parts["test"] = parts.pop("val")
+        notes.append("no test set given: the validation set is the test set")
+    parts = {split: parts[split] for split in ("train", "test", "val") if split in parts}
+    parts, more = folders.without_bad(parts, name, skip_bad, progress)
+    notes += more
+    classes = _classes(parts, name)
+    if "test" not in parts:
+        parts["train"], parts["test"] = _split(parts["train"], test_fraction, seed, name)
+        share = f"{test_fraction:.0%} of each class held out for testing ({len(parts['test'].items):,} examples)"
+        notes.append(f"no split given: {share}, stratified, seed {seed}")
+    kind = _kind(parts["train"])
+    made = {split: _examples(part, classes) for split, part in parts.items()}
+    return Source(name, kind, classes, made["train"], made["test"], made.get("val"), tuple(notes))
+
+
+def load_examples(
+    path: str | Path, *, classes: Sequence[str] | None = None, skip_bad: bool = False
+) -> tuple[Kind, Examples, tuple[str, ...]]:
+    """Load examples to predict: one file, or a folder of files.
+
+    Args:
+        path: A picture, a sound file, an .npy of one example, a table (.ts, .tsv, .npz with X or X_test), or a folder
+            of files without class folders.
+        classes: The model's classes; labels in the file are kept where they are all among them.
+        skip_bad: Leave bad examples out, and say so in the notes, instead of raising.
+
+    Returns:
+        Kind, examples (`labels` None where unknown), notes.
+
+    Raises:
+        FileNotFoundError: no such path. ValueError: what is wrong with which file.
+    """
+    path = Path(path)
+    notes: list[str] = []
+    if path.is_dir():
+        part, notes = folders.flat(path)
+    elif not path.exists():
+        raise FileNotFoundError(f"{path}: no such file or folder")
+    elif folders.medium(path):
+        part = Part([str(path)], None, [path.name])
+    else:
+        tables = read_table(_table(path))
+        part = tables.get("test") or tables["train"]
+        if len(tables) > 1:
+            notes.append(f"{path.name} holds {' and '.join(tables)}: the test set is taken")
+    good, more = folders.without_bad({"test": part}, str(path), skip_bad, progress=True)
+    part, notes = good["test"], notes + more
+    known = set(classes or ())
+    if part.labels is not None and classes and not known.issuperset(part.labels):
+        strange = sorted({str(label) for label in part.labels} - known)
+        notes.append(f"labels left out: {folders.listing(strange)} not among the model's classes")
+        part = part._replace(labels=None)
+    return _kind(part), _examples(part, tuple(classes or ())), tuple(notes)
+
+
+def fit_preprocess(source: Source, size: int | Sequence[int] | None = None) -> Preprocess:
+    """Compute the preprocessing of a source on its training examples only; `size` as in the `fit` of each kind."""
+    if source.kind == "image":
+        return ImagePreprocess.fit(source.train, size)
+    return SignalPreprocess.fit(source.train, size)
+
+
+def builtin_sources() -> tuple[str, ...]:
+    """Return the names of the sets that are there without a download."""
+    return "digits", *bundled()
+
+
+def _find(source: Any) -> tuple[str, dict[str, Part], list[str]]:
+    """Return name, parts ("train" and, where the data has them, "test" and "val") and notes of a source."""
+    if isinstance(source, tuple | dict):
+        return "arrays", _from_arrays(source), []
+    if not isinstance(source, str | Path):
+        raise ValueError(
+            f"a source is a name, a path, (X, y) or (X_train, y_train, X_test, y_test); got {type(source)}"
+        )
+    text, path = str(source), Path(source).expanduser()
+    if isinstance(source, str) and text.lower() in builtin_sources():
+        notes = [f"the built-in {text.lower()}; for what lies at that path, write ./{text}"] if path.exists() else []
+        if text.lower() == "digits":
+            return "digits", {"train": _digits()}, notes
+        name, parts, more = read_set(bundled()[text.lower()])
+        return name.lower(), parts, notes + more
+    if text.lower().startswith("ucr:"):
+        return read_set(download(text[4:].strip()))
+    if path.is_dir():
+        table = table_in(path)
+        if table:
+            return read_set(table)
+        parts, notes = folders.scan(path)
+        return path.resolve().name, parts, notes
+    if path.exists():
+        return read_set(_table(path))
+    close = difflib.get_close_matches(text.lower(), builtin_sources(), n=1)
+    raise FileNotFoundError(
+        f"{text}: no such file or folder, and no built-in source.{f' Did you mean {close[0]}?' if close else ''} "
+        f"Built in: {', '.join(builtin_sources())}. Other sets of the UCR archive: ucr:NAME"
+    )
+
+
+def _from_arrays(source: tuple[Any, ...] | dict[str, Any]) -> dict[str, Part]:
+    names = {2: ("X", "y"), 4: ("X_train", "y_train", "X_test", "y_test")}.get(len(source))
+    if isinstance(source, tuple) and names:
+        source = dict(zip(names, source))
+    if not isinstance(source, dict) or names is None or set(source) != set(names):
+        got = f"keys {', '.join(map(str, source))}" if isinstance(source, dict) else f"{len(source)} arrays"
+        raise ValueError(f"arrays are given as X, y or as X_train, y_train, X_test, y_test; got {got}")
+    splits = zip(("train", "test"), names[::2], names[1::2])
+    return {split: as_part(source[x], source[y], x, y) for split, x, y in splits}
+
+
+def _digits() -> Part:
+    from sklearn.datasets import load_digits
+
+    x, y = load_digits(return_X_y=True)
+    pixels = np.round(x.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)  # the values are counts from 0 to 16
+    return as_part([Image.fromarray(image) for image in pixels], y, "digits")
+
+
+def _table(path: Path) -> Path:
+    """Return the path if it can hold many examples, else raise a ValueError."""
+    if path.suffix.lower() in TABLES:
+        return path
+    if folders.medium(path):
+        raise ValueError(f"{path}: is a single example; to train, {folders.LAYOUT}")
+    known = f"{', '.join(TABLES)} for many examples, {folders.known_endings()} for one each"
+    raise ValueError(f"{path}: unknown type of file {path.suffix!r}; known: {known}")
+
+
+def _classes(parts: dict[str, Part], where: str) -> tuple[str, ...]:
+    """The classes of the training set, checked against all parts."""
+    for split, part in parts.items():
+        if part.labels is None:
+            raise ValueError(f"{where}: the {split} set has no labels; every example needs one"
+                " (.ts: @classLabel true; .npz: y; .npy: NAME_labels.npy or .txt beside it)")
+        without = [name for name, label in zip(part.names, part.labels) if label is None]
+        if without:
+            raise ValueError(
+                f"{where}: {len(without):,} labels are missing in the {split} set: {folders.listing(without)}"
+            )
+    names = {str(label) for label in parts["train"].labels or ()}
+    try:
+        classes = tuple(sorted(names, key=lambda name: (float(name), name)))
+    except ValueError:
+        classes = tuple(sorted(names))
+    if len(classes) < 2:
+        raise ValueError(f"{where}: the training set has one class only ({classes[0]}); at least two are needed")
+    for split, part in parts.items():
+        strange = sorted(set(map(str, part.labels or ())) - names)
+        if strange:
+            raise ValueError(
+                f"{where}: classes {folders.listing(strange)} are in the {split} set but not in the training set"
+            )
+    return classes
+
+
+def _split(part: Part, fraction: float, seed: int, where: str) -> tuple[Part, Part]:
+    """Hold out a part of every class, at least one example and never all."""
+    labels = np.array(part.labels)
+    random = np.random.default_rng(seed)
+    held: list[int] = []
+    for name in sorted(set(labels.tolist())):
+        members = np.flatnonzero(labels == name)
+        if len(members) < 2:
+            raise ValueError(
+                f"{where}: class {name} has a single example, and a test set is to be held out; "
+                "add examples, remove the class, or give a test set"
+            )
+        count = min(max(1, round(fraction * len(members))), len(members) - 1)
+        held += random.permutation(members)[:count].tolist()
+    return part.take(np.setdiff1d(np.arange(len(labels)), held)), part.take(sorted(held))
+
+
+def _kind(part: Part) -> Kind:
+    first = part.items[0]
+    picture = isinstance(first, Image.Image) or (isinstance(first, str) and folders.medium(first) == "images")
+    return "image" if picture else "signal"
+
+
+def _examples(part: Part, classes: tuple[str, ...]) -> Examples:
+    index = {name: i for i, name in enumerate(classes)}
+    labels = None if part.labels is None or not classes else [index[str(label)] for label in part.labels]
+    return Examples(part.items, labels, part.names, folders.read_example if isinstance(part.items[0], str) else None)

@@ -1,0 +1,179 @@
+"""The parts of the encoder. Leaves take plain numbers; a block takes the config. Names follow timm's state dicts."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ndvit.config import ViTConfig
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+class PatchEmbed(nn.Module):
+    """Patches to tokens by a convolution whose kernel and stride are the patch, then an optional LayerNorm.
+
+    (B, C, *size) -> (B, N, D), patches in row-major order.
+    """
+
+    def __init__(
+        self, patch_size: tuple[int, ...], in_channels: int, embed_dim: int, norm_eps: float | None = None
+    ) -> None:
+        super().__init__()
+        conv = _CONVOLUTIONS[len(patch_size) - 1]
+        self.proj = conv(in_channels, embed_dim, kernel_size=patch_size, stride=patch_size)  # type: ignore[arg-type]
+        self.norm = nn.Identity() if norm_eps is None else nn.LayerNorm(embed_dim, eps=norm_eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.proj(x).flatten(2).transpose(1, 2))
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention: softmax(q k^T scale) v, then a projection (Vaswani et al., 2017).
+
+    (B, T, D) -> (B, T, D). `mask` is boolean, broadcastable to (B, heads, T, T), True where a key may be seen.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        qkv_bias: bool = True,
+        scale: float | None = None,
+        qk_norm_eps: float | None = None,
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
+    ) -> None:
+        super().__init__()
+        head_dim = dim // num_heads
+        self.num_heads = num_heads
+        self.scale = head_dim**-0.5 if scale is None else scale
+        self.attn_drop = attn_drop
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.q_norm = nn.Identity() if qk_norm_eps is None else nn.LayerNorm(head_dim, eps=qk_norm_eps)
+        self.k_norm = nn.Identity() if qk_norm_eps is None else nn.LayerNorm(head_dim, eps=qk_norm_eps)
+        self.proj = nn.Linear(dim, dim)
+        self.proj_drop = nn.Dropout(proj_drop)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        qkv = self.qkv(x).unflatten(2, (3, self.num_heads, -1))  # (B, T, 3, heads, head_dim)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, heads, T, head_dim)
+        drop = self.attn_drop if self.training else 0.0
+        x = F.scaled_dot_product_attention(
+            self.q_norm(q), self.k_norm(k), v, attn_mask=mask, dropout_p=drop, scale=self.scale
+        )
+        return self.proj_drop(self.proj(x.transpose(1, 2).flatten(2)))  # (B, T, D)
+
+
+class AttentionPool(nn.Module):
+    """Pool tokens by one learned query, then a residual MLP (the MAP head of "Scaling Vision Transformers", SigLIP).
+
+    (B, T, D) -> (B, D). `mask` is boolean (B, 1, 1, T), True where a token may be seen.
+    """
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        dim = config.embed_dim
+        self.num_heads = config.num_heads
+        self.latent = nn.Parameter(torch.empty(1, 1, dim))
+        self.q = nn.Linear(dim, dim)
+        self.kv = nn.Linear(dim, 2 * dim)
+        self.proj = nn.Linear(dim, dim)
+        self.norm = nn.LayerNorm(dim, eps=config.norm_eps)
+        self.mlp = Mlp.from_config(config)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        q = self.q(self.latent).expand(x.shape[0], -1, -1).unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+        k, v = self.kv(x).unflatten(2, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)  # (B, heads, 1, head_dim)
+        x = self.proj(x.transpose(1, 2).flatten(2))
+        return (x + self.mlp(self.norm(x))).squeeze(1)
+
+
+class Mlp(nn.Module):
+    """Linear, activation, dropout, linear, dropout; for swiglu the first layer is a value and its gate side by side.
+
+    SwiGLU is Shazeer's "GLU Variants Improve Transformer": silu(x W1) * (x W2), packed in one matrix product.
+    """
+
+    def __init__(self, dim: int, hidden: int, activation: str = "gelu", drop: float = 0.0) -> None:
+        super().__init__()
+        gated = activation == "swiglu"
+        self.fc1 = nn.Linear(dim, 2 * hidden if gated else hidden)
+        self.act = SwiGLU() if gated else nn.GELU(approximate="tanh" if activation == "gelu_tanh" else "none")
+        self.fc2 = nn.Linear(hidden, dim)
+        self.drop = nn.Dropout(drop)
+
+    @classmethod
+    def from_config(cls, config: ViTConfig) -> "Mlp":
+        """The MLP of a block of this config."""
+        hidden = int(config.embed_dim * config.mlp_ratio)
+        return cls(config.embed_dim, hidden, config.activation, config.drop_rate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
+
+
+class SwiGLU(nn.Module):
+    """(..., 2 H) -> (..., H): silu of the first half times the second."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, value = x.chunk(2, dim=-1)
+        return F.silu(gate) * value
+
+
+class LayerScale(nn.Module):
+    """A learned factor on each channel of a residual branch ("Going deeper with Image Transformers")."""
+
+    def __init__(self, dim: int, init: float) -> None:
+        super().__init__()
+        self.init = init
+        self.gamma = nn.Parameter(torch.empty(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gamma
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: in training, zero a sample's residual branch with the given rate and scale the others up.
+
+    Per sample, so that the expectation is the branch itself ("Deep Networks with Stochastic Depth"). Identity in eval.
+    """
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.rate == 0:
+            return x
+        keep = 1 - self.rate
+        return x * x.new_empty(x.shape[0], *[1] * (x.ndim - 1)).bernoulli_(keep).div_(keep)
+
+
+class Block(nn.Module):
+    """A pre-norm encoder block: attention, then MLP, each a residual branch under layer scale and drop path."""
+
+    def __init__(self, config: ViTConfig, drop_path: float = 0.0) -> None:
+        super().__init__()
+        dim, eps = config.embed_dim, config.norm_eps
+        self.norm1 = nn.LayerNorm(dim, eps=eps)
+        self.attn = Attention(
+            dim,
+            config.num_heads,
+            qkv_bias=config.qkv_bias,
+            scale=config.qk_scale,
+            qk_norm_eps=eps if config.qk_norm else None,
+            attn_drop=config.attn_drop_rate,
+            proj_drop=config.drop_rate,
+        )
+        self.norm2 = nn.LayerNorm(dim, eps=eps)
+        self.mlp = Mlp.from_config(config)
+        scaled = config.layer_scale is not None
+        self.ls1 = LayerScale(dim, config.layer_scale) if scaled else nn.Identity()  # type: ignore[arg-type]
+        self.ls2 = LayerScale(dim, config.layer_scale) if scaled else nn.Identity()  # type: ignore[arg-type]
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        # not in place: autograd needs the x that each branch saw
+        x = x + self.drop_path(self.ls1(self.attn(self.norm1(x), mask)))
+        return x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))

@@ -1,0 +1,236 @@
+"""The Vision Transformer ("An Image is Worth 16x16 Words", 2020; DeiT, 2021) in any number of dimensions."""
+
+from collections import OrderedDict
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ndvit.config import ViTConfig, named_config
+from ndvit.network.grid import patchify, sincos_positions
+from ndvit.network.layers import AttentionPool, Block, LayerScale, PatchEmbed
+
+
+def create_model(name: str, **overrides: Any) -> "VisionTransformer":
+    """A new, untrained network by name, with any field of `ViTConfig` overridden.
+
+    `create_model("vit_base_patch16_224", num_classes=10)` is the classic; `create_model("vit_base", input_size=(13,),
+    patch_size=1, in_channels=1024)` reads signals. See `named_config` for names and for what an int means.
+
+    Raises:
+        ValueError: for an unknown name or field, or values that make no network.
+    """
+    return VisionTransformer(named_config(name, **overrides))
+
+
+class VisionTransformer(nn.Module):
+    """A Vision Transformer that classifies signals (B, C, L), images (B, C, H, W) or volumes (B, C, D, H, W).
+
+    The state dict has timm's keys. `grad_checkpointing = True` trades a second forward of each block for memory.
+
+    Attributes:
+        config: the `ViTConfig` it was built from.
+        num_prefix_tokens: class, distillation and register tokens before the patches.
+        grad_checkpointing: recompute each block in the backward pass instead of keeping its activations.
+        classes: names of the outputs; empty where nobody named them.
+        preprocess: makes an input of a picture or an array; None where the model was never told.
+        provenance: plain facts about the training, which travel in the model's file.
+    """
+
+    # labels that others hang on a network; it does not read them
+    classes: tuple[str, ...] = ()
+    preprocess: Any = None
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.provenance: dict[str, Any] = {}
+        self.num_prefix_tokens = config.num_prefix_tokens
+        self.grad_checkpointing = False
+        dim, eps = config.embed_dim, config.norm_eps
+
+        self.patch_embed = PatchEmbed(config.patch_size, config.in_channels, dim, eps if config.patch_norm else None)
+        self.cls_token = nn.Parameter(torch.empty(1, 1, dim)) if config.class_token else None
+        self.dist_token = nn.Parameter(torch.empty(1, 1, dim)) if config.distilled else None
+        self.reg_token = nn.Parameter(torch.empty(1, config.num_registers, dim)) if config.num_registers else None
+        with_position = config.num_patches + (self.num_prefix_tokens if config.pos_embed_prefix else 0)
+        if config.pos_embed == "learned":
+            self.pos_embed = nn.Parameter(torch.empty(1, with_position, dim))
+        else:
+            self.register_buffer("pos_embed", torch.empty(1, with_position, dim))
+        self.pos_drop = nn.Dropout(config.drop_rate)
+        self.norm_pre = nn.LayerNorm(dim, eps=eps) if config.pre_norm else nn.Identity()
+
+        last = max(config.depth - 1, 1)
+        self.blocks = nn.ModuleList(Block(config, config.drop_path_rate * i / last) for i in range(config.depth))
+
+        # with average pooling the final norm follows the pooling (MAE's fine-tuning); timm's names tell which is there
+        after_pool = config.pooling == "avg"
+        self.norm = nn.Identity() if after_pool else nn.LayerNorm(dim, eps=eps)
+        self.fc_norm = nn.LayerNorm(dim, eps=eps) if after_pool else nn.Identity()
+        self.attn_pool = AttentionPool(config) if config.pooling == "map" else None
+        width = config.representation_size or dim
+        self.pre_logits = (
+            nn.Sequential(OrderedDict(fc=nn.Linear(dim, width), act=nn.Tanh()))
+            if config.representation_size
+            else nn.Identity()
+        )
+        self.head = nn.Linear(width, config.num_classes) if config.num_classes else nn.Identity()
+        if config.distilled:
+            self.head_dist = nn.Linear(width, config.num_classes) if config.num_classes else nn.Identity()
+        self._init_weights()
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
+        """Class scores.
+
+        Args:
+            x: (B, C, *input_size), floating point.
+            mask: (B, *input_size) boolean, True where a value was observed; None where all were. Patches without any
+                observed value are seen by no token and left out of pooling.
+
+        Returns:
+            Logits (B, num_classes), or the pooled features for 0 classes. A distilled network returns the logits of its
+            class and distillation heads as a pair in training, and their mean in evaluation.
+
+        Raises:
+            ValueError: if x or mask has another shape than the config's.
+        """
+        visible = self._visible_tokens(x, mask)  # (B, 1, 1, T) or None
+        x = self._encode(x, visible)  # (B, T, D)
+        if self.config.distilled:
+            pair = self.head(x[:, 0]), self.head_dist(x[:, 1])  # each (B, classes)
+            return pair if self.training else (pair[0] + pair[1]) / 2
+        x = self.fc_norm(self._pool(x, visible))  # (B, D)
+        return self.head(self.pre_logits(x))  # (B, classes)
+
+    def forward_features(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """All tokens after the encoder, prefix first: (B, prefix + patches, D). Arguments as in `forward`."""
+        return self._encode(x, self._visible_tokens(x, mask))
+
+    def _encode(self, x: Tensor, visible: Tensor | None) -> Tensor:
+        x = self.patch_embed(x)  # (B, N, D)
+        prefix = [
+            t.expand(x.shape[0], -1, -1) for t in (self.cls_token, self.dist_token, self.reg_token) if t is not None
+        ]
+        if self.config.pos_embed_prefix:
+            x = torch.cat([*prefix, x], dim=1) + self.pos_embed  # (B, T, D)
+        else:
+            x = torch.cat([*prefix, x + self.pos_embed], dim=1)
+        x = self.norm_pre(self.pos_drop(x))
+        for block in self.blocks:
+            if self.grad_checkpointing and self.training:
+                x = checkpoint(block, x, visible, use_reentrant=False)
+            else:
+                x = block(x, visible)
+        return self.norm(x)
+
+    def _pool(self, x: Tensor, visible: Tensor | None) -> Tensor:
+        """One vector for each example: (B, T, D) -> (B, D)."""
+        if self.config.pooling == "token":
+            return x[:, 0]
+        x = x[:, self.num_prefix_tokens :]  # (B, N, D)
+        if visible is not None:
+            visible = visible[..., self.num_prefix_tokens :]  # (B, 1, 1, N)
+        if self.attn_pool is not None:
+            return self.attn_pool(x, visible)
+        if visible is None:
+            return x.mean(1)
+        weight = visible[:, 0, 0, :, None].to(x.dtype)  # (B, N, 1)
+        return (x * weight).sum(1) / weight.sum(1).clamp(min=1)
+
+    def _visible_tokens(self, x: Tensor, mask: Tensor | None) -> Tensor | None:
+        """Check the input, and turn the mask of values into one of tokens: (B, *size) -> (B, 1, 1, T)."""
+        size = self.config.input_size
+        if tuple(x.shape[1:]) != (self.config.in_channels, *size) or not x.is_floating_point():
+            expected = ", ".join(map(str, ("batch", self.config.in_channels, *size)))
+            hint = ""
+            if tuple(x.shape) == (self.config.in_channels, *size):
+                hint = " A single example still needs the batch axis: x[None]."
+            elif len(x.shape) == 2 + len(size) and x.shape[1] != self.config.in_channels:
+                hint = f" The network has in_channels={self.config.in_channels}, the input {x.shape[1]} channels."
+            elif len(x.shape) == 2 + len(size):
+                hint = " Resize or pad the input, or build the network with this input_size."
+            raise ValueError(
+                f"expected a floating-point input of shape ({expected}), got {x.dtype} of {tuple(x.shape)}.{hint}"
+            )
+        if mask is None:
+            return None
+        if mask.shape != (x.shape[0], *size) or mask.dtype != torch.bool:
+            raise ValueError(
+                f"expected a boolean mask of shape {(x.shape[0], *size)}, got {mask.dtype} {tuple(mask.shape)}"
+            )
+        patches = patchify(mask, self.config.patch_size).any(2)  # (B, N)
+        return torch.cat([patches.new_ones(x.shape[0], self.num_prefix_tokens), patches], dim=1)[:, None, None]
+
+    def reset_head(self, num_classes: int) -> None:
+        """Replace the head (both heads, if distilled) by new ones for `num_classes`; 0 leaves the features bare."""
+        self.config = replace(self.config, num_classes=num_classes)
+        width = self.config.representation_size or self.config.embed_dim
+        like = self.patch_embed.proj.weight
+        for name in ("head", "head_dist") if self.config.distilled else ("head",):
+            head = nn.Linear(width, num_classes).to(like) if num_classes else nn.Identity()
+            head.apply(_init_module)
+            setattr(self, name, head)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Trainable parameters grouped by depth and by whether weight decay is meant for them.
+
+        Returns:
+            A list of {"depth", "decay", "names", "params"}. Depth is 0 for patches, tokens and positions, i + 1 for
+            block i, and config.depth + 1 for everything after the blocks, as layer-wise learning rates need it (BEiT,
+            MAE). `decay` is False for norms, biases, scales, tokens and positions.
+        """
+        groups: dict[tuple[int, bool], dict[str, Any]] = {}
+        undecayed = {"cls_token", "dist_token", "reg_token", "pos_embed", "attn_pool.latent"}
+        for name, parameter in self.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            key = self._depth_of(name), parameter.ndim > 1 and name not in undecayed
+            group = groups.setdefault(key, {"depth": key[0], "decay": key[1], "names": [], "params": []})
+            group["names"].append(name)
+            group["params"].append(parameter)
+        return [groups[key] for key in sorted(groups)]
+
+    def _depth_of(self, name: str) -> int:
+        part, _, rest = name.partition(".")
+        if part == "blocks":
+            return int(rest.partition(".")[0]) + 1
+        return (
+            0
+            if part in ("patch_embed", "cls_token", "dist_token", "reg_token", "pos_embed", "norm_pre")
+            else (self.config.depth + 1)
+        )
+
+    def _init_weights(self) -> None:
+        """Tokens and positions from a truncated normal of std .02; the rest by kind, see `_init_module`."""
+        for token in (self.cls_token, self.dist_token, self.reg_token):
+            if token is not None:
+                nn.init.trunc_normal_(token, std=0.02)
+        if self.attn_pool is not None:
+            nn.init.trunc_normal_(self.attn_pool.latent, std=0.02)
+        if self.config.pos_embed == "learned":
+            nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        else:
+            patches = sincos_positions(self.config.grid, self.config.embed_dim)
+            with torch.no_grad():  # prefix tokens, which stand nowhere, get zeros, as in MAE
+                self.pos_embed.zero_()[0, -len(patches) :] = patches.to(self.pos_embed.device)
+        self.apply(_init_module)
+
+
+def _init_module(module: nn.Module) -> None:
+    """The article's initialisation of each kind of layer."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.01)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        nn.init.kaiming_normal_(module.weight, mode="fan_out")
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.LayerNorm):
+        nn.init.ones_(module.weight)
+        nn.init.zeros_(module.bias)
+    elif isinstance(module, LayerScale):
+        nn.init.constant_(module.gamma, module.init)

@@ -1,0 +1,1 @@
+"""How a model learns: recipes, optimisers, objectives, and the Lightning run around them."""

@@ -1,0 +1,302 @@
+"""Data, model and recipe through Lightning's Trainer: checkpoints, metrics, interruption and exact resuming."""
+
+import ndvit._torchvision  # noqa: F401  (lightning imports torchvision)
+
+# isort: split
+import csv
+import logging
+import math
+import os
+import re
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, TQDMProgressBar, WeightAveraging
+from lightning.pytorch.loggers import Logger
+from torch import Tensor
+
+from ndvit.data.loading import Inputs
+from ndvit.network import VisionTransformer
+from ndvit.training.recipe import Recipe
+from ndvit.training.supervised import SupervisedTask
+
+METRIC_ROWS = 200  # rows of training metrics over a run: enough for a curve, few enough to read
+CHECKPOINTS = 20  # and validations, over a run
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What a fit leaves beside the trained model.
+
+    Attributes:
+        steps: optimiser steps done.
+        interrupted: whether Ctrl-C ended it early; a checkpoint of that step is there to resume from.
+        seconds: wall time of this call, without what came before a resume.
+        history: rows of metrics, each with its "step".
+        device: where it ran.
+    """
+
+    steps: int
+    interrupted: bool
+    seconds: float
+    history: list[dict[str, float]]
+    device: str
+
+
+def fit(
+    model: VisionTransformer,
+    train: Inputs,
+    val: Inputs | None,
+    recipe: Recipe,
+    folder: Path,
+    *,
+    resume: bool = False,
+    progress: bool = True,
+) -> FitResult:
+    """Train a model in place and leave checkpoints and metrics.csv in a folder.
+
+    With `resume`, the newest checkpoint of the folder is continued to the result of an unbroken run (bit for bit on a
+    CPU with the same number of threads). Ctrl-C finishes the step, writes a checkpoint and returns.
+
+    Raises:
+        ValueError: if early stopping is asked for without validation data, or the checkpoint is of another run.
+    """
+    if recipe.early_stop and val is None:
+        raise ValueError("early_stop needs validation data: set val_fraction (say 0.1) or add a val/ folder")
+    steps = recipe.total_steps(len(train))
+    every = recipe.val_every or max(1, math.ceil(steps / CHECKPOINTS))
+    task = SupervisedTask(model, recipe, steps, log_every=max(1, math.ceil(steps / METRIC_ROWS)))
+    if recipe.compile:
+        model.compile()
+    model.grad_checkpointing = recipe.grad_checkpointing
+
+    checkpoints = folder / "checkpoints"
+    latest = latest_checkpoint(folder) if resume else None
+    metrics = MetricsFile(folder / "metrics.csv", up_to=step_of(latest) if latest else 0)
+    interrupt = StopAtStepEnd(checkpoints)
+    keep_best = ModelCheckpoint(checkpoints, "best", monitor="val_loss", enable_version_counter=False)
+    callbacks: list[Callback] = [SameRun(task, len(train))]
+    if recipe.ema_decay:
+        callbacks.append(MovingAverage(recipe.ema_decay))
+    if recipe.early_stop:
+        callbacks += [EarlyStopping("val_loss", patience=recipe.early_stop), keep_best]
+    if progress:
+        callbacks.append(TQDMProgressBar(refresh_rate=max(1, steps // 200)))
+    callbacks += [ModelCheckpoint(checkpoints, "{step}", every_n_train_steps=every), interrupt]
+
+    with _quiet():
+        trainer = pl.Trainer(
+            accelerator=recipe.device if recipe.device != "cuda" else "gpu",
+            devices=1,
+            precision=_precision(recipe),
+            max_steps=steps,
+            max_epochs=-1,
+            accumulate_grad_batches=recipe.accumulate,
+            gradient_clip_val=recipe.grad_clip or None,
+            val_check_interval=every * recipe.accumulate,
+            check_val_every_n_epoch=None,
+            num_sanity_val_steps=0,
+            log_every_n_steps=1,  # the task itself logs a mean every few steps
+            logger=[metrics, *_trackers(recipe, folder)],
+            callbacks=callbacks,
+            enable_progress_bar=progress,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            default_root_dir=folder,
+        )
+        # one Lightning epoch is the whole run: a stream of batches that can start at any step
+        done = step_of(latest) * recipe.accumulate if latest else 0
+        stream = train.stream(recipe.batch_size, steps * recipe.accumulate, recipe.seed, done, recipe.workers)
+        watch = None if val is None else val.loader(recipe.batch_size, recipe.workers)
+        start = time.perf_counter()
+        with interrupt.listening():
+            trainer.fit(task, stream, watch, ckpt_path=latest, weights_only=True)
+        seconds = time.perf_counter() - start
+    if recipe.early_stop and keep_best.best_model_path and not interrupt.requested:
+        best = torch.load(keep_best.best_model_path, map_location="cpu", weights_only=True)["state_dict"]
+        model.load_state_dict({k.removeprefix("model."): v for k, v in best.items() if k.startswith("model.")})
+    device = str(trainer.strategy.root_device)
+    return FitResult(trainer.global_step, interrupt.requested, seconds, metrics.rows, device)
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint of the highest step in a run folder, or None."""
+    found = [p for p in (folder / "checkpoints").glob("step=*.ckpt") if _STEP.search(p.name)]
+    return max(found, key=step_of, default=None)
+
+
+_STEP = re.compile(r"step=(\d+)")
+
+
+def step_of(checkpoint: Path) -> int:
+    """The optimiser steps done at a checkpoint, from its name."""
+    match = _STEP.search(checkpoint.name)
+    assert match is not None
+    return int(match[1])
+
+
+class MetricsFile(Logger):
+    """Metrics as rows in memory and in a CSV file that is replaced whole at each write, so it is never half-written.
+
+    Lightning's CSVLogger deletes what an interrupted run had logged; a resumed run here keeps the rows up to the
+    checkpoint it goes on from.
+    """
+
+    def __init__(self, path: Path, up_to: int = 0) -> None:
+        super().__init__()
+        self.path = path
+        self.rows: list[dict[str, float]] = []
+        if up_to and path.is_file():
+            with path.open(newline="") as file:
+                rows = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
+            self.rows = [row | {"step": int(row["step"])} for row in rows if row["step"] <= up_to]
+
+    @property
+    def name(self) -> str:
+        """Lightning asks for it."""
+        return "metrics"
+
+    @property
+    def version(self) -> str:
+        """Lightning asks for it."""
+        return ""
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing: config.yaml has them."""
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Add a row, or the values to the row of the same step. Lightning counts steps from 0; rows from 1."""
+        values = {k: float(v) for k, v in metrics.items() if k != "epoch"}
+        if not values:
+            return
+        number = (step or 0) + 1
+        if self.rows and self.rows[-1]["step"] == number:
+            self.rows[-1] |= values
+        else:
+            self.rows.append({"step": number} | values)
+        names = list(dict.fromkeys(name for row in self.rows for name in row))
+        temporary = self.path.with_suffix(".tmp")
+        with temporary.open("w", newline="") as file:
+            writer = csv.DictWriter(file, names)
+            writer.writeheader()
+            writer.writerows(self.rows)
+        os.replace(temporary, self.path)
+
+
+class MovingAverage(WeightAveraging):
+    """Exponential moving average whose decay starts low: min(decay, (1 + n) / (10 + n)) at the n-th update.
+
+    A fixed decay of .998 still holds a third of the initial weights after 500 steps, which is the whole of a short run.
+    """
+
+    def __init__(self, decay: float) -> None:
+        def average(mean: Tensor, current: Tensor, updates: Tensor | int) -> Tensor:
+            n = float(updates)
+            return torch.lerp(current, mean, min(decay, (1 + n) / (10 + n)))
+
+        super().__init__(use_buffers=False, avg_fn=average)
+
+
+class SameRun(Callback):
+    """Writes into checkpoints what they belong to, and refuses to resume one that belongs to something else."""
+
+    def __init__(self, task: SupervisedTask, examples: int) -> None:
+        self.facts = {"recipe": task.recipe.to_dict(), "config": task.model.config.to_dict(), "examples": examples}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values, so that checkpoints load with weights_only=True."""
+        return self.facts
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Compare, and name every difference."""
+        differing = []
+        for part in ("recipe", "config"):
+            for name, now in self.facts[part].items():
+                if state_dict[part].get(name) != now:
+                    differing.append(f"{name} was {state_dict[part].get(name)!r}, is {now!r}")
+        if state_dict["examples"] != self.facts["examples"]:
+            differing.append(f"training examples were {state_dict['examples']}, are {self.facts['examples']}")
+        if differing:
+            raise ValueError("cannot resume, the run has changed since its checkpoint: " + "; ".join(differing))
+
+
+class StopAtStepEnd(Callback):
+    """On Ctrl-C, finish the step, write a checkpoint and end the fit; a second Ctrl-C ends it at once."""
+
+    def __init__(self, checkpoints: Path) -> None:
+        self.checkpoints = checkpoints
+        self.requested = False
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Catch SIGINT while this lasts; outside the main thread, where signals cannot be caught, do nothing."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = signal.getsignal(signal.SIGINT)
+
+        def request(*_: Any) -> None:
+            self.requested = True
+            signal.signal(signal.SIGINT, before)
+
+        signal.signal(signal.SIGINT, request)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+        """The one place where model, optimiser and loops agree on the step."""
+        whole_step = not trainer.fit_loop._should_accumulate()
+        if self.requested and whole_step and not trainer.should_stop and trainer.global_step < trainer.max_steps:
+            trainer.save_checkpoint(self.checkpoints / f"step={trainer.global_step}.ckpt")
+            trainer.should_stop = True
+
+
+def _precision(recipe: Recipe) -> Any:
+    if recipe.precision != "auto":
+        return recipe.precision
+    on_gpu = recipe.device in ("auto", "cuda") and torch.cuda.is_available()
+    return "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported() else "32-true"
+
+
+def _trackers(recipe: Recipe, folder: Path) -> list[Logger]:
+    """The extra logger that the recipe asks for; its package is an optional dependency."""
+    try:
+        if recipe.tracker == "tensorboard":
+            from lightning.pytorch.loggers import TensorBoardLogger
+
+            return [TensorBoardLogger(folder, name="", version="tensorboard")]
+        if recipe.tracker == "wandb":
+            from lightning.pytorch.loggers import WandbLogger
+
+            return [WandbLogger(name=folder.name, save_dir=folder, project="ndvit")]
+    except ImportError as error:  # lightning raises its ModuleNotFoundError for a missing package
+        raise ValueError(f"tracker {recipe.tracker} needs a package: pip install 'ndvit[track]' ({error})") from error
+    return []
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Lightning's advertisements and advice about settings that are chosen on purpose out of a user's terminal."""
+    log = logging.getLogger("lightning.pytorch")
+    level = log.level
+    log.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+            warnings.filterwarnings("ignore", message=".*dataloader is not resumable.*")  # ours starts where it should
+            warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
+            warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
+            yield
+    finally:
+        log.setLevel(level)

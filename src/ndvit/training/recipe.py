@@ -1,0 +1,164 @@
+"""Every knob of a training run in one frozen dataclass. Nothing here imports torch."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
+
+from ndvit.config import check_field_names
+
+Optimizer = Literal["adamw", "sgd"]
+Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
+Device = Literal["auto", "cpu", "cuda", "mps"]
+Tracker = Literal["none", "tensorboard", "wandb"]
+
+DEFAULT_STEPS = 600
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How a model is trained.
+
+    A run has a fixed number of optimiser steps, given as `steps` or as `epochs` (passes over the training set): small
+    data sets differ a hundredfold in size, and it is steps that a transformer needs. Everything random in step i is a
+    function of (seed, i) alone, so a resumed run repeats the unbroken one.
+
+    Raises:
+        ValueError: for a value that makes no sense, saying what is expected.
+    """
+
+    seed: int = 0
+    """Seed of the initial weights, the order of examples, augmentation and dropout."""
+    steps: int | None = None
+    """Optimiser steps; 600 if neither steps nor epochs is given."""
+    epochs: int | None = None
+    """Passes over the training set, instead of steps."""
+    batch_size: int = 32
+    """Examples in one forward pass."""
+    accumulate: int = 1
+    """Forward passes in one optimiser step; the effective batch is batch_size times this."""
+    optimizer: Optimizer = "adamw"
+    """adamw (fused where torch can), or sgd with Nesterov momentum .9."""
+    learning_rate: float = 1e-3
+    """Peak learning rate, reached at the end of warm-up."""
+    weight_decay: float = 0.05
+    """Decoupled weight decay; never on norms, biases, scales, tokens and positions."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Adam's two decay rates."""
+    layer_decay: float | None = None
+    """Factor on the learning rate for each block further from the head (BEiT, MAE fine-tuning)."""
+    warmup: float = 0.1
+    """Share of the steps over which the learning rate rises linearly from 0."""
+    min_learning_rate: float = 0.01
+    """Where the cosine ends, as a share of the peak."""
+    grad_clip: float = 1.0
+    """Largest norm of the gradient; 0 switches clipping off."""
+    label_smoothing: float = 0.1
+    """Share of each target spread evenly over the classes."""
+    mixup: float = 0.2
+    """Alpha of mixup's Beta distribution; 0 switches it off. With cutmix on, too, each batch draws one of the two."""
+    cutmix: float = 0.0
+    """Alpha of cutmix's Beta distribution, for boxes in any number of dimensions; 0 switches it off."""
+    mix_prob: float = 0.5
+    """Share of batches that are mixed."""
+    crop: float = 0.85
+    """Smallest share of each axis that random crop-and-resize keeps; 1 switches it off."""
+    flip: float = 0.0
+    """Probability of mirroring an example along its last axis. Off: left and right often mean something."""
+    noise: float = 0.0
+    """Standard deviation of Gaussian noise on the standardised input."""
+    drop_path_rate: float = 0.0
+    """Stochastic depth of the last block, written into the model's config for this run."""
+    ema_decay: float | None = None
+    """Decay of an exponential moving average of the weights, which the run then keeps; none leaves it out."""
+    early_stop: int | None = None
+    """Stop after this many validations without a lower loss, and keep the best weights. Needs validation data."""
+    val_fraction: float | None = None
+    """Share of the training set held out for validation; none means a tenth from 2,000 examples on, nothing below."""
+    val_every: int | None = None
+    """Steps between validations and between checkpoints; none means 20 of each over the run."""
+    precision: Precision = "auto"
+    """auto is bf16-mixed on a GPU that has it, else 32-true."""
+    device: Device = "auto"
+    """Where to train."""
+    workers: int | None = None
+    """Processes that read files; none means none for data in memory, else up to 4."""
+    compile: bool = False
+    """Run the network through torch.compile."""
+    grad_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    tracker: Tracker = "none"
+    """Log to TensorBoard or Weights & Biases beside metrics.csv."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.betas, list):  # as YAML has it
+            object.__setattr__(self, "betas", tuple(self.betas))
+        if self.steps is not None and self.epochs is not None:
+            raise ValueError(f"give steps or epochs, not both (got steps={self.steps}, epochs={self.epochs})")
+        for name in ("steps", "epochs", "batch_size", "accumulate", "early_stop", "val_every"):
+            self._check(name, whole=True, low=1)
+        for name in ("seed", "workers"):
+            self._check(name, whole=True, low=0)
+        for name in ("weight_decay", "grad_clip", "mixup", "cutmix", "noise"):
+            self._check(name, low=0)
+        for name in ("label_smoothing", "warmup", "drop_path_rate", "ema_decay", "val_fraction"):
+            self._check(name, low=0, below=1)
+        for name in ("min_learning_rate", "mix_prob", "flip"):
+            self._check(name, low=0, high=1)
+        for name in ("learning_rate", "crop", "layer_decay"):
+            self._check(name, above=0, high=math.inf if name == "learning_rate" else 1)
+        if len(self.betas) != 2 or not all(isinstance(b, int | float) and 0 <= b < 1 for b in self.betas):
+            raise ValueError(f"betas must be two numbers of at least 0 and below 1, got {self.betas!r}")
+        for name in ("compile", "grad_checkpointing"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
+        choices = {"optimizer": Optimizer, "precision": Precision, "device": Device, "tracker": Tracker}
+        for name, kind in choices.items():
+            if getattr(self, name) not in get_args(kind):
+                raise ValueError(f"{name} must be one of {', '.join(get_args(kind))}; got {getattr(self, name)!r}")
+
+    def _check(
+        self,
+        name: str,
+        *,
+        whole: bool = False,
+        low: float = -math.inf,
+        above: float = -math.inf,
+        high: float = math.inf,
+        below: float = math.inf,
+    ) -> None:
+        value = getattr(self, name)
+        if value is None:
+            if type(self).__dataclass_fields__[name].default is None:
+                return
+        elif (
+            isinstance(value, int if whole else (int, float))
+            and not isinstance(value, bool)
+            and math.isfinite(value)
+            and low <= value <= high
+            and above < value < below
+        ):
+            return
+        limits = [
+            f"{word} {limit:g}"
+            for word, limit in (("at least", low), ("above", above), ("at most", high), ("below", below))
+            if math.isfinite(limit)
+        ]
+        kind = "a whole number" if whole else "a number"
+        raise ValueError(f"{name} must be {kind} {' and '.join(limits)}, got {value!r}")
+
+    def total_steps(self, examples: int) -> int:
+        """Optimiser steps of a run over this many training examples."""
+        if self.epochs is not None:
+            return math.ceil(self.epochs * examples / (self.batch_size * self.accumulate))
+        return self.steps or DEFAULT_STEPS
+
+    def to_dict(self) -> dict[str, Any]:
+        """A plain dict, ready for YAML or JSON."""
+        return asdict(self) | {"betas": list(self.betas)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Recipe":
+        """The recipe that `to_dict` described; missing fields take their defaults, unknown ones are a ValueError."""
+        check_field_names(cls, values)
+        return cls(**values)

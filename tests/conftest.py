@@ -1,0 +1,16 @@
+"""Shared by all tests: torchvision made importable before timm or lightning ask for it, one thread a process."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # pytest-xdist runs one process a core
+
+import ndvit._torchvision  # noqa: F401
+
+# isort: split
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)

@@ -1,0 +1,69 @@
+"""Small data files for tests: pictures, sounds, tables and folders of classes."""
+
+from pathlib import Path
+
+import numpy as np
+import soundfile
+from PIL import Image
+
+
+def picture(path: Path, colour=(200, 30, 90), size=(12, 10), mode="RGB", **save) -> Path:
+    """A picture of one colour with a darker corner; size is PIL's (width, height)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.new("RGB", size, colour)
+    image.paste((10, 10, 10), (0, 0, size[0] // 3, size[1] // 3))
+    image.convert(mode).save(path, **save)
+    return path
+
+
+def sound(path: Path, frames=400, rate=8000, channels=1, pitch=440.0, subtype=None) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    time = np.arange(frames)[:, None] / rate
+    values = 0.5 * np.sin(2 * np.pi * pitch * time + np.arange(channels))
+    soundfile.write(path, values.astype(np.float32), rate, subtype=subtype)
+    return path
+
+
+def npy(path: Path, values, **save) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.save(path, values, **save)
+    return path
+
+
+def cut(path: Path, keep=0.5) -> Path:
+    """Cut a file off."""
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * keep)])
+    return path
+
+
+def pictures(root: Path, classes=("cat", "dog"), count=4, suffix=".png", **made) -> Path:
+    """A folder of classes, each with `count` pictures."""
+    for number, name in enumerate(classes):
+        for i in range(count):
+            picture(root / name / f"{i}{suffix}", (60 * number + i, 100, 200 - 40 * number), **made)
+    return root
+
+
+def arrays(root: Path, classes=("a", "b"), count=4, shape=(20,)) -> Path:
+    """A folder of classes, each with `count` .npy files."""
+    random = np.random.default_rng(0)
+    for number, name in enumerate(classes):
+        for i in range(count):
+            npy(root / name / f"{i}.npy", random.normal(number, 1, shape))
+    return root
+
+
+TS_HEAD = "@problemName toy\n@timeStamps false\n@univariate true\n@classLabel true a b\n@data\n"
+
+
+def ts(path: Path, lines=("1,2,3:a", "2,3,4:a", "5,6,7:b", "6,7,8:b"), head=TS_HEAD) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(head + "\n".join(lines) + "\n")
+    return path
+
+
+def xy(n=8, shape=(10,), classes=2):
+    """Arrays (n, *shape) and labels."""
+    random = np.random.default_rng(0)
+    return random.normal(size=(n, *shape)).astype(np.float32), np.arange(n) % classes

@@ -1,0 +1,150 @@
+"""Configs and names: rules, defaults, and the message of every value that makes no network."""
+
+import subprocess
+import sys
+
+import pytest
+
+from ndvit.config import SIZES, ViTConfig, list_models, named_config, plan_grid
+from ndvit.training.recipe import Recipe
+
+INVALID = {
+    "heads do not divide": (dict(embed_dim=100, num_heads=12), r"not divisible by num_heads 12: use .*10"),
+    "patch does not divide": (dict(input_size=(225, 224)), r"along axis 0 \(225 = 14 x 16 \+ 1\): use an input of 224"),
+    "patch axes": (dict(input_size=(8, 8), patch_size=(2, 2, 2)), r"has 3 axes but input_size \(8, 8\) has 2"),
+    "four dimensions": (dict(input_size=(4, 4, 4, 4), patch_size=2), "one, two or three dimensions"),
+    "no dimensions": (dict(input_size=()), "input_size is empty"),
+    "size of text": (dict(input_size="224"), "input_size must be a whole number of at least 1, got '224'"),
+    "size zero": (dict(input_size=(0,)), "at least 1, got 0"),
+    "size true": (dict(input_size=True), "got True"),
+    "patch fraction": (dict(patch_size=1.5), "patch_size must be a whole number"),
+    "depth zero": (dict(depth=0), "depth must be a whole number of at least 1, got 0"),
+    "depth text": (dict(depth="12"), "got '12'"),
+    "channels": (dict(in_channels=-1), "in_channels must be"),
+    "classes": (dict(num_classes=-1), "num_classes must be a whole number of at least 0"),
+    "registers": (dict(num_registers=-2), "num_registers must be"),
+    "representation": (dict(representation_size=0), "representation_size must be"),
+    "ratio": (dict(mlp_ratio=0), "mlp_ratio must be a positive number, got 0"),
+    "scale": (dict(qk_scale=-1.0), "qk_scale must be a positive number"),
+    "epsilon": (dict(norm_eps=float("inf")), "norm_eps must be a positive number"),
+    "layer scale": (dict(layer_scale=0.0), "layer_scale must be a positive number"),
+    "dropout": (dict(drop_rate=1.0), r"drop_rate is a probability: it must be at least 0 and below 1, got 1.0"),
+    "drop path": (dict(drop_path_rate=-0.1), "drop_path_rate is a probability"),
+    "attention dropout": (dict(attn_drop_rate="a"), "attn_drop_rate is a probability"),
+    "flag": (dict(qkv_bias="yes"), "qkv_bias must be true or false, got 'yes'"),
+    "positions": (dict(pos_embed="rope"), "pos_embed must be one of learned, sincos; got 'rope'"),
+    "pooling": (dict(pooling="max"), "pooling must be one of token, avg, map"),
+    "activation": (dict(activation="relu"), "activation must be one of gelu, gelu_tanh, swiglu"),
+    "sincos width": (dict(pos_embed="sincos", embed_dim=6, num_heads=1), "divisible by 4, got 6"),
+    "distilled representation": (dict(distilled=True, representation_size=8), "exclude each other"),
+    "distilled pooling": (dict(distilled=True, pooling="avg"), "distilled needs class_token=True and pooling='token'"),
+    "no token to pool": (dict(class_token=False), "set class_token=True, or pooling='avg' or 'map'"),
+}
+
+
+@pytest.mark.parametrize(("values", "message"), INVALID.values(), ids=INVALID)
+def test_invalid_values_say_how_to_mend_them(values, message):
+    with pytest.raises(ValueError, match=message):
+        ViTConfig(**values)
+
+
+RECIPES = {
+    "steps and epochs": (dict(steps=1, epochs=1), "steps or epochs, not both"),
+    "steps": (dict(steps=0), "steps must be a whole number at least 1, got 0"),
+    "batch": (dict(batch_size=None), "batch_size must be a whole number at least 1, got None"),
+    "learning rate": (dict(learning_rate=0), "learning_rate must be a number above 0, got 0"),
+    "nan": (dict(weight_decay=float("nan")), "weight_decay must be a number at least 0, got nan"),
+    "betas": (dict(betas=(0.9, 1.0)), "betas must be two numbers"),
+    "smoothing": (dict(label_smoothing=1.0), "label_smoothing must be a number at least 0 and below 1"),
+    "crop": (dict(crop=0), "crop must be a number above 0 and at most 1"),
+    "precision": (dict(precision="fp8"), "precision must be one of auto, 32-true"),
+    "optimizer": (dict(optimizer="lion"), "optimizer must be one of adamw, sgd; got 'lion'"),
+    "flag": (dict(compile="yes"), "compile must be true or false"),
+    "seed": (dict(seed=-1), "seed must be a whole number at least 0"),
+}
+
+
+@pytest.mark.parametrize(("values", "message"), RECIPES.values(), ids=RECIPES)
+def test_invalid_recipes_say_what_is_expected(values, message):
+    with pytest.raises(ValueError, match=message):
+        Recipe(**values)
+
+
+def test_unknown_fields_name_the_nearest():
+    with pytest.raises(ValueError, match=r"ViTConfig has no field 'depht': did you mean 'depth'\?"):
+        ViTConfig.from_dict({"depht": 3})
+    with pytest.raises(ValueError, match=r"Recipe has no field 'learningrate': did you mean 'learning_rate'\?"):
+        Recipe.from_dict({"learningrate": 3})
+
+
+def test_dict_round_trip_is_plain():
+    config = ViTConfig(input_size=(12, 8), patch_size=(3, 4), layer_scale=1e-4, pooling="map")
+    assert ViTConfig.from_dict(config.to_dict()) == config
+    assert config.to_dict()["patch_size"] == [3, 4]
+    recipe = Recipe(epochs=3, betas=(0.8, 0.9))
+    assert Recipe.from_dict(recipe.to_dict()) == recipe
+
+
+def test_what_an_int_means():
+    assert ViTConfig(input_size=32).input_size == (32,)  # a config has no other dimensions than its size
+    assert named_config("vit_tiny_patch16_224", input_size=384).input_size == (384, 384)  # a 2-D name: a square
+    assert named_config("vit_tiny_patch16_224", input_size=(32,)).input_size == (32,)  # a tuple is what it says
+    assert named_config("vit_tiny", input_size=32).input_size == (32,)  # a size alone has no dimensions: a length
+    assert ViTConfig(input_size=(8, 8, 8), patch_size=2).patch_size == (2, 2, 2)
+
+
+def test_names():
+    assert set(f"vit_{s}" for s in SIZES) <= set(list_models())
+    for size in ("tiny", "small", "base", "large", "huge"):
+        for patch in (8, 14, 16, 32):
+            assert f"vit_{size}_patch{patch}_224" in list_models()
+    for name in list_models():
+        config = named_config(name)
+        assert f"vit_{name.split('_')[1]}" in list_models()
+        assert config.embed_dim == SIZES[name.split("_")[1]]["embed_dim"]
+        if "_patch" in name:
+            patch, side = map(int, name.partition("_patch")[2].split("_"))
+            assert (config.patch_size, config.input_size) == ((patch, patch), (side, side))
+    assert named_config("vit_base_patch16_240", num_classes=7).grid == (15, 15)  # sizes beyond the list
+
+
+@pytest.mark.parametrize("name", ["vit_bse_patch16_224", "resnet50", "vit_base_patch0_224", "vit_base_patch16"])
+def test_unknown_names_list_what_there_is(name):
+    with pytest.raises(ValueError, match=r"unknown model .*vit_SIZE_patchP_S with SIZE one of pico, nano, tiny"):
+        named_config(name)
+
+
+@pytest.mark.parametrize(
+    ("size", "patch", "whole"),
+    [
+        ((150,), (3,), (150,)),  # 50 tokens, no padding
+        ((24,), (1,), (24,)),
+        ((251,), (4,), (252,)),  # a prime: padded by one
+        ((100,), (2,), (100,)),
+        ((65536,), (1024,), (65536,)),
+        ((8, 8), (1, 1), (8, 8)),
+        ((28, 28), (2, 2), (28, 28)),
+        ((224, 224), (16, 16), (224, 224)),
+        ((1, 1000), (1, 100), (1, 1000)),  # divides, and is no more than half as large again
+        ((32, 32, 32), (4, 4, 4), (32, 32, 32)),
+    ],
+)
+def test_plan_grid(size, patch, whole):
+    assert plan_grid(size) == (patch, whole)
+
+
+def test_plan_grid_keeps_a_given_patch():
+    assert plan_grid((150,), 4) == ((4,), (152,))
+    with pytest.raises(ValueError, match="has 2 axes but the data has 1"):
+        plan_grid((150,), (4, 4))
+
+
+def test_steps_follow_from_epochs():
+    assert Recipe(epochs=3, batch_size=32).total_steps(100) == 10  # 300 examples in batches of 32
+    assert Recipe(epochs=1, batch_size=8, accumulate=2).total_steps(100) == 7
+    assert Recipe(steps=17).total_steps(100) == 17
+
+
+def test_configs_do_not_import_torch():
+    code = "import sys, ndvit.config, ndvit.training.recipe, ndvit.cli; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,346 @@
+import re
+from collections import namedtuple
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ndvit.evaluation import Evaluation
+from ndvit.report import Report, _percent, _thin, _ticks, write_report
+
+Recording = namedtuple("Recording", "values rate")
+EVIL = "<script>alert('x')</script>\"><img src=x onerror=alert(1)>"
+HISTORY = [
+    {"step": 10, "train_loss": 0.9, "train_accuracy": 0.5, "learning_rate": 1e-3},
+    {"step": 20, "train_loss": 0.5, "train_accuracy": 0.8, "learning_rate": 5e-4},
+    {"step": 20, "val_loss": 0.6, "val_accuracy": 0.75},
+]
+VOID = {"meta", "img", "br", "link", "input", "hr"}
+
+
+def evaluation(n=12, classes=3, wrong=4, names=None, class_names=None):
+    """n examples of which the first `wrong` are taken for the next class, the first with the most confidence."""
+    labels = np.arange(n) % classes
+    said = np.where(np.arange(n) < wrong, (labels + 1) % classes, labels)
+    sure = 0.97 - 0.2 * np.arange(n)[:, None] / n
+    p = (1 - sure) / (classes - 1) * (1 - np.eye(classes)[said]) + sure * np.eye(classes)[said]
+    class_names = class_names or tuple(f"class {i}" for i in range(classes))
+    return Evaluation(class_names, labels, p, names or tuple(f"file_{i}.wav" for i in range(n)))
+
+
+def report(ev=None, mistakes=(), history=HISTORY, notes=(), **changes):
+    fields = {
+        "title": "gunpoint · vit_nano",
+        "summary": {"model": "vit_nano", "time": "31 s"},
+        "notes": tuple(notes),
+        "history": list(history),
+        "evaluation": ev or evaluation(),
+        "mistakes": list(mistakes),
+        "config": "seed: 0\n",
+        "command": "ndvit train gunpoint --seed 0",
+    }
+    return Report(**(fields | changes))
+
+
+class Page(HTMLParser):
+    """The page as a parser sees it: tags must be closed in order, and text, attributes and tags are kept apart."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.open, self.tags, self.words = [], [], []
+        self.source = path.read_text(encoding="utf-8")
+        self.feed(self.source)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if "style" not in self.open:
+            self.words.append(data)
+
+    @property
+    def text(self):
+        return re.sub(r"\s+", " ", "".join(self.words))
+
+    def all(self, tag):
+        return [attrs for name, attrs in self.tags if name == tag]
+
+
+@pytest.fixture
+def page(tmp_path):
+    def write(**kwargs):
+        write_report(report(**kwargs), tmp_path / "report.html")
+        return Page(tmp_path / "report.html")
+
+    return write
+
+
+def test_tells_the_numbers(page):
+    got = page(notes=["no split given: 20 % held out"])
+    assert "test accuracy66.7 %12 examples, 4 mistakes; 95 % interval 39.1 % to 86.2 % (Wilson)" in got.text
+    for part in ("vit_nano", "31 s", "no split given: 20 % held out", "ndvit train gunpoint --seed 0", "seed: 0"):
+        assert part in got.text
+    assert got.all("html") == [{"lang": "en"}]
+    assert any(meta.get("name") == "viewport" for meta in got.all("meta"))
+    # the confusion matrix: each class has 4 examples of which classes 0, 1, 2 lose 2, 1, 1 to the next
+    cells = re.findall(
+        r'<td(?: class="(\w+)")?[^>]*>(\d+)</td>', re.search(r'"numbers confusion.*?</table>', got.source, re.S)[0]
+    )
+    assert [int(count) for _, count in cells] == [2, 2, 0, 0, 3, 1, 1, 0, 3]
+    assert [kind for kind, _ in cells] == ["hit", "", "none", "none", "hit", "", "", "none", "hit"]
+    assert all(th.get("scope") in ("row", "col") for th in got.all("th"))
+
+
+def test_curves(page):
+    got = page()
+    labels = [svg["aria-label"] for svg in got.all("svg")]
+    assert labels == [
+        "loss against the step of training: training and validation",
+        "accuracy (%) against the step of training: training and validation",
+        "learning rate against the step of training: training",
+    ]
+    assert "no validation split" not in got.text
+    assert got.text.count("step") >= 3
+
+
+def test_curves_without_validation_or_history(page):
+    got = page(history=HISTORY[:2])
+    assert "no validation split: the curves show training only" in got.text
+    assert not any("validation" in svg["aria-label"] for svg in got.all("svg"))
+    got = page(history=[])
+    assert "No history was recorded" in got.text
+    assert got.all("svg") == []
+
+
+def test_one_row_of_history_is_a_dot(page):
+    got = page(history=HISTORY[:1])
+    dots = [path for path in got.all("path") if "dots" in path.get("class", "")]
+    assert len(dots) == 3
+    assert "nan" not in got.source.lower().replace("nano", "").replace("nan (", "").replace("nan or", "")
+
+
+def test_diverged_loss_is_told(page):
+    got = page(history=[*HISTORY, {"step": 30, "train_loss": float("nan"), "val_loss": float("inf")}])
+    assert "2 values were not finite" in got.text
+
+
+def test_history_without_step_is_refused(page):
+    with pytest.raises(ValueError, match=r"needs a 'step', got one with \['train_loss'\]"):
+        page(history=[{"train_loss": 1.0}])
+
+
+def test_long_history_is_thinned(page):
+    history = [{"step": i, "train_loss": 1 / i, "train_accuracy": 0.5, "learning_rate": 1e-3} for i in range(1, 50_000)]
+    assert len(page(history=history).source) < 100_000
+
+
+def test_nothing_from_outside(page):
+    picture = Image.new("RGB", (300, 200), "red")
+    got = page(mistakes=[(0, picture), (1, np.zeros((1, 50))), (2, Recording(np.zeros((1, 800)), 8000))])
+    source = re.sub(r'"data:image/\w+;base64,[\w+/=]+"', "", got.source)
+    assert not re.search(r"https?:|//\w|data:image|@import|url\(|<link|<script|<iframe|<object", source)
+    for _, attrs in got.tags:
+        for name in ("src", "href", "srcset", "action"):
+            assert attrs.get(name, "data:").startswith("data:image/") or name not in attrs
+
+
+@pytest.mark.parametrize("classes", [3, 25])  # a table of counts, and a picture with labels
+def test_names_cannot_break_out(page, classes):
+    names = (EVIL, "$x_1$ {{ 7 * 7 }}", *(f"日本 😀 \u202e{i}" for i in range(classes - 2)))
+    files = (f"{EVIL}.png", *(f"bad \udcff {i}" for i in range(11)))
+    ev = evaluation(classes=classes, class_names=names, names=files)
+    signal, picture = np.zeros((1, 9)), Image.new("L", (8, 8))
+    got = page(
+        ev=ev,
+        mistakes=[(0, signal), (1, picture)],
+        notes=[EVIL],
+        summary={EVIL: EVIL},
+        title=EVIL,
+        config=EVIL,
+        command=EVIL,
+    )
+    assert got.all("script") == []
+    assert not any(name.startswith("on") for _, attrs in got.tags for name in attrs)
+    assert [img["src"][:10] for img in got.all("img")] == ["data:image"]
+    assert EVIL in got.text
+    assert "{{ 7 * 7 }}" in got.text
+    assert "日本 😀" in got.text
+    assert "script-src" not in got.source
+    assert "default-src 'none'" in got.source
+
+
+def test_no_mistakes(page):
+    got = page(ev=evaluation(wrong=0))
+    assert "100.0 %" in got.text
+    assert "None: every test example was predicted rightly." in got.text
+    assert "cards" not in [attrs.get("class") for attrs in got.all("ul")]
+    assert "none of them is drawn" in page(ev=evaluation(wrong=1)).text
+
+
+def test_mistakes_are_told(page):
+    got = page(mistakes=[(i, np.arange(20.0)[None]) for i in range(4)])
+    assert "true class 0, said class 1 (97.0 %)" in got.text
+    assert "file_0.wav" in got.text
+    assert "20 samples" in got.text
+    assert len([1 for svg in got.all("svg") if "file_" in svg["aria-label"]]) == 4
+    got = page(ev=evaluation(n=60, wrong=50), mistakes=[(i, np.arange(20.0)[None]) for i in range(50)])
+    assert "24 of 50, the most confident first" in got.text
+    assert len([1 for svg in got.all("svg") if "file_" in svg["aria-label"]]) == 24
+
+
+def test_missing_values_are_gaps(page):
+    signal = np.sin(np.arange(30.0))[None].repeat(2, axis=0)
+    signal[0, 10:15] = np.nan
+    signal[0, 12] = 0.5  # alone between gaps: a dot
+    got = page(mistakes=[(0, signal)], history=[])
+    first, dot, second = (path for path in got.all("path") if re.match("line|dots", path.get("class", "")))
+    assert first["d"].count("M") == 3
+    assert dot["class"].startswith("dots")
+    assert second["d"].count("M") == 1
+    assert "2 channels, 30 samples; 6.7 % missing" in got.text
+    assert "100.0 % missing" in page(mistakes=[(0, np.full((1, 30), np.nan))]).text
+
+
+def test_recordings_have_seconds(page):
+    noise = np.random.default_rng(0).normal(size=(1, 48_000)).astype(np.float32)
+    got = page(mistakes=[(0, Recording(noise, 16_000))], history=[])
+    assert "time (s)" in got.text
+    assert "3 s at 16000 Hz" in got.text
+    assert "0 1 2 time (s)" in " ".join(w.strip() for w in got.words if w.strip())
+    assert len(page(mistakes=[(0, Recording(noise[0], 16_000))], history=[]).source) < 30_000  # (time,) does too
+
+
+def test_many_channels(page):
+    got = page(mistakes=[(0, np.random.default_rng(0).normal(size=(20, 500)))], history=[])
+    assert "20 channels, 500 samples; the first 8 drawn" in got.text
+    assert len([1 for path in got.all("path") if path.get("class", "").startswith("line")]) == 8
+
+
+def decode(img):
+    import base64
+    import io
+
+    return Image.open(io.BytesIO(base64.b64decode(img["src"].partition(",")[2])))
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "I", "F"])
+def test_pictures(page, mode):
+    tiny, big = Image.new(mode, (8, 6)), Image.new(mode, (1600, 400))
+    got = page(mistakes=[(0, tiny), (1, big)])
+    first, second = (decode(img) for img in got.all("img"))
+    assert first.size == (96, 72)
+    assert second.size == (192, 48)
+    assert "8 × 6 pixels" in got.text
+    assert "1600 × 400 pixels" in got.text
+    assert [img["alt"] for img in got.all("img")] == ["test example file_0.wav", "test example file_1.wav"]
+
+
+def test_arrays_of_more_dimensions(page):
+    volume = np.zeros((1, 9, 12, 12))
+    volume[0, 4, 6:] = 5.0  # the middle slice alone has something in it
+    volume[0, 4, :, 0] = np.nan
+    got = page(mistakes=[(0, volume), (1, np.zeros((5, 200, 100))), (2, np.zeros((3, 4, 4), np.uint8))])
+    pixels = np.asarray(decode(got.all("img")[0]))
+    assert pixels[0, -1].tolist() == [0, 0, 0, 255]
+    assert pixels[-1, -1].tolist() == [255, 255, 255, 255]
+    assert pixels[0, 0, 3] == 0  # missing is transparent
+    assert "9 × 12 × 12, slice 5 of 9, 1 channel" in got.text
+    assert "200 × 100, channel 1 of 5" in got.text
+    assert "4 × 4, 3 channels" in got.text
+
+
+def test_odd_examples(page):
+    got = page(mistakes=[(0, np.zeros((1, 0))), (1, np.full((1, 3, 3), np.nan)), (2, np.array([[np.inf, 1.0]]))])
+    assert "empty" in got.text
+    with pytest.raises(TypeError, match=r"'file_0.wav' must be a PIL image, a real array or a recording .*, got str"):
+        page(mistakes=[(0, "file_0.wav")])
+    with pytest.raises(ValueError, match="index must lie in 0 to 11, got 12"):
+        page(mistakes=[(12, np.zeros((1, 9)))])
+
+
+@pytest.mark.parametrize("classes", [2, 20, 21, 100, 300])
+def test_any_number_of_classes(page, classes):
+    names = tuple(f"category {i} with a rather long descriptive name" for i in range(classes))
+    got = page(ev=evaluation(n=3 * classes, classes=classes, wrong=classes, class_names=names), history=[])
+    assert all(name in got.text for name in names)
+    assert len(got.source) < 300_000
+    if classes <= 20:
+        assert "numbers confusion upright" in got.source or classes == 2
+    else:
+        (matrix,) = got.all("image")
+        assert decode({"src": matrix["href"]}).size == (classes, classes)
+        assert "category 0 with a rat…" in got.text
+        assert "The commonest confusions" in got.text
+        assert got.text.count("category 0 with a rather long") == 2  # its row, and the first confusion
+    if classes > 50:
+        assert f"The other {classes - 50} classes" in got.text
+
+
+def test_a_class_without_examples(page):
+    got = page(ev=Evaluation(("x", "y", "z"), np.array([0, 1]), np.eye(3)[:2], ("a", "b")))
+    assert re.search(r"<bdi>z</bdi></th><td>0</td><td class=\"share\">–</td><td>–</td><td>–</td>", got.source)
+    assert "mean over the 2 classes tested" in got.text
+
+
+def test_two_dozen_noisy_examples_stay_small(page):
+    rng = np.random.default_rng(0)
+    ev = evaluation(n=30, wrong=24)
+    photo = Image.fromarray(rng.integers(0, 256, (600, 800, 4), dtype=np.uint8))
+    small = Image.fromarray(rng.integers(0, 256, (95, 95, 3), dtype=np.uint8))
+    noise = Recording(rng.normal(size=(12, 20_000)), 8000)
+    for example in (photo, small, noise):
+        assert len(page(ev=ev, mistakes=[(i, example) for i in range(24)]).source) < 1_500_000
+
+
+def test_a_failure_leaves_the_old_page(tmp_path, monkeypatch):
+    path = tmp_path / "report.html"
+    path.write_text("old")
+    with pytest.raises(TypeError):
+        write_report(report(mistakes=[(0, object())]), path)
+
+    def full(self, data):
+        self.write_text("half", encoding="utf-8")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("pathlib.Path.write_bytes", full)
+    with pytest.raises(OSError, match="no space"):
+        write_report(report(), path)
+    monkeypatch.undo()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+    write_report(report(), str(path))
+    assert path.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+
+
+def test_percent():
+    got = [_percent(x).replace("\N{NBSP}", " ") for x in (None, 0.0, 1.0, 0.98765, 0.9999, 0.0001)]
+    assert got == ["–", "0.0 %", "100.0 %", "98.8 %", "> 99.9 %", "< 0.1 %"]
+
+
+def test_ticks():
+    assert _ticks(0, 1, 4) == [(0, "0"), (0.5, "0.5"), (1, "1")]
+    assert _ticks(-0.3, 20_000, 4)[-1] == (20_000, "20,000")
+    assert _ticks(19, 21, 5, whole=True) == [(19, "19"), (20, "20"), (21, "21")]
+    assert [text for _, text in _ticks(0, 3e-5, 3)] == ["0", "1e-05", "2e-05", "3e-05"]
+    for low, high in ((1e-9, 2e-9), (-1e12, 1e12), (0.999, 1.001), (5, 5.3)):
+        assert 2 <= len(_ticks(low, high, 4)) <= 9
+
+
+def test_thinning_keeps_the_outline():
+    y = np.sin(np.linspace(0, 9, 100_003))
+    y[77_777], y[30_000:40_000] = 7.0, np.nan
+    x, got = _thin(np.arange(len(y)), y, 100)
+    assert len(got) <= 200
+    assert got[np.isfinite(got)].max() == 7.0
+    assert (np.diff(x) > 0).all()
+    assert np.isnan(got[(x > 31_100) & (x < 38_900)]).all()
