@@ -148,8 +148,9 @@ def test_rectangles_keep_their_aspect():
 @pytest.mark.parametrize("size", [(300, 200), (257, 401), (224, 224), (50, 60), (1000, 333)])
 @pytest.mark.parametrize(("crop", "resize"), [(0.875, 256), (1.0, 224), (0.9, 248)])
 def test_agrees_with_torchvision(size, crop, resize):
-    import ndvit._torchvision  # noqa: F401
     from torchvision.transforms import v2
+
+    import ndvit._torchvision  # noqa: F401
 
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
     pipeline = v2.Compose([v2.Resize(resize, interpolation=v2.InterpolationMode.BICUBIC), v2.CenterCrop(224)])
@@ -250,7 +251,9 @@ def test_fit_samples_many_pictures_with_a_seed(tmp_path, monkeypatch):
 
 
 def test_round_trip():
-    preprocess = ImagePreprocess((9, 7), (0.1, 1 / 3, 0.2), (0.3, 0.7, np.pi), crop_fraction=0.9, interpolation="lanczos")
+    preprocess = ImagePreprocess(
+        (9, 7), (0.1, 1 / 3, 0.2), (0.3, 0.7, np.pi), crop_fraction=0.9, interpolation="lanczos"
+    )
     again = preprocess_from_dict(json.loads(json.dumps(preprocess.to_dict())))
     assert again == preprocess
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 20, 3), dtype=np.uint8))

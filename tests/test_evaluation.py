@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -72,6 +74,29 @@ def test_log_loss_of_a_certain_mistake_is_finite():
     half = make(np.array([1]), np.array([[0.3333, 0.6667]], dtype=np.float16), ("x", "y"), ("a",))
     assert half.probabilities.dtype == np.float32
     assert half.log_loss == pytest.approx(-np.log(0.6667), abs=1e-3)
+
+
+def test_one_class():
+    ev = make(np.array([0, 0]), np.ones((2, 1)), ("x",), ("a", "b"))
+    assert ev.confusion.tolist() == [[2]]
+    assert (ev.accuracy, ev.balanced_accuracy, ev.majority_share) == (1, 1, 1)
+    assert ev.log_loss == pytest.approx(0, abs=1e-9)
+
+
+def test_rows_rounded_to_half_precision_raise_no_warning():
+    rng = np.random.default_rng(0)
+    p = rng.dirichlet(np.ones(50), 40).astype(np.float16)
+    labels = p.argmax(axis=1)
+    ev = make(labels, p, tuple(map(str, range(50))), tuple(map(str, range(40))))
+    assert ev.log_loss == pytest.approx(-np.log(p[np.arange(40), labels].astype(float)).mean(), rel=1e-3)
+    certain = make(np.array([0]), np.array([[1.005, 0.0]]), ("x", "y"), ("a",))
+    assert certain.log_loss == pytest.approx(0, abs=1e-9)
+
+
+def test_import_is_light():
+    code = "import sys, ndvit.evaluation; print([m for m in ('sklearn', 'scipy', 'torch') if m in sys.modules])"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert told.stdout == "[]\n"
 
 
 def test_to_dict_is_json():

@@ -1,14 +1,13 @@
 """What a classifier's answers are worth: one object that holds them and the numbers that follow from them.
 
-Plain numpy: every number here is a line of arithmetic on the confusion matrix, so classes that never occur or are never
-predicted are decided here, and not by a library's warning.
+The numbers are scikit-learn's; a number that a class without examples or predictions leaves undefined is None here.
 """
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from functools import cached_property
-from math import sqrt
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -98,26 +97,34 @@ class Evaluation:
     @cached_property
     def confusion(self) -> np.ndarray:
         """Counts, (classes, classes): the row is the true class, the column the predicted one."""
-        width = len(self.classes)
-        return np.bincount(self.labels * width + self.predicted, minlength=width * width).reshape(width, width)
+        from sklearn.metrics import confusion_matrix
+
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "A single label was found")  # there may be one class only
+            return confusion_matrix(self.labels, self.predicted, labels=np.arange(len(self.classes)))
 
     @property
     def accuracy(self) -> float:
         """The share of examples that were predicted rightly."""
-        return float(np.mean(self.predicted == self.labels))
+        from sklearn.metrics import accuracy_score
+
+        return float(accuracy_score(self.labels, self.predicted))
 
     @property
     def accuracy_interval(self) -> tuple[float, float]:
         """The 95 % confidence interval of the accuracy by Wilson's score, which stays inside 0 to 1 (Wilson, 1927)."""
-        z, n, p = 1.959964, len(self), self.accuracy
-        middle = (p + z * z / (2 * n)) / (1 + z * z / n)
-        half = z / (1 + z * z / n) * sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-        return max(0.0, middle - half), min(1.0, middle + half)
+        from scipy.stats import binomtest
+
+        interval = binomtest(len(self) - len(self.mistakes), len(self)).proportion_ci(0.95, method="wilson")
+        return float(interval.low), float(interval.high)
 
     @property
     def balanced_accuracy(self) -> float:
         """The mean of the classes' recalls, over the classes that have examples."""
-        return float(np.mean([row.recall for row in self.per_class if row.recall is not None]))
+        from sklearn.metrics import recall_score
+
+        # balanced_accuracy_score is the same number, with a warning where a class that is not there was predicted.
+        return float(recall_score(self.labels, self.predicted, labels=np.unique(self.labels), average="macro"))
 
     @property
     def majority_share(self) -> float:
@@ -127,20 +134,27 @@ class Evaluation:
     @property
     def log_loss(self) -> float:
         """The mean of -log p(true class) in nats; p is clipped at the number type's resolution, so it stays finite."""
-        true = self.probabilities[np.arange(len(self)), self.labels]
-        return float(-np.log(np.clip(true, np.finfo(true.dtype).eps, 1.0), dtype=np.float64).mean())
+        from sklearn.metrics import log_loss
+
+        # As the true class against the others together, which spares the memory of one column a class.
+        true = self.probabilities[np.arange(len(self)), self.labels].clip(max=1)
+        return float(log_loss(np.ones(len(self), dtype=int), np.stack([1 - true, true], axis=1), labels=[0, 1]))
 
     @cached_property
     def per_class(self) -> list[ClassRow]:
         """One row a class, in the order of `classes`."""
-        right, true, said = self.confusion.diagonal(), self.confusion.sum(axis=1), self.confusion.sum(axis=0)
+        from sklearn.metrics import precision_recall_fscore_support
 
-        def share(part: int, whole: int) -> float | None:
-            return float(part / whole) if whole else None
+        precision, recall, f1, examples = precision_recall_fscore_support(
+            self.labels, self.predicted, labels=np.arange(len(self.classes)), zero_division=np.nan
+        )
+
+        def known(value: float) -> float | None:
+            return None if np.isnan(value) else float(value)
 
         return [
-            ClassRow(name, int(t), share(r, t), share(r, s), share(2 * r, t + s))
-            for name, r, t, s in zip(self.classes, right, true, said)
+            ClassRow(name, int(n), known(r), known(p), known(f))
+            for name, n, r, p, f in zip(self.classes, examples, recall, precision, f1)
         ]
 
     @cached_property

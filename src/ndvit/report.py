@@ -1,8 +1,8 @@
 """The page that a training run leaves behind: one HTML file that needs nothing else, no network and no script.
 
-Python decides what is drawn and where; `report.html.jinja` holds every tag and colour. The figures are SVG written by
-that template, not by a plotting library: their text is then escaped like all other text, follows the reader's light or
-dark theme, and takes any alphabet. Names are untrusted and reach the page through Jinja's escaping only.
+`report.html.jinja` holds every tag and colour of the page; matplotlib draws the figures as SVG that stands in the page.
+Their text stays text and their colours are the page's own, so that they take any alphabet and follow the reader's light
+or dark theme. Names are untrusted: Jinja escapes them in the page, and matplotlib in the figures.
 """
 
 from __future__ import annotations
@@ -10,9 +10,13 @@ from __future__ import annotations
 import base64
 import io
 import os
+import re
+import unicodedata
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.resources import files
-from math import ceil, floor, inf, log, log10
+from math import ceil, log
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +25,8 @@ import numpy as np
 from ndvit.evaluation import Evaluation
 
 if TYPE_CHECKING:
+    from markupsafe import Markup
+    from matplotlib.axes import Axes
     from PIL.Image import Image
 
 MAX_CARDS = 24  # mistakes shown
@@ -28,6 +34,19 @@ MAX_TABLE = 20  # classes up to which the confusion matrix is a table of counts
 MAX_ROWS = 50  # classes shown before the rest are folded away
 MAX_CHANNELS = 8  # channels of a signal drawn over each other; as many colours as the template has
 PICTURE = (96, 192)  # the longer side of a shown picture, pixels: enlarged from below the first, shrunk to the second
+
+# matplotlib knows no CSS: figures are drawn in colours that stand for the page's, which then take their place.
+CURVES = [f"#00fe0{i}" for i in range(MAX_CHANNELS)]
+TEXT, STRONG, GRID = "#00fe0a", "#00fe0b", "#00fe0c"
+INKS = {TEXT: "currentColor", STRONG: "var(--ink)", GRID: "var(--line)"}
+INKS |= {colour: f"var(--c{i})" for i, colour in enumerate(CURVES)}
+STYLE = {"svg.fonttype": "none", "font.sans-serif": ["DejaVu Sans"], "font.size": 12}
+STYLE |= {"text.parse_math": False, "figure.frameon": False, "axes.facecolor": "none"}  # a $ is a $
+STYLE |= {f"axes.spines.{side}": False for side in ("left", "right", "top")}
+STYLE |= {"ytick.left": False, "axes.grid": True, "axes.grid.axis": "y", "axes.xmargin": 0, "axes.ymargin": 0.06}
+STYLE |= {"axes.titlelocation": "left", "axes.titlesize": 12, "axes.titleweight": "bold", "axes.titlecolor": STRONG}
+STYLE |= dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), TEXT)
+STYLE |= {"grid.color": GRID, "lines.linewidth": 1.6, "lines.marker": "o", "lines.markersize": 5}
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,34 +73,8 @@ class Report:
 
 
 @dataclass(frozen=True)
-class Line:
-    """One curve in the pixels of its chart."""
-
-    name: str
-    colour: int
-    path: str
-    dots: str
-
-
-@dataclass(frozen=True)
-class Chart:
-    """Curves and their axes in pixels, ready to be written as SVG."""
-
-    width: int
-    height: int
-    left: float
-    right: float
-    bottom: float
-    lines: list[Line]
-    x_ticks: list[tuple[float, str]]
-    y_ticks: list[tuple[float, str]]
-    x_label: str
-    y_label: str
-
-
-@dataclass(frozen=True)
 class Card:
-    """One mistake: what was shown, what was said, and its picture (a data URI) or its chart."""
+    """One mistake: what was shown, what was said, and its picture (a data URI) or its chart (SVG)."""
 
     name: str
     true: str
@@ -89,7 +82,7 @@ class Card:
     confidence: float
     note: str
     picture: str = ""
-    chart: Chart | None = None
+    chart: str = ""
 
 
 def write_report(report: Report, path: str | os.PathLike[str]) -> None:
@@ -118,7 +111,7 @@ def render(report: Report) -> str:
     many = len(ev.classes) > MAX_TABLE
     # Many classes are read from the worst; a class without examples has nothing to say and comes last.
     rows = sorted(ev.per_class, key=lambda row: 2.0 if row.recall is None else row.recall) if many else ev.per_class
-    charts, unseen = _curves(report.history)
+    charts, unseen, validated = _curves(report.history)
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["percent"] = _percent
     template = environment.from_string(files("ndvit").joinpath("report.html.jinja").read_text(encoding="utf-8"))
@@ -128,14 +121,14 @@ def render(report: Report) -> str:
         many=many,
         chance_loss=log(len(ev.classes)),
         shares=ev.confusion / np.maximum(ev.confusion.sum(axis=1, keepdims=True), 1),
-        matrix=_matrix(ev) if many else None,
+        matrix=_matrix(ev) if many else "",
         confused=_confused(ev),
         rows=rows,
         max_rows=MAX_ROWS,
         charts=charts,
         unseen=unseen,
-        validated=any(line.name == "validation" for chart in charts for line in chart.lines),
-        cards=[_card(ev, index, example) for index, example in report.mistakes[:MAX_CARDS]],
+        validated=validated,
+        cards=[_card(ev, *mistake, f"mistake {i}") for i, mistake in enumerate(report.mistakes[:MAX_CARDS])],
     )
 
 
@@ -149,12 +142,84 @@ def _percent(share: float | None, digits: int = 1) -> str:
     return f"{100 * share:.{digits}f}\N{NBSP}%"
 
 
-# --- charts ---------------------------------------------------------------------------------------------------------
+# --- figures --------------------------------------------------------------------------------------------------------
 
 
-def _curves(history: list[dict[str, float]]) -> tuple[list[Chart], int]:
-    """The learning curves, and how many values in them are not finite and so cannot be drawn."""
-    charts, unseen = [], 0
+def _draw(size: tuple[int, int], name: str, told: str, paint: Callable[[Axes], None]) -> Markup:
+    """A figure of a size in pixels as SVG; its ids follow from its name, and it is told to who cannot see it."""
+    from markupsafe import Markup
+    from matplotlib import style
+    from matplotlib.figure import Figure
+
+    buffer = io.BytesIO()
+    with style.context(["default", STYLE | {"svg.hashsalt": name}]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # the reader's browser has fonts of its own
+        figure = Figure(figsize=(size[0] / 72, size[1] / 72), layout="constrained")
+        paint(figure.subplots())
+        figure.savefig(buffer, format="svg")
+    svg = buffer.getvalue().decode()
+    # Names stand between tags, with their < and > escaped, and never inside of one: only tags are rewritten.
+    body = re.sub("<[^>]*>", _tidy, svg[svg.index("<g ") : svg.rindex("</svg>")])
+    return Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(*size, told, Markup(body))
+
+
+def _tidy(match: re.Match[str]) -> str:
+    """A tag of matplotlib's as it may stand in a page: in the page's colours, with no id shared by figures, shorter."""
+    tag = re.sub("#00fe0[0-9a-c]", lambda colour: INKS[colour[0]], match[0].replace("xlink:href", "href"))
+    tag = re.sub(' id="[^"]*"', "", tag) if tag.startswith("<g ") else tag
+    return re.sub(r"\s*\n|(?<=\.\d)\d+" if tag.startswith("<path") else "\n", "", tag)
+
+
+def _chart(
+    series: dict[str, tuple[np.ndarray, np.ndarray]],
+    size: tuple[int, int],
+    x_label: str,
+    title: str,
+    name: str,
+    told: str,
+) -> Markup:
+    """Curves, x and y by colour; NaN in y leaves a gap."""
+    from matplotlib.ticker import MaxNLocator
+
+    def paint(axes: Axes) -> None:
+        for colour, (x, y) in series.items():
+            x, y = _thin(x, y, size[0] // 2)
+            seen = np.isfinite(y)
+            alone = seen & ~np.append(False, seen[:-1]) & ~np.append(seen[1:], False)
+            # A point without neighbours makes no line; a validation curve shows where it was measured.
+            axes.plot(
+                x,
+                y,
+                color=colour,
+                clip_on=False,
+                markevery=seen if title and colour == CURVES[1] and len(x) <= 60 else alone,
+            )
+        xs = np.concatenate([x for x, _ in series.values()])
+        if xs.min() < xs.max():
+            axes.set_xlim(xs.min(), xs.max())  # also where y is missing
+        if "%" in title:
+            axes.set_ylim(top=min(100, axes.get_ylim()[1]))
+        axes.set(xlabel=x_label, title=title)
+        steps = [1, 2, 5, 10]
+        axes.xaxis.set_major_locator(MaxNLocator(size[0] // 60, steps=steps, integer="(s)" not in x_label))
+        axes.xaxis.set_major_formatter("{x:,.10g}")
+        axes.yaxis.set_major_locator(MaxNLocator(size[1] // 35, steps=steps))
+
+    return _draw(size, name, told, paint)
+
+
+def _thin(x: np.ndarray, y: np.ndarray, bins: int) -> tuple[np.ndarray, np.ndarray]:
+    """A long curve's outline, far smaller than what matplotlib's simplification leaves; gaps stay."""
+    if len(y) <= 2 * bins:
+        return x, y
+    starts = np.arange(0, len(y), ceil(len(y) / bins))
+    outline = np.stack([np.fmin.reduceat(y, starts), np.fmax.reduceat(y, starts)], axis=1)
+    return x[starts].repeat(2), outline.ravel()
+
+
+def _curves(history: list[dict[str, float]]) -> tuple[list[Markup], int, bool]:
+    """The learning curves, how many values are not finite and so cannot be drawn, and whether any is of validation."""
+    charts, unseen, validated = [], 0, False
     for row in history:
         if "step" not in row:
             raise ValueError(f"every row of the history needs a 'step', got one with {sorted(row)}")
@@ -163,96 +228,25 @@ def _curves(history: list[dict[str, float]]) -> tuple[list[Chart], int]:
         ("accuracy (%)", 100, 230, {"training": "train_accuracy", "validation": "val_accuracy"}),
         ("learning rate", 1, 150, {"training": "learning_rate"}),
     )
-    for label, scale, height, columns in plan:
-        series = []
-        for name, column in columns.items():
+    for title, scale, height, columns in plan:
+        series, shown = {}, []
+        for colour, (name, column) in zip(CURVES, columns.items()):
             points = sorted((row["step"], row[column]) for row in history if row.get(column) is not None)
             x, y = np.array(points, dtype=float).reshape(-1, 2).T
             seen = np.isfinite(y)
             unseen += int((~seen).sum())
             if seen.any():
-                series.append((name, x[seen], scale * y[seen]))
+                series[colour] = (x[seen], scale * y[seen])
+                shown.append(name)
+                validated |= name == "validation"
         if series:
-            charts.append(_chart(series, ("step", label), (360, height), 100 if scale == 100 else inf))
-    return charts, unseen
+            told = f"{title} against the step of training: {' and '.join(shown)}"
+            charts.append(_chart(series, (360, height), "step", title, title, told))
+    return charts, unseen, validated
 
 
-def _chart(
-    series: list[tuple[str, np.ndarray, np.ndarray]], labels: tuple[str, str], size: tuple[int, int], most: float = inf
-) -> Chart:
-    """Lay out curves, each a name with x and y; NaN in y leaves a gap; no y lies above `most`."""
-    (x_label, y_label), (width, height) = labels, size
-    xs, ys = (np.concatenate([curve[axis] for curve in series]) for axis in (1, 2))
-    ys = ys[np.isfinite(ys)]
-    x_low, x_high = _widen(xs, 0)
-    y_low, y_high = _widen(ys, 0.06) if ys.size else (0.0, 1.0)
-    y_high = min(y_high, most)
-    x_ticks = _ticks(x_low, x_high, width // 70, whole=bool(np.all(xs == np.floor(xs))))
-    y_ticks = _ticks(y_low, y_high, height // 35)
-    # Nothing here can measure text: 7 pixels a character is right for digits of 12 pixels.
-    left = 10 + 7 * max(len(text) for _, text in y_ticks)
-    right = width - 4 - 7 * len(x_ticks[-1][1]) // 2
-    top, bottom = (26 if y_label else 8), height - 38
-
-    def to_x(x: Any) -> Any:
-        return np.round(left + (right - left) * (x - x_low) / (x_high - x_low), 1)
-
-    def to_y(y: Any) -> Any:
-        return np.round(bottom - (bottom - top) * (y - y_low) / (y_high - y_low), 1)
-
-    lines = []
-    for colour, (name, x, y) in enumerate(series):
-        x, y = _thin(x, y, max(60, width // min(len(series), 4)))
-        px, py, there = to_x(x), to_y(y), np.isfinite(y)
-        joined = there & np.append(False, there[:-1])  # to the point before
-        lone = there & ~joined & ~np.append(joined[1:], False)
-        path = "".join(f"{'L' if j else 'M'}{a:g} {b:g}" for a, b, j in zip(px[there], py[there], joined[there]))
-        marked = there if name == "validation" and len(x) <= 60 else lone
-        lines.append(Line(name, colour, path, "".join(f"M{a:g} {b:g}h0" for a, b in zip(px[marked], py[marked]))))
-    at_x = [(float(to_x(at)), text) for at, text in x_ticks]
-    at_y = [(float(to_y(at)), text) for at, text in y_ticks]
-    return Chart(width, height, left, right, bottom, lines, at_x, at_y, x_label, y_label)
-
-
-def _widen(values: np.ndarray, margin: float) -> tuple[float, float]:
-    """The range of values with a margin (a share of it), never empty."""
-    low, high = float(values.min()), float(values.max())
-    if high - low <= 1e-9 * max(abs(low), abs(high)):
-        return low - (pad := abs(low) / 10 or 1.0), high + pad
-    return low - margin * (high - low), high + margin * (high - low)
-
-
-def _ticks(low: float, high: float, most: int, whole: bool = False) -> list[tuple[float, str]]:
-    """Round numbers within a range, about `most` of them, with their texts."""
-    rough = (high - low) / max(most, 2)
-    unit = 10.0 ** floor(log10(rough))
-    step = next(s * unit for s in (1, 2, 5, 10) if s * unit >= rough * 0.999)
-    step = max(step, 1.0) if whole else step
-    places = max(0, 1 - floor(log10(step)))
-    ticks = [round(i * step, places) for i in range(ceil(low / step - 1e-9), floor(high / step + 1e-9) + 1)]
-    return [(t, f"{t:,.10g}" if abs(t) < 1e6 else f"{t:.4g}") for t in ticks or [(low + high) / 2]]
-
-
-def _thin(x: np.ndarray, y: np.ndarray, bins: int) -> tuple[np.ndarray, np.ndarray]:
-    """The lowest and the highest point of each bin: a long curve keeps its outline, a missing bin stays missing."""
-    if len(y) <= 2 * bins:
-        return x, y
-    size = ceil(len(y) / bins)
-    padded = np.pad(y, (0, bins * size - len(y)), constant_values=np.nan).reshape(bins, size)
-    low = np.where(np.isnan(padded), np.inf, padded).argmin(axis=1)
-    high = np.where(np.isnan(padded), -np.inf, padded).argmax(axis=1)
-    keep = np.unique(np.concatenate([low, high]) + np.tile(np.arange(bins) * size, 2))
-    keep = keep[keep < len(y)]
-    return x[keep], y[keep]
-
-
-# --- classes --------------------------------------------------------------------------------------------------------
-
-
-def _matrix(ev: Evaluation) -> tuple[str, list[tuple[float, str]]]:
-    """A confusion matrix too large for a table: a picture, one pixel a cell, and (place, name) of labelled classes."""
-    from PIL import Image
-
+def _matrix(ev: Evaluation) -> Markup:
+    """A confusion matrix too large for a table: one pixel a cell, and the names of at most 25 classes."""
     width = len(ev.classes)
     share = ev.confusion / np.maximum(ev.confusion.sum(axis=1, keepdims=True), 1)
     cells = np.empty((width, width, 4), dtype=np.uint8)
@@ -260,9 +254,33 @@ def _matrix(ev: Evaluation) -> tuple[str, list[tuple[float, str]]]:
     cells[np.arange(width), np.arange(width), :3] = (59, 130, 246)
     # A single mistake among hundreds must still be seen, in either theme, so that anything at all starts at 0.4.
     cells[..., 3] = np.where(share > 0, 255 * (0.4 + 0.6 * share), 0)
-    every = ceil(width / 25)
-    labels = [((i + 0.5) / width, name) for i, name in enumerate(ev.classes) if i % every == 0]
-    return _uri(Image.fromarray(cells), "PNG"), labels
+    named = range(0, width, ceil(width / 25))
+    names = [_short(ev.classes[i]) for i in named]
+
+    def paint(axes: Axes) -> None:
+        axes.figure.set(layout_engine="none")  # it would measure names in a font that lacks their letters
+        axes.set_position((0.25, 0.25, 0.74, 0.74))
+        axes.imshow(cells, interpolation="none", clip_on=False)
+        axes.set_yticks(named, names)
+        axes.set_xticks(named, names, rotation=90, rotation_mode="anchor", ha="right", va="center")
+        axes.tick_params(length=0, labelsize=11)
+        axes.grid(False)
+        axes.spines[:].set(visible=True, color=GRID)
+        strong: dict[str, Any] = {"weight": "bold", "color": STRONG, "transform": axes.figure.transFigure}
+        axes.text(0.002, 0.976, "true", **strong)
+        axes.text(0.99, 0.008, "predicted", ha="right", **strong)
+
+    return _draw((700, 700), "matrix", f"confusion matrix of {width} classes; the commonest are listed below", paint)
+
+
+def _short(name: str) -> str:
+    """A name of one line that fits beside the matrix."""
+    name = " ".join(name.encode(errors="replace").decode().split())
+    most = 12 if any(unicodedata.east_asian_width(letter) in "WF" for letter in name) else 22
+    return name if len(name) <= most else f"{name[: most - 1]}…"
+
+
+# --- classes --------------------------------------------------------------------------------------------------------
 
 
 def _confused(ev: Evaluation) -> list[tuple[str, str, int]]:
@@ -276,7 +294,7 @@ def _confused(ev: Evaluation) -> list[tuple[str, str, int]]:
 # --- mistakes -------------------------------------------------------------------------------------------------------
 
 
-def _card(ev: Evaluation, index: int, example: Any) -> Card:
+def _card(ev: Evaluation, index: int, example: Any, name: str) -> Card:
     from PIL import Image
 
     if not 0 <= index < len(ev):
@@ -310,8 +328,10 @@ def _card(ev: Evaluation, index: int, example: Any) -> Card:
     drawn = np.where(np.isfinite(values), values, np.nan)[:MAX_CHANNELS].astype(float)
     if missing := 1 - np.isfinite(values).mean():
         note += f"; {_percent(missing)} missing"
-    series = [(f"channel {i + 1}", x, y) for i, y in enumerate(drawn)]
-    return Card(*facts, note, chart=_chart(series, ("sample" if rate is None else "time (s)", ""), (260, 170)))
+    series = {colour: (x, y) for colour, y in zip(CURVES, drawn)}
+    x_label = "sample" if rate is None else "time (s)"
+    told = f"test example {ev.names[index]}, drawn over {x_label}"
+    return Card(*facts, note, chart=_chart(series, (260, 170), x_label, "", name, told))
 
 
 def _plane(values: np.ndarray) -> tuple[Image, str]:

@@ -9,6 +9,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from functools import cache
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -144,24 +145,24 @@ def _read_ts(path: Path) -> dict[str, Part]:
     Not aeon's reader, because that one turns labels to lower case ("banana" to "baNaNa"), drops the minus signs of
     series with time stamps, and stops at channels of unequal length, which here end in missing values.
     """
-    tags: dict[str, list[str]] = {}
+    tags: dict[str, bool] = {}
     items: list[np.ndarray] = []
     labels: list[str | None] = []
     for number, line in _lines(path):
         where = f"{path}, line {number}"
         if "data" not in tags:
             if line.startswith("@"):
-                tag, *words = line[1:].split()
-                tags[tag.lower()] = [word.lower() for word in words]
-                if "true" in tags.get("timestamps", [])[:1]:
+                tag, *words = line[1:].lower().split() or [""]
+                tags[tag] = words[:1] == ["true"]
+                if tags.get("timestamps"):
                     raise ValueError(f"{where}: time stamps are not read; save plain values (@timeStamps false)")
-                if "true" in tags.get("targetlabel", [])[:1]:
+                if tags.get("targetlabel"):
                     raise ValueError(f"{where}: the set is for regression (@targetLabel); classes are needed")
             elif line[0] not in "#%":
                 raise ValueError(f"{where}: expected a comment or a tag such as @data, got {line[:40]!r}")
             continue
         channels = line.split(":")
-        if "true" in tags.get("classlabel", [])[:1]:
+        if tags.get("classlabel"):
             labels.append(_label(channels.pop()))
         rows = [_series(channel.split(","), where) for channel in channels]
         if not rows:
@@ -173,7 +174,7 @@ def _read_ts(path: Path) -> dict[str, Part]:
     if "data" not in tags:
         raise ValueError(f"{path}: no @data line; the file is no .ts file or was cut off")
     names = [f"{path.name}[{i}]" for i in range(len(items))]
-    return {"train": Part(items, labels if "true" in tags.get("classlabel", [])[:1] else None, names)}
+    return {"train": Part(items, labels if tags.get("classlabel") else None, names)}
 
 
 def _read_tsv(path: Path) -> dict[str, Part]:
@@ -194,22 +195,20 @@ def load_numpy(path: str | Path) -> dict[str, np.ndarray]:
     Raises:
         ValueError: what is wrong with the file, without its name.
     """
-    with open(path, "rb") as file:
+    with open(path, "rb") as file:  # numpy given a path leaves a damaged .npz open
         magic = file.read(6)
-    if not magic.startswith((b"\x93NUMPY", b"PK")):
         if magic.startswith(b"\x80"):
             raise ValueError("holds Python objects, which could run code; save plain numbers with numpy.save")
-        raise ValueError("is no numpy file" if magic else "is empty (0 bytes)")
-    try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return {"": loaded}
-        with loaded:
-            return {key: loaded[key] for key in loaded.files}
-    except (ValueError, OSError, EOFError, KeyError, zlib.error, zipfile.BadZipFile) as error:
-        if "allow_pickle" in str(error):
-            raise ValueError("holds Python objects, which could run code; save plain numbers") from error
-        raise ValueError(f"is damaged or cut off ({error})") from error
+        if not magic.startswith((b"\x93NUMPY", b"PK")):
+            raise ValueError("is no numpy file" if magic else "is empty (0 bytes)")
+        file.seek(0)
+        try:
+            loaded = np.load(file, allow_pickle=False)
+            return {"": loaded} if isinstance(loaded, np.ndarray) else {key: loaded[key] for key in loaded.files}
+        except (ValueError, OSError, EOFError, KeyError, zlib.error, zipfile.BadZipFile) as error:
+            if "allow_pickle" in str(error):
+                raise ValueError("holds Python objects, which could run code; save plain numbers") from error
+            raise ValueError(f"is damaged or cut off ({error})") from error
 
 
 def read_npy(path: str | Path) -> np.ndarray:
@@ -276,10 +275,7 @@ def _sibling(path: Path) -> Path | None:
 
 def table_in(folder: Path) -> Path | None:
     """The training file in a folder of the UCR archive, if it is one; .ts before .tsv, the folder's own name first."""
-    try:
-        found = [path for ending in (".ts", ".tsv") for path in sorted(folder.glob(f"*{ending}")) if _sibling(path)]
-    except PermissionError as error:
-        raise ValueError(f"{folder}: no permission to list this folder") from error
+    found = [path for ending in (".ts", ".tsv") for path in sorted(folder.glob(f"*{ending}")) if _sibling(path)]
     own = [path for path in found if path.stem[: -len("_train")] == folder.name]
     names = {path.stem for path in found}
     if len(names) > 1 and not own:
@@ -297,8 +293,9 @@ def bundled() -> dict[str, Path]:
     for train in sorted((Path(spec.origin).parent / "datasets" / "data").glob("*/*_TRAIN.ts")):
         if _is_main(train):
             with train.open(encoding="utf-8", errors="replace") as lines:
-                tags = [line.lower() for line in lines if line.startswith("@")]
-            if any(tag.startswith("@classlabel true") for tag in tags):
+                tags = takewhile(lambda line: not line.startswith("@data"), map(str.lower, lines))
+                labelled = any(tag.startswith("@classlabel true") for tag in tags)
+            if labelled:
                 found[train.parent.name.lower()] = train
     return found
 

@@ -33,7 +33,7 @@ class Look(NamedTuple):
     """What a first look at one example found; `fault` is None for a good one."""
 
     channels: int = 0  # 0 where any number will do: pictures are converted, recordings can be averaged
-    grid: tuple[int, ...] = ()
+    grid: tuple[float, ...] = ()  # positions along each axis; seconds for recordings, whose rates may differ
     missing: bool = False
     fault: str | None = None
 
@@ -68,7 +68,11 @@ def _reason(error: Exception) -> str:
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
         return f"has too many pixels for a picture (PIL: {error})"
     if isinstance(error, FileNotFoundError | PermissionError):
-        return "is no longer there" if isinstance(error, FileNotFoundError) else "no permission to read it"
+        return (
+            "is not there (any more), or a broken link"
+            if isinstance(error, FileNotFoundError)
+            else "no permission to read it"
+        )
     if type(error).__name__ == "LibsndfileError":
         return f"is no sound file, or damaged ({getattr(error, 'error_string', error)})"
     return str(error) if isinstance(error, ValueError) else f"cannot be read ({error})"
@@ -128,7 +132,8 @@ def _uneven(looks: dict[str, list[Look]]) -> list[str]:
     for split, found in looks.items():
         grids = {one.grid for one in found}
         if len(grids) > 1:
-            spans = ", ".join(f"{min(axis)} to {max(axis)}" for axis in zip(*grids))
+            spans = ", ".join(f"{min(axis):,.6g} to {max(axis):,.6g}" for axis in zip(*grids))
+            spans += "" if found[0].channels else " s"
             notes.append(f"unequal lengths in the {split} set ({spans}): shorter examples end in missing values")
         longest = [max(axis) for axis in zip(*{one.grid for one in looks.get("train", found)})]
         longer = sum(any(n > most for n, most in zip(one.grid, longest)) for one in found)
@@ -165,7 +170,8 @@ def _look_at_header(path: str) -> Look:
             image_size(path)
             return Look()
         channels, grid, rate = signal_header(path)
-        return Look(0 if rate else channels, grid, fault=None if all(grid) else f"is empty (shape {grid})")
+        fault = None if channels and all(grid) else f"is empty (shape {(channels, *grid)})"
+        return Look(0, tuple(n / rate for n in grid), fault=fault) if rate else Look(channels, grid, fault=fault)
     except Exception as error:
         return Look(fault=_reason(error))
 
@@ -173,7 +179,7 @@ def _look_at_header(path: str) -> Look:
 def _look_at(raw: Raw) -> Look:
     if isinstance(raw, Image.Image):
         return Look()
-    values, channels = (raw.values, 0) if isinstance(raw, Recording) else (raw, len(raw))
+    values = raw.values if isinstance(raw, Recording) else raw
     missing = np.isnan(values)
     fault = None
     if values.size == 0:
@@ -182,14 +188,17 @@ def _look_at(raw: Raw) -> Look:
         fault = "holds infinite values; mend them, or mark them as missing (NaN)"
     elif missing.all():
         fault = "nothing is observed: all values are missing (NaN)"
-    return Look(channels, values.shape[1:], bool(missing.any()), fault)
+    if isinstance(raw, Recording):
+        return Look(0, (values.shape[1] / raw.rate,), fault=fault)
+    return Look(len(values), values.shape[1:], bool(missing.any()), fault)
 
 
 def scan(root: Path) -> tuple[dict[str, Part], list[str]]:
     """Find the examples of a folder of classes: {"train": ...} and, where there are such folders, "test" and "val".
 
     Hidden files are skipped; links that leave the folder and links to folders are never followed. A `train` folder
-    makes a split if a `test` or `val` folder stands beside it, or no other folder at all; else it is a class.
+    makes a split if a `test` or `val` folder stands beside it, or no other folder at all, or if it holds folders only;
+    else it is a class.
 
     Returns:
         The parts, with paths as items, and notes on what was left out.
@@ -210,8 +219,8 @@ def scan(root: Path) -> tuple[dict[str, Part], list[str]]:
             splits[split] = folder
     if splits and "train" not in splits and len(splits) == len(folders):
         raise ValueError(f"{root}: found {', '.join(f.name for f in folders)} but no train folder; {LAYOUT}")
-    if "train" in splits and (len(splits) > 1 or len(folders) == 1):
-        scanner.leave("beside train/ and test/", (f for f in folders if f not in splits.values()))
+    if "train" in splits and (len(splits) > 1 or len(folders) == 1 or not scanner.children(splits["train"])[1]):
+        scanner.leave("beside train/", (f for f in folders if f not in splits.values()))
         parts = {split: scanner.classes(folder) for split, folder in splits.items()}
     else:
         parts = {"train": scanner.classes(root)}
@@ -254,13 +263,13 @@ class _Scanner:
 
     def __init__(self, root: Path) -> None:
         self.root, self.inside = root, root.resolve()
-        self.left: dict[str, list[str]] = defaultdict(list)
+        self.left: dict[str, dict[str, None]] = defaultdict(dict)  # in order, each once
 
     def leave(self, why: str, paths: Iterable[Path]) -> None:
-        self.left[why] += [path.relative_to(self.root).as_posix() for path in paths]
+        self.left[why] |= dict.fromkeys(path.relative_to(self.root).as_posix() for path in paths)
 
     def notes(self) -> list[str]:
-        return [f"{len(names):,} left out, {why}: {listing(names)}" for why, names in self.left.items() if names]
+        return [f"{len(names):,} left out, {why}: {listing(list(names))}" for why, names in self.left.items() if names]
 
     def children(self, folder: Path) -> tuple[list[Path], list[Path]]:
         """Return the folders and the files of a folder, sorted, without hidden ones and links that are not followed."""

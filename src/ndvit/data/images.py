@@ -35,7 +35,8 @@ def image_size(path: str | Path) -> tuple[int, int]:
     """Return (height, width) of the upright picture from the file's header."""
     with Image.open(path) as image:
         width, height = image.size
-        turned = image.getexif().get(0x0112, 1) >= 5  # EXIF orientations 5 to 8 lie on their side
+        exif = Image.Image.getexif(image)  # the base class's: PNG's own would decode the whole picture
+        turned = exif.get(0x0112, 1) >= 5  # orientations 5 to 8 lie on their side
     return (width, height) if turned else (height, width)
 
 
@@ -96,7 +97,7 @@ class ImagePreprocess:
 
     def __post_init__(self) -> None:
         size = (self.size, self.size) if isinstance(self.size, int) else self.size
-        preprocess.check_fields(self, size=size, mean=self.mean, std=self.std)
+        preprocess.check_fields(self, size, self.mean, self.std)
         if len(self.size) != 2:
             raise ValueError(f"a picture's size is (height, width); got {self.size}")
         if self.mode not in ("RGB", "L") or self.channels != len(self.mean):
@@ -177,7 +178,7 @@ def _as_image(raw: Raw) -> Image.Image:
         raise ValueError(f"a picture is a PIL image or a uint8 array; got {type(raw).__name__}")
     if raw.dtype != np.uint8 or raw.size == 0 or raw.ndim not in (2, 3) or raw.shape[2:] not in ((), (1,), (3,), (4,)):
         raise ValueError(
-            "a picture as an array is uint8 (0 to 255) of shape (height, width) or (height, width, 1, 3 or 4 channels); "
+            "a picture as an array is uint8 (0..255) of shape (height, width) or (height, width, 1, 3 or 4 channels); "
             f"got {raw.dtype} of shape {raw.shape}: scale the values, move the channels last"
         )
     return Image.fromarray(raw[..., 0] if raw.shape[2:] == (1,) else raw)

@@ -4,6 +4,7 @@ Preprocessing is computed on training data only and travels in the model file, a
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
@@ -77,19 +78,18 @@ class Moments:
         return tuple(np.where(std > 1e-7 * np.abs(self.centre), std, 1.0).tolist())
 
 
-def check_fields(preprocess: "Preprocess", **fields: Any) -> None:
-    """Set `size`, `mean`, `std` and the like as tuples on a frozen dataclass, and check them.
+def check_fields(preprocess: Preprocess, size: Sequence[int], mean: Sequence[float], std: Sequence[float]) -> None:
+    """Check size, mean and std, and set them as tuples of plain numbers on a frozen dataclass.
 
     Raises:
         ValueError: a size below 1, no or unequal numbers of means and stds, a std that is not positive.
     """
-    for name, value in fields.items():
-        object.__setattr__(preprocess, name, tuple(value))
-    size, mean, std = fields["size"], fields["mean"], fields["std"]
     if not size or any(not isinstance(n, int | np.integer) or n < 1 for n in size):
         raise ValueError(f"size must be whole numbers of at least 1, one an axis; got {tuple(size)}")
     if not mean or len(mean) != len(std) or any(not s > 0 for s in std):
         raise ValueError(f"mean and std need one number a channel, std above 0; got mean={mean}, std={std}")
+    for name, value in (("size", map(int, size)), ("mean", map(float, mean)), ("std", map(float, std))):
+        object.__setattr__(preprocess, name, tuple(value))
 
 
 def to_dict(preprocess: Any) -> dict[str, Any]:
@@ -117,5 +117,8 @@ def preprocess_from_dict(d: dict[str, Any]) -> Preprocess:
     if unknown or missing:
         wrong = [f"{what}: {', '.join(names)}" for what, names in (("unknown", unknown), ("missing", missing)) if names]
         raise ValueError(f"{d['kind']} preprocessing has fields {'; '.join(wrong)}")
-    made: Preprocess = kinds[d["kind"]](**given)
+    try:
+        made: Preprocess = kinds[d["kind"]](**given)
+    except TypeError as error:
+        raise ValueError(f"{d['kind']} preprocessing has a field of the wrong type: {error}") from error
     return made

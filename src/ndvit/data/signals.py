@@ -3,7 +3,7 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -73,8 +73,8 @@ class SignalPreprocess:
     linear interpolation along the last axis between the observed neighbours of the same channel, and before the first
     and after the last holds that value; where a channel (or, with more axes, a line along the last one) has nothing
     observed, it is the training mean, 0 after standardising. So a patch with nothing observed can be masked by the
-    network, and no zeros slip into a patch that is partly observed. A resampled position counts as observed where any
-    observed value went into it.
+    network, and no zeros slip into a patch that is partly observed. After resampling, a position counts as observed
+    where any value in the stretch that it stands for was.
 
     Rate. A `Recording` at another rate is resampled to `sample_rate` (polyphase filter), and averaged over its channels
     if `mono`; a plain array is taken to be at `sample_rate` already.
@@ -97,7 +97,7 @@ class SignalPreprocess:
 
     def __post_init__(self) -> None:
         size = (self.size,) if isinstance(self.size, int) else self.size
-        preprocess.check_fields(self, size=size, mean=self.mean, std=self.std)
+        preprocess.check_fields(self, size, self.mean, self.std)
         if self.resize not in ("pad", "resample"):
             raise ValueError(f'resize is "pad" or "resample"; got {self.resize!r}')
         if self.sample_rate is not None and not self.sample_rate > 0:
@@ -168,18 +168,18 @@ class SignalPreprocess:
                 recording where plain arrays were trained on.
         """
         values = self._checked(raw)
-        seen = ~np.isnan(values).all(axis=0, keepdims=True)
+        seen = (~np.isnan(values)).any(axis=0, keepdims=True).astype(np.float32)
         per_channel = (-1,) + (1,) * len(self.size)
         mean, std = np.reshape(self.mean, per_channel), np.reshape(self.std, per_channel)
-        x, mask = _filled(((values - mean) / std).astype(np.float32)), seen.astype(np.float32)
+        x = _filled(((values - mean) / std).astype(np.float32))
         for axis, new in enumerate(self.size, start=1):
             if x.shape[axis] > new or (x.shape[axis] < new and self.resize == "resample"):
-                x, mask = _resampled(x, axis, new), _resampled(mask, axis, new)
+                x, seen = _along(axis, x, _linear, new), _along(axis, seen, F.adaptive_max_pool1d, new)
         short = [(0, new - old) for old, new in zip(x.shape[1:], self.size)]
         along_last = [(0, 0)] * len(short) + [short[-1]]
         x = np.pad(x, along_last, mode="edge")  # as _filled does: a line holds its last observed value
         x = np.pad(x, [(0, 0), *short[:-1], (0, 0)])  # whole lines of padding hold the mean
-        observed = np.pad(mask[0] > 1e-6, short)
+        observed = np.pad(seen[0] > 0, short)
         return torch.from_numpy(np.ascontiguousarray(x)), None if observed.all() else torch.from_numpy(observed)
 
     def fits(self, raw: Raw) -> bool:
@@ -256,9 +256,14 @@ def _filled(values: np.ndarray) -> np.ndarray:
     return lines.reshape(values.shape)
 
 
-def _resampled(values: np.ndarray, axis: int, new: int) -> np.ndarray:
-    """Resample one axis linearly with antialiasing; the axis goes last because torch is wrong on (n, 1) grids."""
+def _along(axis: int, values: np.ndarray, change: Callable[[Tensor, int], Tensor], new: int) -> np.ndarray:
+    """Change the length of one axis by a function of (1, lines, length)."""
     last = np.moveaxis(values, axis, -1)
-    rows = torch.from_numpy(np.ascontiguousarray(last)).reshape(1, -1, 1, last.shape[-1])
-    resized = F.interpolate(rows, size=(1, new), mode="bilinear", antialias=True, align_corners=False)
-    return np.moveaxis(resized.reshape(*last.shape[:-1], new).numpy(), -1, axis)
+    lines = torch.from_numpy(np.ascontiguousarray(last)).reshape(1, -1, last.shape[-1])
+    return np.moveaxis(change(lines, new).reshape(*last.shape[:-1], new).numpy(), -1, axis)
+
+
+def _linear(lines: Tensor, new: int) -> Tensor:
+    """Linear and antialiased; laid out as pictures of height 1, because torch is silently wrong on those of width 1."""
+    pictures = lines.unsqueeze(2)
+    return F.interpolate(pictures, size=(1, new), mode="bilinear", antialias=True, align_corners=False).squeeze(2)

@@ -105,21 +105,23 @@ def load_source(
     if not 0 < test_fraction < 1:
         raise ValueError(f"test_fraction must lie between 0 and 1, both excluded; got {test_fraction}")
     name, parts, notes = _find(source)
+    where = name if isinstance(source, tuple | dict) else str(source)
     if "train" not in parts:
-        raise ValueError(f"{name}: holds {', '.join(parts)} but nothing to train on (X_train, y_train)")
+        raise ValueError(f"{where}: holds {', '.join(parts)} but nothing to train on (X_train, y_train)")
     if "test" not in parts and "val" in parts:
         parts["test"] = parts.pop("val")
         notes.append("no test set given: the validation set is the test set")
     parts = {split: parts[split] for split in ("train", "test", "val") if split in parts}
-    parts, more = folders.without_bad(parts, name, skip_bad, progress)
+    parts, more = folders.without_bad(parts, where, skip_bad, progress)
     notes += more
-    classes = _classes(parts, name)
-    if "test" not in parts:
-        parts["train"], parts["test"] = _split(parts["train"], test_fraction, seed, name)
-        share = f"{test_fraction:.0%} of each class held out for testing ({len(parts['test'].items):,} examples)"
+    classes = _classes(parts, where)
+    made = {split: _examples(part, classes) for split, part in parts.items()}
+    if "test" not in made:
+        keep, held = hold_out(made["train"].labels, test_fraction, seed, classes, where)
+        made |= {"train": made["train"].subset(keep), "test": made["train"].subset(held)}
+        share = f"{test_fraction:.0%} of each class held out for testing ({len(held):,} examples)"
         notes.append(f"no split given: {share}, stratified, seed {seed}")
     kind = _kind(parts["train"])
-    made = {split: _examples(part, classes) for split, part in parts.items()}
     return Source(name, kind, classes, made["train"], made["test"], made.get("val"), tuple(notes))
 
 
@@ -140,7 +142,7 @@ def load_examples(
     Raises:
         FileNotFoundError: no such path. ValueError: what is wrong with which file.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     notes: list[str] = []
     if path.is_dir():
         part, notes = folders.flat(path)
@@ -157,7 +159,7 @@ def load_examples(
     part, notes = good["test"], notes + more
     known = set(classes or ())
     if part.labels is not None and classes and not known.issuperset(part.labels):
-        strange = sorted({str(label) for label in part.labels} - known)
+        strange = sorted({label or "?" for label in part.labels} - known)
         notes.append(f"labels left out: {folders.listing(strange)} not among the model's classes")
         part = part._replace(labels=None)
     return _kind(part), _examples(part, tuple(classes or ())), tuple(notes)
@@ -168,6 +170,39 @@ def fit_preprocess(source: Source, size: int | Sequence[int] | None = None) -> P
     if source.kind == "image":
         return ImagePreprocess.fit(source.train, size)
     return SignalPreprocess.fit(source.train, size)
+
+
+def hold_out(
+    labels: np.ndarray | None, fraction: float, seed: int, classes: Sequence[str], where: str = "the data"
+) -> tuple[np.ndarray, np.ndarray]:
+    """Split examples at random, each class for itself: at least one example of it on both sides.
+
+    Args:
+        labels: (n,) indices into `classes`.
+        fraction: The part of each class to hold out.
+        seed: Of the random choice.
+        classes: Names, for the message.
+        where: How the message calls the data.
+
+    Returns:
+        The sorted indices that are kept and those that are held out.
+
+    Raises:
+        ValueError: a class with a single example.
+    """
+    assert labels is not None
+    random = np.random.default_rng(seed)
+    held: list[int] = []
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        if len(members) < 2:
+            raise ValueError(
+                f"{where}: class {classes[label]} has a single example, and some are to be held out; "
+                "add examples, remove the class, or give a test set"
+            )
+        count = min(max(1, round(fraction * len(members))), len(members) - 1)
+        held += random.permutation(members)[:count].tolist()
+    return np.setdiff1d(np.arange(len(labels)), held), np.sort(held)
 
 
 def builtin_sources() -> tuple[str, ...]:
@@ -181,7 +216,7 @@ def _find(source: Any) -> tuple[str, dict[str, Part], list[str]]:
         return "arrays", _from_arrays(source), []
     if not isinstance(source, str | Path):
         raise ValueError(
-            f"a source is a name, a path, (X, y) or (X_train, y_train, X_test, y_test); got {type(source)}"
+            f"a source is a name, a path, (X, y) or (X_train, y_train, X_test, y_test); got a {type(source).__name__}"
         )
     text, path = str(source), Path(source).expanduser()
     if isinstance(source, str) and text.lower() in builtin_sources():
@@ -240,8 +275,10 @@ def _classes(parts: dict[str, Part], where: str) -> tuple[str, ...]:
     """The classes of the training set, checked against all parts."""
     for split, part in parts.items():
         if part.labels is None:
-            raise ValueError(f"{where}: the {split} set has no labels; every example needs one"
-                " (.ts: @classLabel true; .npz: y; .npy: NAME_labels.npy or .txt beside it)")
+            raise ValueError(
+                f"{where}: the {split} set has no labels; every example needs one"
+                " (.ts: @classLabel true; .npz: y; .npy: NAME_labels.npy or .txt beside it)"
+            )
         without = [name for name, label in zip(part.names, part.labels) if label is None]
         if without:
             raise ValueError(
@@ -261,23 +298,6 @@ def _classes(parts: dict[str, Part], where: str) -> tuple[str, ...]:
                 f"{where}: classes {folders.listing(strange)} are in the {split} set but not in the training set"
             )
     return classes
-
-
-def _split(part: Part, fraction: float, seed: int, where: str) -> tuple[Part, Part]:
-    """Hold out a part of every class, at least one example and never all."""
-    labels = np.array(part.labels)
-    random = np.random.default_rng(seed)
-    held: list[int] = []
-    for name in sorted(set(labels.tolist())):
-        members = np.flatnonzero(labels == name)
-        if len(members) < 2:
-            raise ValueError(
-                f"{where}: class {name} has a single example, and a test set is to be held out; "
-                "add examples, remove the class, or give a test set"
-            )
-        count = min(max(1, round(fraction * len(members))), len(members) - 1)
-        held += random.permutation(members)[:count].tolist()
-    return part.take(np.setdiff1d(np.arange(len(labels)), held)), part.take(sorted(held))
 
 
 def _kind(part: Part) -> Kind:

@@ -1,0 +1,389 @@
+"""Sources that work: built-in sets, arrays, tables, splits, and examples to predict."""
+
+import pickle
+import socket
+import urllib.error
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from datafiles import arrays, npy, picture, pictures, sound, ts, xy
+from ndvit.data.arrays import bundled, read_table
+from ndvit.data.preprocess import Recording
+from ndvit.data.source import (
+    Examples,
+    Source,
+    builtin_sources,
+    fit_preprocess,
+    hold_out,
+    load_examples,
+    load_source,
+)
+
+
+def counts(examples):
+    return np.bincount(examples.labels).tolist()
+
+
+# Built in
+
+
+def test_builtin_names():
+    names = set(builtin_sources())
+    assert {"digits", "gunpoint", "arrowhead", "italypowerdemand", "basicmotions", "osuleaf"} <= names
+    assert {"japanesevowels", "acsf1"} <= names
+    assert not {"covid3month", "cardanosentiment", "japanesevowels_eq", "unittesttimestamps"} & names  # no classes
+
+
+@pytest.mark.parametrize("name", builtin_sources())
+def test_every_builtin_set_loads_and_is_preprocessed(name):
+    source = load_source(name)
+    assert isinstance(source, Source)
+    assert source.name == name
+    assert source.val is None
+    assert source.notes
+    preprocess = fit_preprocess(source)
+    assert preprocess.kind == source.kind
+    for examples in (source.train, source.test):
+        assert set(examples.labels) == set(range(len(source.classes)))
+        assert examples.labels.dtype == np.int64
+        assert len(examples.names) == len(examples) == len(examples.labels)
+        x, mask = preprocess.masked(examples[0])
+        assert x.shape == (preprocess.channels, *preprocess.size)
+        assert mask is None or mask.shape == preprocess.size
+
+
+def test_digits():
+    source = load_source("Digits")
+    assert (source.kind, source.classes) == ("image", tuple("0123456789"))
+    assert len(source.train) + len(source.test) == 1797
+    assert {(image.size, image.mode) for image in source.train} == {((8, 8), "L")}
+    levels = np.unique(np.stack([np.asarray(image) for image in source.train]))
+    assert levels.tolist() == [round(level * 255 / 16) for level in range(17)]
+    assert fit_preprocess(source).size == (8, 8)
+    assert "no split given: 20% of each class held out for testing" in source.notes[0]
+
+
+def test_gunpoint_is_the_archives_split():
+    source = load_source("gunpoint")
+    assert (len(source.train), len(source.test), source.classes) == (50, 150, ("1", "2"))
+    assert source.train[0].shape == (1, 150)
+    assert source.test.names[4] == "GunPoint_TEST.ts[4]"
+    assert "GunPoint_TRAIN.ts to train" in source.notes[0]
+
+
+def test_unequal_lengths_are_told():
+    source = load_source("japanesevowels")
+    assert any("unequal lengths in the train set (7 to 26)" in note for note in source.notes)
+    assert any("resampled down to fit: 1 test examples" in note for note in source.notes)
+    assert fit_preprocess(source).size == (26,)
+    assert [fit_preprocess(source).fits(row) for row in source.test].count(False) == 1
+
+
+@pytest.mark.parametrize("name", ["gunpoint", "basicmotions", "japanesevowels"])
+def test_ts_agrees_with_aeon(name):
+    from aeon.datasets import load_from_ts_file
+
+    x, y = load_from_ts_file(str(bundled()[name]))
+    part = read_table(bundled()[name])["train"]
+    assert len(x) == len(part.items)
+    for one, other in zip(x, part.items):
+        np.testing.assert_allclose(one, other, rtol=1e-6)
+    assert [label.lower() for label in part.labels] == y.tolist()  # aeon's labels are in lower case
+
+
+def test_a_folder_named_like_a_builtin_set(tmp_path, monkeypatch):
+    pictures(tmp_path / "digits")
+    monkeypatch.chdir(tmp_path)
+    assert "write ./digits" in load_source("digits").notes[0]
+    assert load_source("./digits").classes == ("cat", "dog")
+
+
+# The archive
+
+
+def fill(folder, name):
+    ts(folder / name / f"{name}_TRAIN.ts")
+    ts(folder / name / f"{name}_TEST.ts")
+    ts(folder / name / f"{name}_eq_TRAIN.ts")
+
+
+def test_ucr_from_the_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("NDVIT_CACHE", str(tmp_path))
+    monkeypatch.setattr(socket, "socket", None)
+    fill(tmp_path / "ucr", "Toy")
+    source = load_source("ucr:toy")
+    assert (source.name, source.classes, len(source.test)) == ("Toy", ("a", "b"), 4)
+
+
+def test_ucr_is_fetched_once(tmp_path, monkeypatch):
+    fetched = []
+
+    def fetch(name, extract_path):
+        fetched.append(name)
+        fill(tmp_path / "ucr" / extract_path, name)
+
+    monkeypatch.setenv("NDVIT_CACHE", str(tmp_path))
+    monkeypatch.setattr("aeon.datasets.load_classification", fetch)
+    for _ in range(2):
+        assert load_source("ucr:coffee").name == "Coffee"
+    assert fetched == ["Coffee"]
+    assert [path.name for path in (tmp_path / "ucr").iterdir()] == ["Coffee"]
+
+
+def test_ucr_without_network(tmp_path, monkeypatch):
+    def fail(name, extract_path):
+        (tmp_path / "ucr" / extract_path / name).mkdir()
+        raise urllib.error.URLError("no route")
+
+    monkeypatch.setenv("NDVIT_CACHE", str(tmp_path))
+    monkeypatch.setattr("aeon.datasets.load_classification", fail)
+    with pytest.raises(
+        ValueError, match=r"ucr:Coffee could not be fetched .*no route.*Check the network, or put Coffee_"
+    ):
+        load_source("ucr:Coffee")
+    assert not list((tmp_path / "ucr").iterdir())
+
+
+def test_ucr_of_an_unknown_name(tmp_path, monkeypatch):
+    monkeypatch.setenv("NDVIT_CACHE", str(tmp_path))
+    with pytest.raises(ValueError, match=r"ucr:Cofee: no such set.*Did you mean Coffee"):
+        load_source("ucr:Cofee")
+
+
+# Arrays
+
+
+@pytest.mark.parametrize("shape", [(10,), (3, 10), (2, 6, 5), (1, 3, 4, 5)], ids=str)
+def test_arrays_of_any_number_of_axes(shape):
+    source = load_source(xy(10, shape))
+    expected = (1, *shape) if len(shape) == 1 else shape
+    assert (source.kind, source.name, source.classes) == ("signal", "arrays", ("0", "1"))
+    assert source.train[0].shape == expected
+    assert source.train[0].dtype == np.float32
+    assert source.train.in_memory
+    preprocess = fit_preprocess(source)
+    assert preprocess(source.test[0]).shape == expected
+
+
+def test_arrays_keep_their_split():
+    x, y = xy()
+    for given in ((x, y, x[:3], y[:3]), {"X_train": x, "y_train": y, "X_test": x[:3], "y_test": y[:3]}):
+        source = load_source(given)
+        assert (len(source.train), len(source.test), source.notes) == (8, 3, ())
+        assert source.test.names[2] == "X_test[2]"
+
+
+def test_lists_of_unequal_length():
+    rows = [np.arange(3.0), [1, 2, 3, 4], np.arange(5)[None], (0, 1)]
+    source = load_source((rows, list("abab"), rows, list("abab")))
+    assert [row.shape for row in source.train] == [(1, 3), (1, 4), (1, 5), (1, 2)]
+    assert fit_preprocess(source).size == (5,)
+
+
+def test_lists_of_pictures():
+    source = load_source(([Image.new("LA", (4, 3))] * 4, list("abab")))
+    assert (source.kind, source.train[0].mode, fit_preprocess(source).size) == ("image", "L", (3, 4))
+
+
+def test_missing_values_are_told():
+    x, y = xy()
+    x[1, 2] = np.nan
+    notes = load_source((x, y, x, y)).notes
+    assert "missing values in 1 of 8 train examples" in notes[0]
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes"),
+    [
+        ([10, 9, 2, 10], ("2", "9", "10")),
+        ([1.0, 2.0, 1.5, 2.0], ("1", "1.5", "2")),
+        (np.array([-1, 1, -1, 1], np.int8), ("-1", "1")),
+        (np.array(["b", "a", "10", "9"]), ("10", "9", "a", "b")),
+        (np.array([b"x", b"y", b"x", b"y"]), ("x", "y")),
+        (["1.0", "2.0", "10.0", "1.0"], ("1", "2", "10")),
+        (np.array(["x", "y", "x", "y"], dtype=object), ("x", "y")),
+        ([True, False, True, False], ("False", "True")),
+        (["01", "1", "02", "1"], ("01", "1", "02")),
+        (["1.10", "1.1", "1.10", "1.1"], ("1.1", "1.10")),
+    ],
+    ids=["ints", "floats", "int8", "text", "bytes", "text of numbers", "objects", "bools", "leading zeros", "versions"],
+)
+def test_classes(labels, classes):
+    x, _ = xy(4)
+    source = load_source((x, labels, x, labels))
+    assert source.classes == classes
+
+
+# Splits
+
+
+def test_split_is_stratified_seeded_and_complete():
+    x, _ = xy(100)
+    y = [0] * 80 + [1] * 15 + [2] * 3 + [3] * 2
+    source = load_source((x, y), test_fraction=0.2, seed=3)
+    assert counts(source.test) == [16, 3, 1, 1]
+    assert counts(source.train) == [64, 12, 2, 1]
+    assert sorted([*source.train.names, *source.test.names]) == sorted(f"X[{i}]" for i in range(100))
+    assert load_source((x, y), seed=3).test.names == source.test.names
+    assert load_source((x, y), seed=4).test.names != source.test.names
+    assert "20% of each class held out for testing (21 examples), stratified, seed 3" in source.notes[0]
+
+
+@pytest.mark.parametrize("fraction", [0.001, 0.999])
+def test_split_leaves_something_on_both_sides(fraction):
+    source = load_source(xy(6), test_fraction=fraction)
+    assert min(counts(source.train) + counts(source.test)) == 1
+
+
+def test_hold_out():
+    labels = np.array([0, 1, 0, 1, 0, 0, 2, 2])
+    keep, held = hold_out(labels, 0.25, 0, ("a", "b", "c"))
+    assert sorted([*keep, *held]) == list(range(8))
+    assert sorted(labels[held]) == [0, 1, 2]
+    with pytest.raises(ValueError, match="the data: class c has a single example"):
+        hold_out(labels[:-1], 0.25, 0, ("a", "b", "c"))
+
+
+# Tables
+
+
+def test_ts_keeps_case_missing_values_channels_and_lengths(tmp_path):
+    lines = ["1,?,3:4,5,NaN:baNana", "1.5,2:7,8:Cat", "-1e2,2,3,4:5,6:Cat", "", "1:2:baNana"]
+    head = "# Latin: \xe9\n@problemName x\n@classLabel true baNana Cat\n@data\n"
+    path = tmp_path / "x.ts"
+    path.write_bytes((head + "\n".join(lines)).encode("latin-1"))
+    part = read_table(path)["train"]
+    assert part.labels == ["baNana", "Cat", "Cat", "baNana"]
+    np.testing.assert_array_equal(part.items[0], np.array([[1, np.nan, 3], [4, 5, np.nan]], np.float32))
+    assert [item.shape for item in part.items] == [(2, 3), (2, 2), (2, 4), (2, 1)]
+    np.testing.assert_array_equal(part.items[2][1], np.array([5, 6, np.nan, np.nan], np.float32))
+    source = load_source(path)
+    assert source.classes == ("Cat", "baNana")
+
+
+@pytest.mark.parametrize("give", ["folder", "file"])
+@pytest.mark.parametrize("ending", [".ts", ".tsv"])
+def test_archive_files(tmp_path, give, ending):
+    for split in ("TRAIN", "TEST"):
+        if ending == ".ts":
+            ts(tmp_path / f"Toy_{split}.ts")
+        else:
+            (tmp_path / f"Toy_{split}.tsv").write_text("2\t1\tNaN\t3\n1.0000000e+00\t4\t5\t6\n10\t1\t1\t1\n")
+    source = load_source(tmp_path if give == "folder" else tmp_path / f"Toy_TRAIN{ending}")
+    assert source.name == "Toy"
+    assert source.classes == (("a", "b") if ending == ".ts" else ("1", "2", "10"))
+    assert source.test.names[1] == f"Toy_TEST{ending}[1]"
+    assert "the archive's own split" in source.notes[0]
+
+
+def test_npz(tmp_path):
+    x, y = xy()
+    np.savez(tmp_path / "one.npz", X=x, y=y)
+    assert "no split given" in load_source(tmp_path / "one.npz").notes[0]
+    np.savez_compressed(tmp_path / "two.npz", x_train=x, y_train=y, x_test=x[:3], y_test=y[:3])
+    source = load_source(str(tmp_path / "two.npz"))
+    assert (len(source.train), len(source.test), source.name) == (8, 3, "two")
+    np.savez(tmp_path / "three.npz", X_train=x, y_train=y, X_test=x[:3], y_test=y[:3], X_val=x[:2], y_val=y[:2])
+    assert len(load_source(tmp_path / "three.npz").val) == 2
+
+
+@pytest.mark.parametrize("labels", ["y.npy", "X_labels.npy", "X_labels.txt"])
+def test_npy_with_labels_beside(tmp_path, labels):
+    x, y = xy()
+    npy(tmp_path / "X.npy", x)
+    if labels.endswith(".npy"):
+        npy(tmp_path / labels, y)
+    else:
+        (tmp_path / labels).write_text("\n".join(map(str, y)) + "\n")
+    source = load_source(tmp_path / "X.npy")
+    assert source.classes == ("0", "1")
+    assert len(source.train) + len(source.test) == 8
+
+
+def test_npy_with_a_test_file_beside(tmp_path):
+    x, y = xy()
+    for split in ("train", "test"):
+        npy(tmp_path / f"X_{split}.npy", x)
+        npy(tmp_path / f"y_{split}.npy", y)
+    assert "X_test.npy to test" in load_source(tmp_path / "X_train.npy").notes[0]
+
+
+# Examples to predict
+
+
+def test_predict_one_file(tmp_path):
+    kind, examples, _ = load_examples(picture(tmp_path / "a.JPG"))
+    assert (kind, len(examples), examples.names, examples.labels) == ("image", 1, ["a.JPG"], None)
+    kind, examples, _ = load_examples(sound(tmp_path / "a.wav"))
+    assert kind == "signal"
+    assert isinstance(examples[0], Recording)
+    kind, examples, _ = load_examples(npy(tmp_path / "a.npy", np.zeros((2, 7))))
+    assert (kind, examples[0].shape) == ("signal", (2, 7))
+
+
+def test_predict_a_flat_folder(tmp_path):
+    for i in range(3):
+        picture(tmp_path / f"{i}.png")
+    (tmp_path / "notes.txt").write_text("x")
+    (tmp_path / "more").mkdir()
+    kind, examples, notes = load_examples(tmp_path)
+    assert (kind, examples.names) == ("image", ["0.png", "1.png", "2.png"])
+    assert "notes.txt" in " ".join(notes)
+    assert "more" in " ".join(notes)
+    (tmp_path / "3.png").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"1 of 4 examples cannot be used:\n  3.png: is empty"):
+        load_examples(tmp_path)
+    assert len(load_examples(tmp_path, skip_bad=True)[1]) == 3
+
+
+def test_predict_a_table(tmp_path):
+    path = ts(tmp_path / "x_TEST.ts")
+    ts(tmp_path / "x_TRAIN.ts")
+    kind, examples, notes = load_examples(path, classes=("b", "a", "c"))
+    assert (kind, len(examples), examples.labels.tolist(), notes) == ("signal", 4, [1, 1, 0, 0], ())
+    assert load_examples(path)[1].labels is None
+    _, examples, notes = load_examples(path, classes=("b", "c"))
+    assert examples.labels is None
+    assert "labels left out: a not among the model's classes" in notes[0]
+
+
+def test_predict_a_table_without_labels(tmp_path):
+    path = ts(tmp_path / "x.ts", ["1,2", "3,4"], head="@classLabel false\n@data\n")
+    _, examples, _ = load_examples(path, classes=("a", "b"))
+    assert (len(examples), examples.labels, examples[1].tolist()) == (2, None, [[3, 4]])
+
+
+def test_predict_an_npz(tmp_path):
+    x, y = xy()
+    np.savez(tmp_path / "a.npz", X_train=x, y_train=y, X_test=x[:3], y_test=y[:3])
+    _, examples, notes = load_examples(tmp_path / "a.npz", classes=("0", "1"))
+    assert (len(examples), examples.labels.tolist()) == (3, [0, 1, 0])
+    assert "the test set is taken" in notes[0]
+    np.savez(tmp_path / "b.npz", X=x)
+    assert len(load_examples(tmp_path / "b.npz")[1]) == 8
+    np.savez(tmp_path / "c.npz", X_test=x)
+    assert load_examples(tmp_path / "c.npz", classes=("0", "1"))[1].labels is None
+
+
+# Examples
+
+
+@pytest.mark.parametrize("make", [pictures, arrays], ids=["images", "arrays"])
+def test_examples_pickle_and_stay_small(tmp_path, make):
+    source = load_source(make(tmp_path))
+    assert not source.train.in_memory
+    data = pickle.dumps(source.train)
+    assert len(data) < 2000
+    again = pickle.loads(data)
+    assert len(again) == len(source.train)
+    np.testing.assert_array_equal(np.asarray(again[0]), np.asarray(source.train[0]))
+
+
+def test_subset():
+    examples = Examples([np.full((1, 2), i) for i in range(4)], [0, 1, 0, 1], list("abcd"))
+    chosen = examples.subset(np.array([3, 0]))
+    assert (chosen.names, chosen.labels.tolist(), [int(row[0, 0]) for row in chosen]) == (["d", "a"], [1, 0], [3, 0])
+    assert Examples([np.zeros((1, 2))]).subset([0]).labels is None
+    assert Examples([1, 2]).names == ["[0]", "[1]"]
