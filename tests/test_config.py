@@ -34,6 +34,7 @@ INVALID = {
     "flag": (dict(qkv_bias="yes"), "qkv_bias must be true or false, got 'yes'"),
     "positions": (dict(pos_embed="rope"), "pos_embed must be one of learned, sincos; got 'rope'"),
     "pooling": (dict(pooling="max"), "pooling must be one of token, avg, map"),
+    "initial weights": (dict(weight_init="xavier"), "weight_init must be one of article, balanced"),
     "activation": (dict(activation="relu"), "activation must be one of gelu, gelu_tanh, swiglu"),
     "sincos width": (dict(pos_embed="sincos", embed_dim=6, num_heads=1), "divisible by 4, got 6"),
     "distilled representation": (dict(distilled=True, representation_size=8), "exclude each other"),
@@ -118,11 +119,12 @@ def test_unknown_names_list_what_there_is(name):
     ("size", "patch", "whole"),
     [
         ((150,), (3,), (150,)),  # 50 tokens, no padding
-        ((24,), (1,), (24,)),
+        ((24,), (2,), (24,)),
+        ((6,), (1,), (6,)),
         ((251,), (4,), (252,)),  # a prime: padded by one
         ((100,), (2,), (100,)),
         ((65536,), (1024,), (65536,)),
-        ((8, 8), (1, 1), (8, 8)),
+        ((8, 8), (2, 2), (8, 8)),
         ((28, 28), (2, 2), (28, 28)),
         ((224, 224), (16, 16), (224, 224)),
         ((1, 1000), (1, 100), (1, 1000)),  # divides, and is no more than half as large again

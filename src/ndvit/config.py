@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 PositionEmbedding = Literal["learned", "sincos"]
 Pooling = Literal["token", "avg", "map"]
 Activation = Literal["gelu", "gelu_tanh", "swiglu"]
+WeightInit = Literal["article", "balanced"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +74,9 @@ class ViTConfig:
     """LayerNorm over all tokens before the first block (CLIP)."""
     norm_eps: float = 1e-6
     """Epsilon of every LayerNorm."""
+    weight_init: WeightInit = "article"
+    """Initial weights: article (linear layers std .01, tokens and positions .02), or balanced (linear layers by fan-in,
+    tokens and positions as strong as patches), which learns from little data in far fewer steps."""
     drop_rate: float = 0.0
     """Dropout after the position embedding and in every projection and MLP."""
     attn_drop_rate: float = 0.0
@@ -112,7 +116,13 @@ class ViTConfig:
         for name in ("qkv_bias", "qk_norm", "distilled", "class_token", "pos_embed_prefix", "patch_norm", "pre_norm"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
-        for name, kind in (("pos_embed", PositionEmbedding), ("pooling", Pooling), ("activation", Activation)):
+        choices = {
+            "pos_embed": PositionEmbedding,
+            "pooling": Pooling,
+            "activation": Activation,
+            "weight_init": WeightInit,
+        }
+        for name, kind in choices.items():
             if getattr(self, name) not in get_args(kind):
                 raise ValueError(f"{name} must be one of {', '.join(get_args(kind))}; got {getattr(self, name)!r}")
 
@@ -248,7 +258,8 @@ def plan_grid(
     """Choose a patch for inputs of this size and round the size up to whole patches.
 
     The patch is the smallest that keeps the grid within 64 (1-D), 14 x 14 (2-D) or 8 x 8 x 8 (3-D) tokens, or up to
-    half as large again where that divides the size and so needs no padding.
+    half as large again where that divides the size and so needs no padding. It has two samples along an axis at least,
+    unless there are fewer than eight: a token of one sample has nothing to tell but its position.
 
     Args:
         size: samples or pixels along each axis.
@@ -259,6 +270,7 @@ def plan_grid(
     """
     if patch_size is None:
         least = max(math.ceil(s / _TOKENS_PER_AXIS[len(size)]) for s in size)
+        least = max(least, 2 if max(size) >= 8 else 1)
         exact = [p for p in range(least, least + least // 2 + 1) if all(s % min(p, s) == 0 for s in size)]
         patch_size = tuple(min(exact[0] if exact else least, s) for s in size)
     patch = _whole_numbers("patch_size", patch_size)

@@ -43,7 +43,7 @@ INKS |= {colour: f"var(--c{i})" for i, colour in enumerate(CURVES)}
 STYLE = {"svg.fonttype": "none", "font.sans-serif": ["DejaVu Sans"], "font.size": 12}
 STYLE |= {"text.parse_math": False, "figure.frameon": False, "axes.facecolor": "none"}  # a $ is a $
 STYLE |= {f"axes.spines.{side}": False for side in ("left", "right", "top")}
-STYLE |= {"ytick.left": False, "axes.grid": True, "axes.grid.axis": "y", "axes.xmargin": 0, "axes.ymargin": 0.06}
+STYLE |= {"ytick.left": False, "axes.xmargin": 0, "axes.ymargin": 0.06}
 STYLE |= {"axes.titlelocation": "left", "axes.titlesize": 12, "axes.titleweight": "bold", "axes.titlecolor": STRONG}
 STYLE |= dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), TEXT)
 STYLE |= {"grid.color": GRID, "lines.linewidth": 1.6, "lines.marker": "o", "lines.markersize": 5}
@@ -167,7 +167,7 @@ def _tidy(match: re.Match[str]) -> str:
     """A tag of matplotlib's as it may stand in a page: in the page's colours, with no id shared by figures, shorter."""
     tag = re.sub("#00fe0[0-9a-c]", lambda colour: INKS[colour[0]], match[0].replace("xlink:href", "href"))
     tag = re.sub(' id="[^"]*"', "", tag) if tag.startswith("<g ") else tag
-    return re.sub(r"\s*\n|(?<=\.\d)\d+" if tag.startswith("<path") else "\n", "", tag)
+    return re.sub(r"\s*\n|(?<=\.\d)\d+" if tag.startswith(("<path", "<use")) else "\n", "", tag)
 
 
 def _chart(
@@ -185,21 +185,17 @@ def _chart(
         for colour, (x, y) in series.items():
             x, y = _thin(x, y, size[0] // 2)
             seen = np.isfinite(y)
-            alone = seen & ~np.append(False, seen[:-1]) & ~np.append(seen[1:], False)
-            # A point without neighbours makes no line; a validation curve shows where it was measured.
-            axes.plot(
-                x,
-                y,
-                color=colour,
-                clip_on=False,
-                markevery=seen if title and colour == CURVES[1] and len(x) <= 60 else alone,
-            )
+            dots = seen & ~np.append(False, seen[:-1]) & ~np.append(seen[1:], False)  # without neighbours, no line
+            if title and colour == CURVES[1] and len(x) <= 60:
+                dots = seen  # of validation, to show where it was measured
+            axes.plot(x, y, color=colour, markevery=dots, clip_on=False)
         xs = np.concatenate([x for x, _ in series.values()])
         if xs.min() < xs.max():
             axes.set_xlim(xs.min(), xs.max())  # also where y is missing
         if "%" in title:
             axes.set_ylim(top=min(100, axes.get_ylim()[1]))
         axes.set(xlabel=x_label, title=title)
+        axes.grid(axis="y", clip_on=False)  # clipping would take a reference, url(#...), on each line
         steps = [1, 2, 5, 10]
         axes.xaxis.set_major_locator(MaxNLocator(size[0] // 60, steps=steps, integer="(s)" not in x_label))
         axes.xaxis.set_major_formatter("{x:,.10g}")
@@ -264,13 +260,13 @@ def _matrix(ev: Evaluation) -> Markup:
         axes.set_yticks(named, names)
         axes.set_xticks(named, names, rotation=90, rotation_mode="anchor", ha="right", va="center")
         axes.tick_params(length=0, labelsize=11)
-        axes.grid(False)
         axes.spines[:].set(visible=True, color=GRID)
         strong: dict[str, Any] = {"weight": "bold", "color": STRONG, "transform": axes.figure.transFigure}
         axes.text(0.002, 0.976, "true", **strong)
         axes.text(0.99, 0.008, "predicted", ha="right", **strong)
 
-    return _draw((700, 700), "matrix", f"confusion matrix of {width} classes; the commonest are listed below", paint)
+    told = f"confusion matrix of {width} classes; the commonest confusions are listed below"
+    return _draw((700, 700), "matrix", told, paint)
 
 
 def _short(name: str) -> str:

@@ -364,7 +364,8 @@ def plan_model(data: Source, name: str, recipe: Recipe, overrides: Mapping[str, 
     if size is not None and whole != tuple(size):
         raise ValueError(f"input_size {tuple(size)} is not divisible by patch_size {patch}: use {whole}")
     preprocess = replace(preprocess, size=whole)  # type: ignore[type-var]  # every Preprocess is a dataclass
-    values = dict(overrides) | {
+    # the article's weights need more steps than little data deserves, see ViTConfig.weight_init
+    values = {"weight_init": "balanced", **overrides} | {
         "input_size": whole,
         "patch_size": patch,
         "in_channels": preprocess.channels,

@@ -171,7 +171,7 @@ class VisionTransformer(nn.Module):
         like = self.patch_embed.proj.weight
         for name in ("head", "head_dist") if self.config.distilled else ("head",):
             head = nn.Linear(width, num_classes).to(like) if num_classes else nn.Identity()
-            head.apply(_init_module)
+            head.apply(self._init_module)
             setattr(self, name, head)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -204,33 +204,35 @@ class VisionTransformer(nn.Module):
         )
 
     def _init_weights(self) -> None:
-        """Tokens and positions from a truncated normal of std .02; the rest by kind, see `_init_module`."""
-        for token in (self.cls_token, self.dist_token, self.reg_token):
+        """Fill every parameter, see `ViTConfig.weight_init`."""
+        # A patch of standardised samples under Kaiming's fan-out becomes a token of std sqrt(2 channels / width); a
+        # position as strong as that tells places apart from the first step on.
+        balanced = self.config.weight_init == "balanced"
+        std = (2 * self.config.in_channels / self.config.embed_dim) ** 0.5 if balanced else 0.02
+        tokens = [self.cls_token, self.dist_token, self.reg_token, self.attn_pool and self.attn_pool.latent]
+        for token in tokens:
             if token is not None:
-                nn.init.trunc_normal_(token, std=0.02)
-        if self.attn_pool is not None:
-            nn.init.trunc_normal_(self.attn_pool.latent, std=0.02)
+                nn.init.trunc_normal_(token, std=std)
         if self.config.pos_embed == "learned":
-            nn.init.trunc_normal_(self.pos_embed, std=0.02)
+            nn.init.trunc_normal_(self.pos_embed, std=std)
         else:
             patches = sincos_positions(self.config.grid, self.config.embed_dim)
             with torch.no_grad():  # prefix tokens, which stand nowhere, get zeros, as in MAE
                 self.pos_embed.zero_()[0, -len(patches) :] = patches.to(self.pos_embed.device)
-        self.apply(_init_module)
+        self.apply(self._init_module)
 
-
-def _init_module(module: nn.Module) -> None:
-    """The article's initialisation of each kind of layer."""
-    if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.01)
-        if module.bias is not None:
+    def _init_module(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear):
+            balanced = self.config.weight_init == "balanced"
+            nn.init.trunc_normal_(module.weight, std=module.in_features**-0.5 if balanced else 0.01)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.LayerNorm):
+            nn.init.ones_(module.weight)
             nn.init.zeros_(module.bias)
-    elif isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-        nn.init.kaiming_normal_(module.weight, mode="fan_out")
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-    elif isinstance(module, nn.LayerNorm):
-        nn.init.ones_(module.weight)
-        nn.init.zeros_(module.bias)
-    elif isinstance(module, LayerScale):
-        nn.init.constant_(module.gamma, module.init)
+        elif isinstance(module, LayerScale):
+            nn.init.constant_(module.gamma, module.init)
