@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from ndvit.answers import evaluate, predict
     from ndvit.config import ViTConfig, list_models
     from ndvit.data.source import load_source
     from ndvit.network import VisionTransformer, create_model
-    from ndvit.run import evaluate, predict, resume, train
+    from ndvit.run import resume, train
     from ndvit.training.recipe import Recipe
     from ndvit.weights import load_model, save_model
 
@@ -27,8 +28,8 @@ _HOMES = {
     "save_model": "ndvit.weights",
     "train": "ndvit.run",
     "resume": "ndvit.run",
-    "evaluate": "ndvit.run",
-    "predict": "ndvit.run",
+    "evaluate": "ndvit.answers",
+    "predict": "ndvit.answers",
 }
 
 __all__ = [

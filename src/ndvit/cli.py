@@ -18,8 +18,9 @@ from ndvit.config import ViTConfig, list_models, named_config
 from ndvit.training.recipe import Recipe
 
 if TYPE_CHECKING:
+    from ndvit.answers import Prediction
     from ndvit.evaluation import Evaluation
-    from ndvit.run import Prediction, Run
+    from ndvit.run import Run
 
 _DECIDED_ELSEWHERE = {
     "num_classes": "the data",
@@ -65,7 +66,8 @@ def train(
     """Train a classifier on a source, and leave a run folder with the model and a report.
 
     Args:
-        source: A built-in set (digits, gunpoint, ...), ucr:NAME, a folder with one folder a class, or a .ts, .tsv, .npz or .npy file.
+        source: A built-in set (digits, gunpoint, ...), ucr:NAME, a folder with one folder a class, or a .ts, .tsv,
+            .npz or .npy file.
         model: A name that `ndvit models` lists; vit_SIZE takes its dimensions and patch from the data.
         output: The run folder. [default: a new one under runs/]
         force: Replace an existing run folder.
@@ -73,6 +75,8 @@ def train(
         test_fraction: Share held out for testing where the source has no test set.
         skip_bad: Leave unreadable files out instead of stopping.
         progress: Show progress bars.
+        options: Fields of ViTConfig.
+        recipe: Fields of Recipe.
     """
     from ndvit import run as runs
 
@@ -103,7 +107,7 @@ def evaluate(
     run: Path,
     source: str,
     *,
-    split: Literal["test", "train", "all"] = "test",
+    split: Literal["auto", "test", "train", "all"] = "auto",
     format: Literal["table", "json"] = "table",
     skip_bad: bool = False,
     batch_size: int = 64,
@@ -114,15 +118,15 @@ def evaluate(
     Args:
         run: A run folder or a model.safetensors.
         source: Labelled data, as for train.
-        split: Which part; a source without a test set is split as it was in training.
+        split: auto is the test set where there is one or where the model was trained on this source; else all.
         format: A table, or JSON with the confusion matrix.
         skip_bad: Leave unreadable files out instead of stopping.
         batch_size: Examples at a time.
         device: Where to compute.
     """
-    from ndvit import run as runs
+    from ndvit import answers
 
-    result = runs.evaluate(
+    result = answers.evaluate(
         run, source, split=split, skip_bad=skip_bad, batch_size=batch_size, device=device, say=_remark
     )
     if format == "json":
@@ -130,7 +134,7 @@ def evaluate(
 
         print(json.dumps(result.to_dict(), indent=1, ensure_ascii=False))
     else:
-        _print_evaluation(result, f"{split} set of {source}")
+        _print_evaluation(result)
 
 
 @app.command
@@ -154,9 +158,9 @@ def predict(
         batch_size: Examples at a time.
         device: Where to compute.
     """
-    from ndvit import run as runs
+    from ndvit import answers
 
-    predictions = runs.predict(run, *files, skip_bad=skip_bad, batch_size=batch_size, device=device, say=_remark)
+    predictions = answers.predict(run, *files, skip_bad=skip_bad, batch_size=batch_size, device=device, say=_remark)
     _print_predictions(predictions, format)
 
 
@@ -210,7 +214,8 @@ def _main(
     """Read settings below the flags, then run a command.
 
     Args:
-        config: YAML file of settings, such as a run's config.yaml; flags go before it.
+        *tokens: The command and its flags.
+        config: YAML file of settings, such as a run's config.yaml; flags override it.
         debug: Show the traceback of an error.
     """
     if config is not None:
@@ -248,11 +253,11 @@ def _remark(line: str) -> None:
     print(line, file=sys.stderr)  # so that csv and json on standard output stay clean
 
 
-def _print_evaluation(result: "Evaluation", title: str) -> None:
+def _print_evaluation(result: "Evaluation") -> None:
     low, high = result.accuracy_interval
     right = len(result) - len(result.mistakes)
-    print(f"{title}: {len(result):,} examples")
-    print(f"accuracy           {result.accuracy:.4f}  ({right:,} right; 95 % interval {low:.4f} to {high:.4f})")
+    print(f"accuracy           {result.accuracy:.4f}  ({right:,} of {len(result):,})")
+    print(f"95 % interval      {low:.4f} to {high:.4f}")
     print(f"balanced accuracy  {result.balanced_accuracy:.4f}")
     print(f"log loss           {result.log_loss:.4f}\n")
     width = max(5, *(len(row.name) for row in result.per_class))

@@ -87,7 +87,7 @@ class Inputs(Dataset[Batch]):
         )
 
 
-def _as_it_is(batch: Batch) -> Batch:
+def _as_it_is(batch: Any) -> Any:
     """`__getitems__` gives whole batches, so there is nothing left to collate."""
     return batch
 

@@ -93,7 +93,8 @@ def load_source(
     Args:
         source: The name of a built-in set; `ucr:NAME`; a folder of classes; a .ts, .tsv, .npz or .npy file; or in
             Python `(X, y)`, `(X_train, y_train, X_test, y_test)` or a dict with such keys.
-        test_fraction: The part of each class that is held out for testing, where the data has no split of its own.
+        test_fraction: The part of each class that is held out for testing, where the data has no split of its own; 0
+            holds nothing out and leaves `test` empty, for data that is only to be tested on.
         seed: Seed of that split.
         skip_bad: Leave bad examples out, and say so in the notes, instead of raising.
         progress: Show a progress bar while many files are checked.
@@ -102,8 +103,8 @@ def load_source(
         FileNotFoundError: neither a name nor a path.
         ValueError: anything wrong with the data: what, where, and how to mend it.
     """
-    if not 0 < test_fraction < 1:
-        raise ValueError(f"test_fraction must lie between 0 and 1, both excluded; got {test_fraction}")
+    if not 0 <= test_fraction < 1:
+        raise ValueError(f"test_fraction must be at least 0 and below 1, got {test_fraction}")
     name, parts, notes = _find(source)
     where = name if isinstance(source, tuple | dict) else str(source)
     if "train" not in parts:
@@ -114,9 +115,11 @@ def load_source(
     parts = {split: parts[split] for split in ("train", "test", "val") if split in parts}
     parts, more = folders.without_bad(parts, where, skip_bad, progress)
     notes += more
-    classes = _classes(parts, where)
+    classes = _classes(parts, where, at_least=2 if test_fraction else 1)
     made = {split: _examples(part, classes) for split, part in parts.items()}
-    if "test" not in made:
+    if "test" not in made and not test_fraction:
+        made["test"] = made["train"].subset([])
+    elif "test" not in made:
         keep, held = hold_out(made["train"].labels, test_fraction, seed, classes, where)
         made |= {"train": made["train"].subset(keep), "test": made["train"].subset(held)}
         share = f"{test_fraction:.0%} of each class held out for testing ({len(held):,} examples)"
@@ -271,7 +274,7 @@ def _table(path: Path) -> Path:
     raise ValueError(f"{path}: unknown type of file {path.suffix!r}; known: {known}")
 
 
-def _classes(parts: dict[str, Part], where: str) -> tuple[str, ...]:
+def _classes(parts: dict[str, Part], where: str, at_least: int) -> tuple[str, ...]:
     """The classes of the training set, checked against all parts."""
     for split, part in parts.items():
         if part.labels is None:
@@ -289,7 +292,7 @@ def _classes(parts: dict[str, Part], where: str) -> tuple[str, ...]:
         classes = tuple(sorted(names, key=lambda name: (float(name), name)))
     except ValueError:
         classes = tuple(sorted(names))
-    if len(classes) < 2:
+    if len(classes) < at_least:
         raise ValueError(f"{where}: the training set has one class only ({classes[0]}); at least two are needed")
     for split, part in parts.items():
         strange = sorted(set(map(str, part.labels or ())) - names)

@@ -209,8 +209,8 @@ class VisionTransformer(nn.Module):
         # position as strong as that tells places apart from the first step on.
         balanced = self.config.weight_init == "balanced"
         std = (2 * self.config.in_channels / self.config.embed_dim) ** 0.5 if balanced else 0.02
-        tokens = [self.cls_token, self.dist_token, self.reg_token, self.attn_pool and self.attn_pool.latent]
-        for token in tokens:
+        query = None if self.attn_pool is None else self.attn_pool.latent
+        for token in (self.cls_token, self.dist_token, self.reg_token, query):
             if token is not None:
                 nn.init.trunc_normal_(token, std=std)
         if self.config.pos_embed == "learned":

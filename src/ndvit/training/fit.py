@@ -223,7 +223,11 @@ class SameRun(Callback):
     """Writes into checkpoints what they belong to, and refuses to resume one that belongs to something else."""
 
     def __init__(self, task: SupervisedTask, examples: int) -> None:
-        self.facts = {"recipe": task.recipe.to_dict(), "config": task.model.config.to_dict(), "examples": examples}
+        self.facts: dict[str, Any] = {
+            "recipe": task.recipe.to_dict(),
+            "config": task.model.config.to_dict(),
+            "examples": examples,
+        }
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values, so that checkpoints load with weights_only=True."""

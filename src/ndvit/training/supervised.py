@@ -3,6 +3,8 @@
 import ndvit._torchvision  # noqa: F401  (lightning imports torchvision)
 
 # isort: split
+from typing import Any
+
 import lightning.pytorch as pl
 import numpy as np
 import torch
@@ -51,8 +53,8 @@ class SupervisedTask(pl.LightningModule):
         self.recipe = recipe
         self.steps = steps
         self.log_every = log_every * recipe.accumulate
-        self.running = torch.nn.ModuleDict({name: MeanMetric() for name in ("train_loss", "train_accuracy")})
-        for metric in self.running.values():
+        self.mean_loss, self.mean_accuracy = MeanMetric(), MeanMetric()
+        for metric in (self.mean_loss, self.mean_accuracy):
             metric.persistent(True)  # in checkpoints, so that a resumed run logs what an unbroken one does
 
     def augment(self, batch: Batch) -> tuple[Tensor, Tensor | None, Tensor]:
@@ -83,15 +85,19 @@ class SupervisedTask(pl.LightningModule):
         loss = supervised_loss(output, targets)
         with torch.no_grad():
             accuracy = (mean_logits(output).argmax(1) == targets.argmax(1)).float().mean()
-        self.running["train_loss"].update(loss.detach())
-        self.running["train_accuracy"].update(accuracy)
+        self.mean_loss.update(loss.detach())
+        self.mean_accuracy.update(accuracy)
         if (batch_idx + 1) % self.log_every == 0:
-            means = {name: metric.compute() for name, metric in self.running.items()}
-            learning_rate = max(group["lr"] for group in self.trainer.optimizers[0].param_groups)
-            self.log_dict(means | {"learning_rate": learning_rate}, batch_size=len(x))
-            self.log_dict({"loss": means["train_loss"]}, prog_bar=True, logger=False, batch_size=len(x))
-            for metric in self.running.values():
-                metric.reset()
+            mean_loss = self.mean_loss.compute()
+            row = {
+                "train_loss": mean_loss,
+                "train_accuracy": self.mean_accuracy.compute(),
+                "learning_rate": max(group["lr"] for group in self.trainer.optimizers[0].param_groups),
+            }
+            self.log_dict(row, batch_size=len(x))
+            self.log_dict({"loss": mean_loss}, prog_bar=True, logger=False, batch_size=len(x))
+            self.mean_loss.reset()
+            self.mean_accuracy.reset()
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -104,7 +110,7 @@ class SupervisedTask(pl.LightningModule):
         }
         self.log_dict(values, prog_bar=True, batch_size=len(batch.labels))
 
-    def configure_optimizers(self) -> dict:
+    def configure_optimizers(self) -> Any:
         """The recipe's optimiser and its schedule by steps."""
         optimizer = build_optimizer(self.model, self.recipe)
         schedule = build_schedule(optimizer, self.recipe, self.steps)

@@ -1,0 +1,137 @@
+"""What a trained model says of examples: tested on labelled data, or asked for the classes of new files."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from ndvit.data.loading import Inputs
+from ndvit.data.preprocess import Preprocess
+from ndvit.data.source import load_examples, load_source
+from ndvit.evaluation import Evaluation
+from ndvit.network import VisionTransformer
+from ndvit.training.inference import predict_probabilities
+from ndvit.training.recipe import Device
+from ndvit.weights import load_model
+
+Split = Literal["auto", "test", "train", "all"]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says of one example: its name, the class, and the probability of every class."""
+
+    name: str
+    label: str
+    probabilities: dict[str, float]
+
+
+def evaluate(
+    run: str | Path | VisionTransformer,
+    source: Any,
+    *,
+    split: Split = "auto",
+    skip_bad: bool = False,
+    batch_size: int = 64,
+    device: Device = "auto",
+    progress: bool = True,
+    say: Any = print,
+) -> Evaluation:
+    """Test a trained model on labelled data.
+
+    Args:
+        run: a run folder, a model file or a loaded model.
+        source: as in `train`.
+        split: "test", "train" or "all". "auto" is the test set where the source has one or where the model was trained
+            on this very source (which is then split as it was in training); other data is tested whole.
+        skip_bad: leave unreadable files out.
+        batch_size: examples at a time.
+        device: where to compute.
+        progress: show a progress bar.
+        say: what is done with each line that tells what happens.
+
+    Raises:
+        ValueError: if the source's classes are not the model's, or the data is of another kind.
+    """
+    if split not in ("auto", "test", "train", "all"):
+        raise ValueError(f"split must be one of auto, test, train, all; got {split!r}")
+    model, classes, preprocess = _trained(run)
+    told = model.provenance
+    known = isinstance(source, str | Path) and str(source) == told.get("source")
+    held = told.get("test_fraction", 0.2) if split in ("test", "train") or (split == "auto" and known) else 0
+    data = load_source(source, test_fraction=held, seed=told.get("seed", 0), skip_bad=skip_bad, progress=progress)
+    _same_kind(data.kind, preprocess, data.name)
+    if unknown := [c for c in data.classes if c not in classes]:
+        raise ValueError(
+            f"{data.name} has classes that the model does not know: {', '.join(unknown[:10])}. "
+            f"It knows {', '.join(classes)}"
+        )
+    if split == "auto":
+        split = "test" if len(data.test) else "all"
+    for note in data.notes:
+        say(note)
+    parts = {"train": [data.train], "test": [data.test], "all": [data.train, data.val, data.test]}[split]
+    chosen = [examples for examples in parts if examples is not None and len(examples)]
+    say(f"{data.name}: {sum(map(len, chosen)):,} examples ({'the ' * (split != 'all')}{split} set)")
+    answers = [
+        predict_probabilities(model, Inputs(examples, preprocess), batch_size, device, progress) for examples in chosen
+    ]
+    to_model = np.array([classes.index(c) for c in data.classes])
+    labels = [to_model[examples.labels] for examples in chosen]
+    names = tuple(name for examples in chosen for name in examples.names)
+    return Evaluation(classes, np.concatenate(labels), np.concatenate(answers), names)
+
+
+def predict(
+    run: str | Path | VisionTransformer,
+    *paths: str | Path,
+    skip_bad: bool = False,
+    batch_size: int = 64,
+    device: Device = "auto",
+    progress: bool = True,
+    say: Any = print,
+) -> list[Prediction]:
+    """Name the class of new examples.
+
+    Args:
+        run: a run folder, a model file or a loaded model.
+        paths: pictures, recordings or files of arrays (one file may hold many examples), or folders of such files.
+        skip_bad: leave unreadable files out.
+        batch_size: examples at a time.
+        device: where to compute.
+        progress: show a progress bar.
+        say: what is done with each line that tells what happens.
+
+    Raises:
+        ValueError: if a file cannot be read or is not of the kind that the model was trained on.
+    """
+    model, classes, preprocess = _trained(run)
+    if not paths:
+        raise ValueError("nothing to predict: give files or folders")
+
+    def answers() -> Iterator[Prediction]:
+        for path in paths:
+            kind, examples, notes = load_examples(path, skip_bad=skip_bad)
+            _same_kind(kind, preprocess, str(path))
+            for note in notes:
+                say(note)
+            rows = predict_probabilities(model, Inputs(examples, preprocess), batch_size, device, progress)
+            for name, row in zip(examples.names, rows, strict=True):
+                said = dict(zip(classes, map(float, row), strict=True))
+                yield Prediction(str(name), max(said, key=said.__getitem__), said)
+
+    return list(answers())
+
+
+def _trained(run: str | Path | VisionTransformer) -> tuple[VisionTransformer, tuple[str, ...], Preprocess]:
+    model = run if isinstance(run, VisionTransformer) else load_model(run)
+    if not model.classes or model.preprocess is None:
+        raise ValueError("the model does not know its classes or its preprocessing: train it, or set both on it")
+    return model, model.classes, model.preprocess
+
+
+def _same_kind(kind: str, preprocess: Preprocess, where: str) -> None:
+    if kind != preprocess.kind:
+        raise ValueError(f"{where} holds {kind}s, and the model was trained on {preprocess.kind}s")
