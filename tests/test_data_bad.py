@@ -82,9 +82,9 @@ def test_arrays(name):
         caught.match(message)
 
 
-@pytest.mark.parametrize("fraction", [0, 1, -0.5, 20])
+@pytest.mark.parametrize("fraction", [1, -0.5, 20])
 def test_fraction(fraction):
-    with pytest.raises(ValueError, match=f"test_fraction must lie between 0 and 1, both excluded; got {fraction}"):
+    with pytest.raises(ValueError, match=f"test_fraction must be at least 0 and below 1, got {fraction}"):
         load_source((X, Y), test_fraction=fraction)
 
 

@@ -72,8 +72,8 @@ def evaluate(
         split = "test" if len(data.test) else "all"
     for note in data.notes:
         say(note)
-    parts = {"train": [data.train], "test": [data.test], "all": [data.train, data.val, data.test]}[split]
-    chosen = [examples for examples in parts if examples is not None and len(examples)]
+    parts = {"train": data.train, "val": data.val, "test": data.test}
+    chosen = [e for name, e in parts.items() if e is not None and len(e) and split in (name, "all")]
     say(f"{data.name}: {sum(map(len, chosen)):,} examples ({'the ' * (split != 'all')}{split} set)")
     answers = [
         predict_probabilities(model, Inputs(examples, preprocess), batch_size, device, progress) for examples in chosen

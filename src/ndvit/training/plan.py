@@ -5,8 +5,6 @@ from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any
 
-import numpy as np
-
 from ndvit.config import ViTConfig, named_config, plan_grid
 from ndvit.data.preprocess import Preprocess
 from ndvit.data.source import Source, fit_preprocess, hold_out
@@ -35,8 +33,8 @@ def plan_model(data: Source, name: str, recipe: Recipe, overrides: Mapping[str, 
     number for data of several dimensions is the side of a square or cube.
     """
     named = named_config(name, **{k: v for k, v in overrides.items() if k not in ("input_size", "patch_size")})
-    example = data.train[0]
-    dims = 2 if data.kind == "image" else np.ndim(getattr(example, "values", example)) - 1  # less the channels
+    example: Any = data.train[0]
+    dims = 2 if data.kind == "image" else getattr(example, "values", example).ndim - 1  # less the channels
     size, patch = overrides.get("input_size"), overrides.get("patch_size")
     if "_patch" in name:
         if len(named.input_size) != dims:
