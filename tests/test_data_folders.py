@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from datafiles import arrays, cut, npy, picture, pictures, sound
-from ndvit.data import folders
+from ndvit.data import checking, folders
 from ndvit.data.preprocess import Recording
 from ndvit.data.source import fit_preprocess, load_source
 
@@ -150,7 +150,7 @@ def test_skip_bad_leaves_bad_files_out_and_says_so(tmp_path):
 
 
 def test_header_only_beyond_the_limit(tmp_path, monkeypatch):
-    monkeypatch.setattr(folders, "_DECODE_AT_MOST", 3)
+    monkeypatch.setattr(checking, "_DECODE_AT_MOST", 3)
     pictures(tmp_path / "p")
     cut(tmp_path / "p" / "cat" / "1.png", keep=0.6)  # its header is whole
     source = load_source(tmp_path / "p")

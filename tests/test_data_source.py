@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from datafiles import arrays, npy, picture, pictures, sound, ts, xy
-from ndvit.data.arrays import bundled, read_table
+from ndvit.data.archives import bundled
+from ndvit.data.arrays import read_table
 from ndvit.data.preprocess import Recording
 from ndvit.data.source import (
     Examples,

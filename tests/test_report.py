@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from ndvit.evaluation import Evaluation
-from ndvit.report import Report, _percent, _thin, write_report
+from ndvit.figures import _thin
+from ndvit.report import Report, _percent, write_report
 
 Recording = namedtuple("Recording", "values rate")
 EVIL = "<script>alert('x')</script>\"><img src=x onerror=alert(1)>"
@@ -174,7 +175,7 @@ def test_import_is_light():
         import sys
         import ndvit.report
         print([name for name in ("matplotlib", "jinja2", "PIL", "sklearn", "torch") if name in sys.modules])
-        ndvit.report._curves([{"step": 1, "train_loss": 1.0}])
+        ndvit.figures.learning_curves([{"step": 1, "train_loss": 1.0}])
         print("matplotlib" in sys.modules, "matplotlib.pyplot" in sys.modules)
     """
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
 
 from cyclopts import App, CycloptsError, Group, Parameter
-from cyclopts.config import Yaml
+from cyclopts.config import Dict
 from docstring_parser import parse_from_object
 
 from ndvit import __version__
@@ -218,10 +218,13 @@ def _main(
         config: YAML file of settings, such as a run's config.yaml; flags override it.
         debug: Show the traceback of an error.
     """
+    app.config = ()
     if config is not None:
         if not config.is_file():
             raise FileNotFoundError(f"no settings at {config}")
-        app.config = (Yaml(config, use_commands_as_keys=False),)
+        from ndvit.run import read_config
+
+        app.config = (Dict(read_config(config), use_commands_as_keys=False, source=str(config)),)
     return app(tokens, exit_on_error=False, print_error=False)
 
 

@@ -21,7 +21,7 @@ from ndvit.evaluation import Evaluation
 from ndvit.network import VisionTransformer
 from ndvit.report import MAX_CARDS, Report, write_report
 from ndvit.training.fit import FitResult, fit
-from ndvit.training.inference import predict_probabilities
+from ndvit.training.inference import pick_device, predict_probabilities
 from ndvit.training.plan import plan_model, split_options, with_validation
 from ndvit.weights.file import MODEL_FILE, save_model
 
@@ -119,6 +119,8 @@ def resume(folder: str | Path, *, source: Any = None, progress: bool = True, say
     if (folder / MODEL_FILE).is_file():
         raise ValueError(f"{folder} is finished: it has a {MODEL_FILE}. Train anew with another output folder")
     settings = read_config(folder / CONFIG_FILE)
+    if lost := [name for name in ("source", "model", "test_fraction", "skip_bad") if name not in settings]:
+        raise ValueError(f"{folder / CONFIG_FILE} has lost {', '.join(lost)}: a run cannot be resumed without")
     source = settings["source"] if source is None else source
     if source is None:
         raise ValueError(f"{folder} was trained on arrays: resume it from Python with source= the same arrays")
@@ -152,6 +154,7 @@ def _run(source: Any, settings: dict[str, Any], folder: Path, *, resume: bool, p
     recipe, overrides = split_options({k: v for k, v in settings.items() if k not in about_data})
     if not test_fraction:
         raise ValueError("test_fraction must be above 0: a run ends with a test")
+    pick_device(recipe.device)  # before anything is read or written
     data = load_source(
         source, test_fraction=test_fraction, seed=recipe.seed, skip_bad=settings["skip_bad"], progress=progress
     )

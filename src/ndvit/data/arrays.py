@@ -1,15 +1,9 @@
 """Numbers from arrays in memory, and from files of many examples: .ts, .tsv, .npz, .npy with labels beside it."""
 
-import difflib
-import importlib.util
-import os
 import re
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator
-from functools import cache
-from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,8 +14,6 @@ from ndvit.data.images import plain
 
 TABLES = (".ts", ".tsv", ".npz", ".npy")
 """Files of many examples, by ending."""
-
-_PARTS = ("train", "test", "val")
 
 
 class Part(NamedTuple):
@@ -228,7 +220,7 @@ def _read_npz(path: Path) -> dict[str, Part]:
         return {"train": as_part(arrays["x"], arrays.get("y"), path.name, f"y in {path.name}")}
     parts = {
         part: as_part(arrays[f"x_{part}"], arrays.get(f"y_{part}"), f"{path.name}:X_{part}", f"y_{part} in {path.name}")
-        for part in _PARTS
+        for part in ("train", "test", "val")
         if f"x_{part}" in arrays
     }
     if "train" not in parts and "test" not in parts:
@@ -252,82 +244,3 @@ def _read_npy(path: Path) -> dict[str, Part]:
         except ValueError as error:
             raise ValueError(f"{found}: {error}") from error
     return {"train": as_part(load_numpy(path)[""], y, path.name, found.name if found else "y")}
-
-
-def read_set(path: Path) -> tuple[str, dict[str, Part], list[str]]:
-    """Read a file of examples, and the _TEST file beside it if it is a _TRAIN file; return name, parts and notes."""
-    parts, other = read_table(path), _sibling(path)
-    if other:
-        parts["test"] = read_table(other)["train"]
-        note = f"the archive's own split: {path.name} to train, {other.name} to test"
-        return path.stem[: -len("_train")], parts, [note]
-    return path.stem, parts, [f"the split in {path.name}"] if "test" in parts else []
-
-
-def _sibling(path: Path) -> Path | None:
-    """The test file beside a file whose name ends in _TRAIN or _train."""
-    for train, test in (("_TRAIN", "_TEST"), ("_train", "_test")):
-        other = path.with_name(path.stem.removesuffix(train) + test + path.suffix)
-        if path.stem.endswith(train) and other.is_file():
-            return other
-    return None
-
-
-def table_in(folder: Path) -> Path | None:
-    """The training file in a folder of the UCR archive, if it is one; .ts before .tsv, the folder's own name first."""
-    found = [path for ending in (".ts", ".tsv") for path in sorted(folder.glob(f"*{ending}")) if _sibling(path)]
-    own = [path for path in found if path.stem[: -len("_train")] == folder.name]
-    names = {path.stem for path in found}
-    if len(names) > 1 and not own:
-        raise ValueError(f"{folder}: holds several data sets ({', '.join(sorted(names))}); give the path of one file")
-    return (own + found + [None])[0]
-
-
-@cache
-def bundled() -> dict[str, Path]:
-    """The classification sets in aeon's own package, found without importing it (which takes seconds)."""
-    spec = importlib.util.find_spec("aeon")
-    if spec is None or spec.origin is None:
-        return {}
-    found = {}
-    for train in sorted((Path(spec.origin).parent / "datasets" / "data").glob("*/*_TRAIN.ts")):
-        if _is_main(train):
-            with train.open(encoding="utf-8", errors="replace") as lines:
-                tags = takewhile(lambda line: not line.startswith("@data"), map(str.lower, lines))
-                labelled = any(tag.startswith("@classlabel true") for tag in tags)
-            if labelled:
-                found[train.parent.name.lower()] = train
-    return found
-
-
-def _is_main(train: Path) -> bool:
-    """Whether NAME/NAME_TRAIN.ts has its _TEST file; other names are variants, such as ones made equal in length."""
-    return train.name == f"{train.parent.name}_TRAIN.ts" and _sibling(train) is not None
-
-
-def download(name: str) -> Path:
-    """Return the training file of a UCR or UEA set in $NDVIT_CACHE or ~/.cache/ndvit, fetched if it is not there."""
-    home = Path(os.environ.get("NDVIT_CACHE") or "~/.cache/ndvit").expanduser() / "ucr"
-    cached = {train.parent.name.lower(): train for train in home.glob("*/*_TRAIN.ts") if _is_main(train)}
-    if name.lower() in cached:
-        return cached[name.lower()]
-    from aeon.datasets import load_classification
-    from aeon.datasets.tsc_datasets import tsc_zenodo
-
-    archive = {known.lower(): known for known in tsc_zenodo}
-    if name.lower() not in archive:
-        close = [archive[match] for match in difflib.get_close_matches(name.lower(), archive, n=3)]
-        mean = f" Did you mean {' or '.join(close)}?" if close else ""
-        raise ValueError(f"ucr:{name}: no such set among the {len(archive)} that aeon can fetch.{mean}")
-    name = archive[name.lower()]
-    try:
-        home.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=home) as fresh:  # moved when complete: a broken download leaves nothing
-            load_classification(name, extract_path=fresh)
-            (Path(fresh) / name).rename(home / name)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"ucr:{name} could not be fetched ({error}). Check the network, or put {name}_TRAIN.ts and {name}_TEST.ts "
-            f"into {home / name}"
-        ) from error
-    return home / name / f"{name}_TRAIN.ts"

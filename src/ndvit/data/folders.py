@@ -1,19 +1,16 @@
-"""Folders of files, one example a file: finding them, reading one, and looking through all of them for bad ones."""
+"""Folders of files, one example a file: finding them by their folders and endings, and reading one."""
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
-import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from ndvit.data.arrays import Part, read_npy
-from ndvit.data.images import image_size, read_image
-from ndvit.data.preprocess import Raw, Recording
-from ndvit.data.signals import SOUNDS, read_audio, signal_header
+from ndvit.data.images import read_image
+from ndvit.data.preprocess import Raw
+from ndvit.data.signals import SOUNDS, read_audio
 
 MEDIA = {
     "images": (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif"),
@@ -24,18 +21,8 @@ MEDIA = {
 
 _MEDIUM = {ending: medium for medium, endings in MEDIA.items() for ending in endings}
 _SPLITS = {"train": "train", "test": "test", "val": "val", "valid": "val", "validation": "val"}
-_DECODE_AT_MOST = 50_000  # files that are decoded to find bad ones; beyond that, headers are read
 
 LAYOUT = "expected one folder a class with its files inside, with or without train/ and test/ (or val/) above"
-
-
-class Look(NamedTuple):
-    """What a first look at one example found; `fault` is None for a good one."""
-
-    channels: int = 0  # 0 where any number will do: pictures are converted, recordings can be averaged
-    grid: tuple[float, ...] = ()  # positions along each axis; seconds for recordings, whose rates may differ
-    missing: bool = False
-    fault: str | None = None
 
 
 def medium(path: str | Path) -> str | None:
@@ -50,147 +37,34 @@ def read_example(path: str) -> Raw:
         ValueError: the file and what is wrong with it.
     """
     try:
-        return _read(path)
+        return decode(path)
     except Exception as error:  # decoders raise whatever they like on a damaged file
-        raise ValueError(f"{path}: {_reason(error)}") from error
+        raise ValueError(f"{path}: {reason(error)}") from error
 
 
-def _read(path: str) -> Raw:
+def decode(path: str) -> Raw:
+    """Read one file, raising what its decoder raises: see `reason`."""
     if os.path.getsize(path) == 0:
         raise ValueError("is empty (0 bytes)")
-    readers: dict[str | None, Callable[[str], Raw]] = {"images": read_image, "sound files": read_audio}
-    return readers.get(medium(path), read_npy)(path)
+    kind = medium(path)
+    if kind == "images":
+        return read_image(path)
+    return read_audio(path) if kind == "sound files" else read_npy(path)
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
+    """Say what is wrong with a file, from what its decoder raised."""
     if isinstance(error, UnidentifiedImageError):
         return "is no picture, or of a format that PIL cannot read"
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
         return f"has too many pixels for a picture (PIL: {error})"
-    if isinstance(error, FileNotFoundError | PermissionError):
-        return (
-            "is not there (any more), or a broken link"
-            if isinstance(error, FileNotFoundError)
-            else "no permission to read it"
-        )
+    if isinstance(error, FileNotFoundError):
+        return "is not there (any more), or a broken link"
+    if isinstance(error, PermissionError):
+        return "no permission to read it"
     if type(error).__name__ == "LibsndfileError":
         return f"is no sound file, or damaged ({getattr(error, 'error_string', error)})"
     return str(error) if isinstance(error, ValueError) else f"cannot be read ({error})"
-
-
-def without_bad(
-    parts: dict[str, Part], where: str, skip_bad: bool, progress: bool
-) -> tuple[dict[str, Part], list[str]]:
-    """Look at every example, and return the good ones with notes on bad ones, unequal lengths and missing values.
-
-    Files are decoded completely; where there are more than 50,000, only their headers are read.
-
-    Raises:
-        ValueError: an empty part; bad examples (all of them listed) unless `skip_bad`; a class with bad ones only.
-    """
-    empty = [split for split, part in parts.items() if not part.items]
-    if empty:
-        raise ValueError(f"{where}: the {empty[0]} set holds no examples")
-    total = sum(len(part.items) for part in parts.values())
-    notes = []
-    if total > _DECODE_AT_MOST and isinstance(parts[next(iter(parts))].items[0], str):
-        notes.append(f"{total:,} files: only their headers were read, so a damaged one may show up in training")
-    looks = {split: _look(part.items, total <= _DECODE_AT_MOST, progress) for split, part in parts.items()}
-    good = Counter((one.channels, len(one.grid)) for found in looks.values() for one in found if not one.fault)
-    channels, axes = good.most_common(1)[0][0] if good else (0, 0)
-    bad: list[str] = []
-    for split, part in list(parts.items()):
-        keep = []
-        for i, one in enumerate(looks[split]):
-            fault = one.fault
-            if not fault and (one.channels, len(one.grid)) != (channels, axes):
-                fault = f"{one.channels} channels and {len(one.grid)} axes, most have {channels} and {axes}"
-            if fault:
-                bad.append(f"{part.names[i]}: {fault}")
-            else:
-                keep.append(i)
-        kept = part.take(keep)
-        lost = sorted({str(label) for label in part.labels or ()} - {str(label) for label in kept.labels or ()})
-        if skip_bad and (lost or not keep):
-            which = f"of class {', '.join(lost)} " if lost else ""
-            raise ValueError(f"{where}: every example {which}in the {split} set is bad; the first: {bad[0]}")
-        parts, looks[split] = parts | {split: kept}, [looks[split][i] for i in keep]
-    if bad and not skip_bad:
-        shown = "\n  ".join(bad[:20]) + (f"\n  and {len(bad) - 20:,} more" if len(bad) > 20 else "")
-        raise ValueError(
-            f"{where}: {len(bad):,} of {total:,} examples cannot be used:\n  {shown}\n"
-            "Mend or remove them, or leave them out with --skip-bad (skip_bad=True in Python)."
-        )
-    if bad:
-        notes.append(f"{len(bad):,} of {total:,} examples left out as bad: {listing(bad, 20)}")
-    return parts, notes + _uneven(looks)
-
-
-def _uneven(looks: dict[str, list[Look]]) -> list[str]:
-    """Notes on lengths and missing values, which preprocessing will level out."""
-    notes = []
-    for split, found in looks.items():
-        grids = {one.grid for one in found}
-        if len(grids) > 1:
-            spans = ", ".join(f"{min(axis):,.6g} to {max(axis):,.6g}" for axis in zip(*grids))
-            spans += "" if found[0].channels else " s"
-            notes.append(f"unequal lengths in the {split} set ({spans}): shorter examples end in missing values")
-        longest = [max(axis) for axis in zip(*{one.grid for one in looks.get("train", found)})]
-        longer = sum(any(n > most for n, most in zip(one.grid, longest)) for one in found)
-        if longer:
-            notes.append(f"longer than all training examples, and resampled down to fit: {longer:,} {split} examples")
-        missing = sum(one.missing for one in found)
-        if missing:
-            share = f"{missing:,} of {len(found):,} {split} examples"
-            notes.append(f"missing values in {share}: masked where no channel is observed, else interpolated")
-    return notes
-
-
-def _look(items: Sequence[Any], decode: bool, progress: bool) -> list[Look]:
-    if not isinstance(items[0], str):
-        return [_look_at(item) for item in items]
-    from tqdm import tqdm
-
-    with ThreadPoolExecutor(min(8, (os.cpu_count() or 1) + 2)) as pool:  # decoders let go of Python's lock
-        looks = pool.map(_look_into if decode else _look_at_header, items)
-        hidden = not (progress and len(items) > 500)
-        return list(tqdm(looks, "checking files", len(items), leave=False, disable=hidden, unit="file"))
-
-
-def _look_into(path: str) -> Look:
-    try:
-        return _look_at(_read(path))
-    except Exception as error:
-        return Look(fault=_reason(error))
-
-
-def _look_at_header(path: str) -> Look:
-    try:
-        if medium(path) == "images":
-            image_size(path)
-            return Look()
-        channels, grid, rate = signal_header(path)
-        fault = None if channels and all(grid) else f"is empty (shape {(channels, *grid)})"
-        return Look(0, tuple(n / rate for n in grid), fault=fault) if rate else Look(channels, grid, fault=fault)
-    except Exception as error:
-        return Look(fault=_reason(error))
-
-
-def _look_at(raw: Raw) -> Look:
-    if isinstance(raw, Image.Image):
-        return Look()
-    values = raw.values if isinstance(raw, Recording) else raw
-    missing = np.isnan(values)
-    fault = None
-    if values.size == 0:
-        fault = f"is empty (shape {values.shape})"
-    elif np.isinf(values).any():
-        fault = "holds infinite values; mend them, or mark them as missing (NaN)"
-    elif missing.all():
-        fault = "nothing is observed: all values are missing (NaN)"
-    if isinstance(raw, Recording):
-        return Look(0, (values.shape[1] / raw.rate,), fault=fault)
-    return Look(len(values), values.shape[1:], bool(missing.any()), fault)
 
 
 def scan(root: Path) -> tuple[dict[str, Part], list[str]]:
@@ -307,7 +181,8 @@ class _Scanner:
             found = f"{len(files)} files but no class folders" if files else "nothing"
             raise ValueError(f"{folder}: found {found}; {LAYOUT}")
         self.leave("beside the class folders", files)
-        paths, labels = [], []
+        paths: list[Path] = []
+        labels: list[str | None] = []
         for inner in folders:
             members = self.walk(inner)
             if not members:
@@ -318,4 +193,4 @@ class _Scanner:
             paths += members
             labels += [inner.name] * len(members)
         names = [path.relative_to(self.root).as_posix() for path in paths]
-        return Part([str(path) for path in paths], list(labels), names)
+        return Part([str(path) for path in paths], labels, names)

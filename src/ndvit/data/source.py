@@ -13,7 +13,9 @@ import numpy as np
 from PIL import Image
 
 from ndvit.data import folders
-from ndvit.data.arrays import TABLES, Part, as_part, bundled, download, read_set, read_table, table_in
+from ndvit.data.archives import bundled, download, read_set, table_in
+from ndvit.data.arrays import TABLES, Part, as_part, read_table
+from ndvit.data.checking import without_bad
 from ndvit.data.images import ImagePreprocess
 from ndvit.data.preprocess import Preprocess, Raw
 from ndvit.data.signals import SignalPreprocess
@@ -113,7 +115,7 @@ def load_source(
         parts["test"] = parts.pop("val")
         notes.append("no test set given: the validation set is the test set")
     parts = {split: parts[split] for split in ("train", "test", "val") if split in parts}
-    parts, more = folders.without_bad(parts, where, skip_bad, progress)
+    parts, more = without_bad(parts, where, skip_bad, progress)
     notes += more
     classes = _classes(parts, where, at_least=2 if test_fraction else 1)
     made = {split: _examples(part, classes) for split, part in parts.items()}
@@ -158,7 +160,7 @@ def load_examples(
         part = tables.get("test") or tables["train"]
         if len(tables) > 1:
             notes.append(f"{path.name} holds {' and '.join(tables)}: the test set is taken")
-    good, more = folders.without_bad({"test": part}, str(path), skip_bad, progress=True)
+    good, more = without_bad({"test": part}, str(path), skip_bad, progress=True)
     part, notes = good["test"], notes + more
     known = set(classes or ())
     if part.labels is not None and classes and not known.issuperset(part.labels):

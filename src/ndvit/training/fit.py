@@ -13,6 +13,8 @@ import sys
 import threading
 import time
 import warnings
+import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,13 +22,22 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, TQDMProgressBar, WeightAveraging
+from lightning.pytorch.callbacks import (
+    Callback,
+    Checkpoint,
+    EarlyStopping,
+    ModelCheckpoint,
+    TQDMProgressBar,
+    WeightAveraging,
+)
 from lightning.pytorch.loggers import Logger
 from torch import Tensor
 
 from ndvit.data.loading import Inputs
 from ndvit.network import VisionTransformer
+from ndvit.training.inference import pick_device
 from ndvit.training.recipe import Recipe
 from ndvit.training.supervised import SupervisedTask
 
@@ -69,10 +80,9 @@ def fit(
     CPU with the same number of threads). Ctrl-C finishes the step, writes a checkpoint and returns.
 
     Raises:
-        ValueError: if early stopping is asked for without validation data, or the checkpoint is of another run.
+        ValueError: if the checkpoint is damaged or of another run.
     """
-    if recipe.early_stop and val is None:
-        raise ValueError("early_stop needs validation data: set val_fraction (say 0.1) or add a val/ folder")
+    assert val is not None or not recipe.early_stop
     steps = recipe.total_steps(len(train))
     every = recipe.val_every or max(1, math.ceil(steps / CHECKPOINTS))
     task = SupervisedTask(model, recipe, steps, log_every=max(1, math.ceil(steps / METRIC_ROWS)))
@@ -82,27 +92,28 @@ def fit(
 
     checkpoints = folder / "checkpoints"
     latest = latest_checkpoint(folder) if resume else None
+    if latest and not zipfile.is_zipfile(latest):
+        raise ValueError(f"{latest} is damaged or cut off: remove it, and the run starts anew under --resume")
     metrics = MetricsFile(folder / "metrics.csv", up_to=step_of(latest) if latest else 0)
-    interrupt = StopAtStepEnd(checkpoints)
+    newest = Checkpoints(checkpoints, every, validates=val is not None)
     keep_best = ModelCheckpoint(checkpoints, "best", monitor="val_loss", enable_version_counter=False)
-    callbacks: list[Callback] = [SameRun(task, len(train))]
+    callbacks: list[Callback] = [SameRun(task, train)]
     if recipe.ema_decay:
         callbacks.append(MovingAverage(recipe.ema_decay))
     if recipe.early_stop:
         callbacks += [EarlyStopping("val_loss", patience=recipe.early_stop), keep_best]
     if progress:
         callbacks.append(ProgressBar(steps))
-    callbacks += [ModelCheckpoint(checkpoints, "{step}", every_n_train_steps=every), interrupt]
+    callbacks.append(newest)  # Lightning runs checkpoints last and keeps their order: this one holds what the others did
 
     with _quiet():
         trainer = pl.Trainer(
-            accelerator=recipe.device if recipe.device != "cuda" else "gpu",
+            accelerator=pick_device(recipe.device),
             devices=1,
             precision=_precision(recipe),
             max_steps=steps,
             max_epochs=-1,
             accumulate_grad_batches=recipe.accumulate,
-            gradient_clip_val=recipe.grad_clip or None,
             val_check_interval=every * recipe.accumulate,
             check_val_every_n_epoch=None,
             num_sanity_val_steps=0,
@@ -119,14 +130,18 @@ def fit(
         stream = train.stream(recipe.batch_size, steps * recipe.accumulate, recipe.seed, done, recipe.workers)
         watch = None if val is None else val.loader(recipe.batch_size, recipe.workers)
         start = time.perf_counter()
-        with interrupt.listening():
-            trainer.fit(task, stream, watch, ckpt_path=latest, weights_only=True)
+        with newest.listening():
+            try:
+                trainer.fit(task, stream, watch, ckpt_path=latest, weights_only=True)
+            except SystemExit as stop:  # what Lightning makes of a second Ctrl-C
+                raise KeyboardInterrupt from stop
         seconds = time.perf_counter() - start
-    if recipe.early_stop and keep_best.best_model_path and not interrupt.requested:
-        best = torch.load(keep_best.best_model_path, map_location="cpu", weights_only=True)["state_dict"]
-        model.load_state_dict({k.removeprefix("model."): v for k, v in best.items() if k.startswith("model.")})
+    if recipe.early_stop and keep_best.best_model_path and not newest.requested:
+        _load_weights(model, Path(keep_best.best_model_path))
+    elif latest and step_of(latest) == steps:  # nothing was left to do, and Lightning does not do its end either
+        _load_weights(model, latest)
     device = str(trainer.strategy.root_device)
-    return FitResult(trainer.global_step, interrupt.requested, seconds, metrics.rows, device)
+    return FitResult(trainer.global_step, newest.requested, seconds, metrics.rows, device)
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
@@ -222,11 +237,15 @@ class MovingAverage(WeightAveraging):
 class SameRun(Callback):
     """Writes into checkpoints what they belong to, and refuses to resume one that belongs to something else."""
 
-    def __init__(self, task: SupervisedTask, examples: int) -> None:
+    def __init__(self, task: SupervisedTask, train: Inputs) -> None:
+        said, preprocess = train.examples, train.preprocess.to_dict()
+        labels = [] if said.labels is None else said.labels.tolist()
         self.facts: dict[str, Any] = {
             "recipe": task.recipe.to_dict(),
             "config": task.model.config.to_dict(),
-            "examples": examples,
+            "examples": len(train),
+            "labels": zlib.crc32(repr((list(said.names), labels)).encode()),
+            "moments": [*preprocess["mean"], *preprocess["std"]],
         }
 
     def state_dict(self) -> dict[str, Any]:
@@ -242,15 +261,26 @@ class SameRun(Callback):
                     differing.append(f"{name} was {state_dict[part].get(name)!r}, is {now!r}")
         if state_dict["examples"] != self.facts["examples"]:
             differing.append(f"training examples were {state_dict['examples']}, are {self.facts['examples']}")
+        elif state_dict["labels"] != self.facts["labels"]:
+            differing.append("training examples have other names or labels")
+        then, now = state_dict["moments"], self.facts["moments"]  # not to the last bit, which differs between machines
+        if len(then) == len(now) and not np.allclose(then, now, rtol=1e-3):
+            differing.append("training examples have another mean or standard deviation")
         if differing:
             raise ValueError("cannot resume, the run has changed since its checkpoint: " + "; ".join(differing))
 
 
-class StopAtStepEnd(Callback):
-    """On Ctrl-C, finish the step, write a checkpoint and end the fit; a second Ctrl-C ends it at once."""
+class Checkpoints(Checkpoint):
+    """The newest checkpoint of a run, `step=N.ckpt`, every few steps and where Ctrl-C ends it; a second ends it at once.
 
-    def __init__(self, checkpoints: Path) -> None:
-        self.checkpoints = checkpoints
+    It is written when all of a step is done, with the validation where one is due, so that a run that goes on from it
+    has heard of that validation. (Lightning's ModelCheckpoint would write it before, and once more amid the next step.)
+    """
+
+    def __init__(self, folder: Path, every: int, validates: bool) -> None:
+        self.folder = folder
+        self.every = every
+        self.validates = validates
         self.requested = False
 
     @contextmanager
@@ -272,11 +302,34 @@ class StopAtStepEnd(Callback):
             signal.signal(signal.SIGINT, before)
 
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
-        """The one place where model, optimiser and loops agree on the step."""
-        whole_step = not trainer.fit_loop._should_accumulate()
-        if self.requested and whole_step and not trainer.should_stop and trainer.global_step < trainer.max_steps:
-            trainer.save_checkpoint(self.checkpoints / f"step={trainer.global_step}.ckpt")
+        """The end of a step, unless its gradients still accumulate or a validation follows."""
+        validation_follows = self.validates and trainer.global_step % self.every == 0
+        if not trainer.fit_loop._should_accumulate() and not validation_follows:
+            self._end_step(trainer)
+
+    def on_validation_end(self, trainer: pl.Trainer, *args: Any) -> None:
+        """The end of a step with a validation."""
+        self._end_step(trainer)
+
+    def _end_step(self, trainer: pl.Trainer) -> None:
+        if trainer.should_stop:  # early: going on from here would miss it
+            return
+        if self.requested or trainer.global_step % self.every == 0:
+            path = self.folder / f"step={trainer.global_step}.ckpt"
+            temporary = path.with_suffix(".tmp")
+            trainer.save_checkpoint(temporary, weights_only=False)
+            os.replace(temporary, path)
+            for old in set(self.folder.glob("step=*.ckpt")) - {path}:
+                old.unlink()
+        if self.requested:
+            trainer.limit_val_batches = 0  # else Lightning would validate once more at the stop
             trainer.should_stop = True
+
+
+def _load_weights(model: VisionTransformer, checkpoint: Path) -> None:
+    """The weights that a checkpoint would give as a result: the average, where there is one."""
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+    model.load_state_dict({k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")})
 
 
 def _precision(recipe: Recipe) -> Any:

@@ -7,14 +7,26 @@ from ndvit.data.loading import Inputs
 from ndvit.network import VisionTransformer
 
 
+def pick_device(device: str) -> str:
+    """The device of this name, or for "auto" the best there is.
+
+    Raises:
+        ValueError: if there is no such device here.
+    """
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    found = [name for name, is_there in there.items() if is_there]
+    if device != "auto" and device not in found:
+        raise ValueError(f"there is no device {device} here: use auto or {' or '.join(found)}")
+    return found[0] if device == "auto" else device
+
+
 def predict_probabilities(
     model: VisionTransformer, inputs: Inputs, batch_size: int = 64, device: str = "auto", progress: bool = False
 ) -> np.ndarray:
     """Class probabilities (n, classes), float32, of every example in order. The model is put into eval mode."""
     from tqdm import tqdm
 
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    device = pick_device(device)
     model = model.to(device).eval()
     rows = []
     with torch.inference_mode():

@@ -28,7 +28,9 @@ def build_optimizer(model: VisionTransformer, recipe: Recipe) -> Optimizer:
         )
     if recipe.optimizer == "sgd":
         return SGD(groups, momentum=0.9, nesterov=True)
-    return AdamW(groups, betas=recipe.betas, fused=_fused(model))
+    # in fp16 the fused kernel would unscale gradients itself, after they were clipped
+    fused = recipe.precision != "16-mixed" and _fused(model)
+    return AdamW(groups, betas=recipe.betas, fused=fused)
 
 
 def build_schedule(optimizer: Optimizer, recipe: Recipe, steps: int) -> LambdaLR:

@@ -65,13 +65,19 @@ def plan_model(data: Source, name: str, recipe: Recipe, overrides: Mapping[str, 
 
 
 def with_validation(data: Source, recipe: Recipe) -> Source:
-    """Hold a validation set out of the training set, where the recipe wants one and the source has none."""
+    """Hold a validation set out of the training set, where the recipe wants one and the source has none.
+
+    Raises:
+        ValueError: for early stopping without validation data.
+    """
     if data.val is not None:
         return data
     fraction = recipe.val_fraction
     if fraction is None:
         fraction = 0.1 if len(data.train) >= 2000 else 0.0
     if not fraction:
+        if recipe.early_stop:
+            raise ValueError("early_stop needs validation data: set val_fraction (say 0.1) or add a val/ folder")
         return data
     assert data.train.labels is not None
     keep, held = hold_out(data.train.labels, fraction, recipe.seed, data.classes, data.name)

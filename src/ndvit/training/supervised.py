@@ -110,6 +110,11 @@ class SupervisedTask(pl.LightningModule):
         }
         self.log_dict(values, prog_bar=True, batch_size=len(batch.labels))
 
+    def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
+        """The recipe's. Lightning's own refuses fused optimisers in bf16, where nothing is scaled, as it must in fp16."""
+        if self.recipe.grad_clip:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.grad_clip)
+
     def configure_optimizers(self) -> Any:
         """The recipe's optimiser and its schedule by steps."""
         optimizer = build_optimizer(self.model, self.recipe)

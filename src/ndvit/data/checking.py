@@ -1,0 +1,151 @@
+"""A look at every example before training: bad ones are refused or left out, all that is unusual is told.
+
+Files are decoded to be looked at, many at a time; nothing of them is kept.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from ndvit.data.arrays import Part
+from ndvit.data.folders import decode, listing, medium, reason
+from ndvit.data.images import image_size
+from ndvit.data.preprocess import Raw, Recording
+from ndvit.data.signals import signal_header
+
+_DECODE_AT_MOST = 50_000  # files that are decoded to find bad ones; beyond that, headers are read
+
+
+class Look(NamedTuple):
+    """What a first look at one example found; `fault` is None for a good one."""
+
+    channels: int = 0  # 0 where any number will do: pictures are converted, recordings can be averaged
+    grid: tuple[float, ...] = ()  # positions along each axis; seconds for recordings, whose rates may differ
+    missing: bool = False
+    fault: str | None = None
+
+
+def without_bad(
+    parts: dict[str, Part], where: str, skip_bad: bool, progress: bool
+) -> tuple[dict[str, Part], list[str]]:
+    """Look at every example, and return the good ones with notes on bad ones, unequal lengths and missing values.
+
+    Files are decoded completely; where there are more than 50,000, only their headers are read.
+
+    Raises:
+        ValueError: an empty part; bad examples (all of them listed) unless `skip_bad`; a class with bad ones only.
+    """
+    for split, part in parts.items():
+        if not part.items:
+            raise ValueError(f"{where}: the {split} set holds no examples")
+    total = sum(len(part.items) for part in parts.values())
+    whole = total <= _DECODE_AT_MOST
+    looks = {split: _look(part.items, whole, progress) for split, part in parts.items()}
+    _mark_odd(looks)
+    good: dict[str, Part] = {}
+    bad: list[str] = []
+    for split, part in parts.items():
+        bad += [f"{name}: {one.fault}" for name, one in zip(part.names, looks[split]) if one.fault]
+        good[split] = part.take([i for i, one in enumerate(looks[split]) if not one.fault])
+        lost = sorted(set(map(str, part.labels or ())) - set(map(str, good[split].labels or ())))
+        if skip_bad and (lost or not good[split].items):
+            which = f"of class {', '.join(lost)} " if lost else ""
+            raise ValueError(f"{where}: every example {which}in the {split} set is bad; the first: {bad[0]}")
+    if bad and not skip_bad:
+        shown = "\n  ".join(bad[:20]) + (f"\n  and {len(bad) - 20:,} more" if len(bad) > 20 else "")
+        raise ValueError(
+            f"{where}: {len(bad):,} of {total:,} examples cannot be used:\n  {shown}\n"
+            "Mend or remove them, or leave them out with --skip-bad (skip_bad=True in Python)."
+        )
+    notes = []
+    if not whole and isinstance(next(iter(parts.values())).items[0], str):
+        notes.append(f"{total:,} files: only their headers were read, so a damaged one may show up in training")
+    if bad:
+        notes.append(f"{len(bad):,} of {total:,} examples left out as bad: {listing(bad, 20)}")
+    return good, notes + _uneven({split: [one for one in found if not one.fault] for split, found in looks.items()})
+
+
+def _mark_odd(looks: dict[str, list[Look]]) -> None:
+    """Write a fault on each good look whose numbers of channels and axes are not those of most good ones."""
+    shapes = Counter((one.channels, len(one.grid)) for found in looks.values() for one in found if not one.fault)
+    if len(shapes) < 2:
+        return
+    channels, axes = shapes.most_common(1)[0][0]
+    for found in looks.values():
+        for i, one in enumerate(found):
+            if not one.fault and (one.channels, len(one.grid)) != (channels, axes):
+                fault = f"{one.channels} channels and {len(one.grid)} axes, most have {channels} and {axes}"
+                found[i] = one._replace(fault=fault)
+
+
+def _uneven(looks: dict[str, list[Look]]) -> list[str]:
+    """Notes on lengths and missing values, which preprocessing will level out."""
+    notes = []
+    longest = [max(axis) for axis in zip(*{one.grid for one in looks.get("train", ())})]
+    for split, found in looks.items():
+        grids = {one.grid for one in found}
+        if len(grids) > 1:
+            spans = ", ".join(f"{min(axis):,.6g} to {max(axis):,.6g}" for axis in zip(*grids))
+            spans += "" if found[0].channels else " s"
+            notes.append(f"unequal lengths in the {split} set ({spans}): shorter examples end in missing values")
+        # Without a training set (examples to predict) there is nothing to compare with, and the zip is empty.
+        longer = sum(any(n > most for n, most in zip(one.grid, longest)) for one in found)
+        if longer:
+            notes.append(f"longer than all training examples, and resampled down to fit: {longer:,} {split} examples")
+        missing = sum(one.missing for one in found)
+        if missing:
+            share = f"{missing:,} of {len(found):,} {split} examples"
+            notes.append(f"missing values in {share}: masked where no channel is observed, else interpolated")
+    return notes
+
+
+def _look(items: Sequence[Any], whole: bool, progress: bool) -> list[Look]:
+    if not isinstance(items[0], str):
+        return [_look_at(item) for item in items]
+    from tqdm import tqdm
+
+    with ThreadPoolExecutor(min(8, (os.cpu_count() or 1) + 2)) as pool:  # decoders let go of Python's lock
+        looks = pool.map(partial(_look_into, whole=whole), items)
+        hidden = not (progress and len(items) > 500)
+        return list(tqdm(looks, "checking files", len(items), leave=False, disable=hidden, unit="file"))
+
+
+def _look_into(path: str, whole: bool) -> Look:
+    """A look at a file: at all of it, or at its header."""
+    try:
+        if whole:
+            return _look_at(decode(path))
+        if medium(path) == "images":
+            image_size(path)
+            return Look()
+        return _measured(path)
+    except Exception as error:  # decoders raise whatever they like on a damaged file
+        return Look(fault=reason(error))
+
+
+def _look_at(raw: Raw) -> Look:
+    if isinstance(raw, Image.Image):
+        return Look()
+    look = _measured(raw)
+    if look.fault:
+        return look
+    values = raw.values if isinstance(raw, Recording) else raw
+    if np.isinf(values).any():
+        return look._replace(fault="holds infinite values; mend them, or mark them as missing (NaN)")
+    missing = np.isnan(values)
+    if missing.all():
+        return look._replace(fault="nothing is observed: all values are missing (NaN)")
+    return look._replace(missing=bool(missing.any()))
+
+
+def _measured(item: Any) -> Look:
+    """A look at the shape of a recording, an array, or a file of one of them."""
+    channels, grid, rate = signal_header(item)
+    fault = None if channels and all(grid) else f"is empty (shape {(channels, *grid)})"
+    return Look(0, tuple(n / rate for n in grid), fault=fault) if rate else Look(channels, grid, fault=fault)
