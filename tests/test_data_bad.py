@@ -63,6 +63,7 @@ ARRAYS = {
     "test label missing": ((X, Y, X[:2], [0, None]), "1 labels are missing in the test set"),
     "labels in columns": ((X, np.eye(8)), r"y has shape \(8, 8\); expected one label for each example"),
     "labels in one text": ((X, "abababab"), "expected one label for each example"),
+    "labels of other bytes": ((X, [b"caf\xe9", *"abababa"]), r"y holds bytes that are not UTF-8, b'caf\\xe9'; give"),
     "one class": ((X, np.zeros(8)), r"one class only \(0\); at least two"),
     "single example": (
         (X, [0] * 7 + [1]),
@@ -252,11 +253,32 @@ FILES = {
     "npz of unequal numbers": (lambda p: npz(p / "a.npz", X=X, y=Y[:3]), "a.npz: 8 examples but 3 labels"),
     "npz of objects": (lambda p: npz(p / "a.npz", X=EVIL, y=Y), "a.npz: holds Python objects, which could run code"),
     "truncated npz": (lambda p: cut(npz(p / "a.npz", X=X, y=Y)), "a.npz: is damaged or cut off"),
+    "npz as npy": (
+        lambda p: npz(p / "a.npz", X=X, y=Y).rename(p / "a.npy"),
+        "a.npy: is a zip of arrays",
+        "name it .npz",
+    ),
+    "npz as npy in a folder": (
+        lambda p: with_bad(p, "x.npy", lambda f: npz(p / "x.npz", X=X).rename(f), arrays),
+        "a/x.npy: is a zip of arrays, expected a single one",
+    ),
+    "npy as npz": (lambda p: npy(p / "a.npy", X).rename(p / "a.npz"), "a.npz: .*got a single array; name it .npy"),
     "text as npz": (lambda p: written(p / "a.npz", "hello"), "a.npz: is no numpy file"),
     "empty npz": (lambda p: written(p / "a.npz", ""), r"a.npz: is empty \(0 bytes\)"),
     "npy without labels": (lambda p: npy(p / "X.npy", X), "the train set has no labels", "NAME_labels.npy"),
     "labels of another number": (lambda p: beside(p, "X_labels.txt", "a\nb\n"), "X.npy: 8 examples but 2 labels"),
-    "labels that are no numpy": (lambda p: beside(p, "y.npy", "hello"), "y.npy: is no numpy file"),
+    "labels that are no numpy": (
+        lambda p: beside(p, "y.npy", "hello"),
+        "^[^:]*/y.npy, the labels of X.npy: is no numpy file",
+    ),
+    "labels that are no UTF-8": (
+        lambda p: beside(p, "y.txt", b"caf\xe9\n" * 8),
+        "^[^:]*/y.txt, the labels of X.npy: is not UTF-8 text",
+    ),
+    "labels of other bytes in npy": (
+        lambda p: npy(beside(p, "z", "").with_name("y.npy"), [b"caf\xe9"] * 8).with_name("X.npy"),
+        "y.npy holds bytes that are not UTF-8",
+    ),
     "label lines missing": (lambda p: beside(p, "y.txt", "a\n\n" + "a\nb\n" * 3), "1 labels are missing"),
     "ts without data": (lambda p: ts(p / "a.ts", [], head="@classLabel true a b\n"), "a.ts: no @data line"),
     "ts without examples": (lambda p: ts(p / "a.ts", []), "the train set holds no examples"),
@@ -281,6 +303,7 @@ FILES = {
         r"a.ts\[2\]: 2 channels and 1 axes, most have 1 and 1",
     ),
     "ts infinite": (lambda p: ts(p / "a.ts", ["1,2:a", "2,inf:b"]), r"a.ts\[1\]: holds infinite values"),
+    "ts overflowing float32": (lambda p: ts(p / "a.ts", ["1,2:a", "2,1e300:b"]), r"a.ts\[1\]: holds infinite values"),
     "ts of time stamps": (
         lambda p: ts(p / "a.ts", ["(0,1.5):a"], head=TS_HEAD.replace("timeStamps false", "timeStamps true")),
         "time stamps are not read; save plain values",
@@ -290,6 +313,10 @@ FILES = {
         "is for regression",
     ),
     "tsv with a word": (lambda p: written(p / "a.tsv", "1\t2\t3\n1\t2\tx\n"), "a.tsv, line 2: .*expected numbers, NaN"),
+    "tsv overflowing float32": (
+        lambda p: written(p / "a.tsv", "1\t2\t-1e300\n2\t2\t3\n"),
+        r"a.tsv\[0\]: holds infinite",
+    ),
     "tsv with commas": (
         lambda p: written(p / "a.tsv", "1,2,3\n"),
         "a.tsv, line 1: expected a label and values with tabs",
@@ -329,6 +356,27 @@ def test_skipping_may_not_empty_a_class(tmp_path):
         (tmp_path / "dog" / f"{i}.png").write_bytes(b"")
     with pytest.raises(ValueError, match=r"every example of class dog in the train set is bad; the first: dog/0.png"):
         load_source(tmp_path, skip_bad=True)
+
+
+def test_skipping_names_the_first_bad_one_of_the_class_and_split():
+    x = changed(0, NAN)  # of class 0, in the training set, which keeps others
+    test = changed((1, 2), np.inf)[:2]
+    with pytest.raises(ValueError, match=r"every example of class 1 in the test set is bad; the first: X_test\[1\]: "):
+        load_source((x, Y, test, Y[:2]), skip_bad=True)
+    one_left = changed([0, 1, 3, 5, 7], NAN)
+    with pytest.raises(ValueError, match=r"every example of class 1 in the train set is bad; the first: X\[1\]: "):
+        load_source((one_left, Y), skip_bad=True)
+
+
+@pytest.mark.parametrize("error", [ValueError, RuntimeError])
+def test_a_decoder_that_says_nothing_is_still_a_fault(tmp_path, monkeypatch, error):
+    def refuse(path):
+        raise error
+
+    pictures(tmp_path)
+    monkeypatch.setattr(folders, "read_image", refuse)
+    with pytest.raises(ValueError, match=rf"cat/0.png: cannot be read \({error.__name__}\)"):
+        load_source(tmp_path)
 
 
 def test_skip_bad_works_for_arrays():

@@ -149,6 +149,21 @@ def test_skip_bad_leaves_bad_files_out_and_says_so(tmp_path):
     assert any(note.startswith("2 of 8 examples left out as bad: cat/1.png: ") for note in source.notes)
 
 
+def test_odd_names_break_no_message_and_no_table(tmp_path):
+    odd = os.fsdecode(b"caf\xe9")  # not UTF-8
+    pictures(tmp_path, classes=("a\nb\x1b[31m", odd, "犬 é,|<b>"), count=3)
+    (tmp_path / "a\nb\x1b[31m" / "x\ny.txt").write_text("x")
+    source = load_source(tmp_path, test_fraction=0.4)
+    assert source.classes == (r"a\nb\x1b[31m", r"caf\udce9", "犬 é,|<b>")
+    said = [*source.train.names, *source.test.names, *source.notes]
+    assert all(len(text.splitlines()) == 1 and "\x1b" not in text and text.encode() for text in said)
+    assert r"a\nb\x1b[31m/x\ny.txt" in " ".join(source.notes)
+    assert len(list(source.train)) == 6  # the files are found under their real names
+    (tmp_path / odd / "0.png").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"caf\\udce9/0.png: is empty"):
+        load_source(tmp_path)
+
+
 def test_header_only_beyond_the_limit(tmp_path, monkeypatch):
     monkeypatch.setattr(checking, "_DECODE_AT_MOST", 3)
     pictures(tmp_path / "p")
@@ -160,8 +175,17 @@ def test_header_only_beyond_the_limit(tmp_path, monkeypatch):
         load_source(tmp_path / "p")
     arrays(tmp_path / "a")
     assert len(load_source(tmp_path / "a").train) == 6
-    npy(tmp_path / "a" / "b" / "3.npy", np.zeros((3, 0)))
-    with pytest.raises(ValueError, match=r"b/3.npy: "):
+    for name, values, message in (
+        ("0", np.zeros((3, 0)), r"is empty \(shape \(3, 0\)\)"),
+        ("1", 3.0, "the array is a single number"),
+        ("2", ["a", "b"], "the array holds text"),
+    ):
+        npy(tmp_path / "a" / "b" / f"{name}.npy", values)
+        with pytest.raises(ValueError, match=rf"b/{name}.npy: {message}"):
+            load_source(tmp_path / "a")
+    np.savez(tmp_path / "zip.npz", a=np.zeros(3))
+    (tmp_path / "zip.npz").rename(tmp_path / "a" / "b" / "3.npy")
+    with pytest.raises(ValueError, match=r"b/3.npy: is a zip of arrays"):
         load_source(tmp_path / "a")
 
 

@@ -11,9 +11,10 @@ import yaml
 from torch.nn import functional as F
 
 from datafiles import npy, sound
+from ndvit.data.examples import Examples
 from ndvit.data.preprocess import Moments, Recording, preprocess_from_dict
 from ndvit.data.signals import SignalPreprocess, read_audio, signal_header
-from ndvit.data.source import Examples, fit_preprocess, load_source
+from ndvit.data.source import fit_preprocess, load_source
 
 NAN = np.nan
 

@@ -3,6 +3,7 @@
 import pickle
 import socket
 import urllib.error
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,16 +12,9 @@ from PIL import Image
 from datafiles import arrays, npy, picture, pictures, sound, ts, xy
 from ndvit.data.archives import bundled
 from ndvit.data.arrays import read_table
+from ndvit.data.examples import Examples, Source, hold_out
 from ndvit.data.preprocess import Recording
-from ndvit.data.source import (
-    Examples,
-    Source,
-    builtin_sources,
-    fit_preprocess,
-    hold_out,
-    load_examples,
-    load_source,
-)
+from ndvit.data.source import builtin_sources, fit_preprocess, load_examples, load_source
 
 
 def counts(examples):
@@ -147,6 +141,33 @@ def test_ucr_without_network(tmp_path, monkeypatch):
     assert not list((tmp_path / "ucr").iterdir())
 
 
+def test_ucr_replaces_an_incomplete_folder(tmp_path, monkeypatch):
+    cache = tmp_path / "ucr"
+    outside = ts(tmp_path / "mine" / "keep.ts").parent
+    fill(cache, "Toy")
+    ts(cache / "Coffee" / "Coffee_TRAIN.ts", lines=["1,2:a"])  # no _TEST beside it
+    (cache / "Beef").symlink_to(outside)
+
+    def fetch(name, extract_path):
+        fill(cache / extract_path, name)
+
+    monkeypatch.setenv("NDVIT_CACHE", str(tmp_path))
+    monkeypatch.setattr("aeon.datasets.load_classification", fetch)
+    for name in ("Coffee", "Beef"):
+        assert len(load_source(f"ucr:{name}").train) == 4
+    assert sorted(path.name for path in cache.iterdir()) == ["Beef", "Coffee", "Toy"]
+    assert (outside / "keep.ts").exists()
+
+
+def test_ucr_keeps_an_incomplete_folder_if_nothing_better_comes(tmp_path, monkeypatch):
+    kept = ts(tmp_path / "ucr" / "Coffee" / "Coffee_TRAIN.ts")
+    monkeypatch.setenv("NDVIT_CACHE", str(tmp_path))
+    monkeypatch.setattr("aeon.datasets.load_classification", lambda name, extract_path: None)
+    with pytest.raises(ValueError, match=r"the download holds no Coffee_TRAIN.ts with Coffee_TEST.ts"):
+        load_source("ucr:Coffee")
+    assert kept.exists()
+
+
 def test_ucr_of_an_unknown_name(tmp_path, monkeypatch):
     monkeypatch.setenv("NDVIT_CACHE", str(tmp_path))
     with pytest.raises(ValueError, match=r"ucr:Cofee: no such set.*Did you mean Coffee"):
@@ -205,11 +226,28 @@ def test_missing_values_are_told():
         (np.array([b"x", b"y", b"x", b"y"]), ("x", "y")),
         (["1.0", "2.0", "10.0", "1.0"], ("1", "2", "10")),
         (np.array(["x", "y", "x", "y"], dtype=object), ("x", "y")),
+        ([b" x", b"y\n", "x", b"y"], ("x", "y")),
+        (["a\nb", "\x1b[31m", "a\nb", "\u202e"], ("\\u202e", "\\x1b[31m", "a\\nb")),
+        (["犬 \u3000é", "🐕‍🦺", "犬 \u3000é", "🐕‍🦺"], ("犬 \u3000é", "🐕‍🦺")),
         ([True, False, True, False], ("False", "True")),
         (["01", "1", "02", "1"], ("01", "1", "02")),
         (["1.10", "1.1", "1.10", "1.1"], ("1.1", "1.10")),
     ],
-    ids=["ints", "floats", "int8", "text", "bytes", "text of numbers", "objects", "bools", "leading zeros", "versions"],
+    ids=[
+        "ints",
+        "floats",
+        "int8",
+        "text",
+        "bytes",
+        "text of numbers",
+        "objects",
+        "bytes with spaces",
+        "control characters",
+        "other scripts",
+        "bools",
+        "leading zeros",
+        "versions",
+    ],
 )
 def test_classes(labels, classes):
     x, _ = xy(4)
@@ -264,6 +302,12 @@ def test_ts_keeps_case_missing_values_channels_and_lengths(tmp_path):
     assert source.classes == ("Cat", "baNana")
 
 
+def test_ts_comments_may_stand_between_the_data(tmp_path):
+    path = ts(tmp_path / "x.ts", ["# first", "1,2:a", "% second: 3", "3,4:b"])
+    part = read_table(path)["train"]
+    assert (part.labels, part.names) == (["a", "b"], ["x.ts[0]", "x.ts[1]"])
+
+
 @pytest.mark.parametrize("give", ["folder", "file"])
 @pytest.mark.parametrize("ending", [".ts", ".tsv"])
 def test_archive_files(tmp_path, give, ending):
@@ -316,7 +360,7 @@ def test_npy_with_a_test_file_beside(tmp_path):
 
 def test_predict_one_file(tmp_path):
     kind, examples, _ = load_examples(picture(tmp_path / "a.JPG"))
-    assert (kind, len(examples), examples.names, examples.labels) == ("image", 1, ["a.JPG"], None)
+    assert (kind, len(examples), examples.names, examples.labels) == ("image", 1, [f"{tmp_path}/a.JPG"], None)
     kind, examples, _ = load_examples(sound(tmp_path / "a.wav"))
     assert kind == "signal"
     assert isinstance(examples[0], Recording)
@@ -330,13 +374,37 @@ def test_predict_a_flat_folder(tmp_path):
     (tmp_path / "notes.txt").write_text("x")
     (tmp_path / "more").mkdir()
     kind, examples, notes = load_examples(tmp_path)
-    assert (kind, examples.names) == ("image", ["0.png", "1.png", "2.png"])
+    assert (kind, examples.names) == ("image", [f"{tmp_path}/{i}.png" for i in range(3)])
     assert "notes.txt" in " ".join(notes)
     assert "more" in " ".join(notes)
     (tmp_path / "3.png").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"1 of 4 examples cannot be used:\n  3.png: is empty"):
+    with pytest.raises(ValueError, match=r"1 of 4 examples cannot be used:\n  .*/3.png: is empty"):
         load_examples(tmp_path)
     assert len(load_examples(tmp_path, skip_bad=True)[1]) == 3
+
+
+@pytest.mark.parametrize(
+    ("given", "names"),
+    [
+        ("a/0.wav", ["a/0.wav"]),
+        ("./b/0.wav", ["./b/0.wav"]),
+        ("0.wav", ["0.wav"]),
+        (Path("a"), ["a/0.wav"]),
+        ("b/", ["b/0.wav"]),
+        ("~/a/0.wav", ["~/a/0.wav"]),
+        ("a/x.ts", ["a/x.ts[0]", "a/x.ts[1]"]),
+        ("a/x.npz", ["a/x.npz:X_test[0]", "a/x.npz:X_test[1]"]),
+    ],
+    ids=str,
+)
+def test_predicted_examples_are_named_as_they_were_given(tmp_path, monkeypatch, given, names):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for folder in ("", "a", "b"):
+        sound(tmp_path / folder / "0.wav")
+    ts(tmp_path / "a" / "x.ts", ["1,2:a", "3,4:b"])
+    np.savez(tmp_path / "a" / "x.npz", X_test=np.zeros((2, 5)))
+    assert load_examples(given)[1].names == names
 
 
 def test_predict_a_table(tmp_path):

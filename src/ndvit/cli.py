@@ -9,7 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
 
-from cyclopts import App, CycloptsError, Group, Parameter
+from cyclopts import App, CycloptsError, Group, Parameter, UnknownOptionError
 from cyclopts.config import Dict
 from docstring_parser import parse_from_object
 
@@ -53,7 +53,7 @@ app = App(
 def train(
     source: str | None = None,
     *,
-    model: str = "vit_nano",
+    model: str = "vit_pico",
     output: Path | None = None,
     force: bool = False,
     resume: Path | None = None,
@@ -242,8 +242,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (CycloptsError, ValueError, OSError) as error:
         if "--debug" in tokens:
             raise
-        print(f"ndvit: {error}", file=sys.stderr)
+        print(f"ndvit: {_reason(error)}", file=sys.stderr)
         sys.exit(2)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnknownOptionError) and error.token.keyword:
+        name = error.token.keyword.lstrip("-").replace("-", "_")
+        if name in _DECIDED_ELSEWHERE:
+            return f"{name} follows from {_DECIDED_ELSEWHERE[name]} and cannot be set"
+    return str(error)
 
 
 def _finish(run: "Run") -> None:

@@ -25,7 +25,7 @@ from ndvit.training.inference import pick_device, predict_probabilities
 from ndvit.training.plan import plan_model, split_options, with_validation
 from ndvit.weights.file import MODEL_FILE, save_model
 
-DEFAULT_MODEL = "vit_nano"
+DEFAULT_MODEL = "vit_pico"
 CONFIG_FILE, RESULTS_FILE, REPORT_FILE = "config.yaml", "results.json", "report.html"
 Say = Callable[[str], None]
 
@@ -119,8 +119,10 @@ def resume(folder: str | Path, *, source: Any = None, progress: bool = True, say
     if (folder / MODEL_FILE).is_file():
         raise ValueError(f"{folder} is finished: it has a {MODEL_FILE}. Train anew with another output folder")
     settings = read_config(folder / CONFIG_FILE)
-    if lost := [name for name in ("source", "model", "test_fraction", "skip_bad") if name not in settings]:
-        raise ValueError(f"{folder / CONFIG_FILE} has lost {', '.join(lost)}: a run cannot be resumed without")
+    kinds = {"source": str | None, "model": str, "test_fraction": float | int, "skip_bad": bool}
+    for name, kind in kinds.items():
+        if name not in settings or not isinstance(settings[name], kind):
+            raise ValueError(f"{folder / CONFIG_FILE} is not as the run wrote it: {name} is {settings.get(name)!r}")
     source = settings["source"] if source is None else source
     if source is None:
         raise ValueError(f"{folder} was trained on arrays: resume it from Python with source= the same arrays")
@@ -175,7 +177,8 @@ def _run(source: Any, settings: dict[str, Any], folder: Path, *, resume: bool, p
         "input": f"{preprocess.channels} x {_by(config.input_size)}, in patches of {_by(config.patch_size)}",
         "examples": f"{len(data.train):,} training, {len(data.val or ()):,} validation, {len(data.test):,} test",
         "classes": f"{len(data.classes)}",
-        "steps": f"{recipe.total_steps(len(data.train)):,} of {recipe.batch_size * recipe.accumulate} examples",
+        "steps": f"{recipe.total_steps(len(data.train)):,} of {recipe.batch_size * recipe.accumulate} examples, "
+        f"peak learning rate {recipe.peak_learning_rate(config.embed_dim):.2g}",
     }
     for line in (*data.notes, "; ".join(f"{k}: {v}" for k, v in facts.items())):
         say(line)

@@ -86,6 +86,10 @@ def download(name: str) -> Path:
         home.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=home) as fresh:  # moved when complete: a broken download leaves nothing
             load_classification(name, extract_path=fresh)
+            if not _sets(Path(fresh)):
+                raise FileNotFoundError(f"the download holds no {name}_TRAIN.ts with {name}_TEST.ts")
+            if os.path.lexists(home / name):  # incomplete, or it would have been taken; it goes with `fresh`
+                (home / name).rename(Path(fresh) / "incomplete")
             (Path(fresh) / name).rename(home / name)
     except (OSError, ValueError) as error:
         raise ValueError(

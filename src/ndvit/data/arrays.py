@@ -15,6 +15,8 @@ from ndvit.data.images import plain
 TABLES = (".ts", ".tsv", ".npz", ".npy")
 """Files of many examples, by ending."""
 
+_NPY, _ZIP = b"\x93NUMPY", b"PK"  # what .npy and .npz files begin with
+
 
 class Part(NamedTuple):
     """One part of a data set before its classes are known; `labels` is None where there are none at all."""
@@ -69,13 +71,17 @@ def numbers(x: Any, where: str) -> np.ndarray:
         raise ValueError(
             f"{where} has rows of different length; give a list with one array for each example"
         ) from error
+    _check_type(array, where)
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and infinite values are refused
+        return np.asarray(array, dtype=np.float32)
+
+
+def _check_type(array: np.ndarray, where: str) -> None:
     if array.dtype.kind not in "fiub":
         what = {"O": "Python objects", "U": "text", "S": "text"}.get(array.dtype.kind, "other things")
         raise ValueError(
             f"{where} holds {what} ({array.dtype}); numbers are needed (unequal lengths: a list of arrays)"
         )
-    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and infinite values are refused
-        return np.asarray(array, dtype=np.float32)
 
 
 def _with_channels(values: np.ndarray, where: str) -> np.ndarray:
@@ -88,16 +94,19 @@ def label_names(y: Any, where: str) -> list[str | None]:
     """Return labels as text: 1, 1.0 and "1.0000e+00" (archives write it) are "1"; NaN, "?" and "" are None, missing.
 
     Raises:
-        ValueError: not one label for each example.
+        ValueError: not one label for each example, or bytes that are no text.
     """
     values = y.tolist() if hasattr(y, "tolist") else y
     if not isinstance(values, list | tuple) or any(isinstance(value, list | tuple) for value in values):
         raise ValueError(f"{where} has shape {np.shape(y)}; expected one label for each example, (n,)")
-    return [_label(value) for value in values]
+    try:
+        return [_label(value) for value in values]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{where} holds bytes that are not UTF-8, {error.object!r}; give labels as text") from error
 
 
 def _label(value: Any) -> str | None:
-    text = "" if value is None else value.decode() if isinstance(value, bytes) else str(value).strip()
+    text = "" if value is None else (value.decode() if isinstance(value, bytes) else str(value)).strip()
     if re.fullmatch(r"[-+]?\d+\.\d*(e[-+]?\d+)?", text, re.IGNORECASE) and float(text).is_integer():
         return str(int(float(text)))
     return None if text.lower() in ("", "?", "nan") else text
@@ -118,15 +127,18 @@ def read_table(path: Path) -> dict[str, Part]:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    with path.open(encoding="utf-8", errors="replace") as lines:  # comments in old archives are in any encoding
+    # old archives are in any encoding; what is not UTF-8 stays apart as \xe9, so that no two labels become one
+    with path.open(encoding="utf-8-sig", errors="backslashreplace") as lines:
         for number, line in enumerate(lines, start=1):
             if line.strip():
                 yield number, line.strip("\r\n ")
 
 
 def _series(fields: list[str], where: str) -> np.ndarray:
+    values = [field if field.strip() not in ("?", "") else "nan" for field in fields]
     try:
-        return np.array([field if field.strip() not in ("?", "") else "nan" for field in fields], dtype=np.float32)
+        with np.errstate(over="ignore"):  # as in `numbers`
+            return np.array(values, dtype=np.float32)
     except ValueError as error:
         raise ValueError(f"{where}: {error}; expected numbers, NaN or ?") from error
 
@@ -142,16 +154,17 @@ def _read_ts(path: Path) -> dict[str, Part]:
     labels: list[str | None] = []
     for number, line in _lines(path):
         where = f"{path}, line {number}"
+        if line.startswith(("#", "%")):
+            continue
         if "data" not in tags:
-            if line.startswith("@"):
-                tag, *words = line[1:].lower().split() or [""]
-                tags[tag] = words[:1] == ["true"]
-                if tags.get("timestamps"):
-                    raise ValueError(f"{where}: time stamps are not read; save plain values (@timeStamps false)")
-                if tags.get("targetlabel"):
-                    raise ValueError(f"{where}: the set is for regression (@targetLabel); classes are needed")
-            elif line[0] not in "#%":
+            if not line.startswith("@"):
                 raise ValueError(f"{where}: expected a comment or a tag such as @data, got {line[:40]!r}")
+            tag, *words = line[1:].lower().split() or [""]
+            tags[tag] = words[:1] == ["true"]
+            if tags.get("timestamps"):
+                raise ValueError(f"{where}: time stamps are not read; save plain values (@timeStamps false)")
+            if tags.get("targetlabel"):
+                raise ValueError(f"{where}: the set is for regression (@targetLabel); classes are needed")
             continue
         channels = line.split(":")
         if tags.get("classlabel"):
@@ -188,11 +201,7 @@ def load_numpy(path: str | Path) -> dict[str, np.ndarray]:
         ValueError: what is wrong with the file, without its name.
     """
     with open(path, "rb") as file:  # numpy given a path leaves a damaged .npz open
-        magic = file.read(6)
-        if magic.startswith(b"\x80"):
-            raise ValueError("holds Python objects, which could run code; save plain numbers with numpy.save")
-        if not magic.startswith((b"\x93NUMPY", b"PK")):
-            raise ValueError("is no numpy file" if magic else "is empty (0 bytes)")
+        _check_magic(file.read(6), (_NPY, _ZIP))
         file.seek(0)
         try:
             loaded = np.load(file, allow_pickle=False)
@@ -203,15 +212,33 @@ def load_numpy(path: str | Path) -> dict[str, np.ndarray]:
             raise ValueError(f"is damaged or cut off ({error})") from error
 
 
+def _check_magic(magic: bytes, allowed: tuple[bytes, ...]) -> None:
+    """Refuse a file by its first six bytes."""
+    if magic.startswith(b"\x80"):
+        raise ValueError("holds Python objects, which could run code; save plain numbers with numpy.save")
+    if magic.startswith(_ZIP) and _ZIP not in allowed:
+        raise ValueError("is a zip of arrays, expected a single one; name it .npz, or save the array with numpy.save")
+    if not magic.startswith(allowed):
+        raise ValueError("is no numpy file" if magic else "is empty (0 bytes)")
+
+
+def _load_array(path: str | Path, header: bool = False) -> np.ndarray:
+    """Read an .npy file, or with `header` leave its values on the disk; raises as `load_numpy`."""
+    with open(path, "rb") as file:
+        _check_magic(file.read(6), (_NPY,))
+    return np.load(path, mmap_mode="r", allow_pickle=False) if header else load_numpy(path)[""]
+
+
 def read_npy(path: str | Path) -> np.ndarray:
     """Read one example, (time,) or (channels, *grid), as (channels, *grid) float32."""
-    return _with_channels(numbers(load_numpy(path)[""], "the array"), "the array")
+    return _with_channels(numbers(_load_array(path), "the array"), "the array")
 
 
 def npy_shape(path: str | Path) -> tuple[int, ...]:
     """Return (channels, *grid) from the header of an .npy file."""
-    shape: tuple[int, ...] = np.load(path, mmap_mode="r", allow_pickle=False).shape
-    return (1, *shape) if len(shape) == 1 else shape
+    array = _load_array(path, header=True)
+    _check_type(array, "the array")
+    return _with_channels(array, "the array").shape
 
 
 def _read_npz(path: Path) -> dict[str, Part]:
@@ -225,7 +252,8 @@ def _read_npz(path: Path) -> dict[str, Part]:
     }
     if "train" not in parts and "test" not in parts:
         raise ValueError(
-            f"{path}: expected arrays X and y, or X_train, y_train, X_test, y_test; got {', '.join(arrays)}"
+            f"{path}: expected arrays X and y, or X_train, y_train, X_test, y_test; "
+            f"got {', '.join(arrays) if all(arrays) else 'a single array; name it .npy'}"
         )
     return parts
 
@@ -236,11 +264,12 @@ def _read_npy(path: Path) -> dict[str, Part]:
         beside += [path.with_name(y + path.stem[1:] + ending) for y in "yY" for ending in (".npy", ".txt")]
     found = next((file for file in beside if file.is_file()), None)
     y: Any = None
-    if found is not None and found.suffix == ".txt":
-        y = [_label(line) for line in found.read_text(encoding="utf-8").rstrip().split("\n")]
-    elif found is not None:
-        try:
-            y = load_numpy(found)[""]
-        except ValueError as error:
-            raise ValueError(f"{found}: {error}") from error
-    return {"train": as_part(load_numpy(path)[""], y, path.name, found.name if found else "y")}
+    try:
+        if found is not None and found.suffix == ".txt":
+            y = found.read_text(encoding="utf-8-sig").rstrip().split("\n")
+        elif found is not None:
+            y = _load_array(found)
+    except ValueError as error:
+        fault = "is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else error
+        raise ValueError(f"{found}, the labels of {path.name}: {fault}") from error
+    return {"train": as_part(_load_array(path), y, path.name, found.name if found else "y")}

@@ -51,12 +51,15 @@ def without_bad(
     good: dict[str, Part] = {}
     bad: list[str] = []
     for split, part in parts.items():
-        bad += [f"{name}: {one.fault}" for name, one in zip(part.names, looks[split]) if one.fault]
-        good[split] = part.take([i for i, one in enumerate(looks[split]) if not one.fault])
-        lost = sorted(set(map(str, part.labels or ())) - set(map(str, good[split].labels or ())))
+        faults = {i: f"{part.names[i]}: {one.fault}" for i, one in enumerate(looks[split]) if one.fault is not None}
+        bad += faults.values()
+        good[split] = part.take([i for i in range(len(part.items)) if i not in faults])
+        labels = list(map(str, part.labels or ()))
+        lost = sorted(set(labels) - set(map(str, good[split].labels or ())))
         if skip_bad and (lost or not good[split].items):
-            which = f"of class {', '.join(lost)} " if lost else ""
-            raise ValueError(f"{where}: every example {which}in the {split} set is bad; the first: {bad[0]}")
+            which = f"of class {listing(lost)} " if lost else ""
+            first = next(fault for i, fault in faults.items() if not lost or labels[i] in lost)
+            raise ValueError(f"{where}: every example {which}in the {split} set is bad; the first: {first}")
     if bad and not skip_bad:
         shown = "\n  ".join(bad[:20]) + (f"\n  and {len(bad) - 20:,} more" if len(bad) > 20 else "")
         raise ValueError(
@@ -68,18 +71,18 @@ def without_bad(
         notes.append(f"{total:,} files: only their headers were read, so a damaged one may show up in training")
     if bad:
         notes.append(f"{len(bad):,} of {total:,} examples left out as bad: {listing(bad, 20)}")
-    return good, notes + _uneven({split: [one for one in found if not one.fault] for split, found in looks.items()})
+    return good, notes + _uneven({split: [one for one in found if one.fault is None] for split, found in looks.items()})
 
 
 def _mark_odd(looks: dict[str, list[Look]]) -> None:
     """Write a fault on each good look whose numbers of channels and axes are not those of most good ones."""
-    shapes = Counter((one.channels, len(one.grid)) for found in looks.values() for one in found if not one.fault)
+    shapes = Counter((one.channels, len(one.grid)) for found in looks.values() for one in found if one.fault is None)
     if len(shapes) < 2:
         return
     channels, axes = shapes.most_common(1)[0][0]
     for found in looks.values():
         for i, one in enumerate(found):
-            if not one.fault and (one.channels, len(one.grid)) != (channels, axes):
+            if one.fault is None and (one.channels, len(one.grid)) != (channels, axes):
                 fault = f"{one.channels} channels and {len(one.grid)} axes, most have {channels} and {axes}"
                 found[i] = one._replace(fault=fault)
 
@@ -133,7 +136,7 @@ def _look_at(raw: Raw) -> Look:
     if isinstance(raw, Image.Image):
         return Look()
     look = _measured(raw)
-    if look.fault:
+    if look.fault is not None:
         return look
     values = raw.values if isinstance(raw, Recording) else raw
     if np.isinf(values).any():

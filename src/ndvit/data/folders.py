@@ -1,6 +1,7 @@
 """Folders of files, one example a file: finding them by their folders and endings, and reading one."""
 
 import os
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ MEDIA = {
 
 _MEDIUM = {ending: medium for medium, endings in MEDIA.items() for ending in endings}
 _SPLITS = {"train": "train", "test": "test", "val": "val", "valid": "val", "validation": "val"}
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 LAYOUT = "expected one folder a class with its files inside, with or without train/ and test/ (or val/) above"
 
@@ -39,7 +41,7 @@ def read_example(path: str) -> Raw:
     try:
         return decode(path)
     except Exception as error:  # decoders raise whatever they like on a damaged file
-        raise ValueError(f"{path}: {reason(error)}") from error
+        raise ValueError(f"{printable(path)}: {reason(error)}") from error
 
 
 def decode(path: str) -> Raw:
@@ -64,7 +66,9 @@ def reason(error: Exception) -> str:
         return "no permission to read it"
     if type(error).__name__ == "LibsndfileError":
         return f"is no sound file, or damaged ({getattr(error, 'error_string', error)})"
-    return str(error) if isinstance(error, ValueError) else f"cannot be read ({error})"
+    if isinstance(error, ValueError) and str(error):
+        return str(error)
+    return f"cannot be read ({str(error) or type(error).__name__})"
 
 
 def scan(root: Path) -> tuple[dict[str, Part], list[str]]:
@@ -132,6 +136,11 @@ def listing(names: Sequence[str], most: int = 3) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")
 
 
+def printable(text: str) -> str:
+    """Escape line breaks and other control characters, undecodable bytes and changes of direction, as repr does."""
+    return _UNPRINTABLE.sub(lambda found: repr(found[0])[1:-1], text)
+
+
 class _Scanner:
     """Walks a folder in a fixed order and remembers what it left out."""
 
@@ -140,7 +149,7 @@ class _Scanner:
         self.left: dict[str, dict[str, None]] = defaultdict(dict)  # in order, each once
 
     def leave(self, why: str, paths: Iterable[Path]) -> None:
-        self.left[why] |= dict.fromkeys(path.relative_to(self.root).as_posix() for path in paths)
+        self.left[why] |= dict.fromkeys(printable(path.relative_to(self.root).as_posix()) for path in paths)
 
     def notes(self) -> list[str]:
         return [f"{len(names):,} left out, {why}: {listing(list(names))}" for why, names in self.left.items() if names]
@@ -188,7 +197,8 @@ class _Scanner:
             if not members:
                 more = f" ({'; '.join(self.notes())})" if self.notes() else ""
                 raise ValueError(
-                    f"{inner}: class folder without examples; add some ({known_endings()}) or remove it{more}"
+                    f"{printable(str(inner))}: class folder without examples; "
+                    f"add some ({known_endings()}) or remove it{more}"
                 )
             paths += members
             labels += [inner.name] * len(members)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -11,10 +11,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from ndvit.data import preprocess
+from ndvit.data.examples import Examples
 from ndvit.data.preprocess import Moments, Raw
-
-if TYPE_CHECKING:
-    from ndvit.data.source import Examples
 
 _SAMPLE = 1_000  # pictures that statistics are taken from: more would change the third digit of a mean
 _LARGEST = 224  # the shorter side where no size is asked for; the size that most published weights were trained at
@@ -113,7 +111,7 @@ class ImagePreprocess:
         return len(self.mode) if self.mode == "RGB" else 1
 
     @classmethod
-    def fit(cls, examples: "Examples", size: int | Sequence[int] | None = None) -> "ImagePreprocess":
+    def fit(cls, examples: Examples, size: int | Sequence[int] | None = None) -> "ImagePreprocess":
         """Compute everything from training pictures, from at most 1,000 of them drawn with a fixed seed.
 
         Args:
@@ -184,7 +182,7 @@ def _as_image(raw: Raw) -> Image.Image:
     return Image.fromarray(raw[..., 0] if raw.shape[2:] == (1,) else raw)
 
 
-def _median_size(examples: "Examples", drawn: list[int]) -> tuple[int, int]:
+def _median_size(examples: Examples, drawn: list[int]) -> tuple[int, int]:
     sizes = []
     for i in drawn:
         if examples.in_memory:

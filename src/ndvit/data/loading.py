@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from ndvit.data.examples import Examples
 from ndvit.data.preprocess import Preprocess
-from ndvit.data.source import Examples
 
 
 class Batch(NamedTuple):

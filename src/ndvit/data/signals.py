@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -16,10 +16,8 @@ from torch.nn import functional as F
 
 from ndvit.data import preprocess
 from ndvit.data.arrays import npy_shape, numbers
+from ndvit.data.examples import Examples
 from ndvit.data.preprocess import Moments, Raw, Recording
-
-if TYPE_CHECKING:
-    from ndvit.data.source import Examples
 
 SOUNDS = (".wav", ".flac", ".ogg")
 _SAMPLE = 2_000  # files that mean and standard deviation are taken from, where there are more
@@ -111,7 +109,7 @@ class SignalPreprocess:
         return len(self.mean)
 
     @classmethod
-    def fit(cls, examples: "Examples", size: int | Sequence[int] | None = None) -> "SignalPreprocess":
+    def fit(cls, examples: Examples, size: int | Sequence[int] | None = None) -> "SignalPreprocess":
         """Compute everything from training examples: rate, size, mean and standard deviation.
 
         Size and rate come from all of them; mean and standard deviation from at most 2,000 files drawn with a fixed

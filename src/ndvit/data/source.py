@@ -4,10 +4,10 @@ Nothing is decided silently: `Source.notes` says what was held out, left out, pa
 """
 
 import difflib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -16,75 +16,10 @@ from ndvit.data import folders
 from ndvit.data.archives import bundled, download, read_set, table_in
 from ndvit.data.arrays import TABLES, Part, as_part, read_table
 from ndvit.data.checking import without_bad
+from ndvit.data.examples import Examples, Kind, Source, hold_out
 from ndvit.data.images import ImagePreprocess
-from ndvit.data.preprocess import Preprocess, Raw
+from ndvit.data.preprocess import Preprocess
 from ndvit.data.signals import SignalPreprocess
-
-Kind = Literal["signal", "image"]
-
-
-class Examples:
-    """The examples of one split. Those of a folder are paths, read one by one when asked for; it can be pickled.
-
-    Args:
-        items: The examples, or what `read` reads them from.
-        labels: (n,) indices into the source's classes, or None.
-        names: How messages and tables call each example; numbered where None.
-        read: A module-level function from an item to an example; None where the items are the examples.
-    """
-
-    def __init__(
-        self,
-        items: Sequence[Any],
-        labels: Sequence[int] | np.ndarray | None = None,
-        names: Sequence[str] | None = None,
-        read: Callable[[Any], Raw] | None = None,
-    ) -> None:
-        self.items = items
-        self.labels = None if labels is None else np.asarray(labels, dtype=np.int64)
-        self.names = [f"[{i}]" for i in range(len(items))] if names is None else names
-        self.read = read
-
-    @property
-    def in_memory(self) -> bool:
-        """Whether the examples are held, not read when asked for."""
-        return self.read is None
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, i: int) -> Raw:
-        item: Raw = self.items[i] if self.read is None else self.read(self.items[i])
-        return item
-
-    def __iter__(self) -> Iterator[Raw]:
-        return (self[i] for i in range(len(self)))
-
-    def subset(self, indices: Sequence[int] | np.ndarray) -> "Examples":
-        """Return the examples at these indices, in this order."""
-        chosen = np.asarray(indices, dtype=np.int64)
-        labels = None if self.labels is None else self.labels[chosen]
-        return Examples([self.items[i] for i in chosen], labels, [self.names[i] for i in chosen], self.read)
-
-
-@dataclass(frozen=True)
-class Source:
-    """A data set for classification, ready to train on."""
-
-    name: str
-    """What it is called in reports."""
-    kind: Kind
-    """"signal" for values (with any number of axes), "image" for pictures."""
-    classes: tuple[str, ...]
-    """Names of the classes, sorted; by value where all are numbers."""
-    train: Examples
-    """What is learned from, and all that preprocessing may be computed on."""
-    test: Examples
-    """What the result is measured on."""
-    val: Examples | None
-    """What may be used to choose, where the data has train, val and test."""
-    notes: tuple[str, ...]
-    """Every decision that the user should hear of."""
 
 
 def load_source(
@@ -108,13 +43,14 @@ def load_source(
     if not 0 <= test_fraction < 1:
         raise ValueError(f"test_fraction must be at least 0 and below 1, got {test_fraction}")
     name, parts, notes = _find(source)
-    where = name if isinstance(source, tuple | dict) else str(source)
+    name = folders.printable(name)
+    where = name if isinstance(source, tuple | dict) else folders.printable(str(source))
     if "train" not in parts:
         raise ValueError(f"{where}: holds {', '.join(parts)} but nothing to train on (X_train, y_train)")
     if "test" not in parts and "val" in parts:
         parts["test"] = parts.pop("val")
         notes.append("no test set given: the validation set is the test set")
-    parts = {split: parts[split] for split in ("train", "test", "val") if split in parts}
+    parts = {split: _printable(parts[split]) for split in ("train", "test", "val") if split in parts}
     parts, more = without_bad(parts, where, skip_bad, progress)
     notes += more
     classes = _classes(parts, where, at_least=2 if test_fraction else 1)
@@ -126,8 +62,8 @@ def load_source(
         made |= {"train": made["train"].subset(keep), "test": made["train"].subset(held)}
         share = f"{test_fraction:.0%} of each class held out for testing ({len(held):,} examples)"
         notes.append(f"no split given: {share}, stratified, seed {seed}")
-    kind = _kind(parts["train"])
-    return Source(name, kind, classes, made["train"], made["test"], made.get("val"), tuple(notes))
+    kind, said = _kind(parts["train"]), tuple(map(folders.printable, notes))
+    return Source(name, kind, classes, made["train"], made["test"], made.get("val"), said)
 
 
 def load_examples(
@@ -142,12 +78,12 @@ def load_examples(
         skip_bad: Leave bad examples out, and say so in the notes, instead of raising.
 
     Returns:
-        Kind, examples (`labels` None where unknown), notes.
+        Kind, examples (`labels` None where unknown; each named by the path as it was given), notes.
 
     Raises:
         FileNotFoundError: no such path. ValueError: what is wrong with which file.
     """
-    path = Path(path).expanduser()
+    given, path = os.fspath(path), Path(path).expanduser()
     notes: list[str] = []
     if path.is_dir():
         part, notes = folders.flat(path)
@@ -160,14 +96,16 @@ def load_examples(
         part = tables.get("test") or tables["train"]
         if len(tables) > 1:
             notes.append(f"{path.name} holds {' and '.join(tables)}: the test set is taken")
-    good, more = without_bad({"test": part}, str(path), skip_bad, progress=True)
+    folder = given if path.is_dir() else os.path.dirname(given)  # so that a/0.wav and b/0.wav can be told apart
+    part = _printable(part._replace(names=[os.path.join(folder, name) for name in part.names]))
+    good, more = without_bad({"test": part}, folders.printable(given), skip_bad, progress=True)
     part, notes = good["test"], notes + more
     known = set(classes or ())
     if part.labels is not None and classes and not known.issuperset(part.labels):
         strange = sorted({label or "?" for label in part.labels} - known)
         notes.append(f"labels left out: {folders.listing(strange)} not among the model's classes")
         part = part._replace(labels=None)
-    return _kind(part), _examples(part, tuple(classes or ())), tuple(notes)
+    return _kind(part), _examples(part, tuple(classes or ())), tuple(map(folders.printable, notes))
 
 
 def fit_preprocess(source: Source, size: int | Sequence[int] | None = None) -> Preprocess:
@@ -175,39 +113,6 @@ def fit_preprocess(source: Source, size: int | Sequence[int] | None = None) -> P
     if source.kind == "image":
         return ImagePreprocess.fit(source.train, size)
     return SignalPreprocess.fit(source.train, size)
-
-
-def hold_out(
-    labels: np.ndarray | None, fraction: float, seed: int, classes: Sequence[str], where: str = "the data"
-) -> tuple[np.ndarray, np.ndarray]:
-    """Split examples at random, each class for itself: at least one example of it on both sides.
-
-    Args:
-        labels: (n,) indices into `classes`.
-        fraction: The part of each class to hold out.
-        seed: Of the random choice.
-        classes: Names, for the message.
-        where: How the message calls the data.
-
-    Returns:
-        The sorted indices that are kept and those that are held out.
-
-    Raises:
-        ValueError: a class with a single example.
-    """
-    assert labels is not None
-    random = np.random.default_rng(seed)
-    held: list[int] = []
-    for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
-        if len(members) < 2:
-            raise ValueError(
-                f"{where}: class {classes[label]} has a single example, and some are to be held out; "
-                "add examples, remove the class, or give a test set"
-            )
-        count = min(max(1, round(fraction * len(members))), len(members) - 1)
-        held += random.permutation(members)[:count].tolist()
-    return np.setdiff1d(np.arange(len(labels)), held), np.sort(held)
 
 
 def builtin_sources() -> tuple[str, ...]:
@@ -274,6 +179,12 @@ def _table(path: Path) -> Path:
         raise ValueError(f"{path}: is a single example; to train, {folders.LAYOUT}")
     known = f"{', '.join(TABLES)} for many examples, {folders.known_endings()} for one each"
     raise ValueError(f"{path}: unknown type of file {path.suffix!r}; known: {known}")
+
+
+def _printable(part: Part) -> Part:
+    """The part with names and labels that cannot break a message or a table."""
+    labels = part.labels and [label and folders.printable(label) for label in part.labels]
+    return part._replace(labels=labels, names=list(map(folders.printable, part.names)))
 
 
 def _classes(parts: dict[str, Part], where: str, at_least: int) -> tuple[str, ...]:

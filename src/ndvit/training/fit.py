@@ -13,12 +13,12 @@ import sys
 import threading
 import time
 import warnings
-import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import lightning.pytorch as pl
@@ -92,19 +92,20 @@ def fit(
 
     checkpoints = folder / "checkpoints"
     latest = latest_checkpoint(folder) if resume else None
-    if latest and not zipfile.is_zipfile(latest):
-        raise ValueError(f"{latest} is damaged or cut off: remove it, and the run starts anew under --resume")
     metrics = MetricsFile(folder / "metrics.csv", up_to=step_of(latest) if latest else 0)
     newest = Checkpoints(checkpoints, every, validates=val is not None)
     keep_best = ModelCheckpoint(checkpoints, "best", monitor="val_loss", enable_version_counter=False)
-    callbacks: list[Callback] = [SameRun(task, train)]
+    same = SameRun(task, train)
+    if latest:
+        same.check(_read_checkpoint(latest))
+    callbacks: list[Callback] = [same]
     if recipe.ema_decay:
         callbacks.append(MovingAverage(recipe.ema_decay))
     if recipe.early_stop:
         callbacks += [EarlyStopping("val_loss", patience=recipe.early_stop), keep_best]
     if progress:
         callbacks.append(ProgressBar(steps))
-    callbacks.append(newest)  # Lightning runs checkpoints last and keeps their order: this one holds what the others did
+    callbacks.append(newest)  # after all others (Lightning runs checkpoints last, in this order), to hold what they did
 
     with _quiet():
         trainer = pl.Trainer(
@@ -252,9 +253,9 @@ class SameRun(Callback):
         """Plain values, so that checkpoints load with weights_only=True."""
         return self.facts
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Compare, and name every difference."""
-        differing = []
+    def check(self, checkpoint: dict[str, Any]) -> None:
+        """Compare, before anything is loaded, and name every difference."""
+        state_dict, differing = checkpoint["callbacks"][self.state_key], []
         for part in ("recipe", "config"):
             for name, now in self.facts[part].items():
                 if state_dict[part].get(name) != now:
@@ -271,7 +272,7 @@ class SameRun(Callback):
 
 
 class Checkpoints(Checkpoint):
-    """The newest checkpoint of a run, `step=N.ckpt`, every few steps and where Ctrl-C ends it; a second ends it at once.
+    """The newest checkpoint, `step=N.ckpt`: every few steps, and where Ctrl-C ends the fit; a second one kills it.
 
     It is written when all of a step is done, with the validation where one is due, so that a run that goes on from it
     has heard of that validation. (Lightning's ModelCheckpoint would write it before, and once more amid the next step.)
@@ -328,8 +329,16 @@ class Checkpoints(Checkpoint):
 
 def _load_weights(model: VisionTransformer, checkpoint: Path) -> None:
     """The weights that a checkpoint would give as a result: the average, where there is one."""
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+    state = _read_checkpoint(checkpoint)["state_dict"]
     model.load_state_dict({k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")})
+
+
+def _read_checkpoint(path: Path) -> dict[str, Any]:
+    try:
+        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (RuntimeError, OSError, UnpicklingError) as error:
+        raise ValueError(f"{path} is damaged or cut off: remove it, and --resume starts the run anew") from error
+    return checkpoint
 
 
 def _precision(recipe: Recipe) -> Any:

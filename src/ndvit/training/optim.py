@@ -16,13 +16,14 @@ def build_optimizer(model: VisionTransformer, recipe: Recipe) -> Optimizer:
     Weight decay is left off where `VisionTransformer.parameter_groups` says so. With layer decay d, the learning rate
     of a group at depth i is multiplied by d ** (depth + 1 - i) (BEiT; MAE's fine-tuning).
     """
+    peak = recipe.peak_learning_rate(model.config.embed_dim)
     groups = []
     for group in model.parameter_groups():
         distance = model.config.depth + 1 - group["depth"]
         groups.append(
             {
                 "params": group["params"],
-                "lr": recipe.learning_rate * (recipe.layer_decay or 1.0) ** distance,
+                "lr": peak * (recipe.layer_decay or 1.0) ** distance,
                 "weight_decay": recipe.weight_decay if group["decay"] else 0.0,
             }
         )

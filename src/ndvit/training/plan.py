@@ -6,8 +6,9 @@ from dataclasses import fields, replace
 from typing import Any
 
 from ndvit.config import ViTConfig, named_config, plan_grid
+from ndvit.data.examples import Source, hold_out
 from ndvit.data.preprocess import Preprocess
-from ndvit.data.source import Source, fit_preprocess, hold_out
+from ndvit.data.source import fit_preprocess
 from ndvit.training.recipe import Recipe
 
 

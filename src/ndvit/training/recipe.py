@@ -12,7 +12,7 @@ Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Tracker = Literal["none", "tensorboard", "wandb"]
 
-DEFAULT_STEPS = 600
+DEFAULT_STEPS = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,7 @@ class Recipe:
     seed: int = 0
     """Seed of the initial weights, the order of examples, augmentation and dropout."""
     steps: int | None = None
-    """Optimiser steps; 600 if neither steps nor epochs is given."""
+    """Optimiser steps; 1,000 if neither steps nor epochs is given."""
     epochs: int | None = None
     """Passes over the training set, instead of steps."""
     batch_size: int = 32
@@ -39,8 +39,8 @@ class Recipe:
     """Forward passes in one optimiser step; the effective batch is batch_size times this."""
     optimizer: Optimizer = "adamw"
     """adamw (fused where torch can), or sgd with Nesterov momentum .9."""
-    learning_rate: float = 1e-3
-    """Peak learning rate, reached at the end of warm-up."""
+    learning_rate: float | None = None
+    """Peak learning rate, reached after warm-up; none means 0.016 / sqrt(embed_dim): .002 at 64, .0006 at 768."""
     weight_decay: float = 0.05
     """Decoupled weight decay; never on norms, biases, scales, tokens and positions."""
     betas: tuple[float, float] = (0.9, 0.999)
@@ -146,6 +146,10 @@ class Recipe:
         ]
         kind = "a whole number" if whole else "a number"
         raise ValueError(f"{name} must be {kind} {' and '.join(limits)}, got {value!r}")
+
+    def peak_learning_rate(self, embed_dim: int) -> float:
+        """The peak for a network of this width: wider ones take smaller steps ("Attention Is All You Need")."""
+        return 0.016 * embed_dim**-0.5 if self.learning_rate is None else self.learning_rate
 
     def total_steps(self, examples: int) -> int:
         """Optimiser steps of a run over this many training examples."""

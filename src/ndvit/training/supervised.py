@@ -111,7 +111,7 @@ class SupervisedTask(pl.LightningModule):
         self.log_dict(values, prog_bar=True, batch_size=len(batch.labels))
 
     def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
-        """The recipe's. Lightning's own refuses fused optimisers in bf16, where nothing is scaled, as it must in fp16."""
+        """The recipe's; Lightning's own refuses fused optimisers in bf16, too, where gradients are not scaled."""
         if self.recipe.grad_clip:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.grad_clip)
 
