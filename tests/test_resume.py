@@ -134,6 +134,19 @@ def test_a_run_killed_after_its_last_step_resumes_without_training(tmp_path, opt
     assert same_result(tmp_path / "run", tmp_path / "whole")
 
 
+def test_metrics_of_a_long_run_resume_between_two_rows(tmp_path, monkeypatch):
+    monkeypatch.setattr("ndvit.training.fit.METRIC_ROWS", 3)  # a row every 4 steps, a checkpoint every 3
+    options = {"steps": 12, "val_every": 3, "accumulate": 2, "val_fraction": 0.25}
+    run_tiny(SOURCE, tmp_path / "whole", **options)
+    for batch in (13, 15):
+        with killed_at(batch):
+            run_tiny(SOURCE, tmp_path / "run", force=True, **options)
+        resume_quietly(tmp_path / "run", SOURCE)
+        assert same_result(tmp_path / "run", tmp_path / "whole")
+    steps = [line.split(",")[0] for line in (tmp_path / "run" / "metrics.csv").read_text().splitlines()[1:]]
+    assert steps == ["3", "4", "6", "8", "9", "12"]
+
+
 def test_a_run_killed_before_its_first_checkpoint_starts_anew(tmp_path):
     with killed_at(0):
         run_tiny(SOURCE, tmp_path / "run", steps=3)

@@ -27,6 +27,7 @@ from ndvit.weights.file import MODEL_FILE, save_model
 
 DEFAULT_MODEL = "vit_pico"
 CONFIG_FILE, RESULTS_FILE, REPORT_FILE = "config.yaml", "results.json", "report.html"
+_HEAD = "# ndvit "  # how the config.yaml of a run begins
 Say = Callable[[str], None]
 
 
@@ -184,8 +185,10 @@ def _run(source: Any, settings: dict[str, Any], folder: Path, *, resume: bool, p
         say(line)
 
     if not resume:
+        if folder.is_dir() and any(folder.iterdir()):  # by force; not before all that can be refused was refused
+            shutil.rmtree(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        head = f"# ndvit {__version__}. Rerun: ndvit train --config {CONFIG_FILE} --output NEW_FOLDER\n"
+        head = f"{_HEAD}{__version__}. Rerun: ndvit train --config {CONFIG_FILE} --output NEW_FOLDER\n"
         _write_text(folder / CONFIG_FILE, head + yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
     val = None if data.val is None else Inputs(data.val, preprocess)
     result = fit(model, Inputs(data.train, preprocess), val, recipe, folder, resume=resume, progress=progress)
@@ -239,9 +242,9 @@ def _new_folder(output: str | Path | None, name: str, force: bool) -> Path:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         if not force:
             raise FileExistsError(f"{folder} exists: choose another output, or replace it with --force (force=True)")
-        if not (folder / CONFIG_FILE).is_file():
+        config = folder / CONFIG_FILE
+        if not config.is_file() or not config.read_text(encoding="utf-8", errors="replace").startswith(_HEAD):
             raise FileExistsError(f"{folder} exists and is no run of ndvit's, so it is not replaced even by force")
-        shutil.rmtree(folder)
     return folder
 
 

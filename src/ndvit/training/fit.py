@@ -118,7 +118,7 @@ def fit(
             val_check_interval=every * recipe.accumulate,
             check_val_every_n_epoch=None,
             num_sanity_val_steps=0,
-            log_every_n_steps=1,  # the task itself logs a mean every few steps
+            log_every_n_steps=1,  # else it warns of short runs; the task itself logs a mean every few steps
             logger=[metrics, *_trackers(recipe, folder)],
             callbacks=callbacks,
             enable_progress_bar=progress,

@@ -3,6 +3,7 @@
 import math
 
 import torch
+from torch import Tensor
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -17,21 +18,18 @@ def build_optimizer(model: VisionTransformer, recipe: Recipe) -> Optimizer:
     of a group at depth i is multiplied by d ** (depth + 1 - i) (BEiT; MAE's fine-tuning).
     """
     peak = recipe.peak_learning_rate(model.config.embed_dim)
-    groups = []
+    groups: dict[tuple[float, float], list[Tensor]] = {}  # few large groups: a fused optimiser is called once for each
     for group in model.parameter_groups():
         distance = model.config.depth + 1 - group["depth"]
-        groups.append(
-            {
-                "params": group["params"],
-                "lr": peak * (recipe.layer_decay or 1.0) ** distance,
-                "weight_decay": recipe.weight_decay if group["decay"] else 0.0,
-            }
-        )
+        rate = peak * (recipe.layer_decay or 1.0) ** distance
+        decay = recipe.weight_decay if group["decay"] else 0.0
+        groups.setdefault((rate, decay), []).extend(group["params"])
+    parts = [{"params": params, "lr": rate, "weight_decay": decay} for (rate, decay), params in groups.items()]
     if recipe.optimizer == "sgd":
-        return SGD(groups, momentum=0.9, nesterov=True)
+        return SGD(parts, momentum=0.9, nesterov=True)
     # in fp16 the fused kernel would unscale gradients itself, after they were clipped
     fused = recipe.precision != "16-mixed" and _fused(model)
-    return AdamW(groups, betas=recipe.betas, fused=fused)
+    return AdamW(parts, betas=recipe.betas, fused=fused)
 
 
 def build_schedule(optimizer: Optimizer, recipe: Recipe, steps: int) -> LambdaLR:

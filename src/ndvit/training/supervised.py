@@ -94,7 +94,9 @@ class SupervisedTask(pl.LightningModule):
                 "train_accuracy": self.mean_accuracy.compute(),
                 "learning_rate": max(group["lr"] for group in self.trainer.optimizers[0].param_groups),
             }
-            self.log_dict(row, batch_size=len(x))
+            # not by log_dict, which would repeat the row at every step until the next
+            for logger in self.loggers:
+                logger.log_metrics({name: float(value) for name, value in row.items()}, self.global_step)
             self.log_dict({"loss": mean_loss}, prog_bar=True, logger=False, batch_size=len(x))
             self.mean_loss.reset()
             self.mean_accuracy.reset()

@@ -1,0 +1,508 @@
+"""Runs from a source to a folder, and what trained models say: train, evaluate and predict as Python functions."""
+
+import csv
+import json
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from datafiles import arrays, picture, pictures, sound, ts
+from ndvit import create_model, evaluate, load_model, predict
+from ndvit.data.loading import Inputs
+from ndvit.data.source import load_examples, load_source
+from ndvit.training.plan import plan_model, split_options, with_validation
+from ndvit.training.recipe import Recipe
+from tinyruns import QUIET, command, run_tiny, same_result, tensors, toy
+
+FILES = ["checkpoints", "config.yaml", "metrics.csv", "model.safetensors", "report.html", "results.json"]
+
+
+def uneven():
+    """Signals of 9 to 16 values, some of them missing."""
+    x, y = toy(shape=(2, 16))
+    x[3, :, 4] = x[5, 0, :3] = np.nan
+    return [row[:, : 9 + i % 8] for i, row in enumerate(x)], y
+
+
+DATA = {
+    # name: source, input size, channels, patch
+    "signals": (toy(shape=(16,)), (16,), 1, (2,)),
+    "signals with channels": (toy(shape=(2, 16)), (16,), 2, (2,)),
+    "unequal lengths and missing values": (uneven(), (16,), 2, (2,)),
+    "a length that needs padding": (toy(shape=(130,)), (132,), 1, (3,)),
+    "pictures as arrays": (toy(shape=(3, 8, 10)), (8, 10), 3, (2, 2)),
+    "volumes": (toy(shape=(1, 4, 4, 8)), (4, 4, 8), 1, (2, 2, 2)),
+    "own test set": ((*toy(shape=(16,)), *toy(12, shape=(16,))), (16,), 1, (2,)),
+}
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_arrays_of_every_kind(tmp_path, name):
+    source, size, channels, patch = DATA[name]
+    run = run_tiny(source, tmp_path / "run", steps=2, batch_size=8)
+    config = run.model.config
+    assert (config.input_size, config.in_channels, config.patch_size) == (size, channels, patch)
+    assert config.num_classes == 2
+    assert len(run.evaluation) == (12 if name == "own test set" else 8)
+    assert sorted(path.name for path in run.folder.iterdir()) == FILES
+    assert run.report.read_text().startswith("<!DOCTYPE html>")
+    # what is in the folder answers as what was trained
+    again = evaluate(run.folder, source[-2:], split="all" if len(source) == 2 else "train", **QUIET)
+    direct = evaluate(run.model, source[-2:], split="all" if len(source) == 2 else "train", **QUIET)
+    assert np.array_equal(again.probabilities, direct.probabilities)
+
+
+def test_missing_values_are_masked_to_the_end(tmp_path):
+    source = uneven()
+    run = run_tiny(source, tmp_path / "run", steps=2, batch_size=8)
+    x, mask = run.model.preprocess.masked(source[0][0])  # 9 of 16 values
+    assert mask.tolist() == [True] * 9 + [False] * 7
+    with torch.no_grad():
+        right = run.model(x[None], mask[None]).softmax(1)
+        wrong = run.model(x[None]).softmax(1)
+    said = evaluate(run.model, source, split="all", **QUIET)
+    first = said.probabilities[list(said.names).index("X[0]")]
+    assert np.allclose(first, right[0], atol=1e-6)
+    assert not np.allclose(first, wrong[0], atol=1e-5)
+
+
+def test_the_run_folder(tmp_path):
+    source = tmp_path / "toy.npz"
+    np.savez(source, X=toy()[0], y=np.array(["off", "on"])[toy()[1]])
+    run = run_tiny(
+        str(source), tmp_path / "runs" / "deep", steps=7, batch_size=8, seed=3, val_fraction=0.25, val_every=3
+    )
+    settings = yaml.safe_load((run.folder / "config.yaml").read_text())
+    assert settings["source"] == str(source)
+    assert (settings["model"], settings["seed"], settings["steps"], settings["depth"]) == ("vit_pico", 3, 7, 2)
+    assert settings.keys() >= {*Recipe().to_dict(), "test_fraction", "skip_bad"}
+
+    with (run.folder / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["step"] for row in rows] == list("1234567")
+    assert all(float(row["train_loss"]) > 0 and 0 <= float(row["train_accuracy"]) <= 1 for row in rows)
+    assert [row["step"] for row in rows if row["val_loss"]] == ["3", "6"]
+    assert [row["step"] for row in run.fit.history] == [1, 2, 3, 4, 5, 6, 7]
+
+    results = json.loads((run.folder / "results.json").read_text())
+    assert results["accuracy"] == run.evaluation.accuracy
+    assert results["examples"] == 8
+    model = load_model(run.folder)
+    assert model.classes == ("off", "on")
+    assert not model.training
+    told = model.provenance
+    assert (told["source"], told["model"], told["seed"], told["steps"]) == (str(source), "vit_pico", 3, 7)
+    assert told["test_accuracy"] == run.evaluation.accuracy
+    assert [path.name for path in (run.folder / "checkpoints").iterdir()] == ["step=6.ckpt"]
+    assert not list(run.folder.rglob("*.tmp"))
+
+
+def test_one_row_of_metrics_is_the_mean_since_the_last(tmp_path, monkeypatch):
+    monkeypatch.setattr("ndvit.training.fit.METRIC_ROWS", 1000)
+    every = run_tiny(toy(), tmp_path / "a", steps=6, accumulate=2).fit.history
+    monkeypatch.setattr("ndvit.training.fit.METRIC_ROWS", 2)
+    thinned = run_tiny(toy(), tmp_path / "b", steps=6, accumulate=2).fit.history
+    assert [row["step"] for row in thinned] == [3, 6]
+    for row, three in zip(thinned, (every[:3], every[3:])):
+        assert row["train_loss"] == pytest.approx(np.mean([r["train_loss"] for r in three]), rel=1e-5)
+        assert row["learning_rate"] == three[-1]["learning_rate"]
+
+
+def test_config_yaml_reruns_to_the_same_weights(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.savez("toy.npz", X=toy(shape=(2, 8, 8))[0], y=toy()[1])
+    options = {"input_size": (12, 8), "patch_size": 4, "betas": (0.8, 0.9), "test_fraction": 0.3, "pooling": "avg"}
+    run_tiny("toy.npz", tmp_path / "a", steps=3, seed=5, batch_size=8, ema_decay=0.5, qkv_bias=False, **options)
+    assert command("train", "--config", "a/config.yaml", "--output", "b", "--no-progress") == 0
+    assert same_result(tmp_path / "a", tmp_path / "b")
+    assert load_model("b").config.input_size == (12, 8)
+    # the command in config.yaml's first line and in the report is this one
+    first = Path("a/config.yaml").read_text().splitlines()[0]
+    assert shlex.split(first.partition("Rerun: ")[2])[:3] == ["ndvit", "train", "--config"]
+
+
+def test_the_seed_decides(tmp_path):
+    made = [run_tiny(toy(), tmp_path / str(i), steps=3, seed=seed) for i, seed in enumerate((4, 4, 5))]
+    one, two, other = (tensors(run.folder) for run in made)
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert not torch.equal(one["head.weight"], other["head.weight"])
+    assert list(made[0].evaluation.names) != list(made[2].evaluation.names)  # it splits, too
+
+
+def test_learning(tmp_path):
+    run = run_tiny(toy(80, shift=1.0), tmp_path / "run", steps=100, learning_rate=3e-3, mixup=0)
+    first, last = run.fit.history[0]["train_loss"], run.fit.history[-1]["train_loss"]
+    assert last < 0.6 * first
+    assert run.evaluation.accuracy > 0.8  # 1/2 is chance
+
+
+def test_folder_of_pictures(tmp_path):
+    source = pictures(tmp_path / "pictures", count=8, suffix=".jpg")
+    run = run_tiny(source, tmp_path / "run", steps=20, batch_size=8, workers=0)
+    assert run.model.classes == ("cat", "dog")
+    assert run.model.config.input_size == (10, 12)
+    new = [picture(tmp_path / "new" / "one.jpg", (0, 100, 200)), picture(tmp_path / "two.png", (60, 100, 160))]
+    said = predict(run.folder, *new, **QUIET)
+    assert [(Path(p.name).name, p.label) for p in said] == [("one.jpg", "cat"), ("two.png", "dog")]
+    assert [(Path(p.name).name, p.label) for p in predict(run.folder, tmp_path / "new", **QUIET)] == [
+        ("one.jpg", "cat")
+    ]
+
+
+def test_folder_of_sound(tmp_path):
+    for name, pitch in (("low", 200.0), ("high", 3000.0)):
+        for i in range(6):
+            sound(tmp_path / "sound" / name / f"{i}.wav", frames=300 + 20 * i, pitch=pitch)
+    run = run_tiny(tmp_path / "sound", tmp_path / "run", steps=30, batch_size=8, workers=0, crop=1.0)
+    assert run.model.classes == ("high", "low")
+    assert run.model.preprocess.sample_rate == 8000
+    assert run.model.config.input_size == (400,)
+    new = [sound(tmp_path / "a.wav", pitch=3000.0), sound(tmp_path / "b.flac", pitch=200.0, rate=16000, frames=800)]
+    assert [p.label for p in predict(run.folder, *new, **QUIET)] == ["high", "low"]
+
+
+def test_ts_of_unequal_length(tmp_path):
+    lines = [f"{','.join(map(str, range(i % 2 * 9, i % 2 * 9 + 4 + i % 3)))}:{'ab'[i % 2]}" for i in range(20)]
+    run = run_tiny(ts(tmp_path / "toy.ts", lines), tmp_path / "run", steps=20, batch_size=8)
+    assert run.model.config.input_size == (6,)
+    new = ts(tmp_path / "new.ts", ["1,2,3:?", "9,10,11,12,13:?"])
+    assert [(Path(p.name).name, p.label) for p in predict(run.folder, new, **QUIET)] == [
+        ("new.ts[0]", "a"),
+        ("new.ts[1]", "b"),
+    ]
+
+
+# where runs go
+
+
+def test_runs_are_numbered(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.savez("toy.npz", X=toy()[0], y=toy()[1])
+    folders = [run_tiny(source, None, steps=1).folder for source in ("toy.npz", "toy.npz", toy())]
+    assert [f.as_posix() for f in folders] == ["runs/toy-vit_pico", "runs/toy-vit_pico-2", "runs/arrays-vit_pico"]
+
+
+def test_an_existing_folder_is_left_alone(tmp_path):
+    folder = tmp_path / "run"
+    run_tiny(toy(), folder, steps=1)
+    before = tensors(folder)
+    with pytest.raises(FileExistsError, match=r"run exists: choose another output, or replace it with --force"):
+        run_tiny(toy(), folder, steps=2)
+    assert torch.equal(tensors(folder)["head.weight"], before["head.weight"])
+
+    (folder / "checkpoints" / "old").touch()
+    run_tiny(toy(), folder, steps=2, force=True)
+    assert load_model(folder).provenance["steps"] == 2
+    assert not (folder / "checkpoints" / "old").exists()
+
+
+@pytest.mark.parametrize("options", [{"steps": 0}, {"patch_size": 99, "input_size": 5}, {"early_stop": 1}])
+def test_a_refused_run_replaces_nothing(tmp_path, options):
+    folder = run_tiny(toy(), tmp_path / "run", steps=1).folder
+    with pytest.raises(ValueError, match="steps|input_size|early_stop"):
+        run_tiny(toy(), folder, force=True, **options)
+    with pytest.raises(FileNotFoundError, match="no such file or folder"):
+        run_tiny("no-such-data", folder, force=True)
+    assert sorted(path.name for path in folder.iterdir()) == FILES
+
+
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_force_replaces_runs_only(tmp_path, kind):
+    precious = tmp_path / "thesis" / "chapter.tex"
+    precious.parent.mkdir()
+    precious.write_text("much work")
+    target = precious if kind == "file" else precious.parent
+    with pytest.raises(FileExistsError, match="is no run of ndvit's, so it is not replaced even by force"):
+        run_tiny(toy(), target, steps=1, force=True)
+    with pytest.raises(FileExistsError, match="exists: choose another output"):
+        run_tiny(toy(), target, steps=1)
+    assert precious.read_text() == "much work"
+
+
+def test_force_does_not_replace_what_has_a_config_yaml_of_its_own(tmp_path):
+    project = tmp_path / "project"
+    project.mkdir()
+    (project / "config.yaml").write_text("theme: dark\n")
+    (project / "work.py").write_text("much work")
+    with pytest.raises(FileExistsError, match="is no run of ndvit's"):
+        run_tiny(toy(), project, steps=1, force=True)
+    assert (project / "work.py").read_text() == "much work"
+
+
+def test_an_empty_folder_is_used(tmp_path):
+    (tmp_path / "run").mkdir()
+    assert run_tiny(toy(), tmp_path / "run", steps=1).folder == tmp_path / "run"
+
+
+# options
+
+
+REFUSED = {
+    "misspelt recipe": ({"learning_rat": 1}, "unknown option 'learning_rat': did you mean 'learning_rate'"),
+    "misspelt model": ({"patchsize": 1}, "unknown option 'patchsize': did you mean 'patch_size'"),
+    "nothing near": ({"xyzzy": 1}, "unknown option 'xyzzy'; options are the fields of Recipe and ViTConfig"),
+    "classes": ({"num_classes": 3}, "num_classes follows from the data and cannot be set"),
+    "channels": ({"in_channels": 3}, "in_channels follows from the data"),
+    "model": ({"model": "vit_pica"}, "unknown model 'vit_pica'. Did you mean 'vit_pico'"),
+    "2-D model": ({"model": "vit_base_patch16_224"}, "reads pictures, but arrays has 1 dimension: use vit_base, which"),
+    "axes": ({"input_size": (8, 8)}, r"input_size \(8, 8\) has 2 axes, but the examples of arrays have 1"),
+    "patch axes": ({"patch_size": (2, 2)}, r"patch_size \(2, 2\) has 2 axes but the data has 1"),
+    "size and patch": (
+        {"input_size": 15, "patch_size": 4},
+        r"\(15,\) is not divisible by patch_size \(4,\): use \(16,\)",
+    ),
+    "heads": ({"num_heads": 3}, "not divisible by num_heads 3"),
+    "steps": ({"steps": 0}, "steps must be a whole number at least 1, got 0"),
+    "steps and epochs": ({"steps": 1, "epochs": 1}, "give steps or epochs, not both"),
+    "no test": ({"test_fraction": 0}, "test_fraction must be above 0: a run ends with a test"),
+    "test of all": ({"test_fraction": 1}, "test_fraction must be at least 0 and below 1"),
+    "early stop": ({"early_stop": 2}, "early_stop needs validation data: set val_fraction"),
+    "early stop without": ({"early_stop": 2, "val_fraction": 0.0}, "early_stop needs validation data"),
+    "device": ({"device": "mps"}, "there is no device mps here: use auto or cpu"),
+    "other device": ({"device": "tpu"}, "device must be one of auto, cpu, cuda, mps; got 'tpu'"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_options_are_refused_before_anything_is_written(tmp_path, name):
+    options, message = REFUSED[name]
+    with pytest.raises(ValueError, match=message):
+        run_tiny(toy(), tmp_path / "run", **options)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
+def test_no_gpu(tmp_path):
+    with pytest.raises(ValueError, match="there is no device cuda here: use auto or cpu"):
+        run_tiny(toy(), tmp_path / "run", device="cuda")
+    run = run_tiny(toy(), tmp_path / "run", steps=1)
+    with pytest.raises(ValueError, match="there is no device cuda here"):
+        evaluate(run.model, toy(), device="cuda", **QUIET)
+
+
+def plan(source, model="vit_pico", **options):
+    recipe, overrides = split_options(options)
+    return plan_model(load_source(source), model, recipe, overrides)[1]
+
+
+@pytest.mark.parametrize(
+    ("shape", "given", "size"),
+    [
+        ((16,), {"input_size": 8}, (8,)),
+        ((3, 8, 8), {"input_size": 12}, (12, 12)),
+        ((3, 8, 8), {"input_size": (12, 16)}, (12, 16)),
+        ((1, 8, 8, 8), {"input_size": 4}, (4, 4, 4)),
+        ((3, 8, 8), {"patch_size": 3}, (9, 9)),
+        ((3, 8, 8), {"patch_size": (2, 8)}, (8, 8)),
+        ((1, 16), {"input_size": [8], "patch_size": [4]}, (8,)),
+    ],
+)
+def test_one_number_is_a_length_a_square_or_a_cube(shape, given, size):
+    assert plan(toy(shape=shape), **given).input_size == size
+
+
+def test_a_named_2d_model_brings_size_and_patch(tmp_path):
+    source = pictures(tmp_path / "pictures")
+    config = plan(source, "vit_tiny_patch16_224")
+    assert (config.input_size, config.patch_size, config.in_channels) == ((224, 224), (16, 16), 3)
+    config = plan(source, "vit_tiny_patch16_224", input_size=32)
+    assert (config.input_size, config.patch_size) == ((32, 32), (16, 16))
+    config = plan(source, "vit_tiny_patch16_224", patch_size=32)
+    assert (config.input_size, config.patch_size) == ((224, 224), (32, 32))
+    with pytest.raises(
+        ValueError, match=r"input_size \(40, 40\) is not divisible by patch_size \(16, 16\): use \(48, 48\)"
+    ):
+        plan(source, "vit_tiny_patch16_224", input_size=40)
+
+
+def test_options_arrive_in_the_config():
+    config = plan(toy(), drop_path_rate=0.25, drop_rate=0.1, pooling="avg", distilled=False, weight_init="article")
+    assert (config.drop_path_rate, config.drop_rate, config.pooling) == (0.25, 0.1, "avg")
+    assert config.weight_init == "article"
+    assert plan(toy()).weight_init == "balanced"
+    assert plan(toy(classes=5)).num_classes == 5
+
+
+def test_validation_data(tmp_path):
+    data = load_source(toy(100))
+    held = with_validation(data, Recipe(val_fraction=0.25, seed=3))
+    assert (len(held.train), len(held.val), len(held.test)) == (60, 20, 20)
+    assert np.bincount(held.val.labels).tolist() == [10, 10]
+    assert set(held.train.names).isdisjoint(held.val.names)
+    assert held.notes[-1] == "validation: 20 of the 80 training examples, stratified, seed 3"
+    assert with_validation(data, Recipe()).val is None  # too few to hold any out unasked
+    many = with_validation(load_source(toy(2500, shape=(2,))), Recipe())
+    assert (len(many.train), len(many.val)) == (1800, 200)
+    assert with_validation(load_source(toy(2500, shape=(2,))), Recipe(val_fraction=0.0)).val is None
+
+    for split in ("train", "val", "test"):
+        pictures(tmp_path / "pictures" / split)
+    own = load_source(tmp_path / "pictures")
+    assert with_validation(own, Recipe(val_fraction=0.5)).val is own.val
+
+
+def test_what_is_said(tmp_path):
+    lines = []
+    run = run_tiny(toy(), tmp_path / "run", steps=1, val_fraction=0.25, say=lines.append)
+    text = "\n".join(lines)
+    assert "20% of each class held out for testing (8 examples), stratified, seed 0" in text
+    assert "validation: 8 of the 32 training examples, stratified, seed 0" in text
+    assert "24 training, 8 validation, 8 test" in text
+    parameters = sum(p.numel() for p in run.model.parameters())
+    assert f"vit_pico, {parameters:,} parameters" in text
+    right = 8 - len(run.evaluation.mistakes)
+    assert f"test accuracy {right / 8:.4f} ({right} of 8)" in lines[-2]
+    assert lines[-1] == f"report: {tmp_path / 'run' / 'report.html'}"
+
+
+def test_tensorboard(tmp_path):
+    run_tiny(toy(), tmp_path / "run", steps=1, tracker="tensorboard")
+    assert list((tmp_path / "run" / "tensorboard").glob("events.*"))
+
+
+def test_a_tracker_that_is_not_installed(tmp_path, monkeypatch):
+    def missing(*args, **kwargs):
+        raise ModuleNotFoundError("no wandb")
+
+    monkeypatch.setattr("lightning.pytorch.loggers.WandbLogger", missing)
+    with pytest.raises(ValueError, match=r"tracker wandb needs a package: pip install 'ndvit\[track\]'"):
+        run_tiny(toy(), tmp_path / "run", steps=1, tracker="wandb")
+
+
+# evaluate
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A folder with toy.npz, a run trained on it, and one trained on pictures."""
+    home = tmp_path_factory.mktemp("home")
+    x, y = toy(60, classes=3)
+    np.savez(home / "toy.npz", X=x, y=np.array(["a", "b", "c"])[y])
+    run_tiny(home / "toy.npz", home / "run", steps=5, seed=3, val_fraction=0.25)
+    pictures(home / "pictures")
+    run_tiny(home / "pictures", home / "picture_run", steps=1, workers=0)
+    return home
+
+
+def test_evaluating_what_was_trained_on_repeats_the_test(home):
+    lines = []
+    result = evaluate(home / "run", home / "toy.npz", progress=False, say=lines.append)
+    stored = json.loads((home / "run" / "results.json").read_text())
+    assert result.to_dict() == stored
+    assert lines[-1] == "toy: 12 examples (the test set)"
+
+
+@pytest.mark.parametrize(("split", "count"), [("test", 12), ("train", 48), ("all", 60)])
+def test_splits(home, split, count):
+    result = evaluate(home / "run", home / "toy.npz", split=split, **QUIET)
+    assert len(result) == len(set(result.names)) == count
+    tested = set(evaluate(home / "run", home / "toy.npz", **QUIET).names)
+    assert len(tested & set(result.names)) == {"test": 12, "train": 0, "all": 12}[split]
+
+
+def test_other_data_is_tested_whole_or_by_its_own_split(home, tmp_path):
+    x, y = toy(30, classes=3)
+    y = np.array(["a", "b", "c"])[y]
+    np.savez(tmp_path / "other.npz", X=x, y=y)
+    np.savez(tmp_path / "split.npz", X_train=x, y_train=y, X_test=x[:9], y_test=y[:9])
+    assert len(evaluate(home / "run", tmp_path / "other.npz", **QUIET)) == 30
+    assert len(evaluate(home / "run", (x, y), **QUIET)) == 30
+    assert len(evaluate(home / "run", tmp_path / "split.npz", **QUIET)) == 9
+    assert len(evaluate(home / "run", tmp_path / "split.npz", split="train", **QUIET)) == 30
+    assert len(evaluate(home / "run", tmp_path / "split.npz", split="all", **QUIET)) == 39
+
+
+def test_classes_are_matched_by_name(home):
+    x, y = toy(20, classes=2)
+    result = evaluate(home / "run", (x, np.array(["b", "c"])[y]), **QUIET)
+    assert result.classes == ("a", "b", "c")
+    assert sorted(set(result.labels.tolist())) == [1, 2]
+    order = [int(name.removeprefix("X[").removesuffix("]")) for name in result.names]
+    assert result.labels.tolist() == [1 + y[i] for i in order]
+    one = evaluate(home / "run", (x[:3], ["c"] * 3), **QUIET)  # a single class can be tested on
+    assert one.labels.tolist() == [2, 2, 2]
+
+
+def test_what_cannot_be_evaluated(home):
+    x, _ = toy(4)
+    with pytest.raises(ValueError, match=r"arrays has classes that the model does not know: d, e\. It knows a, b, c"):
+        evaluate(home / "run", (x, ["a", "d", "e", "b"]), **QUIET)
+    with pytest.raises(ValueError, match="pictures holds images, and the model was trained on signals"):
+        evaluate(home / "run", home / "pictures", **QUIET)
+    with pytest.raises(ValueError, match="toy holds signals, and the model was trained on images"):
+        evaluate(home / "picture_run", home / "toy.npz", **QUIET)
+    with pytest.raises(ValueError, match="split must be one of auto, test, train, all; got 'val'"):
+        evaluate(home / "run", home / "toy.npz", split="val", **QUIET)
+    with pytest.raises(ValueError, match=r"got 3 channels, expected 2 \(shape \(3, 16\)\)"):
+        evaluate(home / "run", (np.zeros((2, 3, 16)), ["a", "b"]), **QUIET)
+    with pytest.raises(FileNotFoundError, match="no model at"):
+        evaluate(home / "nothing", home / "toy.npz", **QUIET)
+    with pytest.raises(FileNotFoundError, match="no such file or folder"):
+        evaluate(home / "run", home / "nothing", **QUIET)
+    with pytest.raises(ValueError, match="does not know its classes or its preprocessing"):
+        evaluate(create_model("vit_pico", input_size=16), home / "toy.npz", **QUIET)
+
+
+# predict
+
+
+def test_predictions_agree_with_the_network(home):
+    said = predict(home / "run", home / "toy.npz", **QUIET)
+    assert len(said) == 60
+    assert all(sum(p.probabilities.values()) == pytest.approx(1, abs=1e-5) for p in said)
+    assert all(p.label == max(p.probabilities, key=p.probabilities.get) for p in said)
+    model = load_model(home / "run")
+    x = torch.stack([model.preprocess(example) for example in np.load(home / "toy.npz")["X"]])
+    with torch.no_grad():
+        direct = model(x).softmax(1)
+    assert torch.allclose(torch.tensor([list(p.probabilities.values()) for p in said]), direct, atol=1e-6)
+    assert list(said[0].probabilities) == ["a", "b", "c"]
+
+
+def test_batches_and_models_in_memory_say_the_same(home):
+    whole = predict(home / "run", home / "toy.npz", batch_size=64, **QUIET)
+    parts = predict(load_model(home / "run"), home / "toy.npz", batch_size=7, **QUIET)
+    file = predict(home / "run" / "model.safetensors", home / "toy.npz", **QUIET)
+    for other in (parts, file):
+        assert [p.label for p in other] == [p.label for p in whole]
+        assert np.allclose(
+            [list(p.probabilities.values()) for p in other], [list(p.probabilities.values()) for p in whole], atol=1e-6
+        )
+
+
+def test_files_and_folders_may_be_mixed(home, tmp_path):
+    arrays(tmp_path, classes=("one",), count=3, shape=(2, 16))
+    said = predict(home / "run", home / "toy.npz", tmp_path / "one", tmp_path / "one" / "2.npy", **QUIET)
+    assert [Path(p.name).name for p in said[60:]] == ["0.npy", "1.npy", "2.npy", "2.npy"]
+    assert said[-1].probabilities == pytest.approx(said[-2].probabilities, abs=1e-6)
+
+
+def test_inputs_of_predictions_are_those_of_training(home):
+    # what predict reads and what Inputs makes for training is one tensor
+    model = load_model(home / "run")
+    _, examples, _ = load_examples(home / "toy.npz")
+    one = Inputs(examples, model.preprocess).__getitems__([4]).x
+    assert torch.equal(one[0], model.preprocess(np.load(home / "toy.npz")["X"][4]))
+
+
+def test_what_cannot_be_predicted(home, tmp_path):
+    with pytest.raises(ValueError, match="nothing to predict: give files or folders"):
+        predict(home / "run", **QUIET)
+    with pytest.raises(ValueError, match=r"0\.png holds images, and the model was trained on signals"):
+        predict(home / "run", home / "toy.npz", home / "pictures" / "cat" / "0.png", **QUIET)
+    with pytest.raises(FileNotFoundError, match=r"new\.png: no such file or folder"):
+        predict(home / "picture_run", tmp_path / "new.png", **QUIET)
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match=r"bad\.png: is no picture"):
+        predict(home / "picture_run", tmp_path / "bad.png", **QUIET)
+    picture(tmp_path / "good.png")
+    lines = []
+    said = predict(home / "picture_run", tmp_path, skip_bad=True, progress=False, say=lines.append)
+    assert [Path(p.name).name for p in said] == ["good.png"]
+    assert "1 of 2 examples left out as bad: bad.png" in lines[0]
+    with pytest.raises(ValueError, match="the model does not know its classes"):
+        predict(create_model("vit_pico", input_size=16), home / "toy.npz", **QUIET)
