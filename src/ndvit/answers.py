@@ -9,10 +9,10 @@ import numpy as np
 
 from ndvit.data.loading import Inputs
 from ndvit.data.preprocess import Preprocess
-from ndvit.data.source import load_examples, load_source
+from ndvit.data.source import builtin_sources, load_examples, load_source
 from ndvit.evaluation import Evaluation
 from ndvit.network import VisionTransformer
-from ndvit.training.inference import predict_probabilities
+from ndvit.training.inference import pick_device, predict_probabilities
 from ndvit.training.recipe import Device
 from ndvit.weights import load_model
 
@@ -57,9 +57,9 @@ def evaluate(
     """
     if split not in ("auto", "test", "train", "all"):
         raise ValueError(f"split must be one of auto, test, train, all; got {split!r}")
-    model, classes, preprocess = _trained(run)
+    model, classes, preprocess = _trained(run, batch_size, device)
     told = model.provenance
-    known = isinstance(source, str | Path) and str(source) == told.get("source")
+    known = _same_source(source, told.get("source"))
     held = told.get("test_fraction", 0.2) if split in ("test", "train") or (split == "auto" and known) else 0
     data = load_source(source, test_fraction=held, seed=told.get("seed", 0), skip_bad=skip_bad, progress=progress)
     _same_kind(data.kind, preprocess, data.name)
@@ -74,7 +74,7 @@ def evaluate(
         say(note)
     parts = {"train": data.train, "val": data.val, "test": data.test}
     chosen = [e for name, e in parts.items() if e is not None and len(e) and split in (name, "all")]
-    say(f"{data.name}: {sum(map(len, chosen)):,} examples ({'the ' * (split != 'all')}{split} set)")
+    say(f"{data.name}: {sum(map(len, chosen)):,} examples ({'all' if split == 'all' else f'the {split} set'})")
     answers = [
         predict_probabilities(model, Inputs(examples, preprocess), batch_size, device, progress) for examples in chosen
     ]
@@ -107,7 +107,7 @@ def predict(
     Raises:
         ValueError: if a file cannot be read or is not of the kind that the model was trained on.
     """
-    model, classes, preprocess = _trained(run)
+    model, classes, preprocess = _trained(run, batch_size, device)
     if not paths:
         raise ValueError("nothing to predict: give files or folders")
 
@@ -125,11 +125,26 @@ def predict(
     return list(answers())
 
 
-def _trained(run: str | Path | VisionTransformer) -> tuple[VisionTransformer, tuple[str, ...], Preprocess]:
+def _trained(
+    run: str | Path | VisionTransformer, batch_size: int, device: str
+) -> tuple[VisionTransformer, tuple[str, ...], Preprocess]:
+    """The model, its classes and its preprocessing, after a look at how it shall be asked."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be a whole number of at least 1, got {batch_size}")
+    pick_device(device)
     model = run if isinstance(run, VisionTransformer) else load_model(run)
     if not model.classes or model.preprocess is None:
         raise ValueError("the model does not know its classes or its preprocessing: train it, or set both on it")
     return model, model.classes, model.preprocess
+
+
+def _same_source(source: Any, told: str | None) -> bool:
+    """Whether a source is the one that a model says it was trained on, however either is written."""
+    if told is None or not isinstance(source, str | Path):
+        return False
+    if str(source).lower() in builtin_sources():
+        return str(source).lower() == told.lower()
+    return str(source) == told or Path(source).expanduser().resolve() == Path(told).expanduser().resolve()
 
 
 def _same_kind(kind: str, preprocess: Preprocess, where: str) -> None:

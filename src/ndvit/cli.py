@@ -6,6 +6,7 @@ torch and everything built on it are imported inside the commands, so that `--he
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
 
@@ -47,6 +48,7 @@ app = App(
     default_parameter=Parameter(negative_iterable=(), consume_multiple=True),
     end_of_options_delimiter="--",
 )
+app.suppress_keyboard_interrupt = app.meta.suppress_keyboard_interrupt = False  # main speaks of interruptions
 
 
 @app.command
@@ -78,16 +80,17 @@ def train(
         options: Fields of ViTConfig.
         recipe: Fields of Recipe.
     """
+    given = {name for name, value in locals().items() if value != signature(train).parameters[name].default}
     from ndvit import run as runs
 
     if resume is not None:
-        if source is not None or options or recipe != Recipe():
+        if given - {"resume", "progress"}:
             raise ValueError("--resume takes every setting from the run's config.yaml: give it alone")
         _finish(runs.resume(resume, progress=progress))
         return
     if source is None:
         raise ValueError("what shall be trained on? Give a SOURCE, for example: ndvit train gunpoint")
-    given = {name: value for name, value in vars(recipe).items()} | dict(options or {})
+    settings = vars(recipe) | dict(options or {})
     _finish(
         runs.train(
             source,
@@ -97,7 +100,7 @@ def train(
             test_fraction=test_fraction,
             skip_bad=skip_bad,
             progress=progress,
-            **given,
+            **settings,
         )
     )
 

@@ -206,7 +206,7 @@ def _run(source: Any, settings: dict[str, Any], folder: Path, *, resume: bool, p
     facts |= {
         "time": f"{result.seconds:.0f} s of training{' since the run was resumed' if resume else ''}, "
         f"{time.perf_counter() - started:.0f} s in all",
-        "device": f"{result.device}, {torch.get_num_threads()} threads",
+        "device": f"{result.device}, threads: {torch.get_num_threads()}",
         "versions": f"ndvit {__version__}, torch {torch.__version__}, Python {platform.python_version()}",
         "seed": f"{recipe.seed}",
     }

@@ -53,7 +53,8 @@ class SupervisedTask(pl.LightningModule):
         self.recipe = recipe
         self.steps = steps
         self.log_every = log_every * recipe.accumulate
-        self.mean_loss, self.mean_accuracy = MeanMetric(), MeanMetric()
+        # the default leaves NaN out of means, and so hides a run that diverges
+        self.mean_loss, self.mean_accuracy = MeanMetric(nan_strategy="disable"), MeanMetric(nan_strategy="disable")
         for metric in (self.mean_loss, self.mean_accuracy):
             metric.persistent(True)  # in checkpoints, so that a resumed run logs what an unbroken one does
 
@@ -98,6 +99,11 @@ class SupervisedTask(pl.LightningModule):
             for logger in self.loggers:
                 logger.log_metrics({name: float(value) for name, value in row.items()}, self.global_step)
             self.log_dict({"loss": mean_loss}, prog_bar=True, logger=False, batch_size=len(x))
+            if not mean_loss.isfinite():
+                raise ValueError(
+                    f"the loss is {mean_loss:g} at step {self.global_step + 1}, the training has diverged: "
+                    f"try a learning_rate below {row['learning_rate']:.2g}, a longer warmup, or clipped gradients (grad_clip)"
+                )
             self.mean_loss.reset()
             self.mean_accuracy.reset()
         return loss

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -58,13 +59,14 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> VisionTr
         parts = {name: json.loads(header[name]) for name in ("config", "classes", "preprocess", "provenance")}
         model = VisionTransformer(ViTConfig.from_dict(parts["config"]))
         preprocess = None if parts["preprocess"] is None else preprocess_from_dict(parts["preprocess"])
-    except (KeyError, TypeError, ValueError) as error:
+        classes, provenance = tuple(map(str, parts["classes"])), dict(parts["provenance"])
+        if classes and len(classes) != model.config.num_classes:
+            raise ValueError(f"{len(classes)} classes for {model.config.num_classes} outputs")
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: the header does not describe a model: {error}") from error
     check_tensors(path, model.state_dict(), tensors)
     model.load_state_dict(tensors)
-    model.classes = tuple(parts["classes"])
-    model.preprocess = preprocess
-    model.provenance = parts["provenance"]
+    model.classes, model.preprocess, model.provenance = classes, preprocess, provenance
     return model.to(device).eval()
 
 
@@ -79,8 +81,9 @@ def model_path(path: str | Path) -> Path:
         raise FileNotFoundError(f"no model at {path}: give a run folder or a .safetensors file")
     if path.is_dir():
         if not (path / MODEL_FILE).is_file():
-            hint = f"; the run has not finished: ndvit train --resume {path}" if (path / "checkpoints").is_dir() else ""
-            raise FileNotFoundError(f"{path} is a folder without {MODEL_FILE}{hint}")
+            finish = f"; the run has not finished: ndvit train --resume {shlex.quote(str(path))}"
+            broken = (path / "checkpoints").is_dir()
+            raise FileNotFoundError(f"{path} is a folder without {MODEL_FILE}{finish if broken else ''}")
         path = path / MODEL_FILE
     return path
 

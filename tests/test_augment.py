@@ -1,0 +1,219 @@
+"""Augmentation in one, two and three dimensions: what it does to values, masks and targets, in numbers."""
+
+import pytest
+import torch
+
+from ndvit.data.augment import _beta, cutmix, mixup, random_crop_resize, random_flip
+
+SIZES = [(12,), (8, 6), (4, 6, 8)]
+size_of_each_dimension = pytest.mark.parametrize("size", SIZES, ids=["1d", "2d", "3d"])
+
+
+def batch(size, n=16, channels=2):
+    """Noise, a mask that misses about a fifth, and one-hot targets of n classes, so that each example is known."""
+    return torch.randn(n, channels, *size), torch.rand(n, *size) > 0.2, torch.eye(n)
+
+
+# crop and resize
+
+
+@size_of_each_dimension
+def test_a_crop_of_everything_is_the_identity(size):
+    x, mask, _ = batch(size)
+    y, seen = random_crop_resize(x, mask, 1.0)
+    assert torch.allclose(y, x, atol=1e-5)
+    assert torch.equal(seen, mask)
+
+
+@size_of_each_dimension
+def test_a_ramp_stays_a_ramp(size):
+    # linear interpolation of a linear function is exact: each cut is a ramp with the slope of its share
+    axes = [torch.arange(n, dtype=torch.float32) for n in size]
+    ramps = torch.stack(torch.meshgrid(*axes, indexing="ij"))  # a channel an axis
+    x = ramps.expand(200, *ramps.shape)
+    y, _ = random_crop_resize(x, None, 0.5)
+    for axis, length in enumerate(size):
+        along = y[:, axis].movedim(axis + 1, -1)
+        assert torch.allclose(along, along.reshape(200, -1, length)[:, :1].view(200, *[1] * (len(size) - 1), length))
+        line = along.reshape(200, -1, length)[:, 0]
+        inner = line[:, 1:-1].diff(dim=1)  # at the ends a cut may reach half a sample beyond the data, and holds it
+        assert torch.allclose(inner, inner[:, :1].expand_as(inner), atol=1e-4)
+        share = inner[:, 0]
+        assert 0.5 - 1e-4 <= share.min() < 0.55
+        assert 0.95 < share.max() <= 1 + 1e-4
+        assert abs(share.mean() - 0.75) < 0.04  # uniform in [1/2, 1]
+        assert line.min() >= 0
+        assert line.max() <= length - 1
+        # a cut lies anywhere: its middle is that of the data on average
+        assert abs(line.mean() - (length - 1) / 2) < 0.05 * length
+
+
+@size_of_each_dimension
+def test_the_mask_travels_with_the_values(size):
+    # the lower half of each axis is observed; a channel an axis tells where that half went
+    halves = [torch.arange(n) < n // 2 for n in size]
+    x = torch.stack(torch.meshgrid(*halves, indexing="ij")).float().expand(64, len(size), *size)
+    mask = x.bool().all(1)
+    y, seen = random_crop_resize(x, mask, 0.4)
+    assert seen.dtype == torch.bool
+    assert torch.equal(seen, (y > 0.5).all(1))
+    assert len({int(one.sum()) for one in seen}) > 1
+    assert random_crop_resize(x, None, 0.4)[1] is None
+
+
+def test_axes_of_one_sample_are_left_alone():
+    x = torch.randn(3, 2, 1, 5)
+    y, _ = random_crop_resize(x, None, 0.5)
+    assert y.shape == x.shape
+    one = torch.randn(3, 2, 1)
+    assert torch.equal(random_crop_resize(one, None, 0.5)[0], one)
+
+
+def test_each_example_has_a_cut_of_its_own():
+    y, _ = random_crop_resize(torch.arange(20.0).expand(50, 1, 20), None, 0.5)
+    assert len({round(float(v), 4) for v in y[:, 0, 10]}) == 50
+
+
+# flip
+
+
+@size_of_each_dimension
+def test_flips_mirror_the_last_axis(size):
+    x, mask, _ = batch(size, n=400)
+    y, seen = random_flip(x, mask, 0.3)
+    flipped = torch.tensor([torch.equal(a, b.flip(-1)) for a, b in zip(y, x)])
+    kept = torch.tensor([torch.equal(a, b) for a, b in zip(y, x)])
+    assert (flipped ^ kept).all()
+    assert 0.2 < flipped.float().mean() < 0.4  # standard error .023
+    assert all(torch.equal(s, m.flip(-1) if f else m) for s, m, f in zip(seen, mask, flipped))
+    y, seen = random_flip(x, None, 1.0)
+    assert torch.equal(y, x.flip(-1))
+    assert seen is None
+    assert torch.equal(random_flip(x, None, 0.0)[0], x)
+
+
+# mixup
+
+
+@size_of_each_dimension
+def test_mixup_blends_values_and_targets_alike(size):
+    x, mask, targets = batch(size)
+    y, seen, mixed = mixup(x, mask, targets, 0.8)
+    assert torch.allclose(mixed.sum(1), torch.ones(16))
+    # the targets are one-hot of the example, so they say what was mixed with what
+    expected = torch.einsum("ij,j...->i...", mixed, x)
+    assert torch.allclose(y, expected, atol=1e-5)
+    for i in range(16):
+        others = [j for j in range(16) if mixed[i, j] > 0 and j != i] or [i]
+        assert len(others) == 1
+        assert torch.equal(seen[i], mask[i] | mask[others[0]])
+    assert len(set(mixed.diagonal().tolist())) > 8  # a share for each example
+    assert mixup(x, None, targets, 0.8)[1] is None
+
+
+def test_mixup_of_equal_examples_changes_nothing():
+    x, _, _ = batch((9,))
+    same = x[:1].expand(16, -1, -1)
+    targets = torch.tensor([[0.9, 0.1]]).expand(16, -1)
+    y, _, mixed = mixup(same, None, targets, 0.4)
+    assert torch.allclose(y, same, atol=1e-6)
+    assert torch.allclose(mixed, targets)
+
+
+# cutmix
+
+
+@size_of_each_dimension
+def test_cutmix_shares_targets_by_volume(size):
+    x, mask, targets = batch(size, n=64)
+    y, seen, mixed = cutmix(x, mask, targets, 1.0)
+    volume = x[0, 0].numel()
+    boxed = 0
+    for i in range(64):
+        others = [j for j in range(64) if mixed[i, j] > 0 and j != i]
+        if not others:
+            assert torch.equal(y[i], x[i])
+            assert mixed[i, i] == 1
+            continue
+        (j,) = others
+        own = (y[i] == x[i]).all(0)
+        assert torch.equal(y[i][:, own], x[i][:, own])
+        assert torch.equal(y[i][:, ~own], x[j][:, ~own])
+        assert torch.equal(seen[i], torch.where(own, mask[i], mask[j]))
+        # exactly the share of the volume, to the rounding of float32
+        assert mixed[i, i] * volume == pytest.approx(int(own.sum()), abs=1e-3)
+        assert mixed[i, j] * volume == pytest.approx(int((~own).sum()), abs=1e-3)
+        # what is not the example's own is a box: as large as its projections on the axes say
+        inside = (~own).nonzero()
+        sides = (inside.amax(0) - inside.amin(0) + 1).tolist()
+        assert int((~own).sum()) == torch.tensor(sides).prod()
+        boxed += 1
+    assert boxed > 32
+    assert torch.allclose(mixed.sum(1), torch.ones(64))
+    assert cutmix(x, None, targets, 1.0)[1] is None
+
+
+@size_of_each_dimension
+def test_the_sides_of_boxes_are_in_proportion_to_the_axes(size):
+    size = tuple(10 * n for n in size)[:2] or size
+    x = torch.zeros(300, 1, *size)
+    x[150:] = 1
+    y, _, _ = cutmix(x, None, torch.eye(300), 1.0)
+    checked = 0
+    for a, b in zip(y[:, 0], x[:, 0]):
+        inside = (a != b).nonzero()
+        if len(inside) == 0:
+            continue
+        low, high = inside.amin(0), inside.amax(0)
+        if (low == 0).any() or (high == torch.tensor(size) - 1).any():
+            continue  # the border cut it off
+        shares = (high - low + 1) / torch.tensor(size)
+        assert (shares - shares[0]).abs().max() <= 2 / min(size)
+        checked += 1
+    assert checked > 10
+
+
+def test_the_volume_is_drawn_from_the_beta_distribution():
+    # boxes are cut off by the border, so the mean share of the other is below 1/2, but small boxes seldom are
+    x = torch.randn(2000, 1, 1000)
+    _, _, mixed = cutmix(x, None, torch.eye(2000), 1.0)
+    other = 1 - mixed.diagonal()
+    assert 0.3 < other.mean() < 0.45  # in one dimension: E[s] - E[s^2]/4 - ... = 3/8 or so for a uniform share
+    assert other.min() < 0.01
+    assert other.max() > 0.9
+
+
+@pytest.mark.parametrize("alpha", [0.2, 1.0, 4.0])
+def test_beta_has_its_moments(alpha):
+    like = torch.zeros(1, dtype=torch.float64)
+    drawn = _beta(20_000, alpha, like)
+    assert drawn.dtype == torch.float64
+    assert drawn.mean() == pytest.approx(0.5, abs=0.015)
+    assert drawn.var() == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=0.05)
+    assert 0 <= drawn.min() <= drawn.max() <= 1
+
+
+@pytest.mark.parametrize(
+    "change", [lambda x, m, t: random_crop_resize(x, m, 0.5), lambda x, m, t: random_flip(x, m, 0.5)]
+)
+def test_the_generator_decides_and_the_input_stays(change):
+    x, mask, targets = batch((8, 6))
+    before = x.clone(), mask.clone()
+    torch.manual_seed(5)
+    one = change(x, mask, targets)
+    torch.manual_seed(5)
+    two = change(x, mask, targets)
+    assert all(torch.equal(a, b) for a, b in zip(one, two))
+    assert not torch.equal(one[0], change(x, mask, targets)[0])
+    assert torch.equal(x, before[0])
+    assert torch.equal(mask, before[1])
+
+
+@size_of_each_dimension
+@pytest.mark.parametrize("mix", [mixup, cutmix])
+def test_mixing_one_example_with_itself(size, mix):
+    x, mask, targets = batch(size, n=1)
+    y, seen, mixed = mix(x, mask, targets, 0.5)
+    assert torch.allclose(y, x, atol=1e-6)
+    assert torch.equal(seen, mask)
+    assert torch.equal(mixed, targets)
