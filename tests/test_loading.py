@@ -1,6 +1,8 @@
 """From examples to batches: the shuffled stream, inputs in memory and from files, masks, workers."""
 
 import copy
+import dataclasses
+import signal
 
 import numpy as np
 import pytest
@@ -166,3 +168,14 @@ def test_errors_in_a_worker_name_the_example(tmp_path):
     with pytest.raises(ValueError, match=rf"{path}: is not there \(any more\)"):
         list(made.loader(3, workers=1))
     picture(path)
+
+
+def how_interrupts_are_met(item):
+    return np.full((2, 16), signal.getsignal(signal.SIGINT) == signal.SIG_IGN, dtype=np.float32)
+
+
+def test_workers_ignore_ctrl_c():
+    # a terminal sends it to them, too, and whoever starts processes afresh would lose them to it
+    preprocess = dataclasses.replace(inputs(toy(20)).preprocess, mean=(0.0, 0.0), std=(1.0, 1.0))
+    made = Inputs(Examples([0], read=how_interrupts_are_met), preprocess)
+    assert [next(iter(made.loader(1, workers))).x.mean().item() for workers in (0, 1)] == [0, 1]

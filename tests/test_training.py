@@ -382,7 +382,9 @@ def test_early_stop_that_never_comes_keeps_the_best_too(tmp_path):
 
 
 def test_a_loss_that_is_no_number_ends_the_run(tmp_path):
-    with pytest.raises(ValueError, match=r"the loss is nan at step \d+, .* diverged: try a learning_rate below 9\.9e\+29"):
+    with pytest.raises(
+        ValueError, match=r"the loss is nan at step \d+, .* diverged: try a learning_rate below 9\.9e\+29"
+    ):
         run_tiny(toy(), tmp_path / "run", steps=20, learning_rate=1e30, warmup=0.0, optimizer="sgd", grad_clip=0.0)
     assert (tmp_path / "run" / "metrics.csv").read_text().splitlines()[-1].split(",")[1] == "nan"
 

@@ -102,7 +102,7 @@ class SupervisedTask(pl.LightningModule):
             if not mean_loss.isfinite():
                 raise ValueError(
                     f"the loss is {mean_loss:g} at step {self.global_step + 1}, the training has diverged: "
-                    f"try a learning_rate below {row['learning_rate']:.2g}, a longer warmup, or clipped gradients (grad_clip)"
+                    f"try a learning_rate below {row['learning_rate']:.2g}, a longer warmup, or grad_clip"
                 )
             self.mean_loss.reset()
             self.mean_accuracy.reset()
