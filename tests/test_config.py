@@ -51,17 +51,17 @@ def test_invalid_values_say_how_to_mend_them(values, message):
 
 RECIPES = {
     "steps and epochs": (dict(steps=1, epochs=1), "steps or epochs, not both"),
-    "steps": (dict(steps=0), "steps must be a whole number at least 1, got 0"),
-    "batch": (dict(batch_size=None), "batch_size must be a whole number at least 1, got None"),
-    "learning rate": (dict(learning_rate=0), "learning_rate must be a number above 0, got 0"),
-    "nan": (dict(weight_decay=float("nan")), "weight_decay must be a number at least 0, got nan"),
+    "steps": (dict(steps=0), "steps must be a whole number, at least 1; got 0"),
+    "batch": (dict(batch_size=None), "batch_size must be a whole number, at least 1; got None"),
+    "learning rate": (dict(learning_rate=0), "learning_rate must be a number, above 0; got 0"),
+    "nan": (dict(weight_decay=float("nan")), "weight_decay must be a number, at least 0; got nan"),
     "betas": (dict(betas=(0.9, 1.0)), "betas must be two numbers"),
-    "smoothing": (dict(label_smoothing=1.0), "label_smoothing must be a number at least 0 and below 1"),
-    "crop": (dict(crop=0), "crop must be a number above 0 and at most 1"),
+    "smoothing": (dict(label_smoothing=1.0), "label_smoothing must be a number, at least 0 and below 1"),
+    "crop": (dict(crop=0), "crop must be a number, above 0 and at most 1"),
     "precision": (dict(precision="fp8"), "precision must be one of auto, 32-true"),
     "optimizer": (dict(optimizer="lion"), "optimizer must be one of adamw, sgd; got 'lion'"),
     "flag": (dict(compile="yes"), "compile must be true or false"),
-    "seed": (dict(seed=-1), "seed must be a whole number at least 0"),
+    "seed": (dict(seed=-1), "seed must be a whole number, at least 0"),
 }
 
 

@@ -293,7 +293,7 @@ CHANGES = {
     "both": ({"seed": 1, "depth": 3}, "seed was 0, is 1; depth was 2, is 3"),
     "split": ({"test_fraction": 0.5}, "training examples were 32, are 20"),
     "unknown option": ({"stepz": 7}, "unknown option 'stepz': did you mean 'steps'"),
-    "a value that makes no sense": ({"steps": -7}, "steps must be a whole number at least 1, got -7"),
+    "a value that makes no sense": ({"steps": -7}, "steps must be a whole number, at least 1; got -7"),
     "no model": ({"model": None}, r"config\.yaml is not as the run wrote it: model is None"),
     "a fraction in words": ({"test_fraction": "half"}, "test_fraction is 'half'"),
 }

@@ -258,7 +258,7 @@ REFUSED = {
         r"\(15,\) is not divisible by patch_size \(4,\): use \(16,\)",
     ),
     "heads": ({"num_heads": 3}, "not divisible by num_heads 3"),
-    "steps": ({"steps": 0}, "steps must be a whole number at least 1, got 0"),
+    "steps": ({"steps": 0}, "steps must be a whole number, at least 1; got 0"),
     "steps and epochs": ({"steps": 1, "epochs": 1}, "give steps or epochs, not both"),
     "no test": ({"test_fraction": 0}, "test_fraction must be above 0: a run ends with a test"),
     "test of all": ({"test_fraction": 1}, "test_fraction must be at least 0 and below 1"),

@@ -108,7 +108,8 @@ class SameRun(Callback):
         said, preprocess = train.examples, train.preprocess.to_dict()
         labels = [] if said.labels is None else said.labels.tolist()
         self.facts: dict[str, Any] = {
-            "recipe": task.recipe.to_dict(),
+            # where and how fast it runs may change, what it computes may not
+            "recipe": {k: v for k, v in task.recipe.to_dict().items() if k not in ("device", "workers", "tracker")},
             "config": task.model.config.to_dict(),
             "examples": len(train),
             "labels": zlib.crc32(repr((list(said.names), labels)).encode()),

@@ -77,7 +77,7 @@ def fit(
     """
     assert val is not None or not recipe.early_stop
     steps = recipe.total_steps(len(train))
-    every = recipe.val_every or max(1, math.ceil(steps / CHECKPOINTS))
+    every = min(steps, recipe.val_every or math.ceil(steps / CHECKPOINTS))
     task = SupervisedTask(model, recipe, steps, log_every=max(1, math.ceil(steps / METRIC_ROWS)))
     if recipe.compile:
         model.compile()

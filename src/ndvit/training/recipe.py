@@ -145,7 +145,7 @@ class Recipe:
             if math.isfinite(limit)
         ]
         kind = "a whole number" if whole else "a number"
-        raise ValueError(f"{name} must be {kind} {' and '.join(limits)}, got {value!r}")
+        raise ValueError(f"{name} must be {kind}{', ' * bool(limits)}{' and '.join(limits)}; got {value!r}")
 
     def peak_learning_rate(self, embed_dim: int) -> float:
         """The peak for a network of this width: wider ones take smaller steps ("Attention Is All You Need")."""
