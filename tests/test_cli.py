@@ -390,3 +390,25 @@ def test_info(capsys, at_home, path):
     assert values["model"] == "vit_pico"
     assert values["steps"] == "5"
     assert float(values["test_accuracy"]) == load_model("run").provenance["test_accuracy"]
+
+
+@pytest.mark.parametrize(
+    "flag", [["--steps", "1.5"], ["--patch-size", "2.5"], ["--depth=3.2"], ["--steps", "2", "--seed", "0.5"]]
+)
+def test_fractions_are_not_rounded(flag, capsys):
+    from ndvit.cli import main
+
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "gunpoint", *flag])
+    assert stop.value.code == 2
+    name, value = re.split(" |=", " ".join(flag[-2:]))
+    assert f"{name} must be a whole number, got {value}" in capsys.readouterr().err
+
+
+def test_fractions_in_yaml_are_not_rounded(tmp_path, capsys):
+    from ndvit.cli import main
+
+    (tmp_path / "c.yaml").write_text("source: gunpoint\nsteps: 1.5\nlearning_rate: 0.5\n")
+    with pytest.raises(SystemExit):
+        main(["train", "--config", str(tmp_path / "c.yaml")])
+    assert "--steps must be a whole number, got 1.5" in capsys.readouterr().err

@@ -3,14 +3,15 @@
 torch and everything built on it are imported inside the commands, so that `--help` answers at once.
 """
 
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from inspect import signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, get_args
 
-from cyclopts import App, CycloptsError, Group, Parameter, UnknownOptionError
+from cyclopts import App, ArgumentCollection, CycloptsError, Group, Parameter, UnknownOptionError
 from cyclopts.config import Dict
 from docstring_parser import parse_from_object
 
@@ -221,14 +222,23 @@ def _main(
         config: YAML file of settings, such as a run's config.yaml; flags override it.
         debug: Show the traceback of an error.
     """
-    app.config = ()
+    app.config = (_refuse_fractions,)
     if config is not None:
         if not config.is_file():
             raise FileNotFoundError(f"no settings at {config}")
         from ndvit.run import read_config
 
-        app.config = (Dict(read_config(config), use_commands_as_keys=False, source=str(config)),)
+        app.config = (Dict(read_config(config), use_commands_as_keys=False, source=str(config)), _refuse_fractions)
     return app(tokens, exit_on_error=False, print_error=False)
+
+
+def _refuse_fractions(_app: App, _commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+    """A fraction where a whole number belongs is an error: cyclopts would round it without a word."""
+    for argument in arguments:
+        kinds = {argument.hint, *get_args(argument.hint)}
+        for token in argument.tokens if int in kinds and float not in kinds else ():
+            if re.fullmatch(r"[-+]?\d*\.\d*[1-9]\d*", token.value):
+                raise ValueError(f"{argument.name} must be a whole number, got {token.value}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
