@@ -21,8 +21,10 @@ def batch(size, n=16, channels=2):
 def test_a_crop_of_everything_is_the_identity(size):
     x, mask, _ = batch(size)
     y, seen = random_crop_resize(x, mask, 1.0)
-    assert torch.allclose(y, x, atol=1e-5)
     assert torch.equal(seen, mask)
+    observed = mask[:, None].expand_as(x)
+    assert torch.allclose(y[observed], x[observed], atol=1e-5)
+    assert torch.allclose(random_crop_resize(x, None, 1.0)[0], x, atol=1e-5)
 
 
 @size_of_each_dimension
@@ -49,16 +51,28 @@ def test_a_ramp_stays_a_ramp(size):
 
 
 @size_of_each_dimension
-def test_the_mask_travels_with_the_values(size):
-    # the lower half of each axis is observed; a channel an axis tells where that half went
+def test_what_was_not_observed_is_not_cropped(size):
+    # the first half of each axis is observed, as in an example shorter than the batch; the rest holds other values
     halves = [torch.arange(n) < n // 2 for n in size]
-    x = torch.stack(torch.meshgrid(*halves, indexing="ij")).float().expand(64, len(size), *size)
-    mask = x.bool().all(1)
+    mask = torch.stack(torch.meshgrid(*halves, indexing="ij")).all(0).expand(64, *size)
+    ramp = sum(torch.meshgrid(*(torch.arange(n, dtype=torch.float32) for n in size), indexing="ij"))
+    x = torch.where(mask, ramp, 1e6)[:, None]
     y, seen = random_crop_resize(x, mask, 0.4)
     assert seen.dtype == torch.bool
-    assert torch.equal(seen, (y > 0.5).all(1))
+    assert torch.equal(seen, mask)  # as long as before, however small the box
+    assert y[:, 0][seen].max() <= ramp[mask[0]].max()  # nothing comes from beyond the observed part
+    assert y[:, 0][seen].std() > 0
+    assert len({round(float(one[0].min()), 3) for one in y}) > 9  # and the boxes differ
+
+
+def test_a_gap_travels_with_the_values():
+    x = torch.arange(12.0).expand(64, 1, 12).clone()
+    mask = torch.ones(64, 12, dtype=torch.bool)
+    mask[:, 5:7] = False
+    x[:, :, 5:7] = -100
+    y, seen = random_crop_resize(x, mask, 0.5)
+    assert (y[:, 0][seen] > -51).all()  # at most half of an observed place comes from the gap
     assert len({int(one.sum()) for one in seen}) > 1
-    assert random_crop_resize(x, None, 0.4)[1] is None
 
 
 def test_axes_of_one_sample_are_left_alone():

@@ -412,3 +412,28 @@ def test_fractions_in_yaml_are_not_rounded(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["train", "--config", str(tmp_path / "c.yaml")])
     assert "--steps must be a whole number, got 1.5" in capsys.readouterr().err
+
+
+def test_out_of_memory_says_what_helps(monkeypatch, capsys):
+    from ndvit import run
+
+    def full(*args, **kwargs):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes")
+
+    monkeypatch.setattr(run, "train", full)
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["train", "gunpoint"])
+    assert stop.value.code == 2
+    assert "out of memory: use a smaller --batch-size" in capsys.readouterr().err
+
+
+def test_a_run_is_repeated_from_another_folder(tmp_path, monkeypatch, capsys):
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "toy.npz", X=rng.standard_normal((12, 16)), y=np.arange(12) % 2)
+    monkeypatch.chdir(tmp_path)
+    assert command("train", "toy.npz", "--output", "a", "--steps", 1, "--depth", 1, "--no-progress") == 0
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert command("train", "--config", "../a/config.yaml", "--output", "b", "--no-progress") == 0
+    assert (tmp_path / "elsewhere" / "b" / "model.safetensors").is_file()
+    capsys.readouterr()

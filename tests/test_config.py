@@ -150,3 +150,18 @@ def test_steps_follow_from_epochs():
 def test_configs_do_not_import_torch():
     code = "import sys, ndvit.config, ndvit.training.recipe, ndvit.cli; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_named_model_needs_no_padding():
+    assert named_config("vit_pico", input_size=(13,)).patch_size == (1,)  # prime: single samples
+    assert named_config("vit_pico", input_size=(150,)).patch_size == (3,)
+    assert named_config("vit_pico", input_size=(9, 27)).patch_size == (3, 3)
+
+
+def test_numbers_of_numpy_are_plain_numbers():
+    import numpy as np
+
+    config, recipe = ViTConfig(depth=np.int64(3), mlp_ratio=np.float32(2)), Recipe(learning_rate=np.float64(1e-3))
+    assert (type(config.depth), type(config.mlp_ratio), type(recipe.learning_rate)) == (int, float, float)
+    with pytest.raises(ValueError, match="betas must be two numbers"):
+        Recipe(betas=3)

@@ -179,3 +179,20 @@ def test_workers_ignore_ctrl_c():
     preprocess = dataclasses.replace(inputs(toy(20)).preprocess, mean=(0.0, 0.0), std=(1.0, 1.0))
     made = Inputs(Examples([0], read=how_interrupts_are_met), preprocess)
     assert [next(iter(made.loader(1, workers))).x.mean().item() for workers in (0, 1)] == [0, 1]
+
+
+def test_an_error_in_a_worker_is_one_line(tmp_path):
+    import numpy as np
+
+    from ndvit.data.examples import Examples
+    from ndvit.data.folders import read_example
+    from ndvit.data.loading import UnusableExample
+    from ndvit.data.signals import SignalPreprocess
+
+    np.save(tmp_path / "a.npy", np.zeros((2, 8), dtype=np.float32))
+    examples = Examples([str(tmp_path / "a.npy")], None, ["a.npy"], read_example)
+    inputs = Inputs(examples, SignalPreprocess(size=(8,), mean=(0.0,), std=(1.0,)))
+    for workers in (0, 1):
+        with pytest.raises(UnusableExample, match=r"^a\.npy: ") as caught:
+            list(inputs.loader(1, workers))
+        assert "Traceback" not in str(caught.value)

@@ -412,3 +412,27 @@ def test_wrong_types_and_masks():
         model(torch.zeros(3, 2, 24), torch.ones(3, 2, 24, dtype=torch.bool))
     with pytest.raises(ValueError, match="boolean mask"):
         model(torch.zeros(3, 2, 24), torch.ones(3, 24))
+
+
+@pytest.mark.parametrize("channels", [1, 3, 64])
+def test_balanced_weights_give_positions_the_strength_of_patches(channels):
+    config = ViTConfig(
+        input_size=(512,),
+        patch_size=4,
+        in_channels=channels,
+        embed_dim=64,
+        num_heads=4,
+        depth=1,
+        weight_init="balanced",
+    )
+    model = VisionTransformer(config)
+    patches = model.patch_embed(torch.randn(8, channels, 512))
+    assert model.pos_embed.std().item() == pytest.approx(patches.std().item(), rel=0.15)
+    assert model.blocks[0].mlp.fc2.weight.std().item() == pytest.approx(256**-0.5, rel=0.1)
+
+
+def test_new_outputs_have_no_names():
+    model = build(SIZES["1d"])
+    model.classes = ("a", "b", "c", "d", "e")
+    model.reset_head(2)
+    assert model.classes == ()

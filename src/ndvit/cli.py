@@ -252,6 +252,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BrokenPipeError:  # `ndvit predict ... | head`: the reader has seen enough
         sys.stderr.close()
         sys.exit(0)
+    except (MemoryError, RuntimeError) as error:
+        if "--debug" in tokens or not (isinstance(error, MemoryError) or "memory" in str(error)):
+            raise
+        print(
+            "ndvit: out of memory: use a smaller --batch-size (with --accumulate the effective batch stays), "
+            f"--grad-checkpointing or a smaller --input-size ({str(error).splitlines()[0]})",
+            file=sys.stderr,
+        )
+        sys.exit(2)
     except (CycloptsError, ValueError, OSError) as error:
         if "--debug" in tokens:
             raise

@@ -85,6 +85,7 @@ class ViTConfig:
     """Stochastic depth of the last block; rates rise linearly from 0 over the depth."""
 
     def __post_init__(self) -> None:
+        unwrap_numbers(self)
         size = _whole_numbers("input_size", self.input_size)
         patch = _whole_numbers("patch_size", self.patch_size)
         if len(size) > 3:
@@ -248,7 +249,10 @@ def named_config(name: str, **overrides: Any) -> ViTConfig:
         values["input_size"] = (side, side) if isinstance(side, int) else side
         values.setdefault("patch_size", int(match["patch"]))
     elif "input_size" in values and "patch_size" not in values:
-        values["patch_size"], _ = plan_grid(_whole_numbers("input_size", values["input_size"]))
+        size = _whole_numbers("input_size", values["input_size"])
+        patch, whole = plan_grid(size)
+        # nothing here pads: a length that the planned patch does not divide, as a prime one, goes by single samples
+        values["patch_size"] = patch if whole == size else 1
     return ViTConfig(**values)
 
 
@@ -288,6 +292,14 @@ def check_field_names(cls: type, names: Iterable[str]) -> None:
             near = difflib.get_close_matches(str(name), known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known)}"
             raise ValueError(f"{cls.__name__} has no field {name!r}: {hint}")
+
+
+def unwrap_numbers(config: Any) -> None:
+    """Turn numpy's scalars among the fields of a frozen dataclass into Python's, which JSON and YAML can hold."""
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if type(value).__module__ == "numpy" and getattr(value, "ndim", 1) == 0:
+            object.__setattr__(config, field.name, value.item())
 
 
 def _is_number(value: Any) -> bool:

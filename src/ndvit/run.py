@@ -15,12 +15,13 @@ import torch
 import yaml
 
 from ndvit import __version__
+from ndvit.data.examples import Source
 from ndvit.data.loading import Inputs
-from ndvit.data.source import load_source
+from ndvit.data.source import builtin_sources, load_source
 from ndvit.evaluation import Evaluation
 from ndvit.network import VisionTransformer
 from ndvit.report import MAX_CARDS, Report, write_report
-from ndvit.training.fit import FitResult, fit
+from ndvit.training.fit import FitResult, check_tracker, fit
 from ndvit.training.inference import pick_device, predict_probabilities
 from ndvit.training.plan import plan_model, split_options, with_validation
 from ndvit.weights.file import MODEL_FILE, save_model
@@ -91,7 +92,7 @@ def train(
     name = source_name(source)
     folder = _new_folder(output, f"{name}-{model}", force)
     settings = {
-        "source": str(source) if isinstance(source, str | Path) else None,
+        "source": _written(source),
         "model": model,
         "test_fraction": test_fraction,
         "skip_bad": skip_bad,
@@ -158,6 +159,7 @@ def _run(source: Any, settings: dict[str, Any], folder: Path, *, resume: bool, p
     if not test_fraction:
         raise ValueError("test_fraction must be above 0: a run ends with a test")
     pick_device(recipe.device)  # before anything is read or written
+    check_tracker(recipe)
     data = load_source(
         source, test_fraction=test_fraction, seed=recipe.seed, skip_bad=settings["skip_bad"], progress=progress
     )
@@ -184,25 +186,26 @@ def _run(source: Any, settings: dict[str, Any], folder: Path, *, resume: bool, p
     for line in (*data.notes, "; ".join(f"{k}: {v}" for k, v in facts.items())):
         say(line)
 
+    inputs = {part: Inputs(e, preprocess) for part, e in (("train", data.train), ("val", data.val)) if e is not None}
     if not resume:
+        again = f"ndvit train --config {CONFIG_FILE} --output NEW_FOLDER"
+        if settings["source"] is None:
+            again = "the source was arrays; in Python, train(arrays, **settings)"
+        text = f"{_HEAD}{__version__}. Rerun: {again}\n"
+        text += yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
         if folder.is_dir() and any(folder.iterdir()):  # by force; not before all that can be refused was refused
             shutil.rmtree(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        head = f"{_HEAD}{__version__}. Rerun: ndvit train --config {CONFIG_FILE} --output NEW_FOLDER\n"
-        _write_text(folder / CONFIG_FILE, head + yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
-    val = None if data.val is None else Inputs(data.val, preprocess)
-    result = fit(model, Inputs(data.train, preprocess), val, recipe, folder, resume=resume, progress=progress)
+        _write_text(folder / CONFIG_FILE, text)
+    result = fit(model, inputs["train"], inputs.get("val"), recipe, folder, resume=resume, progress=progress)
     if result.interrupted:
         say(f"stopped at step {result.steps:,}; go on with: ndvit train --resume {shlex.quote(str(folder))}")
         return Run(folder, model.eval(), None, result)
 
-    test = Inputs(data.test, preprocess)
-    answers = predict_probabilities(model, test, recipe.batch_size, recipe.device, progress)
+    answers = predict_probabilities(model, Inputs(data.test, preprocess), recipe.batch_size, recipe.device, progress)
     assert data.test.labels is not None
     evaluation = Evaluation(data.classes, data.test.labels, answers, tuple(data.test.names))
     model.provenance |= {"steps": result.steps, "test_accuracy": evaluation.accuracy}
-    save_model(model.cpu(), folder / MODEL_FILE)
-    _write_text(folder / RESULTS_FILE, json.dumps(evaluation.to_dict(), indent=1, ensure_ascii=False))
     facts |= {
         "time": f"{result.seconds:.0f} s of training{' since the run was resumed' if resume else ''}, "
         f"{time.perf_counter() - started:.0f} s in all",
@@ -210,24 +213,44 @@ def _run(source: Any, settings: dict[str, Any], folder: Path, *, resume: bool, p
         "versions": f"ndvit {__version__}, torch {torch.__version__}, Python {platform.python_version()}",
         "seed": f"{recipe.seed}",
     }
-    page = Report(
-        title=f"{data.name} · {name}",
-        summary=facts,
-        notes=data.notes,
-        history=result.history,
-        evaluation=evaluation,
-        mistakes=[(int(i), data.test[int(i)]) for i in evaluation.mistakes[:MAX_CARDS]],
-        config=(folder / CONFIG_FILE).read_text(encoding="utf-8"),
-        command=f"ndvit train --config {shlex.quote(str(folder / CONFIG_FILE))} --output NEW_FOLDER",
-    )
-    write_report(page, folder / REPORT_FILE)
+    run = Run(folder, model.cpu(), evaluation, result)
+    _write_results(run, data, facts)
     right = len(evaluation) - len(evaluation.mistakes)
     say(
         f"test accuracy {evaluation.accuracy:.4f} ({right:,} of {len(evaluation):,}) "
         f"after {result.seconds:.0f} s of training"
     )
-    say(f"report: {folder / REPORT_FILE}")
-    return Run(folder, model, evaluation, result)
+    say(f"report: {run.report}")
+    return run
+
+
+def _write_results(run: Run, data: Source, facts: dict[str, str]) -> None:
+    """The files that a finished run leaves; the model comes last, because a folder with a model is a finished run."""
+    evaluation, config = run.evaluation, run.folder / CONFIG_FILE
+    assert evaluation is not None
+    command = f"ndvit train --config {shlex.quote(str(config))} --output NEW_FOLDER"
+    page = Report(
+        title=f"{data.name} · {run.model.provenance['model']}",
+        summary=facts,
+        notes=data.notes,
+        history=run.fit.history,
+        evaluation=evaluation,
+        mistakes=[(int(i), data.test[int(i)]) for i in evaluation.mistakes[:MAX_CARDS]],
+        config=config.read_text(encoding="utf-8"),
+        command=command if run.model.provenance["source"] else "# in Python, on the same arrays: train(arrays, ...)",
+    )
+    write_report(page, run.report)
+    _write_text(run.folder / RESULTS_FILE, json.dumps(evaluation.to_dict(), indent=1, ensure_ascii=False))
+    save_model(run.model, run.folder / MODEL_FILE)
+
+
+def _written(source: Any) -> str | None:
+    """A source as config.yaml has it: paths absolute, to be found from anywhere; None for arrays."""
+    if not isinstance(source, str | Path):
+        return None
+    path = Path(source).expanduser()
+    named = isinstance(source, str) and (source.lower() in builtin_sources() or source.lower().startswith("ucr:"))
+    return str(path.resolve()) if path.exists() and not named else str(source)
 
 
 def _by(size: tuple[int, ...]) -> str:

@@ -9,10 +9,11 @@ from torch import Tensor
 
 
 def random_crop_resize(x: Tensor, mask: Tensor | None, smallest: float) -> tuple[Tensor, Tensor | None]:
-    """Cut a random box out of each example and stretch it to the full size, linearly, one axis after another.
+    """Cut a random box out of each example and stretch it to the example's size, linearly, one axis after another.
 
     For a signal this is window slicing ("Data augmentation for time series classification using CNNs", 2016), for an
-    image a random resized crop.
+    image a random resized crop. Where a mask tells that an example is shorter than the batch (its ends were never
+    observed), the box is cut out of the observed part and stretched over it, and the ends stay unobserved.
 
     Args:
         x: the batch.
@@ -21,16 +22,30 @@ def random_crop_resize(x: Tensor, mask: Tensor | None, smallest: float) -> tuple
     """
     batch = len(x)
     for axis, length in enumerate(x.shape[2:], start=2):
-        if length == 1:
-            continue
+        places = torch.arange(length, device=x.device).expand(batch, length)
         share = smallest + (1 - smallest) * torch.rand(batch, 1, device=x.device)
-        first = (1 - share) * torch.rand(batch, 1, device=x.device)  # both in shares of the axis
-        centres = (torch.arange(length, device=x.device) + 0.5) / length
-        position = ((first + share * centres) * length - 0.5).clamp(0, length - 1)  # (B, length), in samples
-        x = _sample_axis(x, axis, position)
-        if mask is not None:
-            mask = _sample_axis(mask[:, None].to(x.dtype), axis, position)[:, 0] > 0.5
+        first = (1 - share) * torch.rand(batch, 1, device=x.device)  # both in shares of the observed part
+        low, high = _observed_range(mask, axis - 1, places)
+        extent = high - low + 1
+        position = low + (first + share * (places - low + 0.5) / extent) * extent - 0.5  # (B, length), in samples
+        position = torch.minimum(torch.maximum(position, low), high)
+        if length > 1:
+            x = _sample_axis(x, axis, position)
+        if mask is not None and length > 1:
+            inside = (low <= places) & (places <= high)
+            inside = inside.view(batch, *[length if i == axis - 1 else 1 for i in range(1, mask.ndim)])
+            mask = (_sample_axis(mask[:, None].to(x.dtype), axis, position)[:, 0] > 0.5) & inside
     return x, mask
+
+
+def _observed_range(mask: Tensor | None, axis: int, places: Tensor) -> tuple[Tensor, Tensor]:
+    """The first and the last place (B, 1) along an axis of the mask at which anything was observed."""
+    if mask is None:
+        return places[:, :1], places[:, -1:]
+    seen = mask.movedim(axis, 1).flatten(2).any(2) if mask.ndim > 2 else mask  # (B, length)
+    low = torch.where(seen, places, places.shape[1]).amin(1, keepdim=True)
+    high = torch.where(seen, places, -1).amax(1, keepdim=True)
+    return low.clamp(max=places.shape[1] - 1), torch.maximum(high, low.clamp(max=places.shape[1] - 1))
 
 
 def _sample_axis(x: Tensor, axis: int, position: Tensor) -> Tensor:

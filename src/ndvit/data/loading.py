@@ -22,6 +22,17 @@ class Batch(NamedTuple):
     labels: Tensor | None
 
 
+class UnusableExample(ValueError):
+    """An example that cannot be read or preprocessed, by name.
+
+    torch makes an error of a worker process anew with the worker's whole traceback as its text; what the user needs is
+    the end of it.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message.rpartition(f"{type(self).__name__}: ")[2].strip())
+
+
 class Inputs(Dataset[Batch]):
     """Examples seen through a preprocessing, read whole batches at a time.
 
@@ -58,7 +69,7 @@ class Inputs(Dataset[Batch]):
             try:
                 pairs.append(self.preprocess.masked(self.examples[i]))
             except (ValueError, OSError) as error:
-                raise ValueError(f"{self.examples.names[i]}: {error}") from error
+                raise UnusableExample(f"{self.examples.names[i]}: {error}") from error
         x = torch.stack([x for x, _ in pairs])
         mask = None
         if any(m is not None for _, m in pairs):

@@ -17,7 +17,8 @@ def create_model(name: str, **overrides: Any) -> "VisionTransformer":
     """A new, untrained network by name, with any field of `ViTConfig` overridden.
 
     `create_model("vit_base_patch16_224", num_classes=10)` is the classic; `create_model("vit_base", input_size=(13,),
-    patch_size=1, in_channels=1024)` reads signals. See `named_config` for names and for what an int means.
+    patch_size=1, in_channels=1024)` reads signals. See `named_config` for names and for what an int means. A size
+    alone, without `input_size`, is the 2-D network for 224 x 224 pictures in patches of 16.
 
     Raises:
         ValueError: for an unknown name or field, or values that make no network.
@@ -167,6 +168,7 @@ class VisionTransformer(nn.Module):
     def reset_head(self, num_classes: int) -> None:
         """Replace the head (both heads, if distilled) by new ones for `num_classes`; 0 leaves the features bare."""
         self.config = replace(self.config, num_classes=num_classes)
+        self.classes = ()  # the new outputs have no names yet
         width = self.config.representation_size or self.config.embed_dim
         like = self.patch_embed.proj.weight
         for name in ("head", "head_dist") if self.config.distilled else ("head",):
@@ -209,12 +211,13 @@ class VisionTransformer(nn.Module):
         # position as strong as that tells places apart from the first step on.
         balanced = self.config.weight_init == "balanced"
         std = (2 * self.config.in_channels / self.config.embed_dim) ** 0.5 if balanced else 0.02
+        bound = max(2.0, 4 * std)  # torch's own bound of 2 would cut the wide distributions of many channels
         query = None if self.attn_pool is None else self.attn_pool.latent
         for token in (self.cls_token, self.dist_token, self.reg_token, query):
             if token is not None:
-                nn.init.trunc_normal_(token, std=std)
+                nn.init.trunc_normal_(token, std=std, a=-bound, b=bound)
         if self.config.pos_embed == "learned":
-            nn.init.trunc_normal_(self.pos_embed, std=std)
+            nn.init.trunc_normal_(self.pos_embed, std=std, a=-bound, b=bound)
         else:
             patches = sincos_positions(self.config.grid, self.config.embed_dim)
             with torch.no_grad():  # prefix tokens, which stand nowhere, get zeros, as in MAE

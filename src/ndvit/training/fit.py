@@ -3,6 +3,7 @@
 import ndvit._torchvision  # noqa: F401  (lightning imports torchvision)
 
 # isort: split
+import importlib.util
 import logging
 import math
 import time
@@ -151,19 +152,22 @@ def _precision(recipe: Recipe) -> Any:
     return "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported() else "32-true"
 
 
+def check_tracker(recipe: Recipe) -> None:
+    """Raise a ValueError where the recipe's tracker needs a package that is not there."""
+    if recipe.tracker != "none" and importlib.util.find_spec(recipe.tracker) is None:
+        raise ValueError(f"tracker {recipe.tracker} needs a package that is not installed: pip install 'ndvit[track]'")
+
+
 def _trackers(recipe: Recipe, folder: Path) -> list[Logger]:
     """The extra logger that the recipe asks for; its package is an optional dependency."""
-    try:
-        if recipe.tracker == "tensorboard":
-            from lightning.pytorch.loggers import TensorBoardLogger
+    if recipe.tracker == "tensorboard":
+        from lightning.pytorch.loggers import TensorBoardLogger
 
-            return [TensorBoardLogger(folder, name="", version="tensorboard")]
-        if recipe.tracker == "wandb":
-            from lightning.pytorch.loggers import WandbLogger
+        return [TensorBoardLogger(folder, name="", version="tensorboard")]
+    if recipe.tracker == "wandb":
+        from lightning.pytorch.loggers import WandbLogger
 
-            return [WandbLogger(name=folder.name, save_dir=folder, project="ndvit")]
-    except ImportError as error:  # lightning raises its ModuleNotFoundError for a missing package
-        raise ValueError(f"tracker {recipe.tracker} needs a package: pip install 'ndvit[track]' ({error})") from error
+        return [WandbLogger(name=folder.name, save_dir=folder, project="ndvit")]
     return []
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
-from ndvit.config import check_field_names
+from ndvit.config import check_field_names, unwrap_numbers
 
 Optimizer = Literal["adamw", "sgd"]
 Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
@@ -91,6 +91,7 @@ class Recipe:
     """Log to TensorBoard or Weights & Biases beside metrics.csv."""
 
     def __post_init__(self) -> None:
+        unwrap_numbers(self)
         if isinstance(self.betas, list):  # as YAML has it
             object.__setattr__(self, "betas", tuple(self.betas))
         if self.steps is not None and self.epochs is not None:
@@ -107,7 +108,11 @@ class Recipe:
             self._check(name, low=0, high=1)
         for name in ("learning_rate", "crop", "layer_decay"):
             self._check(name, above=0, high=math.inf if name == "learning_rate" else 1)
-        if len(self.betas) != 2 or not all(isinstance(b, int | float) and 0 <= b < 1 for b in self.betas):
+        if (
+            not isinstance(self.betas, tuple)
+            or len(self.betas) != 2
+            or not all(isinstance(b, int | float) and 0 <= b < 1 for b in self.betas)
+        ):
             raise ValueError(f"betas must be two numbers of at least 0 and below 1, got {self.betas!r}")
         for name in ("compile", "grad_checkpointing"):
             if not isinstance(getattr(self, name), bool):
