@@ -432,3 +432,12 @@ def test_prediction(tmp_path, name):
     make, message = PREDICT[name]
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         load_examples(make(tmp_path))
+
+
+def test_class_folders_and_empty_paths_are_no_examples(tmp_path):
+    with pytest.raises(ValueError, match=r"but folders of them; give .*/\*/ to predict, or evaluate it"):
+        load_examples(pictures(tmp_path))
+    with pytest.raises(ValueError, match="the source is an empty text"):
+        load_source("")
+    with pytest.raises(ValueError, match="the path is empty"):
+        load_examples("")

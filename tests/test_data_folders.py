@@ -240,3 +240,21 @@ def test_reading_a_wav_of_unknown_length(tmp_path):
     data[at : at + 4] = b"\xff\xff\xff\xff"
     path.write_bytes(bytes(data))
     assert folders.read_example(str(path)).values.shape == (1, 100)
+
+
+@pytest.mark.parametrize("limit", [0, 100])
+def test_mixed_recordings_and_pictures_are_told(tmp_path, monkeypatch, limit):
+    monkeypatch.setattr(checking, "_DECODE_AT_MOST", limit)  # headers, or whole files
+    for name in ("a", "b"):
+        for i, (rate, channels) in enumerate(((8000, 1), (16000, 2), (22050, 1))):
+            sound(tmp_path / "sounds" / name / f"{i}.wav", rate=rate, channels=channels)
+    notes = load_source(tmp_path / "sounds").notes
+    assert "sample rates 8000, 16000, 22050 Hz: all are resampled to one" in notes
+    assert "recordings of 1 and 2 channels: all are averaged to one channel" in notes
+    pictures(tmp_path / "p")
+    assert not any("pictures" in note for note in load_source(tmp_path / "p").notes)
+    picture(tmp_path / "p" / "cat" / "9.png", size=(40, 30), mode="L")
+    notes = load_source(tmp_path / "p").notes
+    span = "pictures of 12 x 10 to 40 x 30 pixels"
+    assert f"{span}: each is resized to cover the network's input and centre-cropped" in notes
+    assert ("pictures in grey and in colour: all are converted to one of them" in notes) == (limit > 0)

@@ -137,8 +137,11 @@ def test_workers_give_the_same_batches(tmp_path):
             assert torch.equal(one.labels, other.labels)
 
 
-def test_files_are_read_by_workers_and_memory_is_not(tmp_path):
-    assert made_workers(inputs(pictures(tmp_path, count=6))) > 0
+def test_many_files_are_read_by_workers_and_memory_is_not(tmp_path, monkeypatch):
+    files = inputs(pictures(tmp_path, count=6))
+    assert made_workers(files) == 0  # starting a process costs more than reading a few files
+    monkeypatch.setattr("ndvit.data.loading._FEW", 3)
+    assert made_workers(files) > 0
     assert made_workers(inputs(toy(20))) == 0
 
 
@@ -196,3 +199,19 @@ def test_an_error_in_a_worker_is_one_line(tmp_path):
         with pytest.raises(UnusableExample, match=r"^a\.npy: ") as caught:
             list(inputs.loader(1, workers))
         assert "Traceback" not in str(caught.value)
+
+
+def test_large_data_is_preprocessed_when_asked_for(monkeypatch):
+    import ndvit.data.loading as loading
+    from ndvit.data.examples import Examples
+    from ndvit.data.signals import SignalPreprocess
+
+    items = [torch.arange(4.0 * i + 8).numpy()[None] for i in range(3)]  # 8, 12 and 16 samples
+    preprocess = SignalPreprocess(size=(16,), mean=(1.0,), std=(2.0,))
+    kept = Inputs(Examples(items, [0, 1, 0]), preprocess)
+    monkeypatch.setattr(loading, "_MOST_BYTES", 4 * 3 * 16 - 1)
+    fresh = Inputs(Examples(items, [0, 1, 0]), preprocess)
+    assert kept._all is not None
+    assert fresh._all is None
+    for a, b in zip(kept.__getitems__([2, 0]), fresh.__getitems__([2, 0])):
+        assert torch.equal(a, b)

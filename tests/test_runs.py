@@ -517,3 +517,59 @@ def test_what_cannot_be_predicted(home, tmp_path):
     assert re.fullmatch(r"1 of 2 examples left out as bad: .*bad\.png: is no picture.*", lines[0])
     with pytest.raises(ValueError, match="the model does not know its classes"):
         predict(create_model("vit_pico", input_size=16), home / "toy.npz", **QUIET)
+
+
+def test_longer_examples_are_told(home, tmp_path):
+    longer, short = np.zeros((2, 30), np.float32), np.ones((2, 16), np.float32)
+    arrays(tmp_path, classes=("one",), count=3, shape=(2, 20))
+    for ask in (
+        lambda say: predict(home / "run", [longer, short, longer], progress=False, say=say),
+        lambda say: evaluate(home / "run", ([longer, short, longer], ["a", "b", "c"]), progress=False, say=say),
+    ):
+        lines = []
+        ask(lines.append)
+        assert lines[-1] == "2 of 3 examples are longer than 16, and resampled to it"
+    lines = []
+    predict(home / "run", tmp_path / "one", progress=False, say=lines.append)  # files, by their headers
+    assert lines == ["3 of 3 examples are longer than 16, and resampled to it"]
+    lines.clear()
+    predict(home / "picture_run", home / "pictures" / "cat", progress=False, say=lines.append)
+    assert lines == []
+
+
+def test_arrays_can_be_predicted(home):
+    x = np.load(home / "toy.npz")["X"][:3]
+    said = predict(home / "run", home / "toy.npz", **QUIET)[:3]
+    for given in (x, list(x), tuple(x), torch.from_numpy(x)):
+        again = predict(home / "run", given, **QUIET)
+        assert [p.name for p in again] == ["X[0]", "X[1]", "X[2]"]
+        assert again[2].probabilities == pytest.approx(said[2].probabilities, abs=1e-6)
+    with pytest.raises(ValueError, match=r"examples to predict are paths, an array .*; got a int"):
+        predict(home / "run", 3, **QUIET)
+    with pytest.raises(ValueError, match="got a list of paths; give them one by one"):
+        predict(home / "run", [home / "toy.npz"], **QUIET)
+    with pytest.raises(ValueError, match="X: the test set holds no examples"):
+        predict(home / "run", [], **QUIET)
+    with pytest.raises(ValueError, match="X holds signals, and the model was trained on images"):
+        predict(home / "picture_run", x, **QUIET)
+    from PIL import Image
+
+    images = [Image.open(home / "pictures" / "cat" / f"{i}.png") for i in range(2)]
+    by_file = predict(home / "picture_run", home / "pictures" / "cat" / "1.png", **QUIET)
+    assert predict(home / "picture_run", images, **QUIET)[1].probabilities == pytest.approx(by_file[0].probabilities)
+
+
+def test_an_npy_file_is_one_or_many_examples_by_the_model(home, tmp_path):
+    x = np.load(home / "toy.npz")["X"]
+    np.save(tmp_path / "many.npy", x[:3])
+    np.save(tmp_path / "one.npy", x[0])
+    lines = []
+    said = predict(home / "run", tmp_path / "many.npy", tmp_path / "one.npy", progress=False, say=lines.append)
+    assert [Path(p.name).name for p in said] == ["many.npy[0]", "many.npy[1]", "many.npy[2]", "one.npy"]
+    assert said[0].probabilities == pytest.approx(said[3].probabilities, abs=1e-6)
+    assert lines == [
+        "many.npy: taken as 3 examples, by its number of axes",
+        "one.npy: taken as one example, by its number of axes",
+    ]
+    for channels, count in ((1, 2), (2, 1)):
+        assert len(load_examples(tmp_path / "one.npy", dims=1, channels=channels)[1]) == count

@@ -7,8 +7,10 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ndvit.data.examples import Examples
 from ndvit.data.loading import Inputs
 from ndvit.data.preprocess import Preprocess
+from ndvit.data.signals import SignalPreprocess
 from ndvit.data.source import builtin_sources, load_examples, load_source
 from ndvit.evaluation import Evaluation
 from ndvit.network import VisionTransformer
@@ -75,6 +77,7 @@ def evaluate(
     parts = {"train": data.train, "val": data.val, "test": data.test}
     chosen = [e for name, e in parts.items() if e is not None and len(e) and split in (name, "all")]
     say(f"{data.name}: {sum(map(len, chosen)):,} examples ({'all' if split == 'all' else f'the {split} set'})")
+    _say_longer(chosen, preprocess, say)
     answers = [
         predict_probabilities(model, Inputs(examples, preprocess), batch_size, device, progress) for examples in chosen
     ]
@@ -86,7 +89,7 @@ def evaluate(
 
 def predict(
     run: str | Path | VisionTransformer,
-    *paths: str | Path,
+    *paths: Any,
     skip_bad: bool = False,
     batch_size: int = 64,
     device: Device = "auto",
@@ -97,7 +100,8 @@ def predict(
 
     Args:
         run: a run folder, a model file or a loaded model.
-        paths: pictures, recordings or files of arrays (one file may hold many examples), or folders of such files.
+        paths: pictures, recordings or files of arrays (one file may hold many examples), or folders of such files;
+            or arrays (n, time) or (n, channels, time, ...), lists of arrays, lists of PIL images.
         skip_bad: leave unreadable files out.
         batch_size: examples at a time.
         device: where to compute.
@@ -111,12 +115,15 @@ def predict(
     if not paths:
         raise ValueError("nothing to predict: give files or folders")
 
+    dims = len(preprocess.size) if preprocess.kind == "signal" else None
+
     def answers() -> Iterator[Prediction]:
         for path in paths:
-            kind, examples, notes = load_examples(path, skip_bad=skip_bad)
-            _same_kind(kind, preprocess, str(path))
+            kind, examples, notes = load_examples(path, skip_bad=skip_bad, dims=dims, channels=preprocess.channels)
+            _same_kind(kind, preprocess, str(path) if isinstance(path, str | Path) else "X")
             for note in notes:
                 say(note)
+            _say_longer([examples], preprocess, say)
             rows = predict_probabilities(model, Inputs(examples, preprocess), batch_size, device, progress)
             for name, row in zip(examples.names, rows, strict=True):
                 said = dict(zip(classes, map(float, row), strict=True))
@@ -136,6 +143,17 @@ def _trained(
     if not model.classes or model.preprocess is None:
         raise ValueError("the model does not know its classes or its preprocessing: train it, or set both on it")
     return model, model.classes, model.preprocess
+
+
+def _say_longer(parts: list[Examples], preprocess: Preprocess, say: Any) -> None:
+    """Say how many examples lose resolution; pictures are always resized, and nobody wonders."""
+    if not isinstance(preprocess, SignalPreprocess):
+        return
+    longer = sum(not preprocess.fits(item) for part in parts for item in part.items)
+    if longer:
+        size = " x ".join(map(str, preprocess.size))
+        count = f"{longer:,} of {sum(map(len, parts)):,} examples"
+        say(f"{count} {'is' if longer == 1 else 'are'} longer than {size}, and resampled to it")
 
 
 def _same_source(source: Any, told: str | None) -> bool:

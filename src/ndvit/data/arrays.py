@@ -241,6 +241,15 @@ def npy_shape(path: str | Path) -> tuple[int, ...]:
     return _with_channels(array, "the array").shape
 
 
+def npy_many(path: str | Path, dims: int, channels: int) -> bool:
+    """Say whether an .npy file holds many examples for a model of so many axes and channels, by its header."""
+    try:
+        axes = _load_array(path, header=True).ndim
+    except (OSError, ValueError, EOFError):  # whoever reads the file says what is wrong with it
+        return False
+    return axes == dims + 2 or (axes == dims + 1 and channels == 1)
+
+
 def _read_npz(path: Path) -> dict[str, Part]:
     arrays = {key.lower(): array for key, array in load_numpy(path).items()}
     if "x" in arrays:

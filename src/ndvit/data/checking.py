@@ -29,6 +29,9 @@ class Look(NamedTuple):
     grid: tuple[float, ...] = ()  # positions along each axis; seconds for recordings, whose rates may differ
     missing: bool = False
     fault: str | None = None
+    heard: tuple[int, float] | None = None  # channels and sample rate of a recording
+    seen: tuple[int, int] | None = None  # width and height of a picture
+    mode: str = ""  # of a decoded picture, "L" or "RGB"
 
 
 def without_bad(
@@ -71,7 +74,11 @@ def without_bad(
         notes.append(f"{total:,} files: only their headers were read, so a damaged one may show up in training")
     if bad:
         notes.append(f"{len(bad):,} of {total:,} examples left out as bad: {listing(bad, 20)}")
-    return good, notes + _uneven({split: [one for one in found if one.fault is None] for split, found in looks.items()})
+    sound = {split: [one for one in found if one.fault is None] for split, found in looks.items()}
+    notes += _uneven(sound)
+    if "train" in sound:
+        notes += _mixed([one for found in sound.values() for one in found])
+    return good, notes
 
 
 def _mark_odd(looks: dict[str, list[Look]]) -> None:
@@ -85,6 +92,25 @@ def _mark_odd(looks: dict[str, list[Look]]) -> None:
             if one.fault is None and (one.channels, len(one.grid)) != (channels, axes):
                 fault = f"{one.channels} channels and {len(one.grid)} axes, most have {channels} and {axes}"
                 found[i] = one._replace(fault=fault)
+
+
+def _mixed(looks: list[Look]) -> list[str]:
+    """Notes on recordings and pictures that differ in what preprocessing will make the same."""
+    notes = []
+    rates = sorted({one.heard[1] for one in looks if one.heard})
+    if len(rates) > 1:
+        notes.append(f"sample rates {', '.join(f'{rate:.15g}' for rate in rates)} Hz: all are resampled to one")
+    channels = sorted({one.heard[0] for one in looks if one.heard})
+    if len(channels) > 1:
+        notes.append(f"recordings of {' and '.join(map(str, channels))} channels: all are averaged to one channel")
+    sizes = sorted({one.seen for one in looks if one.seen}, key=lambda size: (size[0] * size[1], size))
+    if len(sizes) > 1:
+        (w, h), (wide, high) = sizes[0], sizes[-1]
+        span = f"{w} x {h} to {wide} x {high} pixels"
+        notes.append(f"pictures of {span}: each is resized to cover the network's input and centre-cropped")
+    if len({one.mode for one in looks if one.mode}) > 1:
+        notes.append("pictures in grey and in colour: all are converted to one of them")
+    return notes
 
 
 def _uneven(looks: dict[str, list[Look]]) -> list[str]:
@@ -125,8 +151,8 @@ def _look_into(path: str, whole: bool) -> Look:
         if whole:
             return _look_at(decode(path))
         if medium(path) == "images":
-            image_size(path)
-            return Look()
+            height, width = image_size(path)
+            return Look(seen=(width, height))
         return _measured(path)
     except Exception as error:  # decoders raise whatever they like on a damaged file
         return Look(fault=reason(error))
@@ -134,7 +160,7 @@ def _look_into(path: str, whole: bool) -> Look:
 
 def _look_at(raw: Raw) -> Look:
     if isinstance(raw, Image.Image):
-        return Look()
+        return Look(seen=raw.size, mode=raw.mode)
     look = _measured(raw)
     if look.fault is not None:
         return look
@@ -151,4 +177,6 @@ def _measured(item: Any) -> Look:
     """A look at the shape of a recording, an array, or a file of one of them."""
     channels, grid, rate = signal_header(item)
     fault = None if channels and all(grid) else f"is empty (shape {(channels, *grid)})"
-    return Look(0, tuple(n / rate for n in grid), fault=fault) if rate else Look(channels, grid, fault=fault)
+    if rate:
+        return Look(0, tuple(n / rate for n in grid), fault=fault, heard=(channels, rate))
+    return Look(channels, grid, fault=fault)

@@ -113,6 +113,11 @@ def flat(root: Path) -> tuple[Part, list[str]]:
     paths = [str(path) for path in scanner.known(files)]
     scanner.leave("being folders", folders)
     if not paths:
+        if any(medium(path) for folder in folders for path in scanner.children(folder)[1]):
+            raise ValueError(
+                f"{root}: holds no file that can be read as an example, but folders of them; "
+                f"give {root}/*/ to predict, or evaluate it where its folders are classes"
+            )
         raise ValueError(f"{root}: holds no file that can be read as an example; known: {known_endings()}")
     one_medium(paths, root)
     return Part(paths, None, [Path(path).name for path in paths]), scanner.notes()

@@ -1,5 +1,6 @@
 """From examples to batches: preprocessing, an endless shuffled stream that can start anywhere, and loaders."""
 
+import math
 import os
 import signal
 from collections.abc import Iterator, Sequence
@@ -12,6 +13,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ndvit.data.examples import Examples
 from ndvit.data.preprocess import Preprocess
+
+_MOST_BYTES = 2**30  # of preprocessed examples that are kept
+_FEW = 64  # files that are read without worker processes
 
 
 class Batch(NamedTuple):
@@ -36,7 +40,8 @@ class UnusableExample(ValueError):
 class Inputs(Dataset[Batch]):
     """Examples seen through a preprocessing, read whole batches at a time.
 
-    Examples in memory are preprocessed once; files are read and preprocessed each time they are asked for.
+    Examples in memory are preprocessed once, if the result takes at most a gigabyte: one long example makes all others
+    as long. Files, and what would be larger, are preprocessed each time they are asked for.
 
     Args:
         examples: what is read.
@@ -47,7 +52,8 @@ class Inputs(Dataset[Batch]):
         self.examples = examples
         self.preprocess = preprocess
         self.labels = None if examples.labels is None else torch.from_numpy(np.asarray(examples.labels, dtype=np.int64))
-        self._all = self._read(range(len(examples))) if examples.in_memory and len(examples) else None
+        size = 4 * len(examples) * preprocess.channels * math.prod(preprocess.size)  # bytes of float32
+        self._all = self._read(range(len(examples))) if examples.in_memory and 0 < size <= _MOST_BYTES else None
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -88,7 +94,8 @@ class Inputs(Dataset[Batch]):
 
     def _loader(self, batches: Any, workers: int | None) -> DataLoader[Batch]:
         if workers is None:
-            workers = 0 if self.examples.in_memory else min(4, max(1, (os.cpu_count() or 2) - 1))
+            few = self.examples.in_memory or len(self) <= _FEW  # starting a process costs more than reading a few files
+            workers = 0 if few else min(4, max(1, (os.cpu_count() or 2) - 1))
         return DataLoader(
             self,
             batch_sampler=batches,

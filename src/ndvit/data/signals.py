@@ -180,10 +180,13 @@ class SignalPreprocess:
         observed = np.pad(seen[0] > 0, short)
         return torch.from_numpy(np.ascontiguousarray(x)), None if observed.all() else torch.from_numpy(observed)
 
-    def fits(self, raw: Raw) -> bool:
-        """Say whether no axis is longer than `size`, so that nothing is lost by resampling."""
+    def fits(self, raw: Raw | str) -> bool:
+        """Say whether no axis is longer than `size`, so that nothing is lost by resampling; of a file by its header."""
         rate = raw.rate if isinstance(raw, Recording) else None
-        shape = np.shape(raw.values if isinstance(raw, Recording) else np.asarray(raw))
+        if isinstance(raw, str):
+            _, shape, rate = signal_header(raw)
+        else:
+            shape = np.shape(raw.values if isinstance(raw, Recording) else np.asarray(raw))
         return all(_length(n, rate, self.sample_rate) <= new for n, new in zip(shape[-len(self.size) :], self.size))
 
     def to_dict(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from ndvit.data import folders
 from ndvit.data.archives import bundled, download, read_set, table_in
-from ndvit.data.arrays import TABLES, Part, as_part, read_table
+from ndvit.data.arrays import TABLES, Part, as_part, npy_many, read_table
 from ndvit.data.checking import without_bad
 from ndvit.data.examples import Examples, Kind, Source, hold_out
 from ndvit.data.images import ImagePreprocess
@@ -67,15 +67,24 @@ def load_source(
 
 
 def load_examples(
-    path: str | Path, *, classes: Sequence[str] | None = None, skip_bad: bool = False
+    path: Any,
+    *,
+    classes: Sequence[str] | None = None,
+    skip_bad: bool = False,
+    dims: int | None = None,
+    channels: int = 0,
 ) -> tuple[Kind, Examples, tuple[str, ...]]:
-    """Load examples to predict: one file, or a folder of files.
+    """Load examples to predict: one file, a folder of files, or arrays.
 
     Args:
         path: A picture, a sound file, an .npy of one example, a table (.ts, .tsv, .npz with X or X_test), or a folder
-            of files without class folders.
+            of files without class folders; or in Python an array (n, time) or (n, channels, time, ...), a list of
+            arrays of any length, or a list of PIL images.
         classes: The model's classes; labels in the file are kept where they are all among them.
         skip_bad: Leave bad examples out, and say so in the notes, instead of raising.
+        dims: The model's axes. With them an .npy of `dims` + 2 axes, or of `dims` + 1 for a model of one channel, holds
+            many examples; without them every .npy is one.
+        channels: The model's channels.
 
     Returns:
         Kind, examples (`labels` None where unknown; each named by the path as it was given), notes.
@@ -83,14 +92,24 @@ def load_examples(
     Raises:
         FileNotFoundError: no such path. ValueError: what is wrong with which file.
     """
+    if not isinstance(path, str | Path):
+        good, more = without_bad({"test": _given(path)}, "X", skip_bad, progress=True)
+        return _kind(good["test"]), _examples(good["test"], ()), tuple(more)
+    if path == "":
+        raise ValueError("the path is empty; the current folder is written .")
     given, path = os.fspath(path), Path(path).expanduser()
     notes: list[str] = []
     if path.is_dir():
         part, notes = folders.flat(path)
     elif not path.exists():
         raise FileNotFoundError(f"{path}: no such file or folder")
+    elif dims is not None and folders.medium(path) == "npy files" and npy_many(path, dims, channels):
+        part = read_table(path)["train"]
+        notes.append(f"{path.name}: taken as {len(part.items):,} examples, by its number of axes")
     elif folders.medium(path):
         part = Part([str(path)], None, [path.name])
+        if dims is not None and folders.medium(path) == "npy files":
+            notes.append(f"{path.name}: taken as one example, by its number of axes")
     else:
         tables = read_table(_table(path))
         part = tables.get("test") or tables["train"]
@@ -128,6 +147,8 @@ def _find(source: Any) -> tuple[str, dict[str, Part], list[str]]:
         raise ValueError(
             f"a source is a name, a path, (X, y) or (X_train, y_train, X_test, y_test); got a {type(source).__name__}"
         )
+    if source == "":
+        raise ValueError("the source is an empty text; give a name or a path (the current folder is written .)")
     text, path = str(source), Path(source).expanduser()
     if isinstance(source, str) and text.lower() in builtin_sources():
         notes = [f"the built-in {text.lower()}; for what lies at that path, write ./{text}"] if path.exists() else []
@@ -150,6 +171,18 @@ def _find(source: Any) -> tuple[str, dict[str, Part], list[str]]:
         f"{text}: no such file or folder, and no built-in source.{f' Did you mean {close[0]}?' if close else ''} "
         f"Built in: {', '.join(builtin_sources())}. Other sets of the UCR archive: ucr:NAME"
     )
+
+
+def _given(x: Any) -> Part:
+    """Arrays to predict."""
+    if isinstance(x, list | tuple) and any(isinstance(row, str | Path) for row in x):
+        raise ValueError("got a list of paths; give them one by one: predict(run, *paths)")
+    if not isinstance(x, list | tuple) and not hasattr(x, "__array__"):
+        raise ValueError(
+            "examples to predict are paths, an array (n, time) or (n, channels, time, ...), a list of arrays or a list "
+            f"of PIL images; got a {type(x).__name__}"
+        )
+    return as_part(x, None, "X")
 
 
 def _from_arrays(source: tuple[Any, ...] | dict[str, Any]) -> dict[str, Part]:
