@@ -222,14 +222,18 @@ def _main(
         config: YAML file of settings, such as a run's config.yaml; flags override it.
         debug: Show the traceback of an error.
     """
-    app.config = (_refuse_fractions,)
+    below_flags: tuple[Any, ...] = (_refuse_fractions,)
     if config is not None:
         if not config.is_file():
             raise FileNotFoundError(f"no settings at {config}")
         from ndvit.run import read_config
 
-        app.config = (Dict(read_config(config), use_commands_as_keys=False, source=str(config)), _refuse_fractions)
-    return app(tokens, exit_on_error=False, print_error=False)
+        below_flags = (Dict(read_config(config), use_commands_as_keys=False, source=str(config)), _refuse_fractions)
+    app.config = below_flags
+    try:
+        return app(tokens, exit_on_error=False, print_error=False)
+    finally:
+        app.config = ()  # the next command of this process has its own
 
 
 def _refuse_fractions(_app: App, _commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
