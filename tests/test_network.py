@@ -126,7 +126,6 @@ def test_every_named_model_is_built():
         with torch.device("meta"):
             model = create_model(name, num_classes=3)
             assert model.eval()(torch.empty(2, 3, *model.config.input_size)).shape == (2, 3)
-        assert create_model.__module__.startswith("ndvit.network")
 
 
 def test_the_two_networks_of_the_article():
@@ -217,7 +216,7 @@ def test_what_is_masked_has_no_effect(size, pooling):
     x = batch(model)
     patches = torch.rand(3, model.config.num_patches) > 0.4
     patches[:, 0] = True
-    mask = torch.ones(1, 1, *model.config.grid)
+    patches[0, -1] = False
     mask = patches.view(3, 1, *model.config.grid).float()
     for axis, p in enumerate(model.config.patch_size, start=2):
         mask = mask.repeat_interleave(p, axis)
@@ -227,11 +226,12 @@ def test_what_is_masked_has_no_effect(size, pooling):
     assert (model(x, mask) - model(x)).abs().max() > 1e-3
     everything = torch.ones_like(mask)
     torch.testing.assert_close(model(x, everything), model(x), atol=1e-5, rtol=1e-5)
-    # half a patch is still seen
-    x2 = noise.clone()
+    # one observed value makes its patch seen
     part = mask.clone()
-    part[0].view(-1)[0] = True
-    assert (model(x, part) - model(x2, part)).abs().max() <= (model(x) - model(x2)).abs().max() + 1e-5
+    part[0].view(-1)[-1] = True
+    changed = (model(x, part) - model(x, mask)).abs().amax(1)
+    assert changed[0] > 1e-4
+    assert changed[1:].max() < 1e-5
 
 
 def test_patchify_is_what_the_convolution_sees():

@@ -22,6 +22,8 @@ def random_crop_resize(x: Tensor, mask: Tensor | None, smallest: float) -> tuple
     """
     batch = len(x)
     for axis, length in enumerate(x.shape[2:], start=2):
+        if length == 1:
+            continue
         places = torch.arange(length, device=x.device).expand(batch, length)
         share = smallest + (1 - smallest) * torch.rand(batch, 1, device=x.device)
         first = (1 - share) * torch.rand(batch, 1, device=x.device)  # both in shares of the observed part
@@ -29,9 +31,8 @@ def random_crop_resize(x: Tensor, mask: Tensor | None, smallest: float) -> tuple
         extent = high - low + 1
         position = low + (first + share * (places - low + 0.5) / extent) * extent - 0.5  # (B, length), in samples
         position = torch.minimum(torch.maximum(position, low), high)
-        if length > 1:
-            x = _sample_axis(x, axis, position)
-        if mask is not None and length > 1:
+        x = _sample_axis(x, axis, position)
+        if mask is not None:
             inside = (low <= places) & (places <= high)
             inside = inside.view(batch, *[length if i == axis - 1 else 1 for i in range(1, mask.ndim)])
             mask = (_sample_axis(mask[:, None].to(x.dtype), axis, position)[:, 0] > 0.5) & inside

@@ -199,11 +199,8 @@ class VisionTransformer(nn.Module):
         part, _, rest = name.partition(".")
         if part == "blocks":
             return int(rest.partition(".")[0]) + 1
-        return (
-            0
-            if part in ("patch_embed", "cls_token", "dist_token", "reg_token", "pos_embed", "norm_pre")
-            else (self.config.depth + 1)
-        )
+        before_blocks = ("patch_embed", "cls_token", "dist_token", "reg_token", "pos_embed", "norm_pre")
+        return 0 if part in before_blocks else self.config.depth + 1
 
     def _init_weights(self) -> None:
         """Fill every parameter, see `ViTConfig.weight_init`."""
