@@ -216,10 +216,10 @@ REFUSED = {
         ["evaluate", "nowhere", "toy.npz"],
         "no model at nowhere: give a run folder or a .safetensors",
     ),
-    "evaluate a folder": (["evaluate", ".", "toy.npz"], r"\. is a folder without model\.safetensors"),
+    "evaluate a folder": (["evaluate", ".", "toy.npz"], r"\. holds 2 weights files; give one: new\.npz, toy\.npz"),
     "evaluate what is no model": (
         ["evaluate", "toy.npz", "toy.npz"],
-        r"toy\.npz .* is not a readable safetensors file",
+        r"toy\.npz is no Vision Transformer that ndvit can read: with 1 tensors such as X it has no layout",
     ),
     "split": (["evaluate", "run", "toy.npz", "--split", "half"], '"half" for --split. Choose from: "auto"'),
     "format": (["evaluate", "run", "toy.npz", "--format", "xml"], '"xml" for --format. Choose from'),
@@ -267,7 +267,10 @@ def test_as_a_process(at_home):
     program = [sys.executable, "-m", "ndvit.cli", "info"]
     done = subprocess.run([*program, "nowhere"], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "ndvit: no model at nowhere: give a run folder or a .safetensors file\n"
+    assert done.stderr == (
+        "ndvit: no model at nowhere: give a run folder or a .safetensors file, hf:owner/name or a name that "
+        "`ndvit weights` lists\n"
+    )
     done = subprocess.run([*program, "nowhere", "--debug"], capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.startswith("Traceback")
@@ -284,7 +287,7 @@ def test_ctrl_c_outside_training(monkeypatch, capsys):
     def interrupt(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("ndvit.weights.file.load_model", interrupt)
+    monkeypatch.setattr("ndvit.weights.loading.load_model", interrupt)
     assert command("info", "anything") == 130
     assert capsys.readouterr().err == "interrupted\n"
 
@@ -381,8 +384,10 @@ def test_models_lists_every_name(capsys):
 def test_info(capsys, at_home, path):
     out = shown(capsys, "info", path)
     parameters = sum(p.numel() for p in load_model("run").parameters())
-    assert f"run/model.safetensors: {parameters:,} parameters" in out
-    assert "3 classes: a, b, c, d" in out
+    lines = dict(line.split(maxsplit=1) for line in out.partition("\n\n")[0].splitlines())
+    assert lines["weights"] == f"{path}: ndvit layout"
+    assert lines["size"].startswith(f"{parameters:,} parameters")
+    assert lines["classes"] == "3: a, b, c, d"
     values = dict(line.split(maxsplit=1) for line in out.splitlines() if line.startswith("  "))
     assert values["input_size"] == "[16]"
     assert values["embed_dim"] == "16"

@@ -32,14 +32,30 @@ INVALID = {
     "drop path": (dict(drop_path_rate=-0.1), "drop_path_rate is a probability"),
     "attention dropout": (dict(attn_drop_rate="a"), "attn_drop_rate is a probability"),
     "flag": (dict(qkv_bias="yes"), "qkv_bias must be true or false, got 'yes'"),
-    "positions": (dict(pos_embed="rope"), "pos_embed must be one of learned, sincos; got 'rope'"),
-    "pooling": (dict(pooling="max"), "pooling must be one of token, avg, map"),
+    "positions": (dict(pos_embed="alibi"), "pos_embed must be one of learned, sincos, rope; got 'alibi'"),
+    "pooling": (dict(pooling="max"), "pooling must be one of token, avg, norm_avg, token_avg, map"),
     "initial weights": (dict(weight_init="xavier"), "weight_init must be one of article, balanced"),
-    "activation": (dict(activation="relu"), "activation must be one of gelu, gelu_tanh, swiglu"),
+    "activation": (dict(activation="relu"), "activation must be one of gelu, gelu_tanh, quick_gelu, swiglu"),
     "sincos width": (dict(pos_embed="sincos", embed_dim=6, num_heads=1), "divisible by 4, got 6"),
     "distilled representation": (dict(distilled=True, representation_size=8), "exclude each other"),
     "distilled pooling": (dict(distilled=True, pooling="avg"), "distilled needs class_token=True and pooling='token'"),
     "no token to pool": (dict(class_token=False), "set class_token=True, or pooling='avg' or 'map'"),
+    "half a token to pool": (dict(class_token=False, pooling="token_avg"), "pooling='token_avg' reads the class token"),
+    "stem": (dict(stem="convnet"), "stem must be one of none, resnet; got 'convnet'"),
+    "stem numerics": (dict(stem_numerics="jax"), "stem_numerics must be one of google, timm; got 'jax'"),
+    "stem depths": (dict(stem_depths=(2, 0)), "stem_depths must be a whole number of at least 1, got 0"),
+    "stem stages": (dict(stem_depths=(1,) * 5), "has 5 stages: a resnet stem has at most four"),
+    "stem width": (dict(stem="resnet", patch_size=1, stem_width=40), "stem_width 40 is not a multiple of 32"),
+    "stem width zero": (dict(stem_width=0), "stem_width must be a whole number of at least 1, got 0"),
+    "stem stride": (
+        dict(stem="resnet", input_size=(40, 32), patch_size=1),
+        r"of stride 16 along axis 0 .*of 32 or 48$",
+    ),
+    "rope width": (
+        dict(pos_embed="rope", embed_dim=72, num_heads=12),
+        "needs a head width divisible by 4, got embed_dim 7",
+    ),
+    "rope base": (dict(rope_base=-1), "rope_base must be a positive number, got -1"),
 }
 
 
@@ -84,6 +100,26 @@ def test_dict_round_trip_is_plain():
     assert config.to_dict()["patch_size"] == [3, 4]
     recipe = Recipe(epochs=3, betas=(0.8, 0.9))
     assert Recipe.from_dict(recipe.to_dict()) == recipe
+
+
+def test_tokens_behind_a_stem():
+    config = ViTConfig(input_size=(384, 384), patch_size=1, stem="resnet")  # R50+ViT-B/16
+    assert (config.stem_stride, config.token_size, config.grid, config.num_patches) == (16, (16, 16), (24, 24), 576)
+    assert ViTConfig.from_dict(config.to_dict()) == config
+    for depths, stride in (((), 4), ((2,), 4), ((3, 4), 8), ([2, 2, 2, 2], 32)):
+        config = ViTConfig(input_size=(64, 128), patch_size=(2, 1), stem="resnet", stem_depths=depths)
+        assert config.stem_depths == tuple(depths)
+        assert (config.stem_stride, config.token_size) == (stride, (2 * stride, stride))
+        assert config.grid == (64 // stride // 2, 128 // stride)
+    plain = ViTConfig()  # without a stem its other fields mean nothing
+    assert (plain.stem_stride, plain.token_size, plain.grid) == (1, (16, 16), (14, 14))
+
+
+def test_what_pooling_yields():
+    assert {p: ViTConfig(pooling=p).pooled_dim for p in ("token", "avg", "norm_avg", "map")} == dict.fromkeys(
+        ("token", "avg", "norm_avg", "map"), 768
+    )
+    assert ViTConfig(pooling="token_avg").pooled_dim == 2 * 768
 
 
 def test_what_an_int_means():

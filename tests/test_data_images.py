@@ -159,6 +159,49 @@ def test_agrees_with_torchvision(size, crop, resize):
     assert torch.equal(raw(224, crop_fraction=crop)(image), expected)
 
 
+@pytest.mark.parametrize("size", [(300, 200), (257, 401), (224, 224), (50, 60), (1000, 333)])
+@pytest.mark.parametrize(("crop", "resize"), [(0.875, (256, 128)), (1.0, (224, 112)), (0.9, (248, 124))])
+def test_stretching_agrees_with_torchvision(size, crop, resize):
+    from torchvision.transforms import v2
+
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
+    pipeline = v2.Compose([v2.Resize(resize, interpolation=v2.InterpolationMode.BICUBIC), v2.CenterCrop((224, 112))])
+    expected = v2.functional.pil_to_tensor(pipeline(image)).float() / 255
+    assert torch.equal(raw((224, 112), crop_fraction=crop, resize="stretch")(image), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "crop", "close"),
+    [
+        ("ViTImageProcessorPil", 1.0, 1e-6),
+        ("DeiTImageProcessorPil", 0.875, 1e-6),
+        ("ViTImageProcessor", 1.0, 1.01 / 255),  # backed by torchvision, whose integer weights round differently
+    ],
+)
+def test_stretching_agrees_with_transformers(name, crop, close):
+    transformers = pytest.importorskip("transformers")
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (301, 500, 3), dtype=np.uint8))
+    processor = getattr(transformers, name)(do_normalize=False)
+    expected = torch.as_tensor(np.asarray(processor(image)["pixel_values"][0]))
+    interpolation = "bicubic" if "DeiT" in name else "bilinear"
+    found = raw(224, crop_fraction=crop, resize="stretch", interpolation=interpolation)(image)
+    torch.testing.assert_close(found, expected, rtol=0, atol=close)
+    assert (raw(224, crop_fraction=crop, interpolation=interpolation)(image) - expected).abs().max() > 0.1
+
+
+def test_stretching_keeps_what_covering_loses():
+    image = Image.new("L", (30, 10))
+    image.paste(255, (0, 0, 10, 10))
+    x = raw((10, 15), "L", interpolation="nearest", resize="stretch")(image)
+    assert x[0, :, :5].min() == 1
+    assert x[0, :, 5:].max() == 0
+
+
+def test_what_was_saved_before_there_was_stretching_covers():
+    saved = {"kind": "image", "size": [4, 4], "mean": [0.0] * 3, "std": [1.0] * 3, "mode": "RGB"}
+    assert preprocess_from_dict(saved | {"interpolation": "bicubic", "crop_fraction": 0.9}).resize == "cover"
+
+
 def test_arrays_are_laid_out_as_in_pil():
     values = np.random.default_rng(0).integers(0, 256, (4, 5, 3), dtype=np.uint8)
     expected = torch.from_numpy(values).permute(2, 0, 1) / 255
@@ -190,6 +233,7 @@ FIELDS = {
     "grey of three": ({"mode": "L"}, 'mode is "RGB" with 3 means or "L" with 1'),
     "interpolation": ({"interpolation": "cubic"}, "interpolation is nearest"),
     "crop": ({"crop_fraction": 1.5}, "crop_fraction must be"),
+    "resize": ({"resize": "squash"}, "\"stretch\"; got 'squash'"),
 }
 
 
@@ -253,7 +297,7 @@ def test_fit_samples_many_pictures_with_a_seed(tmp_path, monkeypatch):
 
 def test_round_trip():
     preprocess = ImagePreprocess(
-        (9, 7), (0.1, 1 / 3, 0.2), (0.3, 0.7, np.pi), crop_fraction=0.9, interpolation="lanczos"
+        (9, 7), (0.1, 1 / 3, 0.2), (0.3, 0.7, np.pi), crop_fraction=0.9, interpolation="lanczos", resize="stretch"
     )
     again = preprocess_from_dict(json.loads(json.dumps(preprocess.to_dict())))
     assert again == preprocess

@@ -294,7 +294,9 @@ CHANGES = {
     "split": ({"test_fraction": 0.5}, "training examples were 32, are 20"),
     "unknown option": ({"stepz": 7}, "unknown option 'stepz': did you mean 'steps'"),
     "a value that makes no sense": ({"steps": -7}, "steps must be a whole number, at least 1; got -7"),
-    "no model": ({"model": None}, r"config\.yaml is not as the run wrote it: model is None"),
+    "no model": ({"model": None}, r"config\.yaml is not as the run wrote it: it must have either"),
+    "a number for a model": ({"model": 3}, r"config\.yaml is not as the run wrote it: model is 3"),
+    "model and weights": ({"weights": "toy.safetensors"}, "it must have either model or weights"),
     "a fraction in words": ({"test_fraction": "half"}, "test_fraction is 'half'"),
 }
 

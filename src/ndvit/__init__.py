@@ -15,7 +15,11 @@ if TYPE_CHECKING:
     from ndvit.network import VisionTransformer, create_model
     from ndvit.run import resume, train
     from ndvit.training.recipe import Recipe
-    from ndvit.weights import load_model, save_model
+    from ndvit.weights.convert import export_state_dict
+    from ndvit.weights.file import save_model
+    from ndvit.weights.loading import load_model
+    from ndvit.weights.publish import push_to_hub
+    from ndvit.weights.zoo import find_weights, list_weights
 
 _HOMES = {
     "ViTConfig": "ndvit.config",
@@ -24,8 +28,12 @@ _HOMES = {
     "create_model": "ndvit.network",
     "load_source": "ndvit.data.source",
     "Recipe": "ndvit.training.recipe",
-    "load_model": "ndvit.weights",
-    "save_model": "ndvit.weights",
+    "load_model": "ndvit.weights.loading",
+    "save_model": "ndvit.weights.file",
+    "export_state_dict": "ndvit.weights.convert",
+    "push_to_hub": "ndvit.weights.publish",
+    "list_weights": "ndvit.weights.zoo",
+    "find_weights": "ndvit.weights.zoo",
     "train": "ndvit.run",
     "resume": "ndvit.run",
     "evaluate": "ndvit.answers",
@@ -38,10 +46,14 @@ __all__ = [
     "VisionTransformer",
     "create_model",
     "evaluate",
+    "export_state_dict",
+    "find_weights",
     "list_models",
+    "list_weights",
     "load_model",
     "load_source",
     "predict",
+    "push_to_hub",
     "resume",
     "save_model",
     "train",

@@ -16,7 +16,7 @@ from ndvit.evaluation import Evaluation
 from ndvit.network import VisionTransformer
 from ndvit.training.inference import pick_device, predict_probabilities
 from ndvit.training.recipe import Device
-from ndvit.weights import load_model
+from ndvit.weights.loading import load_model
 
 Split = Literal["auto", "test", "train", "all"]
 
@@ -140,6 +140,12 @@ def _trained(
         raise ValueError(f"batch_size must be a whole number of at least 1, got {batch_size}")
     pick_device(device)
     model = run if isinstance(run, VisionTransformer) else load_model(run)
+    if model.untrained:
+        some = ", ".join(model.untrained[:4]) + (", ..." if len(model.untrained) > 4 else "")
+        raise ValueError(
+            f"{len(model.untrained)} tensors of the model ({some}) are newly initialised, so its answers would mean "
+            "nothing: train it first (ndvit train SOURCE --weights FILE), or set model.untrained = () if you have"
+        )
     if not model.classes or model.preprocess is None:
         raise ValueError("the model does not know its classes or its preprocessing: train it, or set both on it")
     return model, model.classes, model.preprocess

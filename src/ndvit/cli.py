@@ -56,7 +56,8 @@ app.suppress_keyboard_interrupt = app.meta.suppress_keyboard_interrupt = False  
 def train(
     source: str | None = None,
     *,
-    model: str = "vit_pico",
+    model: str | None = None,
+    weights: str | None = None,
     output: Path | None = None,
     force: bool = False,
     resume: Path | None = None,
@@ -71,7 +72,10 @@ def train(
     Args:
         source: A built-in set (digits, gunpoint, ...), ucr:NAME, a folder with one folder a class, or a .ts, .tsv,
             .npz or .npy file.
-        model: A name that `ndvit models` lists; vit_SIZE takes its dimensions and patch from the data.
+        model: A name that `ndvit models` lists; vit_SIZE takes its dimensions and patch from the data. [default:
+            vit_pico, or the network of the weights]
+        weights: Trained weights to begin with: a file, a run folder, a name that `ndvit weights` lists, or
+            hf:owner/name.
         output: The run folder. [default: a new one under runs/]
         force: Replace an existing run folder.
         resume: Continue the interrupted run in this folder; every other setting is the run's own.
@@ -96,6 +100,7 @@ def train(
         runs.train(
             source,
             model=model,
+            weights=weights,
             output=output,
             force=force,
             test_fraction=test_fraction,
@@ -108,7 +113,7 @@ def train(
 
 @app.command
 def evaluate(
-    run: Path,
+    run: str,
     source: str,
     *,
     split: Literal["auto", "test", "train", "all"] = "auto",
@@ -120,7 +125,7 @@ def evaluate(
     """Test a trained model on labelled data.
 
     Args:
-        run: A run folder or a model.safetensors.
+        run: A run folder, or weights as `info` takes them.
         source: Labelled data, as for train.
         split: auto is the test set where there is one or where the model was trained on this source; else all.
         format: A table, or JSON with the confusion matrix.
@@ -143,7 +148,7 @@ def evaluate(
 
 @app.command
 def predict(
-    run: Path,
+    run: str,
     files: Annotated[list[Path], Parameter(negative=())],
     /,
     *,
@@ -155,7 +160,7 @@ def predict(
     """Name the class of new examples, with probabilities.
 
     Args:
-        run: A run folder or a model.safetensors.
+        run: A run folder, or weights as `info` takes them.
         files: Pictures, recordings, files of arrays (.npy, .npz, .ts, .tsv), or folders of them.
         format: A table of the likeliest classes; csv or json with the probability of every class.
         skip_bad: Leave unreadable files out instead of stopping.
@@ -185,24 +190,88 @@ def models() -> None:
 
 
 @app.command
-def info(file: Path) -> None:
-    """Say what is in a model file: network, classes, preprocessing, where it comes from.
+def weights(words: Annotated[list[str] | None, Parameter(negative=())] = None, /) -> None:
+    """List published weights: name, input, ImageNet-1k top-1 in percent, classes, licence.
 
     Args:
-        file: A run folder or a model.safetensors.
+        words: Only names that contain all of these, for example: dinov2 base
+    """
+    from ndvit.weights.zoo import find_weights, list_weights
+
+    chosen = [name for name in list_weights() if all(word.lower() in name.lower() for word in words or ())]
+    if not chosen:
+        wanted = " and ".join(words or ())
+        raise ValueError(f"no published weights with {wanted} in their name: `ndvit weights` lists them all")
+    width = max(map(len, chosen))
+    print(f"{'name':{width}}  {'input':>9}  {'top-1':>5}  {'classes':12}  licence")
+    for row in filter(None, map(find_weights, chosen)):
+        size, top1 = " x ".join(map(str, row.input_size)), f"{row.top1:.1f}" if row.top1 else "–"
+        print(f"{row.name:{width}}  {size:>9}  {top1:>5}  {row.classes or '–':12}  {row.licence}")
+    print("\nTop-1 as published, – where unknown. Weights have their makers' licences: read them before use.")
+
+
+@app.command
+def convert(source: str, output: Path, *, to: Literal["timm", "transformers", "torchvision"]) -> None:
+    """Write weights as another library reads them, whatever layout they have.
+
+    Args:
+        source: A run folder, a file of weights, a name that `ndvit weights` lists, or hf:owner/name.
+        output: A .safetensors or .pth file, or a folder that gets a config.json, too.
+        to: The library.
+    """
+    from ndvit.weights.convert import export_state_dict
+    from ndvit.weights.loading import load_model
+
+    model = load_model(source)
+    tensors = export_state_dict(model, to, output)
+    print(f"{output}: {len(tensors)} tensors under the names of {to}")
+
+
+@app.command
+def push(
+    run: str,
+    repo: str,
+    *,
+    private: bool = False,
+    licence: str | None = None,
+    message: str = "Upload with ndvit",
+) -> None:
+    """Upload a model and its card to the Hugging Face hub, in one commit.
+
+    Args:
+        run: A run folder or a model.safetensors.
+        repo: owner/name; made if there is none. Log in with `hf auth login` or HF_TOKEN.
+        private: Make a new repository private.
+        licence: SPDX identifier for the card, such as mit.
+        message: The commit's message.
+    """
+    from ndvit.weights.publish import push_to_hub
+
+    print(push_to_hub(run, repo, private=private, licence=licence, message=message))
+
+
+@app.command
+def info(source: str) -> None:
+    """Say what weights are: where they come from, network, classes, preprocessing, and how each tensor was read.
+
+    Args:
+        source: A run folder, a file of weights of any known layout, a name that `ndvit weights` lists, or
+            hf:owner/name.
     """
     from ndvit.network import count_cost
-    from ndvit.weights.file import load_model, model_path
+    from ndvit.weights.loading import load_model
 
-    model = load_model(file)
+    model = load_model(source)
     parameters, macs = count_cost(model.config)
-    print(f"{model_path(file)}: {parameters:,} parameters, {macs / 1e9:.3f} GMACs an example")
+    print(model.load_report)
+    print(f"size     {parameters:,} parameters, {macs / 1e9:.3f} GMACs an example")
+    names = ", ".join(model.classes[:20]) + (", ..." if len(model.classes) > 20 else "")
+    print(f"classes  {len(model.classes)}{': ' + names if names else ': the file names none'}")
     sections = {
         "network": model.config.to_dict(),
-        "preprocessing": model.preprocess.to_dict() if model.preprocess else {},
+        "preprocessing": model.preprocess.to_dict() if model.preprocess else {"none": "the file says nothing of it"},
         "provenance": model.provenance,
     }
-    print(f"{len(model.classes)} classes: {', '.join(model.classes)}")
     for title, values in sections.items():
         print(f"\n{title}")
         for name, value in values.items():

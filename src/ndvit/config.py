@@ -10,9 +10,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
-PositionEmbedding = Literal["learned", "sincos"]
-Pooling = Literal["token", "avg", "map"]
-Activation = Literal["gelu", "gelu_tanh", "swiglu"]
+PositionEmbedding = Literal["learned", "sincos", "rope"]
+Pooling = Literal["token", "avg", "norm_avg", "token_avg", "map"]
+Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "swiglu"]
+Stem = Literal["none", "resnet"]
+StemNumerics = Literal["google", "timm"]
 WeightInit = Literal["article", "balanced"]
 
 
@@ -33,7 +35,16 @@ class ViTConfig:
     in_channels: int = 3
     """Channels of the input: 3 for colour pictures, the number of sensors for signals."""
     patch_size: tuple[int, ...] = (16,)
-    """Extent of a patch along each axis; a single number serves every axis. Must divide input_size."""
+    """Extent of a patch along each axis; a single number serves every axis. Must divide input_size. Behind a stem a
+    patch is cut from the stem's output, so that a token stands for patch_size x stem_stride samples of the input."""
+    stem: Stem = "none"
+    """What stands before the patches: none, or resnet (the hybrids of the ViT paper: R50+ViT-B/16 is patch_size 1)."""
+    stem_depths: tuple[int, ...] = (3, 4, 9)
+    """Residual units in each stage of the resnet stem (R50's by default); none at all leaves the root convolution."""
+    stem_width: int = 64
+    """Channels of the resnet stem's root; a multiple of 32. Stage i gives 4 x 2^i times as many."""
+    stem_numerics: StemNumerics = "google"
+    """Epsilons of the resnet stem's weight standardisation and GroupNorm: google's own, or those of timm's port."""
     embed_dim: int = 768
     """Width D of a token."""
     depth: int = 12
@@ -49,7 +60,8 @@ class ViTConfig:
     qk_norm: bool = False
     """LayerNorm over queries and keys of each head (ViT-22B)."""
     activation: Activation = "gelu"
-    """Of the MLP: exact gelu, its tanh form (Google's checkpoints), or swiglu (a gated MLP, as DINOv2-g)."""
+    """Of the MLP: exact gelu, its tanh form (Google's checkpoints), quick_gelu (x sigmoid(1.702 x), OpenAI's CLIP), or
+    swiglu (a gated MLP, as DINOv2-g)."""
     num_classes: int = 1000
     """Outputs of the head; 0 gives the pooled features themselves."""
     representation_size: int | None = None
@@ -61,11 +73,16 @@ class ViTConfig:
     num_registers: int = 0
     """Register tokens after the class token ("Vision Transformers Need Registers")."""
     pos_embed: PositionEmbedding = "learned"
-    """Position embedding: learned, or fixed sines and cosines per axis (MAE)."""
+    """Positions: learned, fixed sines and cosines per axis (MAE), or rope (queries and keys of patches rotated by their
+    place, as DINOv3; nothing is added to tokens)."""
+    rope_base: float = 100.0
+    """Longest over shortest period of rope, in units of which the whole axis is 2."""
     pos_embed_prefix: bool = True
     """Whether positions are added to the prefix tokens, too (not in DeiT-III and DINOv2 with registers)."""
     pooling: Pooling = "token"
-    """What the head sees: the class token, the mean of the patch tokens, or attention pooling (`map`, SigLIP)."""
+    """What the head sees: the class token; the mean of the patch tokens, with the final norm after it (avg, MAE's
+    fine-tuning) or before it (norm_avg, big_vision); class token and mean side by side (token_avg, DINOv2's linear
+    head); or attention pooling (map, SigLIP)."""
     layer_scale: float | None = None
     """Initial value of a learned scale per channel on each residual branch (CaiT); none leaves it out."""
     patch_norm: bool = False
@@ -94,19 +111,24 @@ class ViTConfig:
             )
         if len(patch) == 1:
             patch *= len(size)
+        depths = self.stem_depths
+        depths = _whole_numbers("stem_depths", depths) if depths not in ((), []) else ()
+        if len(depths) > 4:
+            raise ValueError(f"stem_depths {depths} has {len(depths)} stages: a resnet stem has at most four")
+        object.__setattr__(self, "stem_depths", depths)
         object.__setattr__(self, "input_size", size)
         object.__setattr__(self, "patch_size", patch)
         self._check_values()
         self._check_combinations()
 
     def _check_values(self) -> None:
-        for name in ("in_channels", "embed_dim", "depth", "num_heads"):
+        for name in ("in_channels", "embed_dim", "depth", "num_heads", "stem_width"):
             _require_whole(name, getattr(self, name), at_least=1)
         for name in ("num_classes", "num_registers"):
             _require_whole(name, getattr(self, name), at_least=0)
         if self.representation_size is not None:
             _require_whole("representation_size", self.representation_size, at_least=1)
-        for name in ("mlp_ratio", "norm_eps", "qk_scale", "layer_scale"):
+        for name in ("mlp_ratio", "norm_eps", "qk_scale", "layer_scale", "rope_base"):
             value = getattr(self, name)
             if value is not None and not (_is_number(value) and 0 < value < math.inf):
                 raise ValueError(f"{name} must be a positive number, got {value!r}")
@@ -121,6 +143,8 @@ class ViTConfig:
             "pos_embed": PositionEmbedding,
             "pooling": Pooling,
             "activation": Activation,
+            "stem": Stem,
+            "stem_numerics": StemNumerics,
             "weight_init": WeightInit,
         }
         for name, kind in choices.items():
@@ -134,13 +158,17 @@ class ViTConfig:
                 f"patch_size {patch} has {len(patch)} axes but input_size {size} has {len(size)}: "
                 "give one number for every axis, or a single number for all"
             )
-        for axis, (s, p) in enumerate(zip(size, patch)):
+        for axis, (s, p) in enumerate(zip(size, self.token_size)):
             if s % p:
                 near = sorted({max(p, s // p * p), (s // p + 1) * p})
+                behind = f" behind a stem of stride {self.stem_stride}" if self.stem != "none" else ""
+                other = f", or a patch of {_divisors_near(s, p)}" if self.stem == "none" else ""
                 raise ValueError(
-                    f"input_size {size} is not divisible by patch_size {patch} along axis {axis} ({s} = {s // p} x {p} "
-                    f"+ {s % p}): use an input of {' or '.join(map(str, near))}, or a patch of {_divisors_near(s, p)}"
+                    f"input_size {size} is not divisible by patch_size {patch}{behind} along axis {axis} ({s} = "
+                    f"{s // p} x {p} + {s % p}): use an input of {' or '.join(map(str, near))}{other}"
                 )
+        if self.stem != "none" and self.stem_width % 32:
+            raise ValueError(f"stem_width {self.stem_width} is not a multiple of 32: GroupNorm has 32 groups")
         if self.embed_dim % self.num_heads:
             raise ValueError(
                 f"embed_dim {self.embed_dim} is not divisible by num_heads {self.num_heads}: "
@@ -151,6 +179,11 @@ class ViTConfig:
                 f"sin-cos positions in {len(size)} dimensions need embed_dim divisible by {2 * len(size)}, got "
                 f"{self.embed_dim}: change the width or use pos_embed='learned'"
             )
+        if self.pos_embed == "rope" and (self.embed_dim // self.num_heads) % (2 * len(size)):
+            raise ValueError(
+                f"rope in {len(size)} dimensions needs a head width divisible by {2 * len(size)}, got embed_dim "
+                f"{self.embed_dim} / {self.num_heads} heads: change either or use pos_embed='learned'"
+            )
         if self.distilled and self.representation_size is not None:
             raise ValueError(
                 "distilled and representation_size exclude each other: the distillation head reads its token directly. "
@@ -158,13 +191,30 @@ class ViTConfig:
             )
         if self.distilled and not (self.class_token and self.pooling == "token"):
             raise ValueError("distilled needs class_token=True and pooling='token': its two heads read two tokens")
-        if self.pooling == "token" and not self.class_token:
-            raise ValueError("pooling='token' reads the class token: set class_token=True, or pooling='avg' or 'map'")
+        if self.pooling in ("token", "token_avg") and not self.class_token:
+            raise ValueError(
+                f"pooling={self.pooling!r} reads the class token: set class_token=True, or pooling='avg' or 'map'"
+            )
+
+    @property
+    def stem_stride(self) -> int:
+        """Samples of the input along each axis that one sample of the stem's output stands for."""
+        return stem_stride(self.stem, self.stem_depths)
+
+    @property
+    def token_size(self) -> tuple[int, ...]:
+        """Samples of the input along each axis that one patch token stands for."""
+        return tuple(p * self.stem_stride for p in self.patch_size)
 
     @property
     def grid(self) -> tuple[int, ...]:
         """Patches along each axis."""
-        return tuple(s // p for s, p in zip(self.input_size, self.patch_size))
+        return tuple(s // p for s, p in zip(self.input_size, self.token_size))
+
+    @property
+    def pooled_dim(self) -> int:
+        """Width of what pooling yields."""
+        return 2 * self.embed_dim if self.pooling == "token_avg" else self.embed_dim
 
     @property
     def num_patches(self) -> int:
@@ -254,6 +304,13 @@ def named_config(name: str, **overrides: Any) -> ViTConfig:
         # nothing here pads: a length that the planned patch does not divide, as a prime one, goes by single samples
         values["patch_size"] = patch if whole == size else 1
     return ViTConfig(**values)
+
+
+def stem_stride(stem: Stem, depths: tuple[int, ...]) -> int:
+    """Samples of the input that one sample of a stem's output stands for."""
+    if stem == "none":
+        return 1
+    return 4 * 2 ** max(len(depths) - 1, 0)  # root and pooling halve the grid, then every stage but the first
 
 
 def plan_grid(

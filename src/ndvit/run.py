@@ -23,8 +23,11 @@ from ndvit.network import VisionTransformer
 from ndvit.report import MAX_CARDS, Report, write_report
 from ndvit.training.fit import FitResult, check_tracker, fit
 from ndvit.training.inference import pick_device, predict_probabilities
-from ndvit.training.plan import plan_model, split_options, with_validation
+from ndvit.training.plan import plan_fine_tuning, plan_model, split_options, with_validation
+from ndvit.training.recipe import Recipe
 from ndvit.weights.file import MODEL_FILE, save_model
+from ndvit.weights.loading import build_model, open_weights
+from ndvit.weights.report import LoadReport
 
 DEFAULT_MODEL = "vit_pico"
 CONFIG_FILE, RESULTS_FILE, REPORT_FILE = "config.yaml", "results.json", "report.html"
@@ -62,7 +65,8 @@ class Run:
 def train(
     source: Any,
     *,
-    model: str = DEFAULT_MODEL,
+    model: str | None = None,
+    weights: str | Path | None = None,
     output: str | Path | None = None,
     force: bool = False,
     test_fraction: float = 0.2,
@@ -75,7 +79,9 @@ def train(
 
     Args:
         source: a built-in name, `ucr:NAME`, a path, or arrays (X, y) or (X_train, y_train, X_test, y_test).
-        model: a name that `create_model` knows. `vit_SIZE` takes its dimensions and patch from the data.
+        model: a name that `create_model` knows; `vit_SIZE` takes its dimensions and patch from the data. None is
+            `vit_pico`, or the network of the weights.
+        weights: trained weights to begin with, as `load_model` takes them: a file, a run, a published name, `hf:...`.
         output: the run folder; none makes a new one under `runs/`.
         force: replace an existing run folder.
         test_fraction: share of the examples held out where the source has no test set of its own.
@@ -89,11 +95,15 @@ def train(
         FileExistsError: if `output` exists and `force` is not set.
     """
     recipe, overrides = split_options(options)
-    name = source_name(source)
-    folder = _new_folder(output, f"{name}-{model}", force)
+    if weights is None:
+        model = model or DEFAULT_MODEL
+    elif model is not None:
+        raise ValueError(f"weights bring their own network: give model={model!r} or weights, not both")
+    folder = _new_folder(output, f"{source_name(source)}-{model or source_name(weights)}", force)
     settings = {
         "source": _written(source),
         "model": model,
+        "weights": _written(weights),
         "test_fraction": test_fraction,
         "skip_bad": skip_bad,
         **{k: list(v) if isinstance(v, tuple) else v for k, v in overrides.items()},  # as YAML has them
@@ -120,11 +130,19 @@ def resume(folder: str | Path, *, source: Any = None, progress: bool = True, say
         raise FileNotFoundError(f"{folder} holds no run to resume: it has no {CONFIG_FILE}")
     if (folder / MODEL_FILE).is_file():
         raise ValueError(f"{folder} is finished: it has a {MODEL_FILE}. Train anew with another output folder")
-    settings = read_config(folder / CONFIG_FILE)
-    kinds = {"source": str | None, "model": str, "test_fraction": float | int, "skip_bad": bool}
+    settings = {"weights": None} | read_config(folder / CONFIG_FILE)  # runs before there were weights lack the line
+    kinds = {
+        "source": str | None,
+        "model": str | None,
+        "weights": str | None,
+        "test_fraction": float | int,
+        "skip_bad": bool,
+    }
     for name, kind in kinds.items():
         if name not in settings or not isinstance(settings[name], kind):
             raise ValueError(f"{folder / CONFIG_FILE} is not as the run wrote it: {name} is {settings.get(name)!r}")
+    if (settings["model"] is None) == (settings["weights"] is None):
+        raise ValueError(f"{folder / CONFIG_FILE} is not as the run wrote it: it must have either model or weights")
     source = settings["source"] if source is None else source
     if source is None:
         raise ValueError(f"{folder} was trained on arrays: resume it from Python with source= the same arrays")
@@ -132,10 +150,14 @@ def resume(folder: str | Path, *, source: Any = None, progress: bool = True, say
 
 
 def source_name(source: Any) -> str:
-    """A short name for a source, fit for a folder."""
+    """A short name for a source of data or of weights, fit for a folder."""
     if not isinstance(source, str | Path):
         return "arrays"
-    name = str(source).removeprefix("ucr:") if str(source).startswith("ucr:") else Path(source).resolve().stem
+    text = str(source)
+    if not Path(text).exists() and text.startswith(("ucr:", "hf:")):
+        return text.partition(":")[2].replace("/", "-").lower()
+    path = Path(text).resolve()
+    name = path.stem if path.suffix and (path.exists() or "/" in text) else path.name
     return name.removesuffix("_TRAIN").lower() or "data"
 
 
@@ -153,8 +175,8 @@ def read_config(path: Path) -> dict[str, Any]:
 def _run(source: Any, settings: dict[str, Any], folder: Path, *, resume: bool, progress: bool, say: Say) -> Run:
     """The run that `settings`, the content of config.yaml, describes."""
     started = time.perf_counter()
-    name, test_fraction = settings["model"], settings["test_fraction"]
-    about_data = ("source", "model", "test_fraction", "skip_bad")
+    test_fraction = settings["test_fraction"]
+    about_data = ("source", "model", "weights", "test_fraction", "skip_bad")
     recipe, overrides = split_options({k: v for k, v in settings.items() if k not in about_data})
     if not test_fraction:
         raise ValueError("test_fraction must be above 0: a run ends with a test")
@@ -164,10 +186,12 @@ def _run(source: Any, settings: dict[str, Any], folder: Path, *, resume: bool, p
         source, test_fraction=test_fraction, seed=recipe.seed, skip_bad=settings["skip_bad"], progress=progress
     )
     data = with_validation(data, recipe)
-    preprocess, config = plan_model(data, name, recipe, overrides)
     torch.manual_seed(recipe.seed)
-    model = VisionTransformer(config)
-    model.classes, model.preprocess = data.classes, preprocess
+    model, name = _make_model(data, settings, recipe, overrides)
+    config, preprocess = model.config, model.preprocess
+    if model.load_report is not None:
+        say(str(model.load_report))
+    licence = model.provenance.get("licence")  # of the weights, which the trained model inherits
     model.provenance = {
         "source": settings["source"],
         "model": name,
@@ -175,13 +199,18 @@ def _run(source: Any, settings: dict[str, Any], folder: Path, *, resume: bool, p
         "test_fraction": test_fraction,
         "ndvit": __version__,
     }
-    facts = {
-        "model": f"{name}, {sum(p.numel() for p in model.parameters()):,} parameters",
+    facts = {"model": f"{name}, {sum(p.numel() for p in model.parameters()):,} parameters"}
+    if model.load_report is not None:
+        model.provenance |= {"weights": model.load_report.source, "adapted": model.load_report.to_dict()["adapted"]}
+        model.provenance |= {"licence": licence} if licence else {}
+        facts["weights"] = _in_short(model.load_report)
+    peak = recipe.peak_learning_rate(config.embed_dim, pretrained=model.load_report is not None)
+    facts |= {
         "input": f"{preprocess.channels} x {_by(config.input_size)}, in patches of {_by(config.patch_size)}",
         "examples": f"{len(data.train):,} training, {len(data.val or ()):,} validation, {len(data.test):,} test",
         "classes": f"{len(data.classes)}",
         "steps": f"{recipe.total_steps(len(data.train)):,} of {recipe.batch_size * recipe.accumulate} examples, "
-        f"peak learning rate {recipe.peak_learning_rate(config.embed_dim):.2g}",
+        f"peak learning rate {peak:.2g}",
     }
     for line in (*data.notes, "; ".join(f"{k}: {v}" for k, v in facts.items())):
         say(line)
@@ -205,6 +234,7 @@ def _run(source: Any, settings: dict[str, Any], folder: Path, *, resume: bool, p
     answers = predict_probabilities(model, Inputs(data.test, preprocess), recipe.batch_size, recipe.device, progress)
     assert data.test.labels is not None
     evaluation = Evaluation(data.classes, data.test.labels, answers, tuple(data.test.names))
+    model.untrained = ()
     model.provenance |= {"steps": result.steps, "test_accuracy": evaluation.accuracy}
     facts |= {
         "time": f"{result.seconds:.0f} s of training{' since the run was resumed' if resume else ''}, "
@@ -222,6 +252,21 @@ def _run(source: Any, settings: dict[str, Any], folder: Path, *, resume: bool, p
     )
     say(f"report: {run.report}")
     return run
+
+
+def _make_model(
+    data: Source, settings: dict[str, Any], recipe: Recipe, overrides: dict[str, Any]
+) -> tuple[VisionTransformer, str]:
+    """The network that is to be trained, new or with trained weights, and its name."""
+    if settings["weights"] is None:
+        preprocess, config = plan_model(data, settings["model"], recipe, overrides)
+        model, name = VisionTransformer(config), settings["model"]
+    else:
+        described = open_weights(settings["weights"], overrides)
+        preprocess, fitting = plan_fine_tuning(data, described, recipe, overrides)
+        model, name = build_model(described, classes=data.classes, overrides=fitting), source_name(settings["weights"])
+    model.classes, model.preprocess = data.classes, preprocess
+    return model, name
 
 
 def _write_results(run: Run, data: Source, facts: dict[str, str]) -> None:
@@ -251,6 +296,12 @@ def _written(source: Any) -> str | None:
     path = Path(source).expanduser()
     named = isinstance(source, str) and (source.lower() in builtin_sources() or source.lower().startswith("ucr:"))
     return str(path.resolve()) if path.exists() and not named else str(source)
+
+
+def _in_short(report: LoadReport) -> str:
+    counts = {"adapted": len(report.adapted), "new": len(report.new), "ignored": len(report.ignored)}
+    rest = "".join(f", {count} {what}" for what, count in counts.items() if count)
+    return f"{report.source} ({report.kind} layout): {len(report.loaded)} tensors unchanged{rest}"
 
 
 def _by(size: tuple[int, ...]) -> str:

@@ -68,11 +68,12 @@ def plain(image: Image.Image) -> Image.Image:
 
 @dataclass(frozen=True)
 class ImagePreprocess:
-    """Picture -> tensor: cover and crop, scale to 0..1, standardise.
+    """Picture -> tensor: resize and crop, scale to 0..1, standardise.
 
-    The picture is resized, keeping its aspect, until it just covers `size / crop_fraction`, and `size` is cut from its
-    centre: what hangs over on the longer side is lost, nothing is stretched and nothing is padded. Mode "L" turns
-    colour into grey (ITU-R 601-2 luma), mode "RGB" repeats grey three times.
+    The picture is resized until it covers `size / crop_fraction`, and `size` is cut from its centre; nothing is padded.
+    With `resize="cover"` it keeps its aspect and just covers, so what hangs over on the longer side is lost and nothing
+    is stretched; with "stretch" both sides are resized straight to `size / crop_fraction`. Mode "L" turns colour into
+    grey (ITU-R 601-2 luma), mode "RGB" repeats grey three times.
 
     Takes PIL images of any mode (see `plain`) and uint8 arrays laid out as PIL lays them out: (height, width) or
     (height, width, channels) with 1, 3 or 4 channels.
@@ -91,7 +92,9 @@ class ImagePreprocess:
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bicubic"
     """PIL's resampling filter; all but "nearest" are antialiased."""
     crop_fraction: float = 1.0
-    """The part of the covering picture's shorter side that the centre crop keeps."""
+    """The part of the covering picture's shorter side that the centre crop keeps; of each side with "stretch"."""
+    resize: Literal["cover", "stretch"] = "cover"
+    """Keep the aspect, or not: "stretch" is how Google's and Hugging Face's ViTs are evaluated."""
 
     def __post_init__(self) -> None:
         size = (self.size, self.size) if isinstance(self.size, int) else self.size
@@ -104,6 +107,8 @@ class ImagePreprocess:
             raise ValueError(f"interpolation is nearest, bilinear, bicubic or lanczos; got {self.interpolation!r}")
         if not 0 < self.crop_fraction <= 1:
             raise ValueError(f"crop_fraction must be above 0 and at most 1; got {self.crop_fraction}")
+        if self.resize not in ("cover", "stretch"):
+            raise ValueError(f'resize is "cover" (keeps the aspect) or "stretch"; got {self.resize!r}')
 
     @property
     def channels(self) -> int:
@@ -144,7 +149,9 @@ class ImagePreprocess:
         (height, width), (tall, wide) = self.size, (image.height, image.width)
         # Rounding down is what torchvision and timm do; 1e-6 is for quotients that fall just short of a whole number.
         over_h, over_w = int(height / self.crop_fraction + 1e-6), int(width / self.crop_fraction + 1e-6)
-        if tall * over_w <= wide * over_h:
+        if self.resize == "stretch":
+            cover = (over_w, over_h)
+        elif tall * over_w <= wide * over_h:
             cover = (wide * over_h // tall, over_h)
         else:
             cover = (over_w, tall * over_w // wide)

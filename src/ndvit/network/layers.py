@@ -1,36 +1,44 @@
 """The parts of the encoder. Leaves take plain numbers; a block takes the config. Names follow timm's state dicts."""
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ndvit.config import ViTConfig
+from ndvit.network.stem import CONVOLUTIONS, ResNetStem
 
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+Rotation = tuple[Tensor, Tensor]
+"""Cosines and sines of rope, each (T, head_dim), see `grid.rotary_table`."""
 
 
 class PatchEmbed(nn.Module):
-    """Patches to tokens by a convolution whose kernel and stride are the patch, then an optional LayerNorm.
+    """Patches to tokens by a convolution whose kernel and stride are the patch; a stem before and a LayerNorm behind it
+    are optional.
 
     (B, C, *size) -> (B, N, D), patches in row-major order.
     """
 
-    def __init__(
-        self, patch_size: tuple[int, ...], in_channels: int, embed_dim: int, norm_eps: float | None = None
-    ) -> None:
+    def __init__(self, config: ViTConfig) -> None:
         super().__init__()
-        conv = _CONVOLUTIONS[len(patch_size) - 1]
-        self.proj = conv(in_channels, embed_dim, kernel_size=patch_size, stride=patch_size)  # type: ignore[arg-type]
-        self.norm = nn.Identity() if norm_eps is None else nn.LayerNorm(embed_dim, eps=norm_eps)
+        patch, dim = config.patch_size, config.embed_dim
+        self.backbone = ResNetStem(config) if config.stem == "resnet" else nn.Identity()
+        channels = self.backbone.out_channels if isinstance(self.backbone, ResNetStem) else config.in_channels
+        conv = CONVOLUTIONS[len(patch) - 1]
+        self.proj = conv(channels, dim, kernel_size=patch, stride=patch)  # type: ignore[arg-type]
+        self.norm = nn.LayerNorm(dim, eps=config.norm_eps) if config.patch_norm else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(self.proj(x).flatten(2).transpose(1, 2))
+        return self.norm(self.proj(self.backbone(x)).flatten(2).transpose(1, 2))
 
 
 class Attention(nn.Module):
     """Multi-head self-attention: softmax(q k^T scale) v, then a projection (Vaswani et al., 2017).
 
-    (B, T, D) -> (B, T, D). `mask` is boolean, broadcastable to (B, heads, T, T), True where a key may be seen.
+    (B, T, D) -> (B, T, D). `mask` is boolean, broadcastable to (B, heads, T, T), True where a key may be seen; a
+    rotation turns queries and keys by their place.
     """
 
     def __init__(
@@ -54,14 +62,22 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim)
         self.proj_drop = nn.Dropout(proj_drop)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None, rotation: Rotation | None = None) -> Tensor:
         qkv = self.qkv(x).unflatten(2, (3, self.num_heads, -1))  # (B, T, 3, heads, head_dim)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, heads, T, head_dim)
+        q, k = self.q_norm(q), self.k_norm(k)
+        if rotation is not None:
+            q, k = rotate(q, rotation), rotate(k, rotation)
         drop = self.attn_drop if self.training else 0.0
-        x = F.scaled_dot_product_attention(
-            self.q_norm(q), self.k_norm(k), v, attn_mask=mask, dropout_p=drop, scale=self.scale
-        )
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=drop, scale=self.scale)
         return self.proj_drop(self.proj(x.transpose(1, 2).flatten(2)))  # (B, T, D)
+
+
+def rotate(x: Tensor, rotation: Rotation) -> Tensor:
+    """Turn each pair (x_i, x_(i + d/2)) of (B, heads, T, d) by the angle of its token and frequency."""
+    cos, sin = rotation
+    first, second = x.chunk(2, dim=-1)
+    return (x * cos + torch.cat([-second, first], dim=-1) * sin).to(x.dtype)
 
 
 class AttentionPool(nn.Module):
@@ -97,9 +113,8 @@ class Mlp(nn.Module):
 
     def __init__(self, dim: int, hidden: int, activation: str = "gelu", drop: float = 0.0) -> None:
         super().__init__()
-        gated = activation == "swiglu"
-        self.fc1 = nn.Linear(dim, 2 * hidden if gated else hidden)
-        self.act = SwiGLU() if gated else nn.GELU(approximate="tanh" if activation == "gelu_tanh" else "none")
+        self.fc1 = nn.Linear(dim, 2 * hidden if activation == "swiglu" else hidden)
+        self.act = _ACTIVATIONS[activation]()
         self.fc2 = nn.Linear(hidden, dim)
         self.drop = nn.Dropout(drop)
 
@@ -119,6 +134,21 @@ class SwiGLU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         gate, value = x.chunk(2, dim=-1)
         return F.silu(gate) * value
+
+
+class QuickGELU(nn.Module):
+    """x sigmoid(1.702 x), the approximation that OpenAI's CLIP was trained with."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(1.702 * x)
+
+
+_ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "gelu": nn.GELU,
+    "gelu_tanh": partial(nn.GELU, approximate="tanh"),
+    "quick_gelu": QuickGELU,
+    "swiglu": SwiGLU,
+}
 
 
 class LayerScale(nn.Module):
@@ -173,7 +203,7 @@ class Block(nn.Module):
         self.ls2 = LayerScale(dim, config.layer_scale) if scaled else nn.Identity()  # type: ignore[arg-type]
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None, rotation: Rotation | None = None) -> Tensor:
         # not in place: autograd needs the x that each branch saw
-        x = x + self.drop_path(self.ls1(self.attn(self.norm1(x), mask)))
+        x = x + self.drop_path(self.ls1(self.attn(self.norm1(x), mask, rotation)))
         return x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))

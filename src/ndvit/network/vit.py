@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ndvit.config import ViTConfig, named_config
-from ndvit.network.grid import patchify, sincos_positions
+from ndvit.network.grid import patchify, rope_periods, rotary_table, sincos_positions
 from ndvit.network.layers import AttentionPool, Block, LayerScale, PatchEmbed
+from ndvit.network.stem import StdConv
 
 
 def create_model(name: str, **overrides: Any) -> "VisionTransformer":
@@ -37,12 +38,18 @@ class VisionTransformer(nn.Module):
         grad_checkpointing: recompute each block in the backward pass instead of keeping its activations.
         classes: names of the outputs; empty where nobody named them.
         preprocess: makes an input of a picture or an array; None where the model was never told.
+        untrained: names of tensors that were newly initialised in a network of trained weights, a new head for example;
+            the answers of such a model mean nothing before it is trained. Empty for a network that is new as a whole.
         provenance: plain facts about the training, which travel in the model's file.
+        load_report: what `load_model` did to every tensor; None for a network that was not loaded.
     """
 
     # labels that others hang on a network; it does not read them
     classes: tuple[str, ...] = ()
     preprocess: Any = None
+    untrained: tuple[str, ...] = ()
+    load_report: Any = None
+    rope_periods: Tensor
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
@@ -52,15 +59,18 @@ class VisionTransformer(nn.Module):
         self.grad_checkpointing = False
         dim, eps = config.embed_dim, config.norm_eps
 
-        self.patch_embed = PatchEmbed(config.patch_size, config.in_channels, dim, eps if config.patch_norm else None)
+        self.patch_embed = PatchEmbed(config)
         self.cls_token = nn.Parameter(torch.empty(1, 1, dim)) if config.class_token else None
         self.dist_token = nn.Parameter(torch.empty(1, 1, dim)) if config.distilled else None
         self.reg_token = nn.Parameter(torch.empty(1, config.num_registers, dim)) if config.num_registers else None
         with_position = config.num_patches + (self.num_prefix_tokens if config.pos_embed_prefix else 0)
         if config.pos_embed == "learned":
             self.pos_embed = nn.Parameter(torch.empty(1, with_position, dim))
-        else:
+        elif config.pos_embed == "sincos":
             self.register_buffer("pos_embed", torch.empty(1, with_position, dim))
+        else:  # a buffer that is saved: published networks have theirs rounded
+            axes = len(config.input_size)
+            self.register_buffer("rope_periods", torch.empty(dim // config.num_heads // (2 * axes)))
         self.pos_drop = nn.Dropout(config.drop_rate)
         self.norm_pre = nn.LayerNorm(dim, eps=eps) if config.pre_norm else nn.Identity()
 
@@ -72,9 +82,9 @@ class VisionTransformer(nn.Module):
         self.norm = nn.Identity() if after_pool else nn.LayerNorm(dim, eps=eps)
         self.fc_norm = nn.LayerNorm(dim, eps=eps) if after_pool else nn.Identity()
         self.attn_pool = AttentionPool(config) if config.pooling == "map" else None
-        width = config.representation_size or dim
+        width = config.representation_size or config.pooled_dim
         self.pre_logits = (
-            nn.Sequential(OrderedDict(fc=nn.Linear(dim, width), act=nn.Tanh()))
+            nn.Sequential(OrderedDict(fc=nn.Linear(config.pooled_dim, width), act=nn.Tanh()))
             if config.representation_size
             else nn.Identity()
         )
@@ -111,35 +121,44 @@ class VisionTransformer(nn.Module):
         return self._encode(x, self._visible_tokens(x, mask))
 
     def _encode(self, x: Tensor, visible: Tensor | None) -> Tensor:
-        x = self.patch_embed(x)  # (B, N, D)
-        prefix = [
-            t.expand(x.shape[0], -1, -1) for t in (self.cls_token, self.dist_token, self.reg_token) if t is not None
-        ]
-        if self.config.pos_embed_prefix:
-            x = torch.cat([*prefix, x], dim=1) + self.pos_embed  # (B, T, D)
-        else:
-            x = torch.cat([*prefix, x + self.pos_embed], dim=1)
+        x = self._add_positions(self.patch_embed(x))  # (B, T, D)
         x = self.norm_pre(self.pos_drop(x))
+        rotation = None
+        if self.config.pos_embed == "rope":
+            rotation = rotary_table(self.config.grid, self.rope_periods, self.num_prefix_tokens)
         for block in self.blocks:
             if self.grad_checkpointing and self.training:
-                x = checkpoint(block, x, visible, use_reentrant=False)
+                x = checkpoint(block, x, visible, rotation, use_reentrant=False)
             else:
-                x = block(x, visible)
+                x = block(x, visible, rotation)
         return self.norm(x)
 
+    def _add_positions(self, x: Tensor) -> Tensor:
+        """Prefix tokens in front of the patches, positions added: (B, N, D) -> (B, T, D)."""
+        tokens = (self.cls_token, self.dist_token, self.reg_token)
+        prefix = [t.expand(x.shape[0], -1, -1) for t in tokens if t is not None]
+        if self.config.pos_embed == "rope":  # positions turn queries and keys instead
+            return torch.cat([*prefix, x], dim=1)
+        if self.config.pos_embed_prefix:
+            return torch.cat([*prefix, x], dim=1) + self.pos_embed
+        return torch.cat([*prefix, x + self.pos_embed], dim=1)
+
     def _pool(self, x: Tensor, visible: Tensor | None) -> Tensor:
-        """One vector for each example: (B, T, D) -> (B, D)."""
+        """One vector for each example: (B, T, D) -> (B, pooled_dim)."""
+        token = x[:, 0]
         if self.config.pooling == "token":
-            return x[:, 0]
+            return token
         x = x[:, self.num_prefix_tokens :]  # (B, N, D)
         if visible is not None:
             visible = visible[..., self.num_prefix_tokens :]  # (B, 1, 1, N)
         if self.attn_pool is not None:
             return self.attn_pool(x, visible)
         if visible is None:
-            return x.mean(1)
-        weight = visible[:, 0, 0, :, None].to(x.dtype)  # (B, N, 1)
-        return (x * weight).sum(1) / weight.sum(1).clamp(min=1)
+            mean = x.mean(1)
+        else:
+            weight = visible[:, 0, 0, :, None].to(x.dtype)  # (B, N, 1)
+            mean = (x * weight).sum(1) / weight.sum(1).clamp(min=1)
+        return torch.cat([token, mean], dim=1) if self.config.pooling == "token_avg" else mean
 
     def _visible_tokens(self, x: Tensor, mask: Tensor | None) -> Tensor | None:
         """Check the input, and turn the mask of values into one of tokens: (B, *size) -> (B, 1, 1, T)."""
@@ -162,19 +181,21 @@ class VisionTransformer(nn.Module):
             raise ValueError(
                 f"expected a boolean mask of shape {(x.shape[0], *size)}, got {mask.dtype} {tuple(mask.shape)}"
             )
-        patches = patchify(mask, self.config.patch_size).any(2)  # (B, N)
+        patches = patchify(mask, self.config.token_size).any(2)  # (B, N)
         return torch.cat([patches.new_ones(x.shape[0], self.num_prefix_tokens), patches], dim=1)[:, None, None]
 
     def reset_head(self, num_classes: int) -> None:
         """Replace the head (both heads, if distilled) by new ones for `num_classes`; 0 leaves the features bare."""
         self.config = replace(self.config, num_classes=num_classes)
         self.classes = ()  # the new outputs have no names yet
-        width = self.config.representation_size or self.config.embed_dim
+        width = self.config.representation_size or self.config.pooled_dim
         like = self.patch_embed.proj.weight
         for name in ("head", "head_dist") if self.config.distilled else ("head",):
             head = nn.Linear(width, num_classes).to(like) if num_classes else nn.Identity()
             head.apply(self._init_module)
             setattr(self, name, head)
+        heads = tuple(name for name in self.state_dict() if name.partition(".")[0] in ("head", "head_dist"))
+        self.untrained = (*(n for n in self.untrained if n.partition(".")[0] not in ("head", "head_dist")), *heads)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Trainable parameters grouped by depth and by whether weight decay is meant for them.
@@ -207,7 +228,7 @@ class VisionTransformer(nn.Module):
         # A patch of standardised samples under Kaiming's fan-out becomes a token of std sqrt(2 channels / width); a
         # position as strong as that tells places apart from the first step on.
         balanced = self.config.weight_init == "balanced"
-        std = (2 * self.config.in_channels / self.config.embed_dim) ** 0.5 if balanced else 0.02
+        std = (2 * self.patch_embed.proj.in_channels / self.config.embed_dim) ** 0.5 if balanced else 0.02
         bound = max(2.0, 4 * std)  # torch's own bound of 2 would cut the wide distributions of many channels
         query = None if self.attn_pool is None else self.attn_pool.latent
         for token in (self.cls_token, self.dist_token, self.reg_token, query):
@@ -215,6 +236,10 @@ class VisionTransformer(nn.Module):
                 nn.init.trunc_normal_(token, std=std, a=-bound, b=bound)
         if self.config.pos_embed == "learned":
             nn.init.trunc_normal_(self.pos_embed, std=std, a=-bound, b=bound)
+        elif self.config.pos_embed == "rope":
+            head_dim = self.config.embed_dim // self.config.num_heads
+            periods = rope_periods(head_dim, len(self.config.input_size), self.config.rope_base)
+            self.rope_periods.copy_(periods)
         else:
             patches = sincos_positions(self.config.grid, self.config.embed_dim)
             with torch.no_grad():  # prefix tokens, which stand nowhere, get zeros, as in MAE
@@ -227,11 +252,13 @@ class VisionTransformer(nn.Module):
             nn.init.trunc_normal_(module.weight, std=module.in_features**-0.5 if balanced else 0.01)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
+        elif isinstance(module, StdConv):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out")
         elif isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out")
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
-        elif isinstance(module, nn.LayerNorm):
+        elif isinstance(module, nn.LayerNorm | nn.GroupNorm):
             nn.init.ones_(module.weight)
             nn.init.zeros_(module.bias)
         elif isinstance(module, LayerScale):

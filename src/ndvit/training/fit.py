@@ -83,6 +83,7 @@ def fit(
     if recipe.compile:
         model.compile()
     model.grad_checkpointing = recipe.grad_checkpointing
+    model.train()  # loaded networks come in eval mode, which Lightning would keep
 
     checkpoints = folder / "checkpoints"
     latest = latest_checkpoint(folder) if resume else None

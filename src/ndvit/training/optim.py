@@ -17,7 +17,7 @@ def build_optimizer(model: VisionTransformer, recipe: Recipe) -> Optimizer:
     Weight decay is left off where `VisionTransformer.parameter_groups` says so. With layer decay d, the learning rate
     of a group at depth i is multiplied by d ** (depth + 1 - i) (BEiT; MAE's fine-tuning).
     """
-    peak = recipe.peak_learning_rate(model.config.embed_dim)
+    peak = recipe.peak_learning_rate(model.config.embed_dim, pretrained=model.load_report is not None)
     groups: dict[tuple[float, float], list[Tensor]] = {}  # few large groups: a fused optimiser is called once for each
     for group in model.parameter_groups():
         distance = model.config.depth + 1 - group["depth"]

@@ -1,15 +1,18 @@
 """What a run will be: options sorted, validation data held out, a preprocessing and a config that fit the data."""
 
 import difflib
+import math
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any
 
-from ndvit.config import ViTConfig, named_config, plan_grid
+from ndvit.config import ViTConfig, named_config, plan_grid, stem_stride
 from ndvit.data.examples import Source, hold_out
+from ndvit.data.images import ImagePreprocess
 from ndvit.data.preprocess import Preprocess
 from ndvit.data.source import fit_preprocess
 from ndvit.training.recipe import Recipe
+from ndvit.weights.file import Described
 
 
 def split_options(options: Mapping[str, Any]) -> tuple[Recipe, dict[str, Any]]:
@@ -33,9 +36,9 @@ def plan_model(data: Source, name: str, recipe: Recipe, overrides: Mapping[str, 
     `input_size` is the user's, or the one in the model's name, or the data's own, rounded up to whole patches. One
     number for data of several dimensions is the side of a square or cube.
     """
-    named = named_config(name, **{k: v for k, v in overrides.items() if k not in ("input_size", "patch_size")})
-    example: Any = data.train[0]
-    dims = 2 if data.kind == "image" else getattr(example, "values", example).ndim - 1  # less the channels
+    about_input = ("input_size", "patch_size", "stem", "stem_depths", "stem_width")
+    named = named_config(name, **{k: v for k, v in overrides.items() if k not in about_input})
+    dims = _axes(data)
     size, patch = overrides.get("input_size"), overrides.get("patch_size")
     if "_patch" in name:
         if len(named.input_size) != dims:
@@ -44,25 +47,72 @@ def plan_model(data: Source, name: str, recipe: Recipe, overrides: Mapping[str, 
                 f"use {name.partition('_patch')[0]}, which takes its dimensions from the data"
             )
         size, patch = size or named.input_size, patch or named.patch_size
-    if size is not None:
-        size = tuple(size) if isinstance(size, list | tuple) else (size,)
-        size = size * dims if len(size) == 1 else size
-        if len(size) != dims:
-            raise ValueError(f"input_size {size} has {len(size)} axes, but the examples of {data.name} have {dims}")
-    preprocess = fit_preprocess(data, size=size)
-    patch, whole = plan_grid(preprocess.size, patch)
-    if size is not None and whole != tuple(size):
-        raise ValueError(f"input_size {tuple(size)} is not divisible by patch_size {patch}: use {whole}")
-    preprocess = replace(preprocess, size=whole)  # type: ignore[type-var]  # every Preprocess is a dataclass
+    stride = stem_stride(overrides.get("stem", named.stem), tuple(overrides.get("stem_depths", named.stem_depths)))
+    preprocess, patch = _plan_input(data, size, patch, stride)
     # the article's weights need more steps than little data deserves, see ViTConfig.weight_init
     values = {"weight_init": "balanced", **overrides} | {
-        "input_size": whole,
+        "input_size": preprocess.size,
         "patch_size": patch,
         "in_channels": preprocess.channels,
         "num_classes": len(data.classes),
         "drop_path_rate": recipe.drop_path_rate,
     }
     return preprocess, named_config(name, **values)
+
+
+def plan_fine_tuning(
+    data: Source, weights: Described, recipe: Recipe, overrides: Mapping[str, Any]
+) -> tuple[Preprocess, dict[str, Any]]:
+    """Choose what trained weights are adapted to: their own input for pictures, the data's for everything else.
+
+    Pictures keep the preprocessing that the weights were trained with; it is computed where there is none.
+
+    Returns:
+        The preprocessing, and the overrides that fit the weights to it and to the classes.
+    """
+    dims, own = _axes(data), weights.config
+    size, patch = overrides.get("input_size"), overrides.get("patch_size")
+    if len(own.input_size) == dims:
+        patch = patch or own.patch_size
+        size = size or (own.input_size if data.kind == "image" else None)
+    preprocess, patch = _plan_input(data, size, patch, own.stem_stride)
+    if data.kind == "image" and isinstance(weights.preprocess, ImagePreprocess):
+        preprocess = replace(weights.preprocess, size=preprocess.size)
+    return preprocess, {
+        **overrides,
+        "input_size": preprocess.size,
+        "patch_size": patch,
+        "in_channels": preprocess.channels,
+        "drop_path_rate": recipe.drop_path_rate,
+    }
+
+
+def _axes(data: Source) -> int:
+    example: Any = data.train[0]
+    return 2 if data.kind == "image" else getattr(example, "values", example).ndim - 1  # less the channels
+
+
+def _plan_input(
+    data: Source, size: Any, patch: tuple[int, ...] | int | None, stride: int
+) -> tuple[Preprocess, tuple[int, ...]]:
+    """Fit the preprocessing to the data at this size, or at the data's own, rounded up to whole tokens."""
+    dims = _axes(data)
+    if size is not None:
+        size = tuple(size) if isinstance(size, list | tuple) else (size,)
+        size = size * dims if len(size) == 1 else size
+        if len(size) != dims:
+            raise ValueError(f"input_size {size} has {len(size)} axes, but the examples of {data.name} have {dims}")
+    preprocess = fit_preprocess(data, size=size)
+    if stride > 1:  # a stem has made patches already
+        patch = patch or 1
+        patch, behind = plan_grid(tuple(math.ceil(s / stride) for s in preprocess.size), patch)
+        whole = tuple(s * stride for s in behind)
+    else:
+        patch, whole = plan_grid(preprocess.size, patch)
+    if size is not None and whole != size:
+        behind_stem = f" behind a stem of stride {stride}" if stride > 1 else ""
+        raise ValueError(f"input_size {size} is not divisible by patch_size {patch}{behind_stem}: use {whole}")
+    return replace(preprocess, size=whole), patch  # type: ignore[type-var]  # every Preprocess is a dataclass
 
 
 def with_validation(data: Source, recipe: Recipe) -> Source:

@@ -40,7 +40,8 @@ class Recipe:
     optimizer: Optimizer = "adamw"
     """adamw (fused where torch can), or sgd with Nesterov momentum .9."""
     learning_rate: float | None = None
-    """Peak learning rate, reached after warm-up; none means 0.016 / sqrt(embed_dim): .002 at 64, .0006 at 768."""
+    """Peak learning rate, reached after warm-up; none means 0.016 / sqrt(embed_dim): .002 at 64, .0006 at 768; and a
+    tenth of it for a network that begins with trained weights."""
     weight_decay: float = 0.05
     """Decoupled weight decay; never on norms, biases, scales, tokens and positions."""
     betas: tuple[float, float] = (0.9, 0.999)
@@ -152,9 +153,10 @@ class Recipe:
         kind = "a whole number" if whole else "a number"
         raise ValueError(f"{name} must be {kind}{', ' * bool(limits)}{' and '.join(limits)}; got {value!r}")
 
-    def peak_learning_rate(self, embed_dim: int) -> float:
+    def peak_learning_rate(self, embed_dim: int, pretrained: bool = False) -> float:
         """The peak for a network of this width: wider ones take smaller steps ("Attention Is All You Need")."""
-        return 0.016 * embed_dim**-0.5 if self.learning_rate is None else self.learning_rate
+        usual = (0.0016 if pretrained else 0.016) * embed_dim**-0.5
+        return usual if self.learning_rate is None else self.learning_rate
 
     def total_steps(self, examples: int) -> int:
         """Optimiser steps of a run over this many training examples."""

@@ -1,5 +1,1 @@
-"""Files to networks and back."""
-
-from ndvit.weights.file import load_model, save_model
-
-__all__ = ["load_model", "save_model"]
+"""Files to networks and back: whatever published them. Light, so that the table can be listed without torch."""

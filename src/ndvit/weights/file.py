@@ -4,15 +4,15 @@ import json
 import os
 import shlex
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
+from torch import Tensor
 
 from ndvit.config import ViTConfig
-from ndvit.data.preprocess import preprocess_from_dict
+from ndvit.data.preprocess import Preprocess, preprocess_from_dict
 from ndvit.network import VisionTransformer
 
 FORMAT = "1"  # of the header; raised when an older reader could not make sense of a newer file
@@ -31,6 +31,7 @@ def save_model(model: VisionTransformer, path: str | Path) -> None:
         "classes": json.dumps(list(model.classes)),
         "preprocess": json.dumps(None if model.preprocess is None else model.preprocess.to_dict()),
         "provenance": json.dumps(dict(model.provenance)),
+        "untrained": json.dumps(list(model.untrained)),
     }
     tensors = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
     temporary = path.with_name(path.name + ".tmp")
@@ -38,36 +39,47 @@ def save_model(model: VisionTransformer, path: str | Path) -> None:
     os.replace(temporary, path)
 
 
-def load_model(path: str | Path, device: str | torch.device = "cpu") -> VisionTransformer:
-    """Read a model that `save_model` or a training run wrote, from its file or the run's folder.
+@dataclass(kw_only=True)
+class Described:
+    """A model as its file describes it: tensors under our names, the config they fit, and what else is known."""
 
-    The model is in eval mode on `device` and carries `config`, `classes`, `preprocess` and `provenance`.
+    kind: str
+    config: ViTConfig
+    tensors: dict[str, Tensor]
+    source: str = ""
+    classes: tuple[str, ...] = ()
+    preprocess: Preprocess | None = None
+    provenance: dict[str, Any] = field(default_factory=dict)
+    untrained: tuple[str, ...] = ()
+    ignored: dict[str, str] = field(default_factory=dict)
+    assumed: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def describe(path: Path, header: Mapping[str, str], tensors: dict[str, Tensor]) -> Described:
+    """Read the header that `save_model` wrote.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if the file is damaged, is no model of ndvit's, or its tensors do not fit its config.
+        ValueError: if it is of another version, or does not describe a model.
     """
-    path = model_path(path)
-    header, tensors = _read(path)
-    if "ndvit" not in header:
-        raise ValueError(
-            f"{path} is a safetensors file of {len(tensors)} tensors but no model of ndvit's: its header has no config"
-        )
     if header["ndvit"] != FORMAT:
         raise ValueError(f"{path} has file format {header['ndvit']}, this ndvit reads {FORMAT}: update ndvit")
     try:
         parts = {name: json.loads(header[name]) for name in ("config", "classes", "preprocess", "provenance")}
-        model = VisionTransformer(ViTConfig.from_dict(parts["config"]))
-        preprocess = None if parts["preprocess"] is None else preprocess_from_dict(parts["preprocess"])
-        classes, provenance = tuple(map(str, parts["classes"])), dict(parts["provenance"])
-        if classes and len(classes) != model.config.num_classes:
-            raise ValueError(f"{len(classes)} classes for {model.config.num_classes} outputs")
+        described = Described(
+            kind="ndvit",
+            config=ViTConfig.from_dict(parts["config"]),
+            tensors=tensors,
+            classes=tuple(map(str, parts["classes"])),
+            preprocess=None if parts["preprocess"] is None else preprocess_from_dict(parts["preprocess"]),
+            provenance=dict(parts["provenance"]),
+            untrained=tuple(map(str, json.loads(header.get("untrained", "[]")))),
+        )
+        if described.classes and len(described.classes) != described.config.num_classes:
+            raise ValueError(f"{len(described.classes)} classes for {described.config.num_classes} outputs")
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: the header does not describe a model: {error}") from error
-    check_tensors(path, model.state_dict(), tensors)
-    model.load_state_dict(tensors)
-    model.classes, model.preprocess, model.provenance = classes, preprocess, provenance
-    return model.to(device).eval()
+    return described
 
 
 def model_path(path: str | Path) -> Path:
@@ -88,7 +100,7 @@ def model_path(path: str | Path) -> Path:
     return path
 
 
-def check_tensors(path: Path, expected: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor]) -> None:
+def check_tensors(path: Path, expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
     """Raise a ValueError that shows both sides where names or shapes of tensors differ."""
     problems = []
     for title, names in (("missing", expected.keys() - found.keys()), ("unexpected", found.keys() - expected.keys())):
@@ -99,12 +111,3 @@ def check_tensors(path: Path, expected: Mapping[str, torch.Tensor], found: Mappi
             problems.append(f"{name} is {tuple(found[name].shape)}, the config needs {tuple(expected[name].shape)}")
     if problems:
         raise ValueError(f"{path}: tensors do not fit the config: " + "; ".join(problems))
-
-
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        kind = f"{path.stat().st_size} bytes" if path.stat().st_size else "empty"
-        raise ValueError(f"{path} ({kind}) is not a readable safetensors file, or it is damaged: {error}") from error

@@ -1,0 +1,193 @@
+"""What config.json and preprocessor_config.json state about a checkpoint, in ndvit's names; no more than they state."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+_ACTIVATIONS = {  # transformers' names and timm's
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_tanh": "gelu_tanh",
+    "quick_gelu": "quick_gelu",
+}
+_RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # PIL's numbers
+_TRANSFORMERS = {
+    "num_attention_heads": "num_heads",
+    "layer_norm_eps": "norm_eps",
+    "patch_size": "patch_size",
+    "image_size": "input_size",
+    "num_channels": "in_channels",
+    "qkv_bias": "qkv_bias",
+    "num_register_tokens": "num_registers",
+    "num_hidden_layers": "depth",
+    "hidden_size": "embed_dim",
+}
+_TIMM = {
+    "num_heads": "num_heads",
+    "patch_size": "patch_size",
+    "img_size": "input_size",
+    "in_chans": "in_channels",
+    "qkv_bias": "qkv_bias",
+    "reg_tokens": "num_registers",
+    "depth": "depth",
+    "embed_dim": "embed_dim",
+}
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Facts about a network and its preprocessing that lie beside its weights."""
+
+    library: str | None
+    """"transformers", "timm", or none where the files are of neither kind."""
+    model_type: str | None
+    """Transformers' name of the family, such as "vit" or "dinov2"; of the vision part in CLIP and SigLIP."""
+    architecture: str | None
+    """timm's name, such as "vit_base_patch16_224", or transformers' class."""
+    config: dict[str, Any]
+    """Fields of `ViTConfig`, those that are stated."""
+    classes: tuple[str, ...]
+    """Names of the classes in the order of outputs; empty where there are none, or only "LABEL_0" and so on."""
+    preprocess: dict[str, Any]
+    """Fields of `ImagePreprocess`, those that are stated."""
+
+
+def read_facts(sidecars: Mapping[str, dict[str, Any]]) -> Facts:
+    """Read the facts from the contents of `config.json` and `preprocessor_config.json`, where they are there.
+
+    Raises:
+        ValueError: a value of an unexpected kind, or one that ndvit cannot reproduce (an activation, a resampling).
+    """
+    config, processor = sidecars.get("config.json", {}), sidecars.get("preprocessor_config.json", {})
+    try:
+        if "architecture" in config:
+            return _timm(config)
+        return _transformers(config, processor)
+    except (AttributeError, KeyError, TypeError, OverflowError) as error:
+        raise ValueError(f"{' or '.join(sidecars)} has a value of an unexpected kind: {error}") from error
+
+
+def _transformers(config: dict[str, Any], processor: dict[str, Any]) -> Facts:
+    vision = config.get("vision_config") or config
+    model_type = vision.get("model_type")
+    found = _renamed(vision, _TRANSFORMERS)
+    # DINOv3 states three biases; ndvit has one for all, and a missing one is a bias of zeros.
+    biases = [vision[name] for name in ("query_bias", "key_bias", "value_bias") if name in vision]
+    if biases:
+        found["qkv_bias"] = any(biases)
+    hidden_act = vision.get("hidden_act")
+    if vision.get("use_swiglu_ffn") or (vision.get("use_gated_mlp") and hidden_act in (None, "silu")):
+        found["activation"] = "swiglu"  # DINOv2's gated MLP is silu whatever hidden_act says
+    elif hidden_act is not None:
+        found["activation"] = _activation(f"a gated {hidden_act}" if vision.get("use_gated_mlp") else hidden_act)
+    labels = config.get("id2label") or {}
+    names = [labels.get(str(i)) for i in range(len(labels))]
+    generic = None in names or names == [f"LABEL_{i}" for i in range(len(names))]
+    classes = () if generic else tuple(map(str, names))
+    known = model_type is not None or bool(processor)
+    architecture = next(iter(config.get("architectures") or ()), None)
+    preprocess = _processor(processor, str(model_type))
+    return Facts("transformers" if known else None, model_type, architecture, found, classes, preprocess)
+
+
+def _processor(given: dict[str, Any], model_type: str) -> dict[str, Any]:
+    """The preprocessing of a transformers image processor."""
+    found: dict[str, Any] = {}
+    if not math.isclose(given.get("rescale_factor", 1 / 255), 1 / 255, rel_tol=1e-6) or not given.get(
+        "do_rescale", True
+    ):
+        raise ValueError(
+            f"preprocessor_config.json scales pixels by {given.get('rescale_factor')} (do_rescale "
+            f"{given.get('do_rescale', True)}); only 1/255 can be reproduced: give the preprocessing yourself"
+        )
+    if not given.get("do_normalize", True):
+        found |= {"mean": (0.0,) * 3, "std": (1.0,) * 3}
+    elif "image_mean" in given and "image_std" in given:
+        found |= _moments(given["image_mean"], given["image_std"])
+    if "resample" in given:
+        if given["resample"] not in _RESAMPLING:
+            raise ValueError(f"preprocessor_config.json: resample {given['resample']} is none of {_RESAMPLING}")
+        found["interpolation"] = _RESAMPLING[given["resample"]]
+    size = given.get("size") if given.get("do_resize", True) else None
+    crop = given.get("crop_size") if given.get("do_center_crop", True) else None
+    if size is None:
+        return found
+    if isinstance(size, int):
+        # In files from before 2023. CLIP's and BiT's processors meant the shorter edge by it, the others both sides.
+        kind = str(given.get("image_processor_type") or given.get("feature_extractor_type") or model_type).lower()
+        size = {"shortest_edge": size} if kind.startswith(("clip", "bit")) else {"height": size, "width": size}
+    if not isinstance(size, dict) or not ({"height", "width"} <= size.keys() or "shortest_edge" in size):
+        raise ValueError(f"preprocessor_config.json: size {size} is neither height and width nor a shortest_edge")
+    if "shortest_edge" in size:
+        found["resize"] = "cover"
+        if crop is None:
+            return found  # pictures keep their shapes: there is no one size to state
+        full = (size["shortest_edge"],) * 2
+    else:
+        found["resize"] = "stretch"
+        full = (size["height"], size["width"])
+    cut = full if crop is None else _pair(crop, "crop_size")
+    if cut[0] * full[1] != cut[1] * full[0] or cut[0] > full[0]:
+        raise ValueError(
+            f"preprocessor_config.json cuts {cut} from {full}: only one fraction of both sides can be kept"
+        )
+    return found | {"size": cut, "crop_fraction": cut[0] / full[0]}
+
+
+def _timm(config: dict[str, Any]) -> Facts:
+    given = config.get("pretrained_cfg", config)  # before 2023 all stood at the top
+    stated = config.get("model_args") or {}
+    found: dict[str, Any] = {}
+    preprocess: dict[str, Any] = {}
+    if "input_size" in given:
+        channels, *size = given["input_size"]
+        preprocess["size"] = _pair(size, "input_size")
+        found = {"in_channels": channels, "input_size": preprocess["size"]}
+    found |= _renamed(stated, _TIMM)
+    if stated.get("act_layer") is not None:
+        found["activation"] = _activation(stated["act_layer"])
+    if "mean" in given and "std" in given:
+        preprocess |= _moments(given["mean"], given["std"])
+    if "interpolation" in given:
+        preprocess["interpolation"] = given["interpolation"]
+    if "crop_pct" in given:
+        preprocess["crop_fraction"] = float(given["crop_pct"])
+    # "border" fits the whole picture in and pads it, which ImagePreprocess does not do: it is left unmentioned.
+    resize = {"center": "cover", "squash": "stretch"}.get(given.get("crop_mode"))
+    if resize:
+        preprocess["resize"] = resize
+    names = config.get("label_names") or given.get("label_names") or given.get("labels")
+    meanings = config.get("label_descriptions") or given.get("label_descriptions") or {}
+    names = meanings if names is None and isinstance(meanings, list) else names
+    classes: tuple[str, ...] = ()
+    if isinstance(names, list) and len(names) == config.get("num_classes", given.get("num_classes")):
+        classes = tuple(str(meanings.get(n, n) if isinstance(meanings, dict) else n) for n in names)
+    return Facts("timm", None, str(config["architecture"]), found, classes, preprocess)
+
+
+def _renamed(stated: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
+    found = {ours: stated[theirs] for theirs, ours in names.items() if stated.get(theirs) is not None}
+    return found | {name: _pair(found[name], name) for name in ("patch_size", "input_size") if name in found}
+
+
+def _pair(value: Any, name: str) -> tuple[int, int]:
+    """(height, width) of what is one number, two, or a dict of them."""
+    pair = [value.get("height"), value.get("width")] if isinstance(value, dict) else value
+    pair = [pair, pair] if isinstance(pair, int) else pair
+    if not isinstance(pair, list | tuple) or len(pair) != 2 or any(type(n) is not int or n < 1 for n in pair):
+        raise ValueError(f"{name} is {value}; expected one or two whole numbers above 0")
+    return pair[0], pair[1]
+
+
+def _moments(mean: Any, std: Any) -> dict[str, Any]:
+    found: dict[str, Any] = {"mean": tuple(map(float, mean)), "std": tuple(map(float, std))}
+    return found | ({"mode": "L"} if len(found["mean"]) == 1 else {})
+
+
+def _activation(name: Any) -> str:
+    if str(name) not in _ACTIVATIONS:
+        raise ValueError(f"activation {name!r} is not among those of ndvit: {', '.join(_ACTIVATIONS)}, gated silu")
+    return _ACTIVATIONS[str(name)]

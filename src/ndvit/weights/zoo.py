@@ -1,0 +1,122 @@
+"""The table of published weights: where they are, what they were trained on, how pictures are made ready for them.
+
+The rows are data, in zoo.csv; nothing here imports torch or asks the network. A name carries a tag, because weights of
+the same network with different trainings differ in classes, preprocessing and licence.
+"""
+
+import csv
+import difflib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal
+
+_TABLE = Path(__file__).with_name("zoo.csv")
+_STATISTICS = {  # mean and standard deviation of red, green and blue, of pixels scaled to 0..1
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
+    "satellite": ((0.43, 0.411, 0.296), (0.213, 0.156, 0.143)),
+    "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+}
+_TOP1_SOURCES = {
+    "": "",
+    "timm": "timm's results-imagenet.csv",
+    "deit": "DeiT's README_deit.md, at crop 0.875",
+    "deit3": "DeiT's README_revenge.md",
+    "mae": "MAE's FINETUNE.md",
+    "torchvision": "torchvision's metadata",
+}
+# torch.hub's convention: a release's file name ends in the first digits of its sha256, as in vit_b_16-c867db91.pth
+_HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.\w+$")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """One release of weights."""
+
+    name: str
+    """Network and tag: timm's full name, or torchvision/..., facebook/... and google/... for the original releases."""
+    repo: str | None
+    """The repository on the hub; none for weights that have a `url`."""
+    file: str | None
+    """The file in the repository."""
+    url: str | None
+    """The address of a release that is not on the hub."""
+    sha256: str | None
+    """The file's digest, or its first digits; none where the release tells nothing."""
+    licence: str
+    """SPDX identifier, or the name that the licence goes by; unknown where the release states none."""
+    mean: tuple[float, ...]
+    """Mean of each channel, of pixels scaled to 0..1."""
+    std: tuple[float, ...]
+    """Standard deviation of each channel, likewise."""
+    interpolation: Literal["bilinear", "bicubic"]
+    """Filter that pictures are resized by."""
+    crop_fraction: float
+    """The part of the resized picture's shorter side that the centre crop keeps."""
+    resize: Literal["cover", "stretch"]
+    """Whether resizing keeps the aspect and covers the square, or stretches the picture to it."""
+    input_size: tuple[int, ...]
+    """(height, width)."""
+    top1: float | None
+    """Published top-1 accuracy on ImageNet-1k in percent; none where we know of none."""
+    top1_source: str
+    """Who published it."""
+    classes: Literal["imagenet-1k", "imagenet-21k", ""]
+    """What the head tells apart; empty for features, embeddings and class lists of other lengths or orders.
+    imagenet-21k is Google's list of 21,843."""
+    config: Mapping[str, Any]
+    """Fields of `ViTConfig` that the shapes of tensors cannot tell."""
+
+
+def list_weights() -> list[str]:
+    """Names that `find_weights` knows, in the table's order: timm's, then the original releases."""
+    return list(_table())
+
+
+def find_weights(name: str) -> Weights | None:
+    """The release of exactly this name, or None."""
+    return _table().get(name)
+
+
+def near_weights(name: str, count: int = 3) -> list[str]:
+    """Names like a wrong one: every tag of a network that was named without one, else the most similar names."""
+    tags = [known for known in _table() if known.startswith(f"{name}.")]
+    return tags or difflib.get_close_matches(name, _table(), n=count, cutoff=0.7)
+
+
+@cache
+def _table() -> dict[str, Weights]:
+    with _TABLE.open(encoding="utf-8", newline="") as file:
+        return {row["name"]: _weights(row) for row in csv.DictReader(file)}
+
+
+def _weights(row: dict[str, str]) -> Weights:
+    size = tuple(int(side) for side in row["size"].split("x"))
+    mean, std = _STATISTICS[row["stats"]]
+    digest = _HASH_IN_NAME.search(row["url"])
+    config: dict[str, Any] = {"num_heads": int(row["heads"]), "norm_eps": float(row["eps"])}
+    config |= {name: row[name] for name in ("activation", "pooling")}
+    config |= dict(field.split("=") for field in row["more"].split())
+    return Weights(
+        name=row["name"],
+        repo=None if row["url"] else row["repo"] or f"timm/{row['name']}",
+        file=None if row["url"] else "model.safetensors",
+        url=row["url"] or None,
+        sha256=digest[1] if digest else None,
+        licence=row["licence"],
+        mean=mean,
+        std=std,
+        interpolation=row["interpolation"],  # type: ignore[arg-type]  # a test holds the table to the literals
+        crop_fraction=float(row["crop"]),
+        resize=row["resize"],  # type: ignore[arg-type]
+        input_size=size * 2 if len(size) == 1 else size,
+        top1=float(row["top1"]) if row["top1"] else None,
+        top1_source=_TOP1_SOURCES[row["top1_source"]],
+        classes=row["classes"],  # type: ignore[arg-type]
+        config=MappingProxyType(config),
+    )
