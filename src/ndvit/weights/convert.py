@@ -338,12 +338,13 @@ def _write(model: VisionTransformer, library: Library, tensors: Tensors, path: P
         return
     if library == "torchvision":
         raise ValueError(f"torchvision reads files, not folders: give a .pth or .safetensors path, got {path}")
-    path.mkdir(parents=True, exist_ok=True)
-    config = _timm_folder(model) if library == "timm" else _hf_folder(model)
-    _replace(path / "config.json", lambda t: t.write_text(json.dumps(config, indent=2), encoding="utf-8"))
+    facts = {"config.json": _timm_folder(model) if library == "timm" else _hf_folder(model)}
     if library == "transformers" and isinstance(model.preprocess, ImagePreprocess):
-        facts = _hf_processor(model.preprocess)
-        _replace(path / "preprocessor_config.json", lambda t: t.write_text(json.dumps(facts, indent=2)))
+        facts["preprocessor_config.json"] = _hf_processor(model.preprocess)
+    path.mkdir(parents=True, exist_ok=True)
+    for name, values in facts.items():
+        text = json.dumps(values, indent=2)
+        _replace(path / name, lambda temporary, text=text: temporary.write_text(text, encoding="utf-8"))
     _replace(path / "model.safetensors", lambda t: _write_file(t, ".safetensors", tensors))
 
 
@@ -411,6 +412,11 @@ def _hf_processor(p: ImagePreprocess) -> dict[str, Any]:
     }
     if p.resize == "stretch" and p.crop_fraction == 1:
         return out
+    if p.resize == "cover" and height != width:
+        raise ValueError(
+            f"transformers has no preprocessing that covers {height} x {width} pixels and crops: write a .safetensors "
+            "file instead of a folder, or set model.preprocess to one with resize='stretch'"
+        )
     size = {"height": big[0], "width": big[1]} if p.resize == "stretch" else {"shortest_edge": min(big)}
     crop = {"do_center_crop": True, "crop_size": {"height": height, "width": width}}
     kind = "DeiTImageProcessor" if p.resize == "stretch" else "BitImageProcessor"
