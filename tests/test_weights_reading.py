@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from ndvit.weights import reading
+from ndvit.weights import pickles
 from ndvit.weights.reading import read_checkpoint
 
 STATE = {
@@ -495,5 +495,5 @@ def test_hugging_face_cache(tmp_path):
 
 
 def test_every_wrapper_is_found(tmp_path):
-    for key in reading._WRAPPERS:
+    for key in pickles._WRAPPERS:
         same(read_checkpoint(saved(tmp_path / "a.pth", {key: STATE, "epoch": 1})).tensors)

@@ -36,7 +36,8 @@ def infer(
         converted: tensors under our names.
         told: fields that config.json or the table of weights states and that `refute` did not find wrong.
         where: the file, for messages.
-        size_hint: the input size, believed only where the positions are of no square grid and nothing else tells it.
+        size_hint: the input size, believed only where nothing else tells it and the positions, if there are any, are of
+            no square grid.
 
     Raises:
         ValueError: if tensors that every network has are missing, or the shapes leave open what they must not.
@@ -213,6 +214,8 @@ def _positions(
             raise ValueError(
                 f"{where}: there is no pos_embed, and nothing else tells positions: the file is not complete"
             )
+        if told is None and size_hint is not None and len(size_hint) == len(token):
+            told = size_hint
         if told is None:
             told = tuple(round(224 / t) * t for t in token)
             result.assumed.append(f"input_size {told}: no tensor depends on it; set input_size=")
@@ -227,17 +230,15 @@ def _positions(
     # Checkpoints do not hold the grid. Published ones are squares (a line in 1-D, a cube in 3-D), so this is the one
     # place where a root of a number of tokens is taken.
     squares = {w: round(max(count - prefix * w, 0) ** (1 / len(patch))) for w in (True, False)}
-    guesses: list[tuple[bool, tuple[int, ...]]] = [(w, tuple(side * t for t in token)) for w, side in squares.items()]
-    guesses = [(w, told) for w in squares if told is not None] + guesses
+    guesses = [(w, tuple(side * t for t in token)) for w, side in squares.items()]
+    guesses = [(w, tuple(told)) for w in squares if told is not None] + guesses
     guesses += [(w, size_hint) for w in squares if size_hint is not None]
     for with_prefix, size in guesses:
         grid = [s // t for s, t in zip(size, token)]
         if len(size) == len(token) and math.prod(grid) == count - prefix * with_prefix > 0:
             covered = tuple(g * t for g, t in zip(grid, token))
-            if covered != tuple(size):
-                result.notes.append(
-                    f"trained at {tuple(size)}, of which whole patches cover {covered}: that is read here"
-                )
+            if covered != size:
+                result.notes.append(f"trained at {size}, of which whole patches cover {covered}: that is read here")
             return {"pos_embed_prefix": with_prefix, "input_size": covered}
     raise ValueError(
         f"{where} has {count} positions for {prefix} prefix tokens and a grid that is not square: say the size that it "

@@ -4,35 +4,25 @@ What a file is, its first bytes tell and never its name. Safetensors, numpy's .n
 of shards are read; everything else is refused in one line that says what came.
 """
 
-import argparse
-import io
 import json
-import pickle
-import pickletools
-import sys
-import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import IO, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors import safe_open
 from torch import Tensor
-from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
+from ndvit.weights.complaints import damage, note_left_out, some
 from ndvit.weights.file import MODEL_FILE, model_path
+from ndvit.weights.pickles import read_pickle
 
 SIDECARS = ("config.json", "preprocessor_config.json")
 _SIDECAR_BYTES, _INDEX_BYTES, _HEADER_BYTES = 5_000_000, 50_000_000, 100_000_000  # the last is safetensors' own limit
 _SUFFIXES = (".safetensors", ".npz", ".pth", ".pt", ".bin")
 _NAMED = (MODEL_FILE, f"{MODEL_FILE}.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-# where training scripts put the weights; the raw model before its moving average, DINO's teacher before its student
-_WRAPPERS = ("model", "state_dict", "model_state_dict", "module", "teacher", "student") + (
-    "model_ema", "state_dict_ema", "ema")  # fmt: skip
 _PREFIXES = ("module.", "_orig_mod.", "model.")
 _OTHERS = {
     b"\x89PNG": "a PNG picture",
@@ -45,14 +35,6 @@ _OTHERS = {
     b"GGUF": "a GGUF file",
 }
 _EXPECTED = "expected .safetensors, .npz or a checkpoint of torch.save"
-_scalar = np.float64().__reduce__()[0]
-# What training scripts save beside weights and that can do no harm: parsed arguments, paths, scores as numpy numbers.
-_HARMLESS: list[Any] = [argparse.Namespace, np.dtype, *{type(np.dtype(code)) for code in "?bBhHiIlLqQefd"}]
-_HARMLESS += [(_scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
-_HARMLESS += [(PurePosixPath, f"{room}.PosixPath") for room in ("pathlib", "pathlib._local")]
-_HARMLESS += [(PureWindowsPath, f"{room}.WindowsPath") for room in ("pathlib", "pathlib._local")]
-# Modules of Python whose classes only hold values: not read, but no attack either.
-_DATA_MODULES = {"argparse", "collections", "datetime", "decimal", "enum", "fractions", "pathlib", "uuid"}
 
 
 @dataclass(frozen=True)
@@ -118,7 +100,7 @@ def _weights_file(path: Path) -> Path:
             f"{path} is a folder without weights; expected {MODEL_FILE} or one of {', '.join(_SUFFIXES)}"
         )
     if len(found) > 1:
-        raise ValueError(f"{path} holds {len(found)} weights files; give one: {_some([file.name for file in found])}")
+        raise ValueError(f"{path} holds {len(found)} weights files; give one: {some([file.name for file in found])}")
     return found[0]
 
 
@@ -132,12 +114,12 @@ def _read(path: Path, notes: list[str], shard: bool = False) -> tuple[dict[str, 
     tensors: dict[str, Tensor] = {}
     header: dict[str, str] = {}
     if kind == "safetensors":
-        with _damage(path, "safetensors file"), safe_open(path, framework="pt") as file:
+        with damage(path, "safetensors file"), safe_open(path, framework="pt") as file:
             header, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     elif kind == "npz":
         tensors = _read_npz(path, notes)
     elif kind == "torch":
-        tensors = _read_torch(path, notes, stored)
+        tensors = read_pickle(path, notes, stored)
     else:
         tensors, header = _read_shards(path, notes)
     if not tensors:
@@ -179,7 +161,7 @@ def _kind(path: Path) -> str:
 
 def _kind_of_zip(path: Path) -> tuple[str, bool]:
     """Tell "torch" or "npz", and whether its members are stored as they are, so that memory can be mapped."""
-    with _damage(path, "zip archive (as torch.save and numpy write)"), zipfile.ZipFile(path) as archive:
+    with damage(path, "zip archive (as torch.save and numpy write)"), zipfile.ZipFile(path) as archive:
         members = archive.infolist()
     # Over the whole archive: one member alone, such as the zeroed head of Google's ImageNet-21k models, shrinks that
     # much in earnest. Bombs of overlapping members are caught because the file itself is what is compared.
@@ -197,16 +179,16 @@ def _kind_of_zip(path: Path) -> tuple[str, bool]:
         return "torch", all(member.compress_type == zipfile.ZIP_STORED for member in members)
     if any(name.endswith(".npy") for name in names):
         return "npz", False
-    raise ValueError(f"{path} is a zip archive of other things ({_some(names) or 'nothing'}); {_EXPECTED}")
+    raise ValueError(f"{path} is a zip archive of other things ({some(names) or 'nothing'}); {_EXPECTED}")
 
 
 def _read_npz(path: Path, notes: list[str]) -> dict[str, Tensor]:
     tensors, left = {}, []
-    with _damage(path, "npz archive"):
+    with damage(path, "npz archive"):
         archive = np.load(path, allow_pickle=False)
     with archive:
         for name in archive.files:
-            with _damage(path, f"npz archive with an array {name!r} that is refused,"):
+            with damage(path, f"npz archive with an array {name!r} that is refused,"):
                 array = archive[name]
                 if not isinstance(array, np.ndarray) or array.dtype.kind in "SUMm":
                     left.append(name)
@@ -214,114 +196,8 @@ def _read_npz(path: Path, notes: list[str]) -> dict[str, Tensor]:
                     tensors[name] = torch.from_numpy(array.view(np.int16)).view(torch.bfloat16).float()
                 else:
                     tensors[name] = torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))
-    _note_left_out(left, notes)
+    note_left_out(left, notes)
     return tensors
-
-
-def _read_torch(path: Path, notes: list[str], mmap: bool) -> dict[str, Tensor]:
-    protocol, called = _scan(path)
-    with safe_globals(_HARMLESS), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of pickle protocols and old storages: nothing that a reader could mend
-        _refuse(path, called)
-        try:
-            # Memory can be mapped where a zip's members lie uncompressed; torch would map packed bytes just the same.
-            value = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-        except pickle.UnpicklingError as error:  # torch's own text advises to run the file
-            raise ValueError(
-                f"{path} cannot be read as plain tensors: it is cut short or damaged, or holds other things (pickle "
-                f"protocol {protocol}; 2 and 3 are read). Fetch it again, or ask its author for a .safetensors file"
-            ) from error
-        except Exception as error:
-            raise _damaged(path, "checkpoint of torch.save", error) from error
-    found = _unwrap(value, notes)
-    if found is None:
-        held = f"a dict of {_some(list(map(str, value)))}" if isinstance(value, Mapping) else type(value).__name__
-        raise ValueError(
-            f"{path} holds {held}; expected a dict of tensors. Save model.state_dict() in a file of its own"
-        )
-    tensors = {n: t.detach() for n, t in found.items() if isinstance(n, str) and isinstance(t, Tensor)}
-    for name, t in tensors.items():
-        if t.layout != torch.strided or t.is_quantized or t.is_meta:
-            raise ValueError(f"{path}: {name!r} is a sparse, quantized or empty (meta) tensor; save plain ones")
-    _note_left_out([str(name) for name in found if name not in tensors], notes)
-    return tensors
-
-
-def _scan(path: Path) -> tuple[int, list[str]]:
-    """The protocol of a file's pickles and all they name (functions, classes), in order; nothing is run."""
-    protocol, names = 2, list[str]()
-    value: Any
-    with path.open("rb") as file, suppress(Exception):  # what cannot be scanned, torch.load will refuse
-        streams: list[IO[bytes]] = [file] * 5  # torch's old format: magic, version, system, the object, its storages
-        if file.read(2) == b"PK":
-            with zipfile.ZipFile(file) as archive:
-                streams = [io.BytesIO(archive.read(n)) for n in archive.namelist() if n.endswith(".pkl")]
-        else:
-            file.seek(0)
-        for stream in streams:
-            strings: list[Any] = []  # STACK_GLOBAL takes the last two strings, fresh or from the memo
-            memo: dict[int, Any] = {}
-            for code, value, _ in pickletools.genops(stream):
-                if code.name == "PROTO":
-                    protocol = value
-                elif code.name in ("GLOBAL", "INST"):
-                    names.append(value.replace(" ", "."))
-                elif code.name == "STACK_GLOBAL":
-                    names.append(".".join(map(str, strings[-2:])))
-                elif code.name == "MEMOIZE" or code.name.endswith("PUT"):
-                    memo[len(memo) if value is None else value] = strings[-1] if strings else None
-                elif code.name.endswith("GET"):
-                    strings.append(memo.get(value))
-                elif isinstance(value, str):
-                    strings.append(value)
-    return protocol, [name for name in names if name.isprintable()]  # torch refuses the others
-
-
-def _refuse(path: Path, names: list[str]) -> None:
-    """Raise a ValueError for what a pickle names beyond tensors and plain values."""
-    imports = b"".join(b"c%s\n%s\n" % tuple(s.encode() for s in name.rpartition(".")[::2]) for name in names)
-    plain = io.BytesIO()  # torch tells what it deems safe for zips of pickle protocol 2 alone, so this is one
-    with zipfile.ZipFile(plain, "w") as archive:
-        archive.writestr("archive/data.pkl", b"\x80\x02" + imports + b".")
-        archive.writestr("archive/version", b"3\n")
-    plain.seek(0)
-    unsafe = set(get_unsafe_globals_in_checkpoint(plain))
-    unknown = [name for name in dict.fromkeys(names) if name in unsafe]
-    tops = {name: name.partition(".")[0] for name in unknown}
-    system = sys.stdlib_module_names | {"__builtin__"}
-    calls = [name for name in unknown if tops[name] in system and tops[name] not in _DATA_MODULES]
-    classes = [n for n in unknown if tops[n] in _DATA_MODULES or n.rpartition(".")[2].lstrip("_")[:1].isupper()]
-    if calls or (unknown and not classes):
-        raise ValueError(
-            f"{path} is a pickle that would call {_some(calls or unknown)} when loaded; refused. "
-            "Ask its author for a .safetensors file"
-        )
-    if classes:
-        raise ValueError(
-            f"{path} holds a Python object of class {classes[0]}, not just tensors; refused. Where it was made, save "
-            "model.state_dict() instead, or ask its author for a .safetensors file"
-        )
-
-
-def _unwrap(value: Any, notes: list[str], levels: int = 4) -> Mapping[Any, Any] | None:
-    """The mapping that holds tensors in what a training script saved, `levels` deep at most: it may hold itself."""
-    if not isinstance(value, Mapping) or not levels:
-        return None
-    keys = [key for key in _WRAPPERS if key in value]
-    if not _has_tensors(value):
-        inside = [key for key, inner in value.items() if _has_tensors(inner)]
-        keys += inside if len(inside) == 1 else []
-    for key in keys:
-        inner_notes: list[str] = []
-        if (found := _unwrap(value[key], inner_notes, levels - 1)) is not None:
-            others = [str(other) for other in value if other != key]
-            notes += [f"the tensors under {key!r} were taken; beside it: {_some(others) or 'nothing'}.", *inner_notes]
-            return found
-    return value if _has_tensors(value) else None
-
-
-def _has_tensors(value: Any) -> bool:
-    return isinstance(value, Mapping) and any(isinstance(inner, Tensor) for inner in value.values())
 
 
 def _read_shards(path: Path, notes: list[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -340,7 +216,7 @@ def _read_shards(path: Path, notes: list[str]) -> tuple[dict[str, Tensor], dict[
         listed = {name for name, place in places.items() if place == shard}
         for words, names in (("lacks", listed - part.keys()), ("has unlisted", part.keys() - listed)):
             if names:
-                raise ValueError(f"{path}: shard {shard} {words} {_some(sorted(names))}; fetch shards and index again")
+                raise ValueError(f"{path}: shard {shard} {words} {some(sorted(names))}; fetch shards and index again")
         tensors, header = tensors | part, header | more
     return tensors, header
 
@@ -382,29 +258,3 @@ def _json(path: Path, limit: int) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"it holds a {type(value).__name__}, not an object")
     return value
-
-
-@contextmanager
-def _damage(path: Path, what: str) -> Iterator[None]:
-    """Turn whatever a reader raises on damaged bytes, and it may be anything, into one clear line."""
-    try:
-        yield
-    except Exception as error:
-        raise _damaged(path, what, error) from error
-
-
-def _damaged(path: Path, what: str, error: Exception) -> ValueError:
-    reason = (str(error) or type(error).__name__).splitlines()[0]
-    size = path.stat().st_size
-    return ValueError(f"{path} ({size:,} bytes) is a {what} cut short or damaged: {reason}. Fetch it again")
-
-
-def _note_left_out(names: list[str], notes: list[str]) -> None:
-    if names:
-        notes.append(f"{len(names)} entries that are no tensors were left out: {_some(names)}.")
-
-
-def _some(names: list[str]) -> str:
-    """The first five, what would not print escaped: names come from files of strangers."""
-    shown = [name if name.isprintable() else ascii(name) for name in names[:5]]
-    return ", ".join(shown) + (", ..." if len(names) > 5 else "")

@@ -1,0 +1,33 @@
+"""Lines that the readers of weights share: what is wrong with a file, and what was left out of it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def damage(path: Path, what: str) -> Iterator[None]:
+    """Turn whatever a reader raises on damaged bytes, and it may be anything, into one clear line."""
+    try:
+        yield
+    except Exception as error:
+        raise damaged(path, what, error) from error
+
+
+def damaged(path: Path, what: str, error: Exception) -> ValueError:
+    """The line itself."""
+    reason = (str(error) or type(error).__name__).splitlines()[0]
+    size = path.stat().st_size
+    return ValueError(f"{path} ({size:,} bytes) is a {what} cut short or damaged: {reason}. Fetch it again")
+
+
+def note_left_out(names: list[str], notes: list[str]) -> None:
+    """Add a note on entries of a file that are no tensors."""
+    if names:
+        notes.append(f"{len(names)} entries that are no tensors were left out: {some(names)}.")
+
+
+def some(names: list[str]) -> str:
+    """The first five, what would not print escaped: names come from files of strangers."""
+    shown = [name if name.isprintable() else ascii(name) for name in names[:5]]
+    return ", ".join(shown) + (", ..." if len(names) > 5 else "")
