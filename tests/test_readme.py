@@ -10,7 +10,10 @@ ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", TEXT, re.S), ids=["signal", "image", "weights", "network"])
+PYTHON = dict(zip(("signal", "image", "weights", "network"), re.findall(r"```python\n(.*?)```", TEXT, re.S), strict=True))
+
+
+@pytest.mark.parametrize("code", PYTHON.values(), ids=PYTHON)
 def test_python_blocks_run(code, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     exec(compile(code, "README.md", "exec"), {})

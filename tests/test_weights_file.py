@@ -2,6 +2,7 @@
 
 import json
 import struct
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -127,14 +128,17 @@ def config(**changes):
 
 
 DAMAGES = {
-    "empty": (lambda data: b"", r"m\.safetensors \(empty\) is not a readable safetensors file, or it is damaged"),
-    "cut in the header": (lambda data: data[:50], r"m\.safetensors \(50 bytes\) is not a readable safetensors file"),
-    "cut in the tensors": (lambda data: data[: len(data) // 2], "is not a readable safetensors file, or it is damaged"),
-    "a byte too many": (lambda data: data + b"x", "is not a readable safetensors file"),
-    "huge header": (lambda data: struct.pack("<Q", 2**62) + data[8:], "is not a readable safetensors file"),
-    "no JSON": (lambda data: data[:8] + b"x" * (len(data) - 8), "is not a readable safetensors file"),
-    "text": (lambda data: b"this is no model" * 9, "is not a readable safetensors file"),
-    "pickle": (lambda data: b"\x80\x02}q\x00.", "is not a readable safetensors file"),
+    "empty": (lambda data: b"", r"m\.safetensors is empty: fetch it again$"),
+    "cut in the header": (
+        lambda data: data[:50],
+        r"a header of [\d,]+ bytes in a file of 50: it is cut short or damaged",
+    ),
+    "cut in the tensors": (lambda data: data[: len(data) // 2], "is a safetensors file cut short or damaged: .*again$"),
+    "a byte too many": (lambda data: data + b"x", "is a safetensors file cut short or damaged"),
+    "huge header": (lambda data: struct.pack("<Q", 2**62) + data[8:], r"a header of 4,611,686,018,427,387,904 bytes"),
+    "no JSON": (lambda data: data[:8] + b"x" * (len(data) - 8), r"m\.safetensors is no weights file"),
+    "text": (lambda data: b"this is no model" * 9, r"is no weights file \(144 bytes, the first are b'this is '\)"),
+    "pickle": (lambda data: b"\x80\x02}q\x00.", r"\(6 bytes\) is a checkpoint of torch\.save cut short or damaged"),
 }
 
 
@@ -146,14 +150,44 @@ def test_damaged_files(path, name):
         load_model(path)
 
 
-def test_checkpoints_of_torch_are_not_read(tmp_path):
+def test_checkpoints_of_other_things(tmp_path):
     torch.save({"a": torch.zeros(3)}, tmp_path / "m.pt")
-    with pytest.raises(ValueError, match=r"m\.pt .* is not a readable safetensors file"):
+    with pytest.raises(
+        ValueError, match=r"m\.pt is no Vision Transformer that ndvit can read: with 1 tensors such as a"
+    ):
         load_model(tmp_path / "m.pt")
 
 
+def test_without_its_header_it_is_a_file_of_timms_layout(path):
+    with_header = load_model(path)
+    rewrite(path, ndvit=None)
+    with pytest.raises(
+        ValueError, match="do not tell the number of heads, and a width of 32 has no usual one: say num"
+    ):
+        load_model(path)
+    without = load_model(path, num_heads=4)
+    assert without.config == replace(with_header.config, stem_numerics="timm")  # of no stem
+    assert (without.load_report.kind, without.classes) == ("timm", ())
+    x = torch.randn(2, 2, 16)
+    with torch.no_grad():
+        assert torch.equal(without(x), with_header(x))
+
+
+def test_what_is_untrained_travels(tmp_path, path):
+    model = load_model(path)
+    assert model.untrained == ()
+    model.reset_head(3)
+    save_model(model, path)
+    again = load_model(path)
+    assert again.untrained == model.untrained == ("head.weight", "head.bias")
+    rewrite(path, untrained=None)  # files of before
+    assert load_model(path).untrained == ()
+    rewrite(path, untrained="7")
+    with pytest.raises(ValueError, match=r"m\.safetensors: the header does not describe a model"):
+        load_model(path)
+
+
 HEADERS = {
-    "other safetensors": ({"ndvit": None}, r"is a safetensors file of 32 tensors but no model of ndvit's"),
     "newer": ({"ndvit": "2"}, r"m\.safetensors has file format 2, this ndvit reads 1: update ndvit"),
     "no config": ({"config": None}, r"m\.safetensors: the header does not describe a model: .*config"),
     "no classes": ({"classes": None}, "the header does not describe a model: .*classes"),
@@ -198,7 +232,9 @@ def test_paths(path, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no model at .*nowhere: give a run folder or a \.safetensors file"):
         load_model(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"empty is a folder without model\.safetensors$"):
+    with pytest.raises(
+        FileNotFoundError, match=r"empty is a folder without weights; expected model\.safetensors or one"
+    ):
         load_model(tmp_path / "empty")
     (tmp_path / "broken" / "checkpoints").mkdir(parents=True)
     with pytest.raises(FileNotFoundError, match=r"; the run has not finished: ndvit train --resume /.*/broken$"):

@@ -86,7 +86,9 @@ def check_fields(preprocess: Preprocess, size: Sequence[int], mean: Sequence[flo
     """
     if not size or any(not isinstance(n, int | np.integer) or n < 1 for n in size):
         raise ValueError(f"size must be whole numbers of at least 1, one an axis; got {tuple(size)}")
-    if not mean or len(mean) != len(std) or any(not s > 0 for s in std):
+    if any(not isinstance(value, tuple | list | np.ndarray) for value in (mean, std)):
+        raise ValueError(f"mean and std need a list of one number a channel; got mean={mean}, std={std}")
+    if not len(mean) or len(mean) != len(std) or any(not s > 0 for s in std):
         raise ValueError(f"mean and std need one number a channel, std above 0; got mean={mean}, std={std}")
     for name, value in (("size", map(int, size)), ("mean", map(float, mean)), ("std", map(float, std))):
         object.__setattr__(preprocess, name, tuple(value))

@@ -99,7 +99,8 @@ class VisionTransformer(nn.Module):
         Args:
             x: (B, C, *input_size), floating point.
             mask: (B, *input_size) boolean, True where a value was observed; None where all were. Patches without any
-                observed value are seen by no token and left out of pooling.
+                observed value are seen by no token and left out of pooling. (A stem's convolutions and norms still mix
+                what stands in their place into their neighbours.)
 
         Returns:
             Logits (B, num_classes), or the pooled features for 0 classes. A distilled network returns the logits of its

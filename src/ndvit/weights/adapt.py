@@ -41,8 +41,7 @@ class Fitted:
         self.tensors[name] = tensor
 
     def drop(self, name: str, why: str) -> None:
-        """Take a tensor out, and say why; what was done to it before does not matter any more."""
-        self.adapted = [change for change in self.adapted if change.name != name]
+        """Take a tensor out, and say why."""
         self.ignored[name] = why
         del self.tensors[name]
 

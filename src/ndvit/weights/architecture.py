@@ -211,9 +211,7 @@ def _positions(
     told = (told,) * len(patch) if isinstance(told, int) else told
     if "pos_embed" not in tensors:
         if facts.get("pos_embed") not in ("rope", "sincos"):
-            raise ValueError(
-                f"{where}: there is no pos_embed, and nothing else tells positions: the file is not complete"
-            )
+            raise ValueError(f"{where} has no positions (pos_embed), which its layout keeps: the file is not complete")
         if told is None and size_hint is not None and len(size_hint) == len(token):
             told = size_hint
         if told is None:
@@ -234,11 +232,13 @@ def _positions(
     guesses = [(w, tuple(told)) for w in squares if told is not None] + guesses
     guesses += [(w, size_hint) for w in squares if size_hint is not None]
     for with_prefix, size in guesses:
-        grid = [s // t for s, t in zip(size, token)]
+        grid = tuple(s // t for s, t in zip(size, token))
         if len(size) == len(token) and math.prod(grid) == count - prefix * with_prefix > 0:
             covered = tuple(g * t for g, t in zip(grid, token))
             if covered != size:
-                result.notes.append(f"trained at {size}, of which whole patches cover {covered}: that is read here")
+                result.notes.append(
+                    f"trained at {size}, of which whole patches cover {covered}: that is the input here"
+                )
             return {"pos_embed_prefix": with_prefix, "input_size": covered}
     raise ValueError(
         f"{where} has {count} positions for {prefix} prefix tokens and a grid that is not square: say the size that it "

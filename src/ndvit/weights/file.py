@@ -2,7 +2,6 @@
 
 import json
 import os
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -80,24 +79,6 @@ def describe(path: Path, header: Mapping[str, str], tensors: dict[str, Tensor]) 
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: the header does not describe a model: {error}") from error
     return described
-
-
-def model_path(path: str | Path) -> Path:
-    """The model file that a path means: the file itself, or the one in a run's folder.
-
-    Raises:
-        FileNotFoundError: saying what is missing, for a run that has not finished how to finish it.
-    """
-    path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"no model at {path}: give a run folder or a .safetensors file")
-    if path.is_dir():
-        if not (path / MODEL_FILE).is_file():
-            finish = f"; the run has not finished: ndvit train --resume {shlex.quote(str(path))}"
-            broken = (path / "checkpoints").is_dir()
-            raise FileNotFoundError(f"{path} is a folder without {MODEL_FILE}{finish if broken else ''}")
-        path = path / MODEL_FILE
-    return path
 
 
 def check_tensors(path: Path, expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:

@@ -460,7 +460,7 @@ _FOREIGN: tuple[tuple[str, str], ...] = (  # for the message only: the first tha
     (r"^(module\.)?layer1\.0\.conv1\.weight$|resnet", "a ResNet"),
     (r"relative_position_bias_table.*|layers\.0\.blocks\.0\.attn", "a Swin Transformer or BEiT"),
     (r"stages\.0\.blocks\.0\.(conv_dw|gamma)|downsample_layers\.|features\.1\.0\.layer_scale", "a ConvNeXt"),
-    (r"blocks\.0\.0\.(conv_dw|se)\.|features\.1\.0\.block\.|_blocks\.0\.", "an EfficientNet or MobileNet"),
+    (r"conv_stem\.weight|features\.1\.0\.block\.|_blocks\.0\.", "an EfficientNet or MobileNet"),
     (r"^features\.0\.weight$", "a VGG or AlexNet"),
     (r"to_patch_embedding\.|transformer\.layers\.0\.0\.", "a Vision Transformer of vit-pytorch, which is not read yet"),
     (r"^visual\.(transformer|conv1)|^visual\.trunk\.", "an OpenCLIP model: save its image tower through timm"),

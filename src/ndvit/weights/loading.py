@@ -91,6 +91,8 @@ def build_model(
     tensors = dict(described.tensors)
     ignored = dict(described.ignored)
     if classes is not None:
+        if isinstance(classes, str) or len(set(classes)) != len(classes):
+            raise ValueError(f"classes must be a list of different names, got {classes!r}")
         if overrides.setdefault("num_classes", len(classes)) != len(classes):
             raise ValueError(f"num_classes is {overrides['num_classes']}, but {len(classes)} classes are named")
         if tuple(classes) != described.classes:
@@ -115,6 +117,8 @@ def build_model(
         model.classes = described.classes
     model.preprocess, lost = _fit_preprocess(described, config, preprocess)
     model.provenance = dict(described.provenance)
+    if fitted.adapted or fitted.new:  # what was measured was measured of another network
+        model.provenance.pop("test_accuracy", None)
     model.untrained = (*(n for n in described.untrained if n in fitted.tensors), *fitted.new)
     changed = {change.name for change in fitted.adapted}
     settled = {*overrides, *(preprocess or {})}  # what was assumed of these does not matter any more
@@ -201,7 +205,7 @@ def _classes(config: ViTConfig, row: Weights | None, facts: Facts, assumed: list
     if config.num_classes != 1000 or len(config.input_size) != 2 or config.in_channels != 3:
         return ()
     if row is None:
-        assumed.append("classes those of ImageNet-1k, as there are 1000 outputs; set model.classes")
+        assumed.append("classes those of ImageNet-1k, as there are 1000 outputs; set classes=")
     elif row.classes != "imagenet-1k":
         return ()
     return imagenet_classes()
@@ -231,29 +235,34 @@ def _fit_preprocess(
     described: Described, config: ViTConfig, given: Mapping[str, Any] | None
 ) -> tuple[Preprocess | None, list[str]]:
     """The preprocessing for the adapted network, and what is to be said of it."""
-    old, was = described.preprocess, described.config
+    old, was, given = described.preprocess, described.config, given or {}
     if old is None:
         if given:
             raise ValueError("preprocess has nothing to change: these weights have no preprocessing of pictures")
         return None, []
-    if given:
-        known = [f.name for f in fields(old)]  # type: ignore[arg-type]  # every Preprocess is a dataclass
-        if wrong := [name for name in given if name not in known or name == "size"]:
-            raise ValueError(f"preprocess has no {', '.join(wrong)} to set: it has {', '.join(known)}")
-        old = replace(old, **given)  # type: ignore[type-var]
-    if (config.input_size, config.in_channels) == (was.input_size, was.in_channels):
-        return old, []
-    if len(config.input_size) != len(old.size):
-        return None, ["the preprocessing was for another number of axes, and is left out"]
-    changes: dict[str, Any] = {"size": config.input_size}
-    if config.in_channels != old.channels:
-        if not isinstance(old, ImagePreprocess) or {config.in_channels, old.channels} != {1, 3}:
-            return None, [f"the preprocessing was for {old.channels} channels, and is left out"]
-        if config.in_channels == 1:
+    known = [f.name for f in fields(old) if f.name != "size"]  # type: ignore[arg-type]  # every one is a dataclass
+    if wrong := [name for name in given if name not in known]:
+        raise ValueError(f"preprocess has no {', '.join(wrong)} to set: it has {', '.join(known)}")
+    changes, lost = dict[str, Any](), ""
+    if (config.input_size, config.in_channels) != (was.input_size, was.in_channels):
+        changes["size"] = config.input_size
+        pictures = isinstance(old, ImagePreprocess) and {config.in_channels, old.channels} == {1, 3}
+        if len(config.input_size) != len(old.size):
+            lost = "the preprocessing was for another number of axes, and is left out"
+        elif config.in_channels != old.channels and not pictures:
+            lost = f"the preprocessing was for {old.channels} channels, and is left out"
+        elif isinstance(old, ImagePreprocess) and config.in_channels < old.channels:
             changes |= {"mode": "L", "mean": (sum(old.mean) / 3,), "std": (sum(old.std) / 3,)}
-        else:
+        elif isinstance(old, ImagePreprocess) and config.in_channels > old.channels:
             changes |= {"mode": "RGB", "mean": old.mean * 3, "std": old.std * 3}
-    return replace(old, **changes), []  # type: ignore[type-var]
+    if lost:
+        if given:
+            raise ValueError(f"preprocess has nothing to change: {lost}")
+        return None, [lost]
+    new = replace(old, **(changes | dict(given)))  # type: ignore[type-var]
+    if given and new.channels != config.in_channels:
+        raise ValueError(f"preprocess gives {new.channels} channels, and the network reads {config.in_channels}")
+    return new, []
 
 
 def _in_a_line(config: ViTConfig) -> str:

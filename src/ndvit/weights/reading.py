@@ -5,6 +5,7 @@ of shards are read; everything else is refused in one line that says what came.
 """
 
 import json
+import shlex
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from ndvit.weights.complaints import damage, note_left_out, some
-from ndvit.weights.file import MODEL_FILE, model_path
+from ndvit.weights.file import MODEL_FILE
 from ndvit.weights.pickles import read_pickle
 
 SIDECARS = ("config.json", "preprocessor_config.json")
@@ -91,7 +92,10 @@ def _weights_file(path: Path) -> Path:
     if not path.is_dir():
         raise ValueError(f"{path} is neither a file nor a folder; {_EXPECTED}")
     if not (path / MODEL_FILE).is_file() and (path / "checkpoints").is_dir():
-        return model_path(path)  # which raises, saying how to finish the run
+        raise FileNotFoundError(
+            f"{path} is a folder without {MODEL_FILE}; the run has not finished: "
+            f"ndvit train --resume {shlex.quote(str(path))}"
+        )
     if named := [path / name for name in _NAMED if (path / name).is_file()]:
         return named[0]
     found = sorted(file for file in path.iterdir() if file.suffix in _SUFFIXES and file.is_file())
