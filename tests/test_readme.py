@@ -10,7 +10,9 @@ ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-PYTHON = dict(zip(("signal", "image", "weights", "network"), re.findall(r"```python\n(.*?)```", TEXT, re.S), strict=True))
+PYTHON = dict(
+    zip(("signal", "image", "weights", "network"), re.findall(r"```python\n(.*?)```", TEXT, re.S), strict=True)
+)
 
 
 @pytest.mark.parametrize("code", PYTHON.values(), ids=PYTHON)

@@ -1,6 +1,7 @@
 """The Vision Transformer ("An Image is Worth 16x16 Words", 2020; DeiT, 2021) in any number of dimensions."""
 
 from collections import OrderedDict
+from collections.abc import Set
 from dataclasses import replace
 from typing import Any
 
@@ -91,7 +92,7 @@ class VisionTransformer(nn.Module):
         self.head = nn.Linear(width, config.num_classes) if config.num_classes else nn.Identity()
         if config.distilled:
             self.head_dist = nn.Linear(width, config.num_classes) if config.num_classes else nn.Identity()
-        self._init_weights()
+        self.init_weights()
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
         """Class scores.
@@ -224,28 +225,34 @@ class VisionTransformer(nn.Module):
         before_blocks = ("patch_embed", "cls_token", "dist_token", "reg_token", "pos_embed", "norm_pre")
         return 0 if part in before_blocks else self.config.depth + 1
 
-    def _init_weights(self) -> None:
-        """Fill every parameter, see `ViTConfig.weight_init`."""
+    def init_weights(self, only: Set[str] | None = None) -> None:
+        """Fill parameters and buffers with their initial values, see `ViTConfig.weight_init`.
+
+        Args:
+            only: names in the state dict; None means all. A module with a parameter among them is filled as a whole.
+        """
         # A patch of standardised samples under Kaiming's fan-out becomes a token of std sqrt(2 channels / width); a
         # position as strong as that tells places apart from the first step on.
         balanced = self.config.weight_init == "balanced"
         std = (2 * self.patch_embed.proj.in_channels / self.config.embed_dim) ** 0.5 if balanced else 0.02
         bound = max(2.0, 4 * std)  # torch's own bound of 2 would cut the wide distributions of many channels
-        query = None if self.attn_pool is None else self.attn_pool.latent
-        for token in (self.cls_token, self.dist_token, self.reg_token, query):
-            if token is not None:
-                nn.init.trunc_normal_(token, std=std, a=-bound, b=bound)
-        if self.config.pos_embed == "learned":
-            nn.init.trunc_normal_(self.pos_embed, std=std, a=-bound, b=bound)
-        elif self.config.pos_embed == "rope":
-            head_dim = self.config.embed_dim // self.config.num_heads
-            periods = rope_periods(head_dim, len(self.config.input_size), self.config.rope_base)
-            self.rope_periods.copy_(periods)
-        else:
-            patches = sincos_positions(self.config.grid, self.config.embed_dim)
-            with torch.no_grad():  # prefix tokens, which stand nowhere, get zeros, as in MAE
-                self.pos_embed.zero_()[0, -len(patches) :] = patches.to(self.pos_embed.device)
-        self.apply(self._init_module)
+        state = self.state_dict(keep_vars=True)
+        for name in ("cls_token", "dist_token", "reg_token", "attn_pool.latent", "pos_embed", "rope_periods"):
+            if name not in state or (only is not None and name not in only):
+                continue
+            if name == "rope_periods":
+                head_dim = self.config.embed_dim // self.config.num_heads
+                state[name].copy_(rope_periods(head_dim, len(self.config.input_size), self.config.rope_base))
+            elif name == "pos_embed" and self.config.pos_embed == "sincos":
+                patches = sincos_positions(self.config.grid, self.config.embed_dim)
+                with torch.no_grad():  # prefix tokens, which stand nowhere, get zeros, as in MAE
+                    state[name].zero_()[0, -len(patches) :] = patches.to(state[name].device)
+            else:
+                nn.init.trunc_normal_(state[name], std=std, a=-bound, b=bound)
+        for path, module in self.named_modules():
+            names = [f"{path}.{leaf}" for leaf, _ in module.named_parameters(recurse=False)]
+            if only is None or not only.isdisjoint(names):
+                self._init_module(module)
 
     def _init_module(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear):

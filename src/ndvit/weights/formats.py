@@ -319,7 +319,7 @@ FORMATS: tuple[Format, ...] = (
     _timm(
         "timm DINOv3",
         ("cls_token", "reg_token", r"blocks\.0\.gamma_1"),
-        (_DINO3_MARK, "pos_embed", r"fc_norm\.weight"),
+        (_DINO3_MARK, "pos_embed"),
         usual=_DINO3_USUAL,
     ),
     _timm("article", (_ARTICLE_MARK, "pos_embed"), (_DINO3_MARK, _MAE_MARK, _MASK_MARK), preprocess=None),

@@ -1,11 +1,12 @@
 """From a source of weights to a network that carries them, with a report of what was done."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from ndvit.config import ViTConfig
 from ndvit.data.images import ImagePreprocess
@@ -103,12 +104,7 @@ def build_model(
     fitted = fit_tensors(tensors, described.config, config, channels)
     # copies: torch may have mapped the file, which its owner may overwrite while the network lives
     tensors = {name: tensor.to(torch.float32, copy=True).contiguous() for name, tensor in fitted.tensors.items()}
-    # random values are drawn only where they are needed: it takes a second for ViT-B
-    with torch.device("cpu" if fitted.new else "meta"):
-        model = VisionTransformer(config)
-        buffers = {n: b for n, b in model.named_buffers() if n not in tensors}
-    if buffers and not fitted.new:  # computed, not loaded: they have values only on a real device
-        model = VisionTransformer(config)
+    model = _allocate(config, tensors.keys())
     model.load_state_dict(tensors, strict=False, assign=True)
 
     if classes is not None:
@@ -263,6 +259,19 @@ def _fit_preprocess(
     if given and new.channels != config.in_channels:
         raise ValueError(f"preprocess gives {new.channels} channels, and the network reads {config.in_channels}")
     return new, []
+
+
+def _allocate(config: ViTConfig, given: Set[str]) -> VisionTransformer:
+    """A network that has memory, and initial values, only for tensors that are not given: those of a new head."""
+    with torch.device("meta"):
+        model = VisionTransformer(config)
+    missing = {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if name not in given}
+    for name, tensor in missing.items():
+        module, _, leaf = name.rpartition(".")
+        empty = torch.empty_like(tensor, device="cpu")
+        setattr(model.get_submodule(module), leaf, nn.Parameter(empty) if isinstance(tensor, nn.Parameter) else empty)
+    model.init_weights(only=missing.keys())
+    return model
 
 
 def _in_a_line(config: ViTConfig) -> str:
