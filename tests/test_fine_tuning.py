@@ -196,3 +196,10 @@ def test_names_for_folders(tmp_path):
     assert source_name("vit_tiny_patch16_224.augreg_in21k") == "vit_tiny_patch16_224.augreg_in21k"
     assert source_name(published(tmp_path / "W.safetensors")) == "w"
     assert source_name("ucr:Beef") == "beef"
+
+
+def test_networks_that_only_their_name_tells_apart_are_refused(tmp_path):
+    published(tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text('{"architecture": "vit_base_patch16_rope_ape_224", "num_classes": 5}')
+    with pytest.raises(ValueError, match="is of vit_base_patch16_rope_ape_224, whose rotations ndvit does not have"):
+        load_model(tmp_path, num_heads=2)

@@ -255,6 +255,15 @@ def test_timm_before_2023_is_flat():
     assert found.preprocess["crop_fraction"] == 0.9
 
 
+def test_timm_pooling_and_what_only_a_name_tells():
+    assert facts(TIMM | {"global_pool": "avg"}).config["pooling"] == "avg"
+    assert "pooling" not in facts(TIMM | {"global_pool": ""}).config
+    with pytest.raises(ValueError, match="global_pool 'avgmax' is not among the poolings of ndvit: token, avg, map"):
+        facts(TIMM | {"global_pool": "avgmax"})
+    named = TIMM | {"architecture": "vit_base_patch16_clip_quickgelu_224", "model_args": {}}
+    assert facts(named).config["activation"] == "quick_gelu"
+
+
 def test_agrees_with_timm(tmp_path):
     timm = pytest.importorskip("timm")
     model = timm.create_model(
@@ -264,7 +273,8 @@ def test_agrees_with_timm(tmp_path):
     timm.models.save_for_hf(model, tmp_path, model_config={"label_names": ["a", "b"]}, model_args=arguments)
     found = read_facts({"config.json": json.loads((tmp_path / "config.json").read_text())})
     assert found.architecture == "vit_tiny_patch16_224"
-    assert found.config == {"depth": 1, "num_heads": 6, "input_size": (32, 64), "in_channels": 1}
+    stated = {"depth": 1, "num_heads": 6, "input_size": (32, 64), "in_channels": 1, "pooling": "token"}
+    assert found.config == stated
     assert found.classes == ("a", "b")
     assert found.preprocess["size"] == (32, 64)
     assert found.preprocess["crop_fraction"] == timm.data.resolve_data_config({}, model=model)["crop_pct"]

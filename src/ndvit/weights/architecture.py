@@ -1,7 +1,7 @@
 """The network that a set of tensors belongs to, inferred from their shapes under our names."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,7 +28,7 @@ class Inferred:
 
 
 def infer(
-    converted: Converted, told: Mapping[str, Any], where: object, size_hint: tuple[int, ...] | None = None
+    converted: Converted, told: Mapping[str, Any], where: object, size_hint: Sequence[int] | int | None = None
 ) -> Inferred:
     """Infer the config of a converted checkpoint.
 
@@ -53,6 +53,8 @@ def infer(
             f"{where}: patch_embed.proj.weight has shape {tuple(patch.shape)}; expected (width, channels, *patch) "
             "in one to three dimensions"
         )
+    if size_hint is not None:
+        size_hint = (size_hint,) * (patch.ndim - 2) if isinstance(size_hint, int) else tuple(size_hint)
     usual = dict(converted.format.usual)
     facts = usual | dict(told) | converted.certain
     values: dict[str, Any] = _encoder(tensors) | _stem(tensors) | _tokens(tensors)
@@ -66,7 +68,8 @@ def infer(
     for name in ("norm_eps", "activation", "qk_scale", "stem_numerics"):
         if name in facts:
             values[name] = facts[name]
-        if name in ("norm_eps", "activation") and name not in {**told, **converted.certain}:
+        matters = name in ("norm_eps", "activation") or (name == "stem_numerics" and "stem" in values)
+        if matters and name not in {**told, **converted.certain}:
             layout = converted.format.name
             result.assumed.append(f"{name} {values.get(name)}, usual in the {layout} layout; set {name}=")
     fc1, fc2 = tensors["blocks.0.mlp.fc1.weight"], tensors["blocks.0.mlp.fc2.weight"]

@@ -1,5 +1,6 @@
 """From a source of weights to a network that carries them, with a report of what was done."""
 
+import re
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import fields, replace
 from pathlib import Path
@@ -151,13 +152,14 @@ def _describe_foreign(checkpoint: Checkpoint, row: Weights | None, overrides: Ma
     if contradiction is not None:
         notes.append(f"config.json beside the file describes another model ({contradiction}) and is left aside")
         facts = read_facts({})
-    told = {**(row.config if row else {}), **facts.config}
+    if re.search(r"rope|_pe_|^eva|^beit", facts.architecture or ""):  # some have exactly the tensors of a plain ViT
+        raise ValueError(f"{checkpoint.path} is of {facts.architecture}, whose rotations ndvit does not have")
+    told = ({"input_size": row.input_size, **row.config} if row else {}) | facts.config
     known = converted.certain.get("num_heads", told.get("num_heads"))
     _refuse_heads(overrides, known, "its file" if "num_heads" in converted.certain else "config.json or the table")
     if known is None and "num_heads" in overrides:
         told["num_heads"] = overrides["num_heads"]
-    wanted = overrides.get("input_size")
-    inferred = infer(converted, told, checkpoint.path, tuple(wanted) if isinstance(wanted, tuple | list) else None)
+    inferred = infer(converted, told, checkpoint.path, overrides.get("input_size"))
     config = inferred.config
     described = Described(
         kind=format.name,

@@ -149,6 +149,12 @@ def _timm(config: dict[str, Any]) -> Facts:
     found |= _renamed(stated, _TIMM)
     if stated.get("act_layer") is not None:
         found["activation"] = _activation(stated["act_layer"])
+    elif "quickgelu" in str(config["architecture"]):  # which it is told by alone
+        found["activation"] = "quick_gelu"
+    pooling = stated.get("global_pool") or config.get("global_pool")
+    if pooling not in (None, "", "token", "avg", "map"):
+        raise ValueError(f"global_pool {pooling!r} is not among the poolings of ndvit: token, avg, map")
+    found |= {"pooling": pooling} if pooling else {}
     if "mean" in given and "std" in given:
         preprocess |= _moments(given["mean"], given["std"])
     if "interpolation" in given:
