@@ -168,7 +168,7 @@ def test_commands(tmp_path, capsys, monkeypatch):
     assert (tmp_path / "runs" / "digits-w" / "model.safetensors").is_file()
     capsys.readouterr()
     assert command("convert", "runs/digits-w", "out", "--to", "timm") == 0
-    assert capsys.readouterr().out == "out: 32 tensors under the names of timm\n"
+    assert capsys.readouterr().out == "out: 32 tensors, to be read by timm\n"
     assert command("info", "out") == 0
     out = capsys.readouterr().out
     assert "timm layout" in out
@@ -201,5 +201,7 @@ def test_names_for_folders(tmp_path):
 def test_networks_that_only_their_name_tells_apart_are_refused(tmp_path):
     published(tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text('{"architecture": "vit_base_patch16_rope_ape_224", "num_classes": 5}')
-    with pytest.raises(ValueError, match="is of vit_base_patch16_rope_ape_224, whose rotations ndvit does not have"):
+    with pytest.raises(
+        ValueError, match="is of vit_base_patch16_rope_ape_224, whose blocks"
+    ):
         load_model(tmp_path, num_heads=2)

@@ -13,7 +13,7 @@ import ndvit
 ROOT = Path(ndvit.__file__).parent
 # a room may import rooms of a lower floor, and its own; a new room gets its floor here
 FLOORS = [
-    {"_torchvision", "config", "evaluation"},
+    {"_torchvision", "config", "evaluation", "files"},
     {"network", "data"},
     {"weights"},
     {"training", "figures"},

@@ -219,6 +219,7 @@ def test_timm():
     assert found.config == {
         "num_heads": 3,
         "activation": "gelu_tanh",
+        "norm_eps": 1e-6,
         "input_size": (32, 64),
         "in_channels": 3,
         "num_registers": 4,
@@ -251,7 +252,7 @@ def test_timm_before_2023_is_flat():
     flat = TIMM["pretrained_cfg"] | {"architecture": "vit_tiny_patch16_224", "labels": ["a", "b"]}
     found = facts(flat)
     assert (found.library, found.classes) == ("timm", ("a", "b"))
-    assert found.config == {"in_channels": 3, "input_size": (32, 64)}
+    assert found.config == {"in_channels": 3, "input_size": (32, 64), "norm_eps": 1e-6}
     assert found.preprocess["crop_fraction"] == 0.9
 
 
@@ -262,6 +263,7 @@ def test_timm_pooling_and_what_only_a_name_tells():
         facts(TIMM | {"global_pool": "avgmax"})
     named = TIMM | {"architecture": "vit_base_patch16_clip_quickgelu_224", "model_args": {}}
     assert facts(named).config["activation"] == "quick_gelu"
+    assert facts(named).config["norm_eps"] == 1e-5
 
 
 def test_agrees_with_timm(tmp_path):
@@ -273,7 +275,14 @@ def test_agrees_with_timm(tmp_path):
     timm.models.save_for_hf(model, tmp_path, model_config={"label_names": ["a", "b"]}, model_args=arguments)
     found = read_facts({"config.json": json.loads((tmp_path / "config.json").read_text())})
     assert found.architecture == "vit_tiny_patch16_224"
-    stated = {"depth": 1, "num_heads": 6, "input_size": (32, 64), "in_channels": 1, "pooling": "token"}
+    stated = {
+        "depth": 1,
+        "num_heads": 6,
+        "input_size": (32, 64),
+        "in_channels": 1,
+        "pooling": "token",
+        "norm_eps": 1e-6,
+    }
     assert found.config == stated
     assert found.classes == ("a", "b")
     assert found.preprocess["size"] == (32, 64)

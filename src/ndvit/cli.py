@@ -211,20 +211,34 @@ def weights(words: Annotated[list[str] | None, Parameter(negative=())] = None, /
 
 
 @app.command
-def convert(source: str, output: Path, *, to: Literal["timm", "transformers", "torchvision"]) -> None:
-    """Write weights as another library reads them, whatever layout they have.
+def convert(
+    source: str,
+    output: Path,
+    *,
+    to: Literal["ndvit", "timm", "transformers", "torchvision"],
+    options: Annotated[ModelOptions | None, Parameter(name="*", group=_MODEL)] = None,
+) -> None:
+    """Write weights of any layout as ndvit or another library reads them, adapted where that is wanted.
 
     Args:
         source: A run folder, a file of weights, a name that `ndvit weights` lists, or hf:owner/name.
-        output: A .safetensors or .pth file, or a folder that gets a config.json, too.
-        to: The library.
+        output: A .safetensors or .pth file; for timm and transformers also a folder, which gets a config.json, too.
+        to: ndvit keeps everything in one .safetensors: config, classes and preprocessing.
+        options: Fields of ViTConfig: what the weights do not tell, and what they shall be adapted to.
     """
     from ndvit.weights.convert import export_state_dict
+    from ndvit.weights.file import save_model
     from ndvit.weights.loading import load_model
 
-    model = load_model(source)
-    tensors = export_state_dict(model, to, output)
-    print(f"{output}: {len(tensors)} tensors under the names of {to}")
+    model = load_model(source, **(options or {}))
+    print(model.load_report, file=sys.stderr)
+    if to != "ndvit":
+        export_state_dict(model, to, output)
+    elif output.suffix != ".safetensors":
+        raise ValueError(f"ndvit's models are .safetensors files, got {output}")
+    else:
+        save_model(model, output)
+    print(f"{output}: {len(model.state_dict())} tensors, to be read by {to}")
 
 
 @app.command
@@ -251,17 +265,18 @@ def push(
 
 
 @app.command
-def info(source: str) -> None:
+def info(source: str, *, options: Annotated[ModelOptions | None, Parameter(name="*", group=_MODEL)] = None) -> None:
     """Say what weights are: where they come from, network, classes, preprocessing, and how each tensor was read.
 
     Args:
         source: A run folder, a file of weights of any known layout, a name that `ndvit weights` lists, or
             hf:owner/name.
+        options: Fields of ViTConfig: what the weights do not tell, and what they would be adapted to.
     """
     from ndvit.network import count_cost
     from ndvit.weights.loading import load_model
 
-    model = load_model(source)
+    model = load_model(source, **(options or {}))
     parameters, macs = count_cost(model.config)
     print(model.load_report)
     print(f"size     {parameters:,} parameters, {macs / 1e9:.3f} GMACs an example")

@@ -379,6 +379,7 @@ def _whole_numbers(name: str, value: Any) -> tuple[int, ...]:
 
 def _divisors_near(value: int, wanted: int) -> str:
     """Up to four divisors of a value, the nearest to the wanted one, as words."""
-    divisors = [d for d in range(1, value + 1) if value % d == 0]
+    small = [d for d in range(1, min(math.isqrt(value), 100_000) + 1) if value % d == 0]
+    divisors = sorted({*small, *(value // d for d in small)})
     near = sorted(sorted(divisors, key=lambda d: (abs(d - wanted), d))[:4])
     return ", ".join(map(str, near[:-1])) + (" or " if len(near) > 1 else "") + str(near[-1])

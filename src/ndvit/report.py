@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import io
-import os
 from dataclasses import dataclass
 from importlib.resources import files
 from math import ceil, log
@@ -19,6 +18,7 @@ import numpy as np
 
 from ndvit.evaluation import Evaluation
 from ndvit.figures import CURVES, MAX_CHANNELS, chart, learning_curves, matrix
+from ndvit.files import replace_file
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -65,22 +65,15 @@ class Card:
     chart: str = ""
 
 
-def write_report(report: Report, path: str | os.PathLike[str]) -> None:
+def write_report(report: Report, path: str | Path) -> None:
     """Write the page; a page already there is replaced at once or, if anything fails, not at all.
 
     Raises:
         ValueError: A mistake's index or a row of the history does not fit.
         TypeError: An example is of a kind that cannot be drawn.
     """
-    path = Path(path)
     # File names that are not UTF-8 reach Python as lone surrogates, which no encoder takes.
-    page = render(report).encode("utf-8", errors="replace")
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        beside.write_bytes(page)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    replace_file(Path(path), render(report).encode("utf-8", errors="replace"))
 
 
 def render(report: Report) -> str:

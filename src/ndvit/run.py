@@ -1,7 +1,6 @@
 """One run from a source to a report: what the command line and the Python functions of the same names both do."""
 
 import json
-import os
 import platform
 import shlex
 import shutil
@@ -19,6 +18,7 @@ from ndvit.data.examples import Source
 from ndvit.data.loading import Inputs
 from ndvit.data.source import builtin_sources, load_source
 from ndvit.evaluation import Evaluation
+from ndvit.files import replace_file
 from ndvit.network import VisionTransformer
 from ndvit.report import MAX_CARDS, Report, write_report
 from ndvit.training.fit import FitResult, check_tracker, fit
@@ -26,7 +26,8 @@ from ndvit.training.inference import pick_device, predict_probabilities
 from ndvit.training.plan import plan_fine_tuning, plan_model, split_options, with_validation
 from ndvit.training.recipe import Recipe
 from ndvit.weights.file import MODEL_FILE, save_model
-from ndvit.weights.loading import build_model, open_weights
+from ndvit.weights.loading import build_model
+from ndvit.weights.opening import open_weights
 from ndvit.weights.report import LoadReport
 
 DEFAULT_MODEL = "vit_pico"
@@ -103,7 +104,7 @@ def train(
     settings = {
         "source": _written(source),
         "model": model,
-        "weights": _written(weights),
+        "weights": _written(weights, weights=True),
         "test_fraction": test_fraction,
         "skip_bad": skip_bad,
         **{k: list(v) if isinstance(v, tuple) else v for k, v in overrides.items()},  # as YAML has them
@@ -225,7 +226,7 @@ def _run(source: Any, settings: dict[str, Any], folder: Path, *, resume: bool, p
         if folder.is_dir() and any(folder.iterdir()):  # by force; not before all that can be refused was refused
             shutil.rmtree(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        _write_text(folder / CONFIG_FILE, text)
+        replace_file(folder / CONFIG_FILE, text)
     result = fit(model, inputs["train"], inputs.get("val"), recipe, folder, resume=resume, progress=progress)
     if result.interrupted:
         say(f"stopped at step {result.steps:,}; go on with: ndvit train --resume {shlex.quote(str(folder))}")
@@ -264,7 +265,8 @@ def _make_model(
     else:
         described = open_weights(settings["weights"], overrides)
         preprocess, fitting = plan_fine_tuning(data, described, recipe, overrides)
-        model, name = build_model(described, classes=data.classes, overrides=fitting), source_name(settings["weights"])
+        model = build_model(described, classes=data.classes, overrides=fitting, new_head=True)
+        name = source_name(settings["weights"])
     model.classes, model.preprocess = data.classes, preprocess
     return model, name
 
@@ -285,16 +287,20 @@ def _write_results(run: Run, data: Source, facts: dict[str, str]) -> None:
         command=command if run.model.provenance["source"] else "# in Python, on the same arrays: train(arrays, ...)",
     )
     write_report(page, run.report)
-    _write_text(run.folder / RESULTS_FILE, json.dumps(evaluation.to_dict(), indent=1, ensure_ascii=False))
+    replace_file(run.folder / RESULTS_FILE, json.dumps(evaluation.to_dict(), indent=1, ensure_ascii=False))
     save_model(run.model, run.folder / MODEL_FILE)
 
 
-def _written(source: Any) -> str | None:
+def _written(source: Any, weights: bool = False) -> str | None:
     """A source as config.yaml has it: paths absolute, to be found from anywhere; None for arrays."""
     if not isinstance(source, str | Path):
         return None
     path = Path(source).expanduser()
-    named = isinstance(source, str) and (source.lower() in builtin_sources() or source.lower().startswith("ucr:"))
+    named = (
+        not weights
+        and isinstance(source, str)
+        and (source.lower() in builtin_sources() or source.lower().startswith("ucr:"))
+    )
     return str(path.resolve()) if path.exists() and not named else str(source)
 
 
@@ -320,9 +326,3 @@ def _new_folder(output: str | Path | None, name: str, force: bool) -> Path:
         if not config.is_file() or not config.read_text(encoding="utf-8", errors="replace").startswith(_HEAD):
             raise FileExistsError(f"{folder} exists and is no run of ndvit's, so it is not replaced even by force")
     return folder
-
-
-def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

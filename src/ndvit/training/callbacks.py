@@ -4,7 +4,7 @@ import ndvit._torchvision  # noqa: F401  (lightning imports torchvision)
 
 # isort: split
 import csv
-import os
+import io
 import re
 import signal
 import sys
@@ -12,6 +12,7 @@ import threading
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -24,6 +25,7 @@ from lightning.pytorch.loggers import Logger
 from torch import Tensor
 
 from ndvit.data.loading import Inputs
+from ndvit.files import replace_file
 from ndvit.training.supervised import SupervisedTask
 
 
@@ -67,12 +69,11 @@ class MetricsFile(Logger):
         else:
             self.rows.append({"step": number} | values)
         names = list(dict.fromkeys(name for row in self.rows for name in row))
-        temporary = self.path.with_suffix(".tmp")
-        with temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, names)
-            writer.writeheader()
-            writer.writerows(self.rows)
-        os.replace(temporary, self.path)
+        text = io.StringIO()
+        writer = csv.DictWriter(text, names)
+        writer.writeheader()
+        writer.writerows(self.rows)
+        replace_file(self.path, text.getvalue().encode())  # bytes: csv's line ends are its own
 
 
 class ProgressBar(TQDMProgressBar):
@@ -184,9 +185,8 @@ class Checkpoints(Checkpoint):
             return
         if self.requested or trainer.global_step % self.every == 0:
             path = self.folder / f"step={trainer.global_step}.ckpt"
-            temporary = path.with_suffix(".tmp")
-            trainer.save_checkpoint(temporary, weights_only=False)
-            os.replace(temporary, path)
+            self.folder.mkdir(exist_ok=True)
+            replace_file(path, partial(trainer.save_checkpoint, weights_only=False))
             for old in set(self.folder.glob("step=*.ckpt")) - {path}:
                 old.unlink()
         if self.requested:

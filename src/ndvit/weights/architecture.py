@@ -1,6 +1,7 @@
 """The network that a set of tensors belongs to, inferred from their shapes under our names."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,11 +20,11 @@ _CLASSLESS_HEADS = {1536: 16}  # SigLIP 2 giant
 
 @dataclass
 class Inferred:
-    """The config of a checkpoint, and what of it no tensor tells."""
+    """The config of a checkpoint, and what of it no tensor tells: a line for each field that was assumed."""
 
     config: ViTConfig
     tensors: dict[str, Tensor]
-    assumed: list[str] = field(default_factory=list)
+    assumed: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
 
@@ -42,7 +43,7 @@ def infer(
     Raises:
         ValueError: if tensors that every network has are missing, or the shapes leave open what they must not.
     """
-    tensors = dict(converted.tensors)
+    tensors = {name: tensor for name, tensor in converted.tensors.items() if tensor.numel()}  # no registers are none
     needed = ("patch_embed.proj", "blocks.0.norm1", "blocks.0.mlp.fc1", "blocks.0.mlp.fc2")
     for name in (f"{module}.weight" for module in needed):
         if name not in tensors:
@@ -59,23 +60,26 @@ def infer(
     facts = usual | dict(told) | converted.certain
     values: dict[str, Any] = _encoder(tensors) | _stem(tensors) | _tokens(tensors)
     values["patch_size"] = tuple(patch.shape[2:])
-    result = Inferred(ViTConfig(), tensors)
+    result = Inferred(ViTConfig(), tensors, notes=list(converted.notes))
     _register_of(values, result)
     values["num_heads"] = facts.get("num_heads") or _heads(tensors, facts, result, where)
-    values["pooling"] = facts["pooling"] if "pooling" in facts else _pooling(tensors, values["embed_dim"])
+    values["pooling"] = _pooling(tensors, values["embed_dim"])
+    if values["pooling"] in ("token", "norm_avg") and facts.get("pooling") in ("token", "avg", "norm_avg"):
+        values["pooling"] = facts["pooling"] if values["class_token"] else values["pooling"]  # tensors tell the rest
     if values["pooling"] == "avg" and "norm.weight" in tensors:
         values["pooling"] = "norm_avg"
-    for name in ("norm_eps", "activation", "qk_scale", "stem_numerics"):
+    for name in ("norm_eps", "activation", "rope_base", "stem_numerics"):
         if name in facts:
             values[name] = facts[name]
         matters = name in ("norm_eps", "activation") or (name == "stem_numerics" and "stem" in values)
         if matters and name not in {**told, **converted.certain}:
             layout = converted.format.name
-            result.assumed.append(f"{name} {values.get(name)}, usual in the {layout} layout; set {name}=")
+            result.assumed[name] = f"{name} {values.get(name)}, usual in the {layout} layout; set {name}="
     fc1, fc2 = tensors["blocks.0.mlp.fc1.weight"], tensors["blocks.0.mlp.fc2.weight"]
     if len(fc1) == 2 * fc2.shape[1]:
         values["activation"] = "swiglu"
-        result.assumed = [line for line in result.assumed if not line.startswith("activation ")]
+        if "activation" in result.assumed:
+            result.assumed["activation"] = "activation swiglu, as the first layer of the MLP is gated"
     values |= _positions(tensors, values, facts, size_hint, result, where)
     result.config = ViTConfig(**values)
     return result
@@ -106,7 +110,8 @@ def refute(told: Mapping[str, Any], converted: Converted) -> str | None:
 
 
 def _depth(tensors: Mapping[str, Tensor]) -> int:
-    return 1 + max((int(name.split(".")[1]) for name in tensors if name.startswith("blocks.")), default=-1)
+    # counted: the highest number stands in a name alone, and could ask for a billion blocks
+    return len({name.split(".")[1] for name in tensors if name.startswith("blocks.")})
 
 
 def _encoder(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -130,15 +135,14 @@ def _stem(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     root = tensors.get("patch_embed.backbone.stem.conv.weight")
     if root is None:
         return {"in_channels": tensors["patch_embed.proj.weight"].shape[1]}
-    units: dict[int, int] = {}
+    units: dict[str, set[str]] = {}
     for name in tensors:
-        if name.startswith("patch_embed.backbone.stages."):
-            stage, unit = int(name.split(".")[3]), int(name.split(".")[5])
-            units[stage] = max(units.get(stage, 0), unit + 1)
+        if found := re.match(r"patch_embed\.backbone\.stages\.(\d)\.blocks\.(\d+)\.", name):
+            units.setdefault(found[1], set()).add(found[2])
     return {
         "stem": "resnet",
         "stem_width": len(root),
-        "stem_depths": tuple(units[stage] for stage in sorted(units)),
+        "stem_depths": tuple(len(units[stage]) for stage in sorted(units)),
         "in_channels": root.shape[1],
     }
 
@@ -182,7 +186,7 @@ def _heads(tensors: Mapping[str, Tensor], facts: Mapping[str, Any], result: Infe
             "say num_heads="
         )
     heads = usual.get(width, width // 64)
-    result.assumed.append(f"num_heads {heads}, usual at width {width}; set num_heads=")
+    result.assumed["num_heads"] = f"num_heads {heads}, usual at width {width}; set num_heads="
     return heads
 
 
@@ -219,7 +223,7 @@ def _positions(
             told = size_hint
         if told is None:
             told = tuple(round(224 / t) * t for t in token)
-            result.assumed.append(f"input_size {told}: no tensor depends on it; set input_size=")
+            result.assumed["input_size"] = f"input_size {told}: no tensor depends on it; set input_size="
         if facts.get("pos_embed") == "rope":
             return {"pos_embed": "rope", "pos_embed_prefix": False, "input_size": told}
         # big_vision's fixed positions are not saved with its weights, and differ from MAE's in their frequencies

@@ -1,16 +1,14 @@
 """Networks to files of other libraries."""
 
 import json
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save
-from torch import Tensor
 
 from ndvit.data.images import ImagePreprocess
+from ndvit.files import replace_file
 from ndvit.network import VisionTransformer
 from ndvit.weights.layout import Tensors
 from ndvit.weights.libraries import Library, library_arguments, rename
@@ -41,9 +39,14 @@ def export_state_dict(model: VisionTransformer, library: Library, path: str | Pa
 
 
 def _write(model: VisionTransformer, library: Library, tensors: Tensors, path: Path) -> None:
-    if path.suffix in (".safetensors", ".pth", ".pt"):
-        _replace(path, lambda temporary: _write_file(temporary, path.suffix, tensors))
+    if path.suffix in (".pth", ".pt"):
+        replace_file(path, lambda temporary: torch.save(tensors, temporary))
         return
+    if path.suffix == ".safetensors":
+        replace_file(path, save(tensors, metadata={"format": "pt"}))
+        return
+    if path.suffix in (".bin", ".npz", ".onnx", ".ckpt"):
+        raise ValueError(f"weights are written to .safetensors, .pth, .pt or a folder, got {path}")
     if library == "torchvision":
         raise ValueError(f"torchvision reads files, not folders: give a .pth or .safetensors path, got {path}")
     facts = {"config.json": _timm_folder(model) if library == "timm" else _hf_folder(model)}
@@ -51,27 +54,8 @@ def _write(model: VisionTransformer, library: Library, tensors: Tensors, path: P
         facts["preprocessor_config.json"] = _hf_processor(model.preprocess)
     path.mkdir(parents=True, exist_ok=True)
     for name, values in facts.items():
-        text = json.dumps(values, indent=2)
-        _replace(path / name, lambda temporary, text=text: temporary.write_text(text, encoding="utf-8"))
-    _replace(path / "model.safetensors", lambda t: _write_file(t, ".safetensors", tensors))
-
-
-def _write_file(path: Path, suffix: str, tensors: dict[str, Tensor]) -> None:
-    if suffix == ".safetensors":
-        path.write_bytes(save(tensors, metadata={"format": "pt"}))
-    else:
-        torch.save(tensors, path)
-
-
-def _replace(path: Path, write: Any) -> None:
-    """Write to a temporary name, then rename: the file is there whole or not at all."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-    os.close(handle)
-    try:
-        write(Path(name))
-        os.replace(name, path)
-    finally:
-        Path(name).unlink(missing_ok=True)
+        replace_file(path / name, json.dumps(values, indent=2))
+    replace_file(path / "model.safetensors", save(tensors, metadata={"format": "pt"}))
 
 
 def _timm_folder(model: VisionTransformer) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """One model is one .safetensors file: tensors, and in its header the config, the classes and the preprocessing."""
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +11,9 @@ from torch import Tensor
 
 from ndvit.config import ViTConfig
 from ndvit.data.preprocess import Preprocess, preprocess_from_dict
+from ndvit.files import replace_file
 from ndvit.network import VisionTransformer
+from ndvit.weights.complaints import some
 
 FORMAT = "1"  # of the header; raised when an older reader could not make sense of a newer file
 MODEL_FILE = "model.safetensors"
@@ -33,9 +34,7 @@ def save_model(model: VisionTransformer, path: str | Path) -> None:
         "untrained": json.dumps(list(model.untrained)),
     }
     tensors = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(save(tensors, metadata=header))
-    os.replace(temporary, path)
+    replace_file(path, save(tensors, metadata=header))
 
 
 @dataclass(kw_only=True)
@@ -51,7 +50,7 @@ class Described:
     provenance: dict[str, Any] = field(default_factory=dict)
     untrained: tuple[str, ...] = ()
     ignored: dict[str, str] = field(default_factory=dict)
-    assumed: tuple[str, ...] = ()
+    assumed: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 
@@ -76,7 +75,7 @@ def describe(path: Path, header: Mapping[str, str], tensors: dict[str, Tensor]) 
         )
         if described.classes and len(described.classes) != described.config.num_classes:
             raise ValueError(f"{len(described.classes)} classes for {described.config.num_classes} outputs")
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: the header does not describe a model: {error}") from error
     return described
 
@@ -86,7 +85,7 @@ def check_tensors(path: Path, expected: Mapping[str, Tensor], found: Mapping[str
     problems = []
     for title, names in (("missing", expected.keys() - found.keys()), ("unexpected", found.keys() - expected.keys())):
         if names:
-            problems.append(f"{len(names)} {title} ({', '.join(sorted(names)[:5])}{', ...' if len(names) > 5 else ''})")
+            problems.append(f"{len(names)} {title} ({some(sorted(names))})")
     for name in sorted(expected.keys() & found.keys()):
         if expected[name].shape != found[name].shape:
             problems.append(f"{name} is {tuple(found[name].shape)}, the config needs {tuple(expected[name].shape)}")

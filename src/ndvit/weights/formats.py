@@ -138,9 +138,10 @@ def _from_jax(tensors: Tensors) -> Tensors:
         if name.startswith("txt/"):
             out[name.replace("/", ".")] = tensor
             continue
-        scanned = re.fullmatch(r"Transformer/encoderblock/(.+)", name)
-        layers = [(f"Transformer/encoderblock_{i}/{scanned[1]}", t) for i, t in enumerate(tensor)] if scanned else []
-        for path, value in layers or [(name, tensor)]:
+        layers = [(name, tensor)]
+        if tensor.numel() and (scanned := re.fullmatch(r"Transformer/encoderblock/(.+)", name)):
+            layers = [(f"Transformer/encoderblock_{i}/{scanned[1]}", layer) for i, layer in enumerate(tensor)]
+        for path, value in layers:
             stage = re.match(r"block(\d+)/unit(\d+)/(.+)", path)
             if stage:
                 block, unit, rest = int(stage[1]) - 1, int(stage[2]) - 1, stage[3]
@@ -314,6 +315,7 @@ FORMATS: tuple[Format, ...] = (
         (r"pos_embed", _CLIP_MARK),
         (_MAE_MARK, _MASK_MARK, _ARTICLE_MARK, r"attn_pool\..*", *_EVA),  # with attention pooling: Perception Encoder
         usual=_TIMM_USUAL | {"norm_eps": 1e-5},
+        without_bias=("patch_embed.proj",),
         preprocess=_CLIP | {"interpolation": "bicubic", "crop_fraction": 1.0, "resize": "cover"},
     ),
     _timm(
@@ -441,6 +443,7 @@ FORMATS: tuple[Format, ...] = (
         blocks=("encoder.layers.{}.",),
         inner=_HF_TOWER_INNER,
         usual={"norm_eps": 1e-5, "activation": "quick_gelu"},
+        without_bias=("patch_embed.proj", "head"),  # a projection
         preprocess=_CLIP | {"interpolation": "bicubic", "crop_fraction": 1.0, "resize": "cover"},
         ignore=_HF_TEXT,
         finish=_tower,

@@ -21,7 +21,8 @@ Rows = tuple[tuple[str, ...], ...]
 class Format:
     """One layout: what marks it, its table, and what its files usually mean where their tensors cannot tell.
 
-    `marks` are patterns of names that must be there, `absent` of names that must not.
+    `marks` are patterns of names that must be there, `absent` of names that must not. `without_bias` are modules of
+    ours that may lack their bias here; it is zero then.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Format:
     ignore: tuple[tuple[str, str], ...] = ()
     usual: Mapping[str, Any] = field(default_factory=dict)
     preprocess: Mapping[str, Any] | None = None
+    without_bias: tuple[str, ...] = ()
     prepare: Callable[[Tensors], Tensors] = dict
     finish: Callable[[Tensors], Tensors] = dict
 
@@ -54,6 +56,7 @@ class Converted:
     tensors: Tensors
     ignored: dict[str, str]
     certain: dict[str, Any]
+    notes: tuple[str, ...] = ()
 
 
 def convert(tensors: Tensors, format: Format) -> Converted:
@@ -72,7 +75,13 @@ def convert(tensors: Tensors, format: Format) -> Converted:
         if ours in out:
             raise ValueError(f"{name} and another tensor of the file are both {ours} in the {format.name} layout")
         out[ours] = tensor
-    return Converted(format, format.finish(_fill_biases(join_parts(out))), ignored, certain)
+    out = join_parts(out)
+    notes = []
+    for module in format.without_bias:
+        if f"{module}.weight" in out and f"{module}.bias" not in out:
+            out[f"{module}.bias"] = torch.zeros(len(out[f"{module}.weight"]))
+            notes.append(f"{module} has no bias in this layout: it is zero here")
+    return Converted(format, format.finish(out), ignored, certain, tuple(notes))
 
 
 def join_parts(tensors: Tensors) -> Tensors:
@@ -124,13 +133,3 @@ def _lookup(name: str, rows: Rows) -> str | None:
             if name.startswith(their + "."):
                 return ours + name[len(their) :]
     return None
-
-
-def _fill_biases(tensors: Tensors) -> Tensors:
-    """Zeros for the biases that some networks leave out and ours has: patches (CLIP) and heads (projections)."""
-    out = dict(tensors)
-    for name in ("patch_embed.proj", "head"):
-        weight = out.get(f"{name}.weight")
-        if weight is not None and f"{name}.bias" not in out:
-            out[f"{name}.bias"] = torch.zeros(weight.shape[0])
-    return out

@@ -1,6 +1,5 @@
-"""From a source of weights to a network that carries them, with a report of what was done."""
+"""From a source of weights to a network that carries them, adapted where that is wanted, with a report."""
 
-import re
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import fields, replace
 from pathlib import Path
@@ -14,15 +13,9 @@ from ndvit.data.images import ImagePreprocess
 from ndvit.data.preprocess import Preprocess
 from ndvit.network import VisionTransformer
 from ndvit.weights.adapt import ChannelRule, fit_tensors, target_config
-from ndvit.weights.architecture import infer, refute
-from ndvit.weights.file import Described, check_tensors, describe
-from ndvit.weights.formats import recognise
-from ndvit.weights.hub import resolve
-from ndvit.weights.layout import convert
-from ndvit.weights.reading import Checkpoint, read_checkpoint
+from ndvit.weights.file import Described
+from ndvit.weights.opening import open_weights
 from ndvit.weights.report import LoadReport
-from ndvit.weights.sidecars import Facts, read_facts
-from ndvit.weights.zoo import Weights
 
 
 def load_model(
@@ -48,7 +41,8 @@ def load_model(
         device: where the network shall be.
         channels: how the first kernels are fitted to another number of input channels, see `fit_tensors`.
         preprocess: fields of `ImagePreprocess` (mean, std, ...) that are other than found or assumed.
-        classes: names of the outputs that are wanted; other than the weights' own, they get a new head.
+        classes: names of the outputs that are wanted. If the weights name others, there is a new head for them; if they
+            name none, these are the names.
         **overrides: fields of `ViTConfig`. An int for `input_size` is the same along every axis.
 
     Returns:
@@ -61,25 +55,6 @@ def load_model(
     return build_model(open_weights(source, overrides), device, channels, preprocess, classes, overrides)
 
 
-def open_weights(source: str | Path, overrides: Mapping[str, Any] | None = None) -> Described:
-    """Find, fetch and read weights; what they are of is told by the tensors and by the facts beside them.
-
-    `source` and errors are as in `load_model`; of the overrides, those are read that no tensor can tell.
-    """
-    overrides = overrides or {}
-    path, row = resolve(source)
-    checkpoint = read_checkpoint(path)
-    if "ndvit" in checkpoint.header:
-        described = describe(checkpoint.path, checkpoint.header, checkpoint.tensors)
-        _refuse_heads(overrides, described.config.num_heads, "its file")
-    else:
-        described = _describe_foreign(checkpoint, row, overrides)
-    described.source = str(source)
-    described.notes = (*checkpoint.notes, *described.notes)
-    _check(checkpoint.path, described)
-    return described
-
-
 def build_model(
     described: Described,
     device: str | torch.device = "cpu",
@@ -87,24 +62,29 @@ def build_model(
     preprocess: Mapping[str, Any] | None = None,
     classes: Sequence[str] | None = None,
     overrides: Mapping[str, Any] | None = None,
+    new_head: bool = False,
 ) -> VisionTransformer:
-    """The second half of `load_model`: adapt opened weights and make the network that carries them."""
+    """The second half of `load_model`: adapt opened weights and make the network that carries them.
+
+    With `new_head`, outputs that have no names are taken to be other classes than those that are wanted.
+    """
     overrides = dict(overrides or {})
+    _usable(device)
     tensors = dict(described.tensors)
-    ignored = dict(described.ignored)
+    ignored, guessed = dict(described.ignored), "classes" in described.assumed
     if classes is not None:
-        if isinstance(classes, str) or len(set(classes)) != len(classes):
-            raise ValueError(f"classes must be a list of different names, got {classes!r}")
+        classes = _names_of_classes(classes)
         if overrides.setdefault("num_classes", len(classes)) != len(classes):
             raise ValueError(f"num_classes is {overrides['num_classes']}, but {len(classes)} classes are named")
-        if tuple(classes) != described.classes:
+        if tuple(classes) != described.classes and (new_head or (described.classes and not guessed)):
             for name in [n for n in tensors if n.partition(".")[0] in ("head", "head_dist")]:
                 ignored[name] = "its outputs are other classes"
                 del tensors[name]
     config = target_config(described.config, overrides)
     fitted = fit_tensors(tensors, described.config, config, channels)
-    # copies: torch may have mapped the file, which its owner may overwrite while the network lives
-    tensors = {name: tensor.to(torch.float32, copy=True).contiguous() for name, tensor in fitted.tensors.items()}
+    # copies of what was read: torch may have mapped the file, which its owner may overwrite while the network lives
+    read = {id(tensor) for tensor in described.tensors.values()}
+    tensors = {n: t.to(torch.float32, copy=id(t) in read).contiguous() for n, t in fitted.tensors.items()}
     model = _allocate(config, tensors.keys())
     model.load_state_dict(tensors, strict=False, assign=True)
 
@@ -129,104 +109,10 @@ def build_model(
         adapted=tuple(fitted.adapted),
         new=fitted.new,
         ignored=ignored | fitted.ignored,
-        assumed=tuple(line for line in described.assumed if line.split()[0] not in settled),
+        assumed=tuple(line for name, line in described.assumed.items() if name not in settled),
         notes=(*described.notes, *lost),
     )
-    return model.to(device).eval()
-
-
-def imagenet_classes() -> tuple[str, ...]:
-    """The 1,000 classes of ImageNet-1k in the order of every published head."""
-    import ndvit._torchvision  # noqa: F401, I001  # makes the next import safe beside a CPU torch
-    from torchvision.models import ViT_B_16_Weights
-
-    return tuple(ViT_B_16_Weights.IMAGENET1K_V1.meta["categories"])
-
-
-def _describe_foreign(checkpoint: Checkpoint, row: Weights | None, overrides: Mapping[str, Any]) -> Described:
-    format = recognise(checkpoint.tensors, checkpoint.path)
-    converted = convert(checkpoint.tensors, format)
-    notes: list[str] = []
-    facts = read_facts(checkpoint.sidecars)
-    contradiction = refute(facts.config, converted)
-    if contradiction is not None:
-        notes.append(f"config.json beside the file describes another model ({contradiction}) and is left aside")
-        facts = read_facts({})
-    if re.search(r"rope|_pe_|^eva|^beit", facts.architecture or ""):  # some have exactly the tensors of a plain ViT
-        raise ValueError(f"{checkpoint.path} is of {facts.architecture}, whose rotations ndvit does not have")
-    told = ({"input_size": row.input_size, **row.config} if row else {}) | facts.config
-    known = converted.certain.get("num_heads", told.get("num_heads"))
-    _refuse_heads(overrides, known, "its file" if "num_heads" in converted.certain else "config.json or the table")
-    if known is None and "num_heads" in overrides:
-        told["num_heads"] = overrides["num_heads"]
-    inferred = infer(converted, told, checkpoint.path, overrides.get("input_size"))
-    config = inferred.config
-    described = Described(
-        kind=format.name,
-        config=config,
-        tensors=inferred.tensors,
-        provenance={"source": row.name, "licence": row.licence} if row else {"source": checkpoint.path.name},
-        ignored=converted.ignored,
-        notes=(*notes, *inferred.notes),
-    )
-    assumed = list(inferred.assumed)
-    described.preprocess = _preprocess(config, format.preprocess, row, facts, format.name, assumed)
-    described.classes = _classes(config, row, facts, assumed)
-    described.assumed = tuple(assumed)
-    return described
-
-
-def _preprocess(
-    config: ViTConfig,
-    usual: Mapping[str, Any] | None,
-    row: Weights | None,
-    facts: Facts,
-    kind: str,
-    assumed: list[str],
-) -> Preprocess | None:
-    if len(config.input_size) != 2 or config.in_channels != 3 or usual is None:
-        return None
-    named = ("mean", "std", "interpolation", "crop_fraction", "resize")
-    stated = {name: getattr(row, name) for name in named} if row else {}
-    stated |= {k: v for k, v in facts.preprocess.items() if k != "size"}
-    if not {"mean", "std"} <= stated.keys():
-        assumed.append(
-            f"mean {usual['mean']}, std {usual['std']}, {usual['interpolation']} resizing, crop "
-            f"{usual['crop_fraction']:.3g}: usual in the {kind} layout; set preprocess=dict(mean=..., std=...)"
-        )
-    return ImagePreprocess(size=config.input_size, **{**usual, **stated})
-
-
-def _classes(config: ViTConfig, row: Weights | None, facts: Facts, assumed: list[str]) -> tuple[str, ...]:
-    if facts.classes and len(facts.classes) == config.num_classes:
-        return facts.classes
-    if config.num_classes != 1000 or len(config.input_size) != 2 or config.in_channels != 3:
-        return ()
-    if row is None:
-        assumed.append("classes those of ImageNet-1k, as there are 1000 outputs; set classes=")
-    elif row.classes != "imagenet-1k":
-        return ()
-    return imagenet_classes()
-
-
-def _refuse_heads(overrides: Mapping[str, Any], known: int | None, who: str) -> None:
-    if known is not None and overrides.get("num_heads", known) != known:
-        raise ValueError(
-            f"num_heads={overrides['num_heads']} is wrong for these weights: {who} says {known}, and with another "
-            "number the network would compute something else. Leave num_heads out"
-        )
-
-
-def _check(path: Path, described: Described) -> None:
-    """Compare the tensors with the network of the config, before anything is adapted."""
-    with torch.device("meta"):
-        network = VisionTransformer(described.config)
-    buffers = {name for name, _ in network.named_buffers()}
-    expected = {n: t for n, t in network.state_dict().items() if n not in buffers or n in described.tensors}
-    check_tensors(path, expected, described.tensors)
-    wrong = [f"{n} ({t.dtype})" for n, t in described.tensors.items() if not t.is_floating_point()]
-    if wrong:
-        raise ValueError(f"{path}: weights must be floating-point numbers, got {', '.join(wrong[:4])}")
+    return model.to(device, torch.float32).eval()
 
 
 def _fit_preprocess(
@@ -261,6 +147,20 @@ def _fit_preprocess(
     if given and new.channels != config.in_channels:
         raise ValueError(f"preprocess gives {new.channels} channels, and the network reads {config.in_channels}")
     return new, []
+
+
+def _names_of_classes(classes: Sequence[str]) -> tuple[str, ...]:
+    names = isinstance(classes, list | tuple) and all(isinstance(name, str) for name in classes)
+    if not names or len(set(classes)) != len(classes):
+        raise ValueError(f"classes must be a list of different names, got {classes!r}")
+    return tuple(classes)
+
+
+def _usable(device: str | torch.device) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError) as error:
+        raise ValueError(f"device {str(device)!r} is not here: {str(error).splitlines()[0]}") from error
 
 
 def _allocate(config: ViTConfig, given: Set[str]) -> VisionTransformer:

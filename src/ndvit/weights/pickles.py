@@ -62,6 +62,8 @@ def read_pickle(path: Path, notes: list[str], mmap: bool) -> dict[str, Tensor]:
     for name, t in tensors.items():
         if t.layout != torch.strided or t.is_quantized or t.is_meta:
             raise ValueError(f"{path}: {name!r} is a sparse, quantized or empty (meta) tensor; save plain ones")
+        if t.numel() * t.element_size() > t.untyped_storage().nbytes():  # a few bytes that would fill the memory
+            raise ValueError(f"{path}: {name!r} is an expanded tensor of shape {tuple(t.shape)}; save its contiguous()")
     note_left_out([str(name) for name in found if name not in tensors], notes)
     return tensors
 

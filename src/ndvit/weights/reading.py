@@ -22,6 +22,7 @@ from ndvit.weights.pickles import read_pickle
 
 SIDECARS = ("config.json", "preprocessor_config.json")
 _SIDECAR_BYTES, _INDEX_BYTES, _HEADER_BYTES = 5_000_000, 50_000_000, 100_000_000  # the last is safetensors' own limit
+_NAME_LENGTH = 500  # patterns are matched against names: time must not depend on what a stranger writes there
 _SUFFIXES = (".safetensors", ".npz", ".pth", ".pt", ".bin")
 _NAMED = (MODEL_FILE, f"{MODEL_FILE}.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _PREFIXES = ("module.", "_orig_mod.", "model.")
@@ -75,6 +76,8 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         raise ValueError(
             f"{error.filename or path} cannot be read: permission denied. Ask its owner, or copy it"
         ) from error
+    if long := next((name for name in tensors if len(name) > _NAME_LENGTH), None):
+        raise ValueError(f"{path} has names of tensors of over {_NAME_LENGTH} characters, such as {long[:60]!r}...")
     removed = ""
     while prefix := next((p for p in _PREFIXES if all(n.startswith(p) and n != p for n in tensors)), None):
         tensors, removed = {name.removeprefix(prefix): t for name, t in tensors.items()}, removed + prefix

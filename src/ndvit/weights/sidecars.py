@@ -1,6 +1,7 @@
 """What config.json and preprocessor_config.json state about a checkpoint, in ndvit's names; no more than they state."""
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ _RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # PIL's
 _TRANSFORMERS = {
     "num_attention_heads": "num_heads",
     "layer_norm_eps": "norm_eps",
+    "rope_theta": "rope_base",
     "patch_size": "patch_size",
     "image_size": "input_size",
     "num_channels": "in_channels",
@@ -149,8 +151,11 @@ def _timm(config: dict[str, Any]) -> Facts:
     found |= _renamed(stated, _TIMM)
     if stated.get("act_layer") is not None:
         found["activation"] = _activation(stated["act_layer"])
-    elif "quickgelu" in str(config["architecture"]):  # which it is told by alone
+    name = str(config["architecture"])  # timm keeps the rest in the functions that go by it
+    if "quickgelu" in name and "activation" not in found:
         found["activation"] = "quick_gelu"
+    if name.startswith(("vit_", "deit")):
+        found["norm_eps"] = 1e-5 if re.search("_clip_|dinov3|lingbot", name) else 1e-6
     pooling = stated.get("global_pool") or config.get("global_pool")
     if pooling not in (None, "", "token", "avg", "map"):
         raise ValueError(f"global_pool {pooling!r} is not among the poolings of ndvit: token, avg, map")
@@ -171,7 +176,7 @@ def _timm(config: dict[str, Any]) -> Facts:
     classes: tuple[str, ...] = ()
     if isinstance(names, list) and len(names) == config.get("num_classes", given.get("num_classes")):
         classes = tuple(str(meanings.get(n, n) if isinstance(meanings, dict) else n) for n in names)
-    return Facts("timm", None, str(config["architecture"]), found, classes, preprocess)
+    return Facts("timm", None, name, found, classes, preprocess)
 
 
 def _renamed(stated: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
