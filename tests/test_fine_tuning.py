@@ -201,7 +201,5 @@ def test_names_for_folders(tmp_path):
 def test_networks_that_only_their_name_tells_apart_are_refused(tmp_path):
     published(tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text('{"architecture": "vit_base_patch16_rope_ape_224", "num_classes": 5}')
-    with pytest.raises(
-        ValueError, match="is of vit_base_patch16_rope_ape_224, whose blocks"
-    ):
+    with pytest.raises(ValueError, match="is of vit_base_patch16_rope_ape_224, whose blocks"):
         load_model(tmp_path, num_heads=2)

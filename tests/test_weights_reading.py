@@ -58,7 +58,7 @@ def test_tensors_come_back_as_stored_whatever_the_name(tmp_path, write):
     write(STATE, path)
     found = read_checkpoint(str(path))
     same(found.tensors)
-    assert (found.path, found.header, found.sidecars, found.notes, found.npz) == (path, {}, {}, (), False)
+    assert (found.path, found.header, found.sidecars, found.notes) == (path, {}, {}, ())
 
 
 def test_safetensors_metadata(tmp_path):
@@ -107,7 +107,6 @@ def test_npz(tmp_path):
     np.savez(tmp_path / "a.bin", **arrays)
     (tmp_path / "a.bin.npz").rename(tmp_path / "a.bin")
     found = read_checkpoint(tmp_path / "a.bin")
-    assert found.npz
     assert found.notes == ("1 entries that are no tensors were left out: name.",)
     expected = {
         "params/img/cls": values,

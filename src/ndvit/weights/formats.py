@@ -233,7 +233,7 @@ _HF_TOWER_INNER: Rows = (
 )
 _HF_TEXT = ((r"^(text_model|text_projection|logit_)", _TEXT), (r"position_ids$", "only counts positions"))
 _HF_BLOCKS = ("layers.{}.", "encoder.layer.{}.")
-_P = r"(vit\.|deit\.)?"
+_P = r"(vit\.)?"
 
 
 def _in_proj(tensors: Tensors) -> Tensors:
@@ -348,7 +348,7 @@ FORMATS: tuple[Format, ...] = (
         inner=_GOOGLE_INNER,
         usual=_GOOGLE_USUAL,
         preprocess=_HALF | _STRETCH,
-        ignore=((r"^opt\.state\.|^opt/state/", "the state of the optimiser"),),
+        ignore=((r"^opt\.state\.", "the state of the optimiser"),),
         prepare=_from_jax,
     ),
     Format(

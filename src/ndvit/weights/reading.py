@@ -53,8 +53,6 @@ class Checkpoint:
     """Contents of `config.json` and `preprocessor_config.json`, those that lie beside the file."""
     notes: tuple[str, ...]
     """What was unwrapped, chosen or left out, one sentence each."""
-    npz: bool
-    """Whether the tensors came from a numpy .npz, where Google's layout has other axis orders."""
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
@@ -70,7 +68,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     path, notes = Path(path), list[str]()
     try:
         path = _weights_file(path)
-        tensors, header, kind = _read(path, notes)
+        tensors, header = _read(path, notes)
         sidecars = _read_sidecars(path.parent, notes)
     except PermissionError as error:
         raise ValueError(
@@ -83,7 +81,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         tensors, removed = {name.removeprefix(prefix): t for name, t in tensors.items()}, removed + prefix
     if removed:
         notes.append(f"{removed!r} was taken off every name.")
-    return Checkpoint(path, tensors, header, sidecars, tuple(notes), kind == "npz")
+    return Checkpoint(path, tensors, header, sidecars, tuple(notes))
 
 
 def _weights_file(path: Path) -> Path:
@@ -111,8 +109,8 @@ def _weights_file(path: Path) -> Path:
     return found[0]
 
 
-def _read(path: Path, notes: list[str], shard: bool = False) -> tuple[dict[str, Tensor], dict[str, str], str]:
-    """Return tensors, header and kind of file: "safetensors", "npz", "torch" or "index"."""
+def _read(path: Path, notes: list[str], shard: bool = False) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return tensors and header."""
     kind, stored = _kind(path), False
     if kind == "zip":
         kind, stored = _kind_of_zip(path)
@@ -131,7 +129,7 @@ def _read(path: Path, notes: list[str], shard: bool = False) -> tuple[dict[str, 
         tensors, header = _read_shards(path, notes)
     if not tensors:
         raise ValueError(f"{path} holds no tensors; expected the weights of a network")
-    return tensors, header, kind
+    return tensors, header
 
 
 def _kind(path: Path) -> str:
@@ -219,7 +217,7 @@ def _read_shards(path: Path, notes: list[str]) -> tuple[dict[str, Tensor], dict[
     tensors: dict[str, Tensor] = {}
     header: dict[str, str] = {}
     for shard in sorted(set(places.values())):
-        part, more, _ = _read(_shard(path, shard), notes, shard=True)
+        part, more = _read(_shard(path, shard), notes, shard=True)
         listed = {name for name, place in places.items() if place == shard}
         for words, names in (("lacks", listed - part.keys()), ("has unlisted", part.keys() - listed)):
             if names:

@@ -22,8 +22,6 @@ _TRANSFORMERS = {
     "patch_size": "patch_size",
     "image_size": "input_size",
     "num_channels": "in_channels",
-    "qkv_bias": "qkv_bias",
-    "num_register_tokens": "num_registers",
     "num_hidden_layers": "depth",
     "hidden_size": "embed_dim",
 }
@@ -32,8 +30,6 @@ _TIMM = {
     "patch_size": "patch_size",
     "img_size": "input_size",
     "in_chans": "in_channels",
-    "qkv_bias": "qkv_bias",
-    "reg_tokens": "num_registers",
     "depth": "depth",
     "embed_dim": "embed_dim",
 }
@@ -43,10 +39,6 @@ _TIMM = {
 class Facts:
     """Facts about a network and its preprocessing that lie beside its weights."""
 
-    library: str | None
-    """"transformers", "timm", or none where the files are of neither kind."""
-    model_type: str | None
-    """Transformers' name of the family, such as "vit" or "dinov2"; of the vision part in CLIP and SigLIP."""
     architecture: str | None
     """timm's name, such as "vit_base_patch16_224", or transformers' class."""
     config: dict[str, Any]
@@ -76,10 +68,6 @@ def _transformers(config: dict[str, Any], processor: dict[str, Any]) -> Facts:
     vision = config.get("vision_config") or config
     model_type = vision.get("model_type")
     found = _renamed(vision, _TRANSFORMERS)
-    # DINOv3 states three biases; ndvit has one for all, and a missing one is a bias of zeros.
-    biases = [vision[name] for name in ("query_bias", "key_bias", "value_bias") if name in vision]
-    if biases:
-        found["qkv_bias"] = any(biases)
     hidden_act = vision.get("hidden_act")
     if vision.get("use_swiglu_ffn") or (vision.get("use_gated_mlp") and hidden_act in (None, "silu")):
         found["activation"] = "swiglu"  # DINOv2's gated MLP is silu whatever hidden_act says
@@ -89,10 +77,9 @@ def _transformers(config: dict[str, Any], processor: dict[str, Any]) -> Facts:
     names = [labels.get(str(i)) for i in range(len(labels))]
     generic = None in names or names == [f"LABEL_{i}" for i in range(len(names))]
     classes = () if generic else tuple(map(str, names))
-    known = model_type is not None or bool(processor)
     architecture = next(iter(config.get("architectures") or ()), None)
     preprocess = _processor(processor, str(model_type))
-    return Facts("transformers" if known else None, model_type, architecture, found, classes, preprocess)
+    return Facts(architecture, found, classes, preprocess)
 
 
 def _processor(given: dict[str, Any], model_type: str) -> dict[str, Any]:
@@ -176,7 +163,7 @@ def _timm(config: dict[str, Any]) -> Facts:
     classes: tuple[str, ...] = ()
     if isinstance(names, list) and len(names) == config.get("num_classes", given.get("num_classes")):
         classes = tuple(str(meanings.get(n, n) if isinstance(meanings, dict) else n) for n in names)
-    return Facts("timm", None, name, found, classes, preprocess)
+    return Facts(name, found, classes, preprocess)
 
 
 def _renamed(stated: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
