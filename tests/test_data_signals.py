@@ -295,7 +295,7 @@ def test_from_dict_refuses_what_it_does_not_know():
         ({"kind": "video"}, "kind 'video' is unknown; expected one of signal, image"),
         ({"colour": 1}, "unknown: colour"),
         ({"size": [0]}, "size must be whole numbers"),
-        ({"mean": 3.0}, "field of the wrong type"),
+        ({"mean": 3.0}, "need a list of one number a channel"),
     ]:
         with pytest.raises(ValueError, match=message):
             preprocess_from_dict(good | change)
