@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from ndvit import VisionTransformer, ViTConfig, load_model, predict, save_model
 from ndvit.data.images import ImagePreprocess
 from ndvit.run import source_name, train
-from tinyruns import QUIET, command, resume_quietly, run_tiny, same_result, tensors, toy
+from tinyruns import QUIET, command, flags, resume_quietly, run_tiny, same_result, tensors, toy
 
 SMALL = {"input_size": (32, 32), "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2, "num_classes": 5}
 
@@ -174,6 +174,15 @@ def test_commands(tmp_path, capsys, monkeypatch):
     assert "timm layout" in out
     assert "mean" not in out.partition("\n\n")[0]  # the folder's config.json says what is assumed elsewhere
     assert command("convert", "runs/digits-w", "out.pth", "--to", "torchvision") == 0
+    asked = {"num_heads": 4, "input_size": 64}
+    assert command("convert", "w.safetensors", "own.safetensors", "--to", "ndvit", *flags(asked)) == 0
+    own = load_model("own.safetensors").config
+    assert (own.input_size, own.num_heads) == ((64, 64), 4)
+    assert command("convert", "w.safetensors", "own", "--to", "ndvit", "--num-heads", "2") == 2
+    assert "ndvit's models are .safetensors files, got own" in capsys.readouterr().err
+    assert command("info", "w.safetensors") == 2  # 16 wide: nothing tells the heads
+    assert command("info", "w.safetensors", "--num-heads", "2") == 0
+    capsys.readouterr()
     assert command("weights", "deit", "tiny") == 0
     assert "deit_tiny_patch16_224.fb_in1k" in capsys.readouterr().out
     assert command("weights", "nonsense") == 2

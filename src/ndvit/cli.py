@@ -230,7 +230,7 @@ def convert(
     from ndvit.weights.file import save_model
     from ndvit.weights.loading import load_model
 
-    model = load_model(source, **(options or {}))
+    model = load_model(source, **_overrides(options))
     print(model.load_report, file=sys.stderr)
     if to != "ndvit":
         export_state_dict(model, to, output)
@@ -276,7 +276,7 @@ def info(source: str, *, options: Annotated[ModelOptions | None, Parameter(name=
     from ndvit.network import count_cost
     from ndvit.weights.loading import load_model
 
-    model = load_model(source, **(options or {}))
+    model = load_model(source, **_overrides(options))
     parameters, macs = count_cost(model.config)
     print(model.load_report)
     print(f"size     {parameters:,} parameters, {macs / 1e9:.3f} GMACs an example")
@@ -362,6 +362,13 @@ def _reason(error: Exception) -> str:
         if name in _DECIDED_ELSEWHERE:
             return f"{name} follows from {_DECIDED_ELSEWHERE[name]} and cannot be set"
     return str(error)
+
+
+def _overrides(options: ModelOptions | None) -> dict[str, Any]:
+    """Options for `load_model`; one number for a size, a tuple of one here, is the same along every axis."""
+    given: dict[str, Any] = dict(options or {})
+    size = given.get("input_size", ())
+    return given | ({"input_size": size[0]} if len(size) == 1 else {})
 
 
 def _finish(run: "Run") -> None:

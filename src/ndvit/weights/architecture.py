@@ -183,7 +183,7 @@ def _heads(tensors: Mapping[str, Tensor], facts: Mapping[str, Any], result: Infe
     if width not in usual and width % 64:
         raise ValueError(
             f"{where}: the tensors do not tell the number of heads, and a width of {width} has no usual one: "
-            "say num_heads="
+            "say num_heads= (--num-heads for `ndvit info`, `convert` and `train`)"
         )
     heads = usual.get(width, width // 64)
     result.assumed["num_heads"] = f"num_heads {heads}, usual at width {width}; set num_heads="
