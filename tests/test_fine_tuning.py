@@ -188,6 +188,24 @@ def test_commands(tmp_path, capsys, monkeypatch):
     assert command("weights", "nonsense") == 2
 
 
+def test_a_fine_tuned_run_is_repeated_by_its_config(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    published(tmp_path / "w.safetensors")
+    given = flags({"weights": "w.safetensors", "num_heads": 2, "steps": 1, "input_size": 32, "output": "a"})
+    assert command("train", "digits", *given, "--no-progress") == 0
+    assert command("train", "--config", "a/config.yaml", "--output", "b", "--no-progress") == 0
+    assert (tmp_path / "a" / "config.yaml").read_text() == (tmp_path / "b" / "config.yaml").read_text()
+    assert same_result(tmp_path / "a", tmp_path / "b")
+    asked = {}
+    monkeypatch.setattr("ndvit.run.train", lambda source, **settings: asked.update(settings, source=source))
+    monkeypatch.setattr("ndvit.cli._finish", lambda run: None)
+    assert command("train", "--config", "a/config.yaml") == 0
+    written = yaml.safe_load((tmp_path / "a" / "config.yaml").read_text())
+    for name, value in written.items():  # none is lost on the way, as one that is named like a command would be
+        if value is not None:
+            assert asked[name] == (tuple(value) if isinstance(asked[name], tuple) else value), name
+
+
 def test_a_stem_is_trained_by_a_flag(tmp_path):
     run = run_tiny(
         toy(shape=(2, 50)), tmp_path / "run", steps=2, stem="resnet", stem_depths=(1,), stem_width=32, batch_size=4

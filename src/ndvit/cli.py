@@ -312,7 +312,9 @@ def _main(
             raise FileNotFoundError(f"no settings at {config}")
         from ndvit.run import read_config
 
-        below_flags = (Dict(read_config(config), use_commands_as_keys=False, source=str(config)), _refuse_fractions)
+        # under the name of every command: a flat dict would lose settings that are named like one, as weights is
+        settings = dict.fromkeys(app, read_config(config))
+        below_flags = (Dict(settings, source=str(config)), _refuse_fractions)
     app.config = below_flags
     try:
         return app(tokens, exit_on_error=False, print_error=False)
