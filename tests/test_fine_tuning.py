@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from ndvit import VisionTransformer, ViTConfig, load_model, predict, save_model
 from ndvit.data.images import ImagePreprocess
-from ndvit.run import source_name, train
+from ndvit.run import _claim, source_name, train
 from tinyruns import QUIET, command, flags, resume_quietly, run_tiny, same_result, tensors, toy
 
 SMALL = {"input_size": (32, 32), "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2, "num_classes": 5}
@@ -100,6 +100,37 @@ def test_resuming_a_fine_tuned_run_is_exact(tmp_path, monkeypatch):
     assert settings["model"] is None
 
 
+def test_resuming_needs_the_weights_no_more(tmp_path, monkeypatch):
+    weights = published(tmp_path / "w.safetensors")
+    whole = tune(toy(), tmp_path / "whole", weights, steps=6)
+    monkeypatch.setattr("ndvit.run._write_results", lambda *args: None)
+    tune(toy(), tmp_path / "broken", weights, steps=6)
+    monkeypatch.undo()
+    weights.unlink()
+    run = resume_quietly(tmp_path / "broken", toy())
+    assert same_result(whole.folder, tmp_path / "broken")
+    assert run.model.load_report == whole.model.load_report
+    assert run.model.preprocess == whole.model.preprocess
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path):
+    (tmp_path / "run").mkdir()
+    _claim(tmp_path / "run", "first")
+    with pytest.raises(FileExistsError, match="another run has just begun in"):
+        _claim(tmp_path / "run", "second")
+    assert (tmp_path / "run" / "config.yaml").read_text() == "first"
+
+
+def test_weights_are_looked_at_before_the_data(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no model at nowhere"):
+        tune(tmp_path / "no data either", tmp_path / "run", "nowhere")
+
+
+def test_a_size_that_is_asked_for_finds_its_patch(tmp_path):
+    run = run_tiny(photos(side=100), tmp_path / "run", steps=1, input_size=64)
+    assert (run.model.config.input_size, run.model.config.patch_size) == ((64, 64), (8, 8))
+
+
 def test_loaded_networks_train_in_training_mode(tmp_path):
     model = load_model(published(tmp_path / "w.safetensors"), num_heads=2, drop_rate=0.5)
     assert not model.training
@@ -152,6 +183,10 @@ def test_a_published_file_answers_at_once(tmp_path, capsys):
     assert len(set(model.classes)) == 1000  # none of two meanings, as "crane" would be
     picture = photos(1)[0][0]
     answer = predict(model, [picture], progress=False)[0]
+    said = []
+    published(tmp_path / "model.safetensors", num_classes=1000, embed_dim=64)  # whose heads are assumed, too
+    predict(tmp_path / "model.safetensors", [picture], progress=False, say=said.append)
+    assert said[0].startswith("assumed of these weights (`ndvit info` says more): num_heads 1, usual at width 64")
     with torch.no_grad():
         scores = model(model.preprocess(picture)[None]).softmax(1)[0]
     assert answer.label == model.classes[int(scores.argmax())]
@@ -167,6 +202,11 @@ def test_commands(tmp_path, capsys, monkeypatch):
     )
     assert (tmp_path / "runs" / "digits-w" / "model.safetensors").is_file()
     capsys.readouterr()
+    for output in ("runs/digits-w", "runs/digits-w/model.safetensors"):
+        assert command("convert", "runs/digits-w", output, "--to", "timm", "--force") == 2
+        assert "belongs to a run, whose model would be lost" in capsys.readouterr().err
+    assert command("convert", "runs/digits-w", "w.safetensors", "--to", "timm") == 2
+    assert "w.safetensors exists: choose another output, or replace it with --force" in capsys.readouterr().err
     assert command("convert", "runs/digits-w", "out", "--to", "timm") == 0
     assert capsys.readouterr().out == "out: 32 tensors, to be read by timm\n"
     assert command("info", "out") == 0

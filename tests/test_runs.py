@@ -454,7 +454,7 @@ def test_what_cannot_be_evaluated(home):
         evaluate(home / "nothing", home / "toy.npz", **QUIET)
     with pytest.raises(FileNotFoundError, match="no such file or folder"):
         evaluate(home / "run", home / "nothing", **QUIET)
-    with pytest.raises(ValueError, match="does not know its classes or its preprocessing"):
+    with pytest.raises(ValueError, match="does not know its classes and preprocessing"):
         evaluate(create_model("vit_pico", input_size=16), home / "toy.npz", **QUIET)
 
 

@@ -112,6 +112,24 @@ def test_expanded_tensors(state, tmp_path):
     refused(tmp_path / "w.pth", r"'norm.weight' is an expanded tensor of shape \(1000000000,\)")
 
 
+def test_values_that_are_no_numbers(state, tmp_path):
+    state["blocks.0.norm1.weight"][3] = float("nan")
+    save_file(state, tmp_path / "w.safetensors")
+    refused(tmp_path / "w.safetensors", r"blocks\.0\.norm1\.weight hold NaN or infinity: the weights are damaged")
+
+
+def test_a_file_under_another_ending(state, tmp_path):
+    torch.save(state, tmp_path / "w.safetensors")  # a checkpoint of torch's under the name of the other format
+    assert load_model(tmp_path / "w.safetensors").load_report.new == ()
+    save_file(state, tmp_path / "w.pth")
+    assert load_model(tmp_path / "w.pth").load_report.new == ()
+
+
+def test_a_source_is_a_name_or_a_path():
+    with pytest.raises(ValueError, match="weights are a path, a name or hf:owner/name, got NoneType"):
+        load_model(None)
+
+
 STRAY = {
     "a training script's": {"architecture": "vit_base", "input_size": 224},
     "a size in words": {"architecture": "vit_base_patch16_224", "model_args": {"patch_size": "8"}},

@@ -59,7 +59,7 @@ def evaluate(
     """
     if split not in ("auto", "test", "train", "all"):
         raise ValueError(f"split must be one of auto, test, train, all; got {split!r}")
-    model, classes, preprocess = _trained(run, batch_size, device)
+    model, classes, preprocess = _trained(run, batch_size, device, say)
     told = model.provenance
     known = _same_source(source, told.get("source"))
     held = told.get("test_fraction", 0.2) if split in ("test", "train") or (split == "auto" and known) else 0
@@ -68,7 +68,7 @@ def evaluate(
     if unknown := [c for c in data.classes if c not in classes]:
         raise ValueError(
             f"{data.name} has classes that the model does not know: {', '.join(unknown[:10])}. "
-            f"It knows {', '.join(classes)}"
+            f"It knows {', '.join(classes[:20])}{', ...' if len(classes) > 20 else ''}"
         )
     if split == "auto":
         split = "test" if len(data.test) else "all"
@@ -111,7 +111,7 @@ def predict(
     Raises:
         ValueError: if a file cannot be read or is not of the kind that the model was trained on.
     """
-    model, classes, preprocess = _trained(run, batch_size, device)
+    model, classes, preprocess = _trained(run, batch_size, device, say)
     if not paths:
         raise ValueError("nothing to predict: give files or folders")
 
@@ -133,7 +133,7 @@ def predict(
 
 
 def _trained(
-    run: str | Path | VisionTransformer, batch_size: int, device: str
+    run: str | Path | VisionTransformer, batch_size: int, device: str, say: Any
 ) -> tuple[VisionTransformer, tuple[str, ...], Preprocess]:
     """The model, its classes and its preprocessing, after a look at how it shall be asked."""
     if batch_size < 1:
@@ -147,7 +147,10 @@ def _trained(
             "nothing: train it first (ndvit train SOURCE --weights FILE), or set model.untrained = () if you have"
         )
     if not model.classes or model.preprocess is None:
-        raise ValueError("the model does not know its classes or its preprocessing: train it, or set both on it")
+        lacking = [n for n, v in (("classes", model.classes), ("preprocessing", model.preprocess)) if not v]
+        raise ValueError(f"the model does not know its {' and '.join(lacking)}: train it, or in Python set them on it")
+    if model is not run and model.load_report.assumed:
+        say(f"assumed of these weights (`ndvit info` says more): {'; '.join(model.load_report.assumed)}")
     return model, model.classes, model.preprocess
 
 

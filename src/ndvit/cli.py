@@ -216,6 +216,7 @@ def convert(
     output: Path,
     *,
     to: Literal["ndvit", "timm", "transformers", "torchvision"],
+    force: bool = False,
     options: Annotated[ModelOptions | None, Parameter(name="*", group=_MODEL)] = None,
 ) -> None:
     """Write weights of any layout as ndvit or another library reads them, adapted where that is wanted.
@@ -224,16 +225,18 @@ def convert(
         source: A run folder, a file of weights, a name that `ndvit weights` lists, or hf:owner/name.
         output: A .safetensors or .pth file; for timm and transformers also a folder, which gets a config.json, too.
         to: ndvit keeps everything in one .safetensors: config, classes and preprocessing.
+        force: Replace an output that exists.
         options: Fields of ViTConfig: what the weights do not tell, and what they shall be adapted to.
     """
-    from ndvit.weights.convert import export_state_dict
+    from ndvit.weights.convert import export_state_dict, refuse_existing
     from ndvit.weights.file import save_model
     from ndvit.weights.loading import load_model
 
+    refuse_existing(output, force)
     model = load_model(source, **_overrides(options))
     print(model.load_report, file=sys.stderr)
     if to != "ndvit":
-        export_state_dict(model, to, output)
+        export_state_dict(model, to, output, force)
     elif output.suffix != ".safetensors":
         raise ValueError(f"ndvit's models are .safetensors files, got {output}")
     else:

@@ -6,7 +6,7 @@ import shlex
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,10 @@ import torch
 import yaml
 
 from ndvit import __version__
+from ndvit.config import ViTConfig
 from ndvit.data.examples import Source
 from ndvit.data.loading import Inputs
+from ndvit.data.preprocess import preprocess_from_dict
 from ndvit.data.source import builtin_sources, load_source
 from ndvit.evaluation import Evaluation
 from ndvit.files import replace_file
@@ -25,13 +27,14 @@ from ndvit.training.fit import FitResult, check_tracker, fit
 from ndvit.training.inference import pick_device, predict_probabilities
 from ndvit.training.plan import plan_fine_tuning, plan_model, split_options, with_validation
 from ndvit.training.recipe import Recipe
-from ndvit.weights.file import MODEL_FILE, save_model
+from ndvit.weights.file import MODEL_FILE, Described, save_model
 from ndvit.weights.loading import build_model
 from ndvit.weights.opening import open_weights
 from ndvit.weights.report import LoadReport
 
 DEFAULT_MODEL = "vit_pico"
 CONFIG_FILE, RESULTS_FILE, REPORT_FILE = "config.yaml", "results.json", "report.html"
+_NETWORK_FILE = "checkpoints/network.json"  # what weights were adapted to: a run that is resumed needs them no more
 _HEAD = "# ndvit "  # how the config.yaml of a run begins
 Say = Callable[[str], None]
 
@@ -183,12 +186,15 @@ def _run(source: Any, settings: dict[str, Any], folder: Path, *, resume: bool, p
         raise ValueError("test_fraction must be above 0: a run ends with a test")
     pick_device(recipe.device)  # before anything is read or written
     check_tracker(recipe)
+    kept = folder / _NETWORK_FILE if resume and (folder / _NETWORK_FILE).is_file() else None
+    fresh = settings["weights"] is not None and kept is None
+    weights = open_weights(settings["weights"], overrides) if fresh else None  # before a large source is read
     data = load_source(
         source, test_fraction=test_fraction, seed=recipe.seed, skip_bad=settings["skip_bad"], progress=progress
     )
     data = with_validation(data, recipe)
     torch.manual_seed(recipe.seed)
-    model, name = _make_model(data, settings, recipe, overrides)
+    model, name = _make_model(data, settings, recipe, overrides, weights, kept)
     config, preprocess = model.config, model.preprocess
     if model.load_report is not None:
         say(str(model.load_report))
@@ -225,8 +231,16 @@ def _run(source: Any, settings: dict[str, Any], folder: Path, *, resume: bool, p
         text += yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
         if folder.is_dir() and any(folder.iterdir()):  # by force; not before all that can be refused was refused
             shutil.rmtree(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        replace_file(folder / CONFIG_FILE, text)
+        _claim(folder, text)
+        if model.load_report is not None:
+            (folder / _NETWORK_FILE).parent.mkdir(exist_ok=True)
+            known = {
+                "config": config.to_dict(),
+                "preprocess": preprocess.to_dict(),
+                "provenance": {"licence": licence} if licence else {},
+                "report": asdict(model.load_report),
+            }
+            replace_file(folder / _NETWORK_FILE, json.dumps(known, indent=1))
     result = fit(model, inputs["train"], inputs.get("val"), recipe, folder, resume=resume, progress=progress)
     if result.interrupted:
         say(f"stopped at step {result.steps:,}; go on with: ndvit train --resume {shlex.quote(str(folder))}")
@@ -256,19 +270,44 @@ def _run(source: Any, settings: dict[str, Any], folder: Path, *, resume: bool, p
 
 
 def _make_model(
-    data: Source, settings: dict[str, Any], recipe: Recipe, overrides: dict[str, Any]
+    data: Source,
+    settings: dict[str, Any],
+    recipe: Recipe,
+    overrides: dict[str, Any],
+    weights: Described | None,
+    kept: Path | None,
 ) -> tuple[VisionTransformer, str]:
-    """The network that is to be trained, new or with trained weights, and its name."""
+    """The network that is to be trained, new or with trained weights, and its name.
+
+    A run that is resumed has the weights in its checkpoint, and what network they were adapted to in `kept`.
+    """
     if settings["weights"] is None:
         preprocess, config = plan_model(data, settings["model"], recipe, overrides)
         model, name = VisionTransformer(config), settings["model"]
     else:
-        described = open_weights(settings["weights"], overrides)
-        preprocess, fitting = plan_fine_tuning(data, described, recipe, overrides)
-        model = build_model(described, classes=data.classes, overrides=fitting, new_head=True)
         name = source_name(settings["weights"])
+        if weights is not None:
+            preprocess, fitting = plan_fine_tuning(data, weights, recipe, overrides)
+            model = build_model(weights, classes=data.classes, overrides=fitting, new_head=True)
+        else:
+            assert kept is not None
+            facts = json.loads(kept.read_text(encoding="utf-8"))
+            model = VisionTransformer(ViTConfig.from_dict(facts["config"]))
+            preprocess = preprocess_from_dict(facts["preprocess"])
+            model.provenance = facts["provenance"]
+            model.load_report = LoadReport.from_json(facts["report"])
     model.classes, model.preprocess = data.classes, preprocess
     return model, name
+
+
+def _claim(folder: Path, text: str) -> None:
+    """Write config.yaml into a folder that no other run writes into."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        (folder / CONFIG_FILE).touch(exist_ok=False)
+    except FileExistsError:
+        raise FileExistsError(f"another run has just begun in {folder}: choose another output") from None
+    replace_file(folder / CONFIG_FILE, text)
 
 
 def _write_results(run: Run, data: Source, facts: dict[str, str]) -> None:

@@ -108,7 +108,12 @@ def _plan_input(
         patch, behind = plan_grid(tuple(math.ceil(s / stride) for s in preprocess.size), patch)
         whole = tuple(s * stride for s in behind)
     else:
-        patch, whole = plan_grid(preprocess.size, patch)
+        given = patch
+        patch, whole = plan_grid(preprocess.size, given)
+        if given is None and size is not None and whole != size:  # the next larger patch that fits the size asked for
+            larger = range(max(patch), min(size) + 1)
+            exact = next((p for p in larger if all(s % p == 0 for s in size)), None)
+            patch, whole = plan_grid(size, exact) if exact else (patch, whole)
     if size is not None and whole != size:
         behind_stem = f" behind a stem of stride {stride}" if stride > 1 else ""
         raise ValueError(f"input_size {size} is not divisible by patch_size {patch}{behind_stem}: use {whole}")

@@ -10,11 +10,14 @@ from safetensors.torch import save
 from ndvit.data.images import ImagePreprocess
 from ndvit.files import replace_file
 from ndvit.network import VisionTransformer
+from ndvit.weights.file import MODEL_FILE
 from ndvit.weights.layout import Tensors
 from ndvit.weights.libraries import Library, library_arguments, rename
 
 
-def export_state_dict(model: VisionTransformer, library: Library, path: str | Path | None = None) -> Tensors:
+def export_state_dict(
+    model: VisionTransformer, library: Library, path: str | Path | None = None, force: bool = False
+) -> Tensors:
     """The weights under the names of another library, whose network of the same kind loads them with strict=True.
 
     `library_arguments` says how that network is built. With a path, they are written, too: to one .safetensors or .pth
@@ -24,9 +27,11 @@ def export_state_dict(model: VisionTransformer, library: Library, path: str | Pa
     Args:
         model: the network.
         library: "timm", "transformers" or "torchvision".
-        path: a file or a folder to write; an existing file of that name is replaced.
+        path: a file or a folder to write.
+        force: replace what is there.
 
     Raises:
+        FileExistsError: if something is there, and not by force.
         ValueError: if the library has no network that computes the same, naming what it lacks.
     """
     library_arguments(model, library)  # refuses what the library cannot express
@@ -34,8 +39,17 @@ def export_state_dict(model: VisionTransformer, library: Library, path: str | Pa
     renamed = rename(model.config, tensors, library)
     out = {name: tensor.clone() for name, tensor in renamed.items()}  # parts of one tensor share its memory
     if path is not None:
+        refuse_existing(Path(path), force)
         _write(model, library, out, Path(path))
     return out
+
+
+def refuse_existing(path: Path, force: bool) -> None:
+    """Raise a FileExistsError for a file or a folder that is not empty; a run's folder is not written into by force."""
+    if (path / "config.yaml").is_file() or ((path.parent / "config.yaml").is_file() and path.name == MODEL_FILE):
+        raise FileExistsError(f"{path} belongs to a run, whose model would be lost: choose another output")
+    if (path.is_dir() and any(path.iterdir()) and not force) or (path.is_file() and not force):
+        raise FileExistsError(f"{path} exists: choose another output, or replace it with --force (force=True)")
 
 
 def _write(model: VisionTransformer, library: Library, tensors: Tensors, path: Path) -> None:
@@ -49,13 +63,15 @@ def _write(model: VisionTransformer, library: Library, tensors: Tensors, path: P
         raise ValueError(f"weights are written to .safetensors, .pth, .pt or a folder, got {path}")
     if library == "torchvision":
         raise ValueError(f"torchvision reads files, not folders: give a .pth or .safetensors path, got {path}")
+    if path.is_file():
+        raise FileExistsError(f"{path} is a file: give a folder, or a .safetensors or .pth file")
     facts = {"config.json": _timm_folder(model) if library == "timm" else _hf_folder(model)}
     if library == "transformers" and isinstance(model.preprocess, ImagePreprocess):
         facts["preprocessor_config.json"] = _hf_processor(model.preprocess)
     path.mkdir(parents=True, exist_ok=True)
     for name, values in facts.items():
         replace_file(path / name, json.dumps(values, indent=2))
-    replace_file(path / "model.safetensors", save(tensors, metadata={"format": "pt"}))
+    replace_file(path / MODEL_FILE, save(tensors, metadata={"format": "pt"}))
 
 
 def _timm_folder(model: VisionTransformer) -> dict[str, Any]:

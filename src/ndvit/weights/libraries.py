@@ -63,7 +63,7 @@ def _timm_lacks(config: ViTConfig) -> Iterator[str]:
     if config.pooling == "token_avg":
         yield "pooling='token_avg'"
     if config.norm_eps not in (1e-6, 1e-5):
-        yield f"norm_eps {config.norm_eps} (1e-06 or 1e-05)"
+        yield f"norm_eps {config.norm_eps} (load with norm_eps=1e-06: outputs change in the sixth digit)"
     if config.stem != "none" and (config.stem_depths not in _HYBRIDS or config.stem_width != 64):
         yield f"a stem of {config.stem_depths} units"
     if config.stem != "none" and config.stem_numerics != "timm":

@@ -13,6 +13,7 @@ from ndvit.data.images import ImagePreprocess
 from ndvit.data.preprocess import Preprocess
 from ndvit.network import VisionTransformer
 from ndvit.weights.adapt import ChannelRule, fit_tensors, target_config
+from ndvit.weights.complaints import some
 from ndvit.weights.file import Described
 from ndvit.weights.opening import open_weights
 from ndvit.weights.report import LoadReport
@@ -85,6 +86,8 @@ def build_model(
     # copies of what was read: torch may have mapped the file, which its owner may overwrite while the network lives
     read = {id(tensor) for tensor in described.tensors.values()}
     tensors = {n: t.to(torch.float32, copy=id(t) in read).contiguous() for n, t in fitted.tensors.items()}
+    if broken := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
+        raise ValueError(f"{described.source}: {some(broken)} hold NaN or infinity: the weights are damaged")
     model = _allocate(config, tensors.keys())
     model.load_state_dict(tensors, strict=False, assign=True)
 

@@ -31,6 +31,8 @@ def open_weights(source: str | Path, overrides: Mapping[str, Any] | None = None)
     `source` and errors are as in `load_model`; of the overrides, those are read that no tensor can tell.
     """
     overrides = overrides or {}
+    if not isinstance(source, str | Path):
+        raise ValueError(f"weights are a path, a name or hf:owner/name, got {type(source).__name__}")
     path, row = resolve(source)
     checkpoint = read_checkpoint(path)
     if "ndvit" in checkpoint.header:

@@ -44,7 +44,12 @@ def read_pickle(path: Path, notes: list[str], mmap: bool) -> dict[str, Tensor]:
         _refuse(path, called)
         try:
             # Memory can be mapped where a zip's members lie uncompressed; torch would map packed bytes just the same.
-            value = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+            # (and a file that is named .safetensors it would read as one)
+            if mmap and path.suffix != ".safetensors":
+                value = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            else:
+                with path.open("rb") as file:
+                    value = torch.load(file, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:  # torch's own text advises to run the file
             raise ValueError(
                 f"{path} cannot be read as plain tensors: it is cut short or damaged, or holds other things (pickle "

@@ -69,6 +69,15 @@ class LoadReport:
             "notes": list(self.notes),
         }
 
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "LoadReport":
+        """The report of which JSON holds `dataclasses.asdict`."""
+        known: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        known["adapted"] = tuple(
+            Change(c["name"], tuple(c["before"]), tuple(c["after"]), c["how"]) for c in values["adapted"]
+        )
+        return cls(**known)
+
     def _adapted_lines(self) -> list[str]:
         """A line for each tensor; one for all that were changed alike, as the fifty kernels of a stem."""
         alike: dict[str, list[Change]] = {}
