@@ -11,6 +11,7 @@ from ndvit.config import ViTConfig, list_models, named_config
 from ndvit.network import VisionTransformer, count_cost, create_model
 from ndvit.network.grid import patchify, sincos_positions
 from ndvit.network.layers import Attention, DropPath
+from smallnetworks import batch, spread
 
 SIZES = {
     "1d": dict(input_size=(24,), patch_size=4),
@@ -37,17 +38,6 @@ variants = pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
 
 def build(size, **values):
     return VisionTransformer(ViTConfig(**(SMALL | size | values)))
-
-
-def spread(model):
-    """Weights of ordinary scale: at the initial .01 every branch is nearly nothing, and a test would see nothing."""
-    for p in model.parameters():
-        torch.nn.init.normal_(p, std=0.2 if p.ndim > 1 else 0.5)
-    return model
-
-
-def batch(model, n=3):
-    return torch.randn(n, model.config.in_channels, *model.config.input_size)
 
 
 @dims

@@ -12,6 +12,7 @@ from ndvit.network import VisionTransformer, count_cost
 from ndvit.network.grid import rope_periods, rotary_table
 from ndvit.network.layers import Attention, QuickGELU, rotate
 from ndvit.network.stem import Bottleneck, MaxPoolSame, StdConv
+from smallnetworks import batch, spread
 
 SMALL = dict(in_channels=2, embed_dim=24, depth=2, num_heads=2, num_classes=5)
 STEM = dict(stem="resnet", stem_depths=(1, 2), stem_width=32, patch_size=1)
@@ -31,17 +32,6 @@ ropes = pytest.mark.parametrize("size", ROPES.values(), ids=ROPES)
 
 def build(size, **values):
     return VisionTransformer(ViTConfig(**(SMALL | size | values)))
-
-
-def spread(model):
-    """Weights of ordinary scale, so that every part has a share in the output."""
-    for p in model.parameters():
-        torch.nn.init.normal_(p, std=0.2 if p.ndim > 1 else 0.5)
-    return model
-
-
-def batch(model, n=3):
-    return torch.randn(n, model.config.in_channels, *model.config.input_size)
 
 
 def same_padded(x, kernel, stride, value=0.0):

@@ -108,7 +108,7 @@ def _timm(config: ViTConfig) -> dict[str, Any]:
     if config.stem == "none":
         arguments["patch_size"] = config.patch_size[0] if len(set(config.patch_size)) == 1 else list(config.patch_size)
     if config.activation in ("gelu_tanh", "quick_gelu"):
-        arguments["act_layer"] = {"gelu_tanh": "gelu_tanh", "quick_gelu": "quick_gelu"}[config.activation]
+        arguments["act_layer"] = config.activation  # under the same names
     elif name == "vit_base_patch16_clip_224":
         arguments["act_layer"] = "gelu"
     if config.distilled:
@@ -226,22 +226,12 @@ def _to_transformers(config: ViTConfig, tensors: Tensors) -> Tensors:
 
 def _torchvision_lacks(config: ViTConfig) -> Iterator[str]:
     yield from _common_lacks(config)
-    wanted = ViTConfig(
-        **{
-            name: getattr(config, name)
-            for name in ("input_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "norm_eps")
-        },
-        num_classes=config.num_classes,
-        representation_size=config.representation_size,
-        weight_init=config.weight_init,
-        drop_rate=config.drop_rate,
-        attn_drop_rate=config.attn_drop_rate,
-        drop_path_rate=config.drop_path_rate,
-        pos_embed=config.pos_embed,
-    )
-    theirs, ours = wanted.to_dict(), config.to_dict()
-    unused = {"rope_base", "stem_depths", "stem_width", "stem_numerics"}
-    yield from (f"{name}={ours[name]!r}" for name in ours if ours[name] != theirs[name] and name not in unused)
+    sizes = {"input_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "norm_eps", "num_classes"}
+    sizes |= {"representation_size", "pos_embed"}
+    no_matter = {"weight_init", "drop_rate", "attn_drop_rate", "drop_path_rate"}
+    no_matter |= {"rope_base", "stem_depths", "stem_width", "stem_numerics"}
+    theirs, ours = ViTConfig().to_dict(), config.to_dict()
+    yield from (f"{n}={ours[n]!r}" for n in ours if n not in sizes | no_matter and ours[n] != theirs[n])
     if len(set(config.input_size)) > 1 or len(set(config.patch_size)) > 1:
         yield "inputs or patches that are not square"
     if not config.num_classes:

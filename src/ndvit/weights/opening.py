@@ -19,7 +19,7 @@ from ndvit.weights.hub import resolve
 from ndvit.weights.layout import convert
 from ndvit.weights.reading import Checkpoint, read_checkpoint
 from ndvit.weights.sidecars import Facts, read_facts
-from ndvit.weights.zoo import Weights
+from ndvit.weights.zoo import Weights, imagenet_classes
 
 # timm's networks that have the tensors of a plain ViT, some of them exactly, and compute something else
 _OTHERWISE = re.compile(r"rope|_pe_|_rpn_|^eva|^beit")
@@ -44,14 +44,6 @@ def open_weights(source: str | Path, overrides: Mapping[str, Any] | None = None)
     described.notes = (*checkpoint.notes, *described.notes)
     _check(checkpoint.path, described)
     return described
-
-
-def imagenet_classes() -> tuple[str, ...]:
-    """The 1,000 classes of ImageNet-1k in the order of every published head."""
-    import ndvit._torchvision  # noqa: F401, I001  # makes the next import safe beside a CPU torch
-    from torchvision.models import ViT_B_16_Weights
-
-    return tuple(ViT_B_16_Weights.IMAGENET1K_V1.meta["categories"])
 
 
 def _describe_foreign(checkpoint: Checkpoint, row: Weights | None, overrides: Mapping[str, Any]) -> Described:
@@ -81,9 +73,9 @@ def _describe_foreign(checkpoint: Checkpoint, row: Weights | None, overrides: Ma
         tensors=inferred.tensors,
         provenance={"source": row.name, "licence": row.licence} if row else {"source": checkpoint.path.name},
         ignored=converted.ignored,
+        assumed=inferred.assumed,
         notes=(*notes, *inferred.notes),
     )
-    described.assumed = inferred.assumed
     with _beside(checkpoint.path):
         described.preprocess = _preprocess(config, format.preprocess, row, facts, format.name, described.assumed)
     described.classes = _classes(config, row, facts, described.assumed)
