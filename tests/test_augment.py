@@ -3,7 +3,17 @@
 import pytest
 import torch
 
-from ndvit.data.augment import _beta, cutmix, mixup, random_crop_resize, random_flip
+from ndvit.data.augment import (
+    _beta,
+    _warped,
+    channel_drop,
+    cutmix,
+    mixup,
+    random_crop_resize,
+    random_flip,
+    random_noise,
+    random_scale,
+)
 
 SIZES = [(12,), (8, 6), (4, 6, 8)]
 size_of_each_dimension = pytest.mark.parametrize("size", SIZES, ids=["1d", "2d", "3d"])
@@ -88,6 +98,94 @@ def test_each_example_has_a_cut_of_its_own():
     assert len({round(float(v), 4) for v in y[:, 0, 10]}) == 50
 
 
+# warp
+
+
+def test_a_warp_is_a_map_of_three_pieces():
+    time = torch.linspace(0, 1, 1001, dtype=torch.float64).expand(500, 1001)
+    u = _warped(time, 0.7)
+    assert torch.equal(u[:, 0], torch.zeros(500, dtype=torch.float64))  # ends stay
+    assert torch.allclose(u[:, -1], torch.ones(500, dtype=torch.float64))
+    slope = u.diff(dim=1) * 1000
+    assert (slope > 0).all()  # time never goes back
+    outside, window = slope.new_empty(500), slope.new_empty(500)
+    for i, row in enumerate(slope):
+        at_rest = row[0] if (row - row[0]).abs().lt(1e-9).sum() > 500 else row[-1]  # where the window is not
+        inside = ((row - at_rest).abs() > 1e-9).nonzero()[:, 0]
+        assert abs(len(inside) - 200) <= 2  # a fifth of the axis, in one piece
+        assert inside[-1] - inside[0] == len(inside) - 1
+        outside[i], window[i] = at_rest, row[inside[len(inside) // 2]]
+    speed = (window / outside).log()
+    assert torch.allclose(outside, 1 / (0.8 + 0.2 * speed.exp()))  # what one part gains, the other loses
+    assert -0.7 <= speed.min() < -0.65  # uniform in [-.7, .7]
+    assert 0.65 < speed.max() <= 0.7
+    assert abs(speed.mean()) < 0.06  # standard error .018
+    assert speed.var() == pytest.approx(0.7**2 / 3, rel=0.15)
+
+
+def test_windows_lie_anywhere():
+    time = torch.linspace(0, 1, 101).expand(2000, 101)
+    change = (_warped(time, 0.7).diff(dim=1).diff(dim=1).abs() > 1e-4).float().mean(0)  # where the speed changes
+    begin = change[:78]  # windows begin in [0, .8], where some of them end, too
+    assert begin.min() > 0.5 * begin.mean()
+
+
+@size_of_each_dimension
+def test_a_warped_ramp_rises_and_keeps_its_ends(size):
+    ramps = torch.stack(torch.meshgrid(*[torch.arange(n, dtype=torch.float32) for n in size], indexing="ij"))
+    x = ramps.expand(100, *ramps.shape)
+    y, mask = random_crop_resize(x, None, 1.0, 1.0)
+    assert mask is None
+    for axis, length in enumerate(size):
+        along = y[:, axis].movedim(axis + 1, -1).reshape(100, -1, length)
+        assert torch.allclose(along, along[:, :1].expand_as(along))  # each axis is warped as a whole
+        line = along[:, 0]
+        assert (line.diff(dim=1) > 0).all()
+        assert line[:, 0].max() < 1  # the half sample before the first
+        assert line[:, -1].min() > length - 2
+        assert (line - torch.arange(length)).abs().amax(1).gt(0.1).float().mean() > 0.7
+        assert not torch.allclose(line[0], line[1], atol=1e-3)  # one for each example
+
+
+@size_of_each_dimension
+def test_a_warp_of_nothing_is_a_crop(size):
+    x, mask, _ = batch(size)
+    for smallest in (0.6, 1.0):
+        torch.manual_seed(3)
+        one = random_crop_resize(x, mask, smallest)
+        torch.manual_seed(3)
+        two = random_crop_resize(x, mask, smallest, 0.0)
+        assert torch.equal(one[0], two[0])
+        assert torch.equal(one[1], two[1])
+
+
+@size_of_each_dimension
+def test_what_was_not_observed_is_not_warped(size):
+    halves = [torch.arange(n) < n // 2 for n in size]
+    mask = torch.stack(torch.meshgrid(*halves, indexing="ij")).all(0).expand(64, *size)
+    ramp = sum(torch.meshgrid(*(torch.arange(n, dtype=torch.float32) for n in size), indexing="ij"))
+    x = torch.where(mask, ramp, 1e6)[:, None]
+    y, seen = random_crop_resize(x, mask, 0.7, 1.0)
+    assert torch.equal(seen, mask)
+    assert y[:, 0][seen].max() <= ramp[mask[0]].max()
+    assert len({round(float(one[0].max()), 3) for one in torch.where(seen[:, None], y, 0)}) > 9
+    y, seen = random_crop_resize(x, torch.zeros_like(mask), 0.7, 1.0)  # of nothing observed comes nothing
+    assert not seen.any()
+    assert not y.isnan().any()
+
+
+def test_a_crop_and_a_warp_are_one_resampling():
+    # a warp of a crop of a ramp is linear in three pieces, each sampled exactly
+    x = torch.arange(400.0).expand(50, 1, 400)
+    y, _ = random_crop_resize(x, None, 0.5, 0.7)
+    slope = y[:, 0, 2:-2].diff(dim=1)
+    kinks = ((slope.diff(dim=1).abs() > 1e-2).float()).sum(1)
+    assert kinks.max() <= 4  # two, each of which may fall between two samples
+    length = y[:, 0, -1] - y[:, 0, 0]
+    assert 195 < length.min() < 230
+    assert 370 < length.max() < 400
+
+
 # flip
 
 
@@ -104,6 +202,52 @@ def test_flips_mirror_the_last_axis(size):
     assert torch.equal(y, x.flip(-1))
     assert seen is None
     assert torch.equal(random_flip(x, None, 0.0)[0], x)
+
+
+# scale, channel drop, noise
+
+
+@size_of_each_dimension
+def test_scales_belong_to_channels_of_examples(size):
+    x, _, _ = batch(size, n=2000)
+    y = random_scale(x, 0.2)
+    factor = (y / x).flatten(2)
+    assert torch.allclose(factor, factor[:, :, :1].expand_as(factor), rtol=1e-3)
+    logs = factor[:, :, 0].log()
+    assert logs.mean() == pytest.approx(0, abs=0.015)  # standard error .003
+    assert logs.std() == pytest.approx(0.2, rel=0.05)
+    assert abs(torch.corrcoef(logs.T)[0, 1]) < 0.1  # channels for themselves
+    assert torch.equal(random_scale(x, 0.0), x)
+
+
+@size_of_each_dimension
+@pytest.mark.parametrize("channels", [1, 2, 5])
+def test_dropped_channels(size, channels):
+    x = torch.randn(4000, channels, *size)
+    y = channel_drop(x, 0.4)
+    kept = (y == x).flatten(2).all(2)
+    gone = (y == 0).flatten(2).all(2)
+    assert (kept ^ gone).all()  # a channel goes as a whole or not at all
+    assert kept.any(1).all()  # never all of an example
+    expected = 0.4 - 0.4**channels / channels  # all would go with probability .4^channels, and one of them stays
+    assert gone.float().mean() == pytest.approx(expected, abs=0.03)
+    assert gone.float().mean(0).std(correction=0) < 0.03  # each channel as often as another
+    assert torch.equal(channel_drop(x, 0.0), x)
+
+
+def test_a_dropped_channel_holds_nothing_however_large_it_was():
+    x = torch.full((50, 3, 8), float("inf"))
+    y = channel_drop(x, 0.9)
+    assert set(y.unique().tolist()) == {0.0, float("inf")}
+
+
+def test_noise_is_added_to_every_value():
+    x, _, _ = batch((500,), n=40)
+    noise = random_noise(x, 0.3) - x
+    assert noise.std() == pytest.approx(0.3, rel=0.02)
+    assert noise.mean() == pytest.approx(0, abs=0.01)
+    assert len(noise.unique()) > 0.9 * noise.numel()
+    assert torch.equal(random_noise(x, 0.0), x)
 
 
 # mixup
@@ -208,7 +352,15 @@ def test_beta_has_its_moments(alpha):
 
 
 @pytest.mark.parametrize(
-    "change", [lambda x, m, t: random_crop_resize(x, m, 0.5), lambda x, m, t: random_flip(x, m, 0.5)]
+    "change",
+    [
+        lambda x, m, t: random_crop_resize(x, m, 0.5),
+        lambda x, m, t: random_crop_resize(x, m, 1.0, 0.7),
+        lambda x, m, t: random_flip(x, m, 0.5),
+        lambda x, m, t: (random_scale(x, 0.1), m),
+        lambda x, m, t: (channel_drop(x, 0.5), m),
+        lambda x, m, t: (random_noise(x, 0.1), m),
+    ],
 )
 def test_the_generator_decides_and_the_input_stays(change):
     x, mask, targets = batch((8, 6))

@@ -84,6 +84,7 @@ def test_every_option_is_a_flag_with_a_help_text(capsys, monkeypatch):
         if row is not None:  # a name, perhaps a type, and words
             assert len(row[0].split()) > 5, flag
     assert text.count("--drop-path-rate") == 1
+    assert re.search(r"--batch-size INT +Examples in one forward pass\. \[default: 32\]", text)
 
 
 def test_help_is_quick():
@@ -373,7 +374,7 @@ def test_models_lists_every_name(capsys):
     rows = {
         line.split()[0]: line.split()[1:]
         for line in out.splitlines()
-        if line.startswith("vit_") and "alone" not in line
+        if line.startswith(("vit_", "signal_")) and "alone" not in line
     }
     assert list(rows) == list_models()
     assert rows["vit_base_patch16_224"] == ["3x224x224", "86,567,656", "17.564"]

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from ndvit.config import SIZES, ViTConfig, list_models, named_config, plan_grid
+from ndvit.config import SIGNAL_SIZES, SIZES, ViTConfig, list_models, named_config, plan_grid
 from ndvit.training.recipe import Recipe
 
 INVALID = {
@@ -33,7 +33,7 @@ INVALID = {
     "attention dropout": (dict(attn_drop_rate="a"), "attn_drop_rate is a probability"),
     "flag": (dict(qkv_bias="yes"), "qkv_bias must be true or false, got 'yes'"),
     "positions": (dict(pos_embed="alibi"), "pos_embed must be one of learned, sincos, rope; got 'alibi'"),
-    "pooling": (dict(pooling="max"), "pooling must be one of token, avg, norm_avg, token_avg, map"),
+    "pooling": (dict(pooling="max"), "pooling must be one of token, avg, norm_avg, token_avg, map, stem_tokens; got"),
     "initial weights": (dict(weight_init="xavier"), "weight_init must be one of article, balanced"),
     "activation": (dict(activation="relu"), "activation must be one of gelu, gelu_tanh, quick_gelu, swiglu"),
     "sincos width": (dict(pos_embed="sincos", embed_dim=6, num_heads=1), "divisible by 4, got 6"),
@@ -41,7 +41,36 @@ INVALID = {
     "distilled pooling": (dict(distilled=True, pooling="avg"), "distilled needs class_token=True and pooling='token'"),
     "no token to pool": (dict(class_token=False), "set class_token=True, or pooling='avg' or 'map'"),
     "half a token to pool": (dict(class_token=False, pooling="token_avg"), "pooling='token_avg' reads the class token"),
-    "stem": (dict(stem="convnet"), "stem must be one of none, resnet; got 'convnet'"),
+    "stem": (dict(stem="convnet"), "stem must be one of none, resnet, inception, residual; got 'convnet'"),
+    "light stem without groups": (dict(stem="residual", stem_depths=()), r"one group at least, for example \(3,\)"),
+    "strides of no stem": (dict(stem_strides=2), r"stem_strides \(2,\) .* stem='none' is no stem: leave them out"),
+    "strides of a resnet": (
+        dict(stem="resnet", patch_size=1, stem_strides=(2,)),
+        "stem='resnet' halves its grid by itself: leave them out, or set stem='inception'",
+    ),
+    "more strides than groups": (
+        dict(stem="inception", stem_depths=(3,), stem_strides=(2, 2)),
+        r"stem_strides \(2, 2\) has 2 strides for 1 groups \(stem_depths \(3,\)\)",
+    ),
+    "stride zero": (dict(stem="inception", stem_strides=(0,)), "stem_strides must be a whole number of at least 1"),
+    "stride of a light stem": (
+        dict(stem="inception", input_size=(50,), patch_size=2, stem_strides=(2, 2)),
+        r"behind a stem of stride 4 along axis 0 \(50 = 6 x 8 \+ 2\): use an input of 48 or 56$",
+    ),
+    "even kernel": (dict(stem="inception", stem_kernel=8), "stem_kernel 8 is even and has no middle: use 7 or 9"),
+    "no dilations": (dict(stem="inception", stem_dilations=()), "stem_dilations is empty"),
+    "many dilations": (dict(stem="inception", stem_dilations=(1,) * 9), "has 9 branches: a module has at most eight"),
+    "overlap flag": (dict(patch_overlap=1), "patch_overlap must be true or false, got 1"),
+    "relative flag": (dict(relative_bias="yes"), "relative_bias must be true or false, got 'yes'"),
+    "pooled stem": (dict(pooling="stem_tokens"), "pooling='stem_tokens' reads the output of a stem, and there is none"),
+    "head of no stem": (dict(stem_head=True), "stem_head=True reads the output of a stem, .* set stem='inception'"),
+    "head norm": (dict(head_norm="layer"), "head_norm must be one of none, batch; got 'layer'"),
+    "head dropout": (dict(head_drop=1), "head_drop is a probability"),
+    "distilled stem head": (
+        dict(stem="residual", distilled=True, stem_head=True),
+        "distilled and stem_head exclude each other: training returns one pair",
+    ),
+    "distilled norm": (dict(distilled=True, head_norm="batch"), "distilled and head_norm='batch' exclude each other"),
     "stem numerics": (dict(stem_numerics="jax"), "stem_numerics must be one of google, timm; got 'jax'"),
     "stem depths": (dict(stem_depths=(2, 0)), "stem_depths must be a whole number of at least 1, got 0"),
     "stem stages": (dict(stem_depths=(1,) * 5), "has 5 stages: a resnet stem has at most four"),
@@ -131,12 +160,15 @@ def test_what_an_int_means():
 
 
 def test_names():
-    assert set(f"vit_{s}" for s in SIZES) <= set(list_models())
+    assert {*(f"vit_{s}" for s in SIZES), *(f"signal_{s}" for s in SIGNAL_SIZES)} <= set(list_models())
     for size in ("tiny", "small", "base", "large", "huge"):
         for patch in (8, 14, 16, 32):
             assert f"vit_{size}_patch{patch}_224" in list_models()
     for name in list_models():
         config = named_config(name)
+        if name.startswith("signal_"):
+            assert config.embed_dim == SIGNAL_SIZES[name.removeprefix("signal_")]["embed_dim"]
+            continue
         assert f"vit_{name.split('_')[1]}" in list_models()
         assert config.embed_dim == SIZES[name.split("_")[1]]["embed_dim"]
         if "_patch" in name:

@@ -18,7 +18,7 @@ FLOORS = [
     {"weights"},
     {"training", "figures"},
     {"report"},
-    {"run", "answers"},
+    {"run", "answers", "estimator"},
     {"cli"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

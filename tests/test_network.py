@@ -31,6 +31,9 @@ VARIANTS = {
     "representation": dict(representation_size=10),
     "swiglu": dict(activation="swiglu", mlp_ratio=8 / 3, layer_scale=0.1),
     "tanh": dict(activation="gelu_tanh", qkv_bias=False, qk_scale=0.3),
+    "overlap": dict(patch_overlap=True),
+    "relative": dict(relative_bias=True, pooling="norm_avg"),
+    "head": dict(head_norm="batch", head_drop=0.1),
 }
 dims = pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
 variants = pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
@@ -115,7 +118,8 @@ def test_every_named_model_is_built():
     for name in list_models():
         with torch.device("meta"):
             model = create_model(name, num_classes=3)
-            assert model.eval()(torch.empty(2, 3, *model.config.input_size)).shape == (2, 3)
+            x = torch.empty(2, model.config.in_channels, *model.config.input_size)
+            assert model.eval()(x).shape == (2, 3)
 
 
 def test_the_two_networks_of_the_article():
@@ -357,7 +361,8 @@ def test_exports(size, variant):
 
 @pytest.mark.parametrize("name", [n for n in list_models() if n.endswith("_224") or "_patch" not in n])
 def test_every_named_model_exports_at_toy_depth(name):
-    config = named_config(name, depth=1, num_classes=3, embed_dim=32, num_heads=2, input_size=(32, 32), patch_size=16)
+    size = dict(input_size=(32, 32), patch_size=16) if name.startswith("vit_") else dict(input_size=(32,), patch_size=4)
+    config = named_config(name, depth=1, num_classes=3, embed_dim=32, num_heads=2, **size)
     model = VisionTransformer(config).eval()
     x = batch(model)
     torch.testing.assert_close(torch.export.export(model, (x,)).module()(x), model(x), atol=1e-5, rtol=1e-5)

@@ -13,7 +13,7 @@ from ndvit.data.loading import Batch
 from ndvit.data.source import Examples
 from ndvit.training.inference import pick_device, predict_probabilities
 from ndvit.training.optim import build_optimizer, build_schedule
-from ndvit.training.supervised import SupervisedTask, mean_logits, supervised_loss
+from ndvit.training.supervised import SupervisedTask, class_weights, predicted_logits, supervised_loss
 from tinyruns import run_tiny, same_result, tensors, toy
 
 PLAIN = {"mixup": 0.0, "crop": 1.0, "label_smoothing": 0.0}  # no augmentation
@@ -140,8 +140,8 @@ def test_kinds_of_optimiser():
 # targets and losses
 
 
-def task(model=None, **options):
-    return SupervisedTask(model or small(), Recipe(**options), steps=10, log_every=1)
+def task(model=None, log_every=1, **options):
+    return SupervisedTask(model or small(), Recipe(**options), steps=10, log_every=log_every)
 
 
 def batch(n=8, size=(16,)):
@@ -161,7 +161,8 @@ def test_targets_without_augmentation():
 @pytest.mark.parametrize("size", [(16,), (8, 8), (4, 4, 4)])
 @pytest.mark.parametrize("options", [{"mixup": 0.5}, {"mixup": 0.0, "cutmix": 1.0}, {"mixup": 0.5, "cutmix": 0.5}])
 def test_targets_sum_to_one(size, options):
-    made = task(small(size), mix_prob=1.0, flip=0.5, noise=0.1, **options)
+    every = {"flip": 0.5, "noise": 0.1, "warp": 0.7, "scale": 0.1, "channel_drop": 0.3}
+    made = task(small(size), mix_prob=1.0, **every, **options)
     for seed in range(5):
         torch.manual_seed(seed)
         given = batch(size=size)
@@ -195,18 +196,115 @@ def test_noise_has_its_deviation():
     assert mask is None
 
 
+@pytest.mark.parametrize("option", [{"warp": 0.7}, {"scale": 0.1}, {"channel_drop": 0.5}])
+def test_each_augmentation_is_switched_on_by_its_field(option):
+    given = Batch(torch.randn(8, 2, 16), None, torch.arange(8) % 4)
+    assert torch.equal(task(**PLAIN).augment(given)[0], given.x)
+    x, _, targets = task(**PLAIN | option).augment(given)
+    assert not torch.allclose(x, given.x, atol=1e-2)
+    assert torch.equal(targets, F.one_hot(given.labels, 4).float())
+
+
+LOGITS = torch.tensor([[2.0, 0.0], [0.0, 0.0]])
+OTHER = torch.tensor([[0.0, 0.0], [0.0, 3.0]])
+TARGETS = torch.tensor([[1.0, 0.0], [0.25, 0.75]])
+LOSSES = math.log(1 + math.exp(-2)), math.log(2)
+OTHERS = math.log(2), 0.25 * (math.log(1 + math.exp(3))) + 0.75 * math.log(1 + math.exp(-3))
+
+
 def test_loss_by_hand():
-    logits = torch.tensor([[2.0, 0.0], [0.0, 0.0]])
-    targets = torch.tensor([[1.0, 0.0], [0.25, 0.75]])
-    first, second = math.log(1 + math.exp(-2)), math.log(2)
-    assert supervised_loss(logits, targets).item() == pytest.approx((first + second) / 2)
-    # a distilled network: the mean of its two heads' losses
-    other = torch.tensor([[0.0, 0.0], [0.0, 3.0]])
-    third, fourth = math.log(2), 0.25 * (math.log(1 + math.exp(3))) + 0.75 * math.log(1 + math.exp(-3))
-    expected = ((first + second) / 2 + (third + fourth) / 2) / 2
-    assert supervised_loss((logits, other), targets).item() == pytest.approx(expected)
-    assert mean_logits((logits, other)).tolist() == [[1.0, 0.0], [0.0, 1.5]]
-    assert mean_logits(logits) is logits
+    assert supervised_loss(LOGITS, TARGETS, Recipe()).item() == pytest.approx(sum(LOSSES) / 2)
+    # a distilled network without a teacher: the mean of its two heads' losses
+    found = supervised_loss((LOGITS, OTHER), TARGETS, Recipe(), distilled=True)
+    assert found.item() == pytest.approx((sum(LOSSES) + sum(OTHERS)) / 4)
+    # an auxiliary head over the stem adds its share
+    found = supervised_loss((LOGITS, OTHER), TARGETS, Recipe(stem_loss=0.4))
+    assert found.item() == pytest.approx((sum(LOSSES) + 0.4 * sum(OTHERS)) / 2)
+
+
+def test_class_weights_weight_the_targets():
+    # each target's share of a class counts as that class weighs
+    weight = torch.tensor([0.5, 1.5])
+    first = 0.5 * math.log(1 + math.exp(-2))
+    second = (0.5 * 0.25 + 1.5 * 0.75) * math.log(2)
+    found = supervised_loss(LOGITS, TARGETS, Recipe(), class_weight=weight)
+    assert found.item() == pytest.approx((first + second) / 2)
+    for options in ({"distilled": True}, {}):  # both heads that learn from labels
+        plain = supervised_loss((LOGITS, LOGITS), TARGETS, Recipe(stem_loss=0.4), class_weight=weight, **options)
+        assert plain.item() == pytest.approx((1 if options else 1.4) * (first + second) / 2)
+
+
+def test_class_weights_by_hand():
+    labels = torch.tensor([0] * 6 + [1] * 3 + [2] * 1)
+    found = class_weights(Recipe(class_weight="balanced"), labels, 3)
+    assert found.tolist() == pytest.approx([10 / 18, 10 / 9, 10 / 3])  # n / (classes * count): its mean is 1 already
+    found = class_weights(Recipe(class_weight=(1, 2, 0)), labels, 3)
+    assert found.tolist() == pytest.approx([1 / 1.2, 2 / 1.2, 0])  # the mean over the examples is (6 + 6) / 10
+    assert found[labels].mean().item() == pytest.approx(1)
+    assert class_weights(Recipe(), labels, 3) is None
+    # a class without examples leaves the others' as they are
+    found = class_weights(Recipe(class_weight="balanced"), labels[:9], 3)
+    assert found[:2].tolist() == pytest.approx([0.75, 1.5])
+    assert found.isfinite().all()
+    with pytest.raises(ValueError, match="class_weight has 2 numbers for 3 classes: give one a class, or balanced"):
+        class_weights(Recipe(class_weight=(1, 2)), labels, 3)
+    with pytest.raises(ValueError, match=r"class_weight \(0.0, 0.0, 1.0\) leaves no training example"):
+        class_weights(Recipe(class_weight=(0, 0, 1)), labels[:9], 3)
+
+
+def test_balanced_weights_equal_repeated_examples(tmp_path):
+    # the first step over all examples: weights do what repeating the rarer class would
+    x, y = toy(40)
+    rare = np.flatnonzero((y == 0) | (np.arange(40) % 8 == 1))  # 20 of one class, 5 of the other
+    often = np.concatenate([rare[y[rare] == 0], *[rare[y[rare] == 1]] * 4])
+    options = PLAIN | {"steps": 1, "optimizer": "sgd", "learning_rate": 0.1, "warmup": 0.0, "grad_clip": 0.0}
+    run_tiny((x[rare], y[rare], x, y), tmp_path / "plain", batch_size=25, **options)
+    weighted = run_tiny((x[rare], y[rare], x, y), tmp_path / "a", batch_size=25, class_weight="balanced", **options)
+    mean, std = weighted.model.preprocess.mean, weighted.model.preprocess.std
+    with pytest.MonkeyPatch.context() as patch:  # the same standardisation of both
+        from ndvit.data.preprocess import Moments
+
+        patch.setattr(Moments, "mean", lambda self: mean)
+        patch.setattr(Moments, "std", lambda self: std)
+        run_tiny((x[often], y[often], x, y), tmp_path / "b", batch_size=40, **options)
+    assert close(tmp_path / "a", tmp_path / "b", 1e-5)
+    assert not close(tmp_path / "a", tmp_path / "plain", 1e-3)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"class_weight": "even"}, "class_weight must be balanced, or one number of at least 0 .* got 'even'"),
+        ({"class_weight": (0, 0)}, "not all of them 0"),
+        ({"class_weight": (1, -1)}, "at least 0 for each class"),
+        ({"class_weight": ()}, "one number"),
+        ({"distillation": "warm"}, "distillation must be one of hard, soft; got 'warm'"),
+        ({"distillation_weight": 1.1}, "distillation_weight must be a number, at least 0 and at most 1; got 1.1"),
+        ({"temperature": 0}, "temperature must be a number, above 0; got 0"),
+        ({"warp": -1}, "warp must be a number, at least 0; got -1"),
+        ({"channel_drop": 1.0}, "channel_drop must be a number, at least 0 and below 1; got 1.0"),
+        ({"scale": None}, "scale must be a number, at least 0; got None"),
+        ({"stem_loss": -0.1}, "stem_loss must be a number, at least 0; got -0.1"),
+    ],
+)
+def test_what_augmentation_and_losses_refuse(values, message):
+    with pytest.raises(ValueError, match=message):
+        Recipe(**values)
+
+
+def test_class_weights_as_yaml_has_them():
+    import yaml
+
+    recipe = Recipe(class_weight=(np.float64(1), 2))
+    text = yaml.safe_dump(recipe.to_dict())
+    assert Recipe.from_dict(yaml.safe_load(text)) == recipe
+    assert recipe.class_weight == (1.0, 2.0)
+
+
+def test_what_a_pair_would_answer():
+    assert predicted_logits((LOGITS, OTHER), True).tolist() == [[1.0, 0.0], [0.0, 1.5]]
+    assert predicted_logits((LOGITS, OTHER), False) is LOGITS  # an auxiliary head does not answer
+    assert predicted_logits(LOGITS, False) is LOGITS
 
 
 def test_both_heads_of_a_distilled_network_learn(tmp_path):
@@ -215,6 +313,22 @@ def test_both_heads_of_a_distilled_network_learn(tmp_path):
     fresh = VisionTransformer(run.model.config)
     for name in ("head.weight", "head_dist.weight", "cls_token", "dist_token"):
         assert not torch.equal(dict(run.model.named_parameters())[name], dict(fresh.named_parameters())[name])
+
+
+@pytest.mark.parametrize("size", [(16,), (8, 8)])
+def test_the_head_over_the_stem_learns_too(size):
+    stem = {"stem": "inception", "stem_depths": (1,), "stem_width": 8, "patch_size": 4, "stem_head": True}
+    model = small(size, **stem).train()
+    given = batch(size=size)
+    made = task(model, stem_loss=0.2, log_every=100, **PLAIN)
+    loss = made.training_step(given, 0)
+    first, second = (F.cross_entropy(z, given.labels) for z in model(given.x, given.mask))
+    assert torch.allclose(loss, first + 0.2 * second, atol=1e-5)
+    loss.backward()
+    assert torch.stack([p.grad.norm() for p in model.stem_head.parameters()]).min() > 0
+    with torch.no_grad():
+        model.eval()
+        assert torch.equal(predicted_logits(model(given.x), False), model(given.x))
 
 
 def test_the_first_loss_of_a_run_by_hand(tmp_path):
@@ -432,7 +546,7 @@ def test_create_model_trains_in_a_plain_loop():
     targets = F.one_hot(given.labels, 4).float()
     losses = []
     for _ in range(20):
-        loss = supervised_loss(model(given.x, given.mask), targets)
+        loss = supervised_loss(model(given.x, given.mask), targets, Recipe())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -188,7 +188,7 @@ def test_what_is_untrained_travels(tmp_path, path):
 
 
 HEADERS = {
-    "newer": ({"ndvit": "2"}, r"m\.safetensors has file format 2, this ndvit reads 1: update ndvit"),
+    "newer": ({"ndvit": "3"}, r"m\.safetensors has file format 3, this ndvit reads 1 and 2: update ndvit"),
     "no config": ({"config": None}, r"m\.safetensors: the header does not describe a model: .*config"),
     "no classes": ({"classes": None}, "the header does not describe a model: .*classes"),
     "no JSON": ({"config": "{"}, "the header does not describe a model"),

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from ndvit.answers import evaluate, predict
     from ndvit.config import ViTConfig, list_models
     from ndvit.data.source import load_source
+    from ndvit.estimator import ViTClassifier
     from ndvit.network import VisionTransformer, create_model
     from ndvit.run import resume, train
     from ndvit.training.recipe import Recipe
@@ -38,10 +39,12 @@ _HOMES = {
     "resume": "ndvit.run",
     "evaluate": "ndvit.answers",
     "predict": "ndvit.answers",
+    "ViTClassifier": "ndvit.estimator",
 }
 
 __all__ = [
     "Recipe",
+    "ViTClassifier",
     "ViTConfig",
     "VisionTransformer",
     "create_model",

@@ -13,7 +13,7 @@ from ndvit.data.preprocess import Preprocess
 from ndvit.data.signals import SignalPreprocess
 from ndvit.data.source import builtin_sources, load_examples, load_source
 from ndvit.evaluation import Evaluation
-from ndvit.network import VisionTransformer
+from ndvit.network.ensemble import Model
 from ndvit.training.inference import pick_device, predict_probabilities
 from ndvit.training.recipe import Device
 from ndvit.weights.loading import load_model
@@ -31,7 +31,7 @@ class Prediction:
 
 
 def evaluate(
-    run: str | Path | VisionTransformer,
+    run: str | Path | Model,
     source: Any,
     *,
     split: Split = "auto",
@@ -88,7 +88,7 @@ def evaluate(
 
 
 def predict(
-    run: str | Path | VisionTransformer,
+    run: str | Path | Model,
     *paths: Any,
     skip_bad: bool = False,
     batch_size: int = 64,
@@ -133,13 +133,13 @@ def predict(
 
 
 def _trained(
-    run: str | Path | VisionTransformer, batch_size: int, device: str, say: Any
-) -> tuple[VisionTransformer, tuple[str, ...], Preprocess]:
+    run: str | Path | Model, batch_size: int, device: str, say: Any
+) -> tuple[Model, tuple[str, ...], Preprocess]:
     """The model, its classes and its preprocessing, after a look at how it shall be asked."""
     if batch_size < 1:
         raise ValueError(f"batch_size must be a whole number of at least 1, got {batch_size}")
     pick_device(device)
-    model = run if isinstance(run, VisionTransformer) else load_model(run)
+    model = run if isinstance(run, Model) else load_model(run)
     if model.untrained:
         some = ", ".join(model.untrained[:4]) + (", ..." if len(model.untrained) > 4 else "")
         raise ValueError(

@@ -29,17 +29,23 @@ _DECIDED_ELSEWHERE = {
     "in_channels": "the data",
     "drop_path_rate": "the recipe",
 }
-_DOCS = {p.arg_name: p.description for p in parse_from_object(ViTConfig).params}
-# Only what the user gives overrides a named model, so these flags have no defaults, as the keys of a partial dict.
-ModelOptions = TypedDict(  # type: ignore[misc]  # built from the fields, so that each is declared in one place
+
+
+def _flags(options: type, tell: bool = False) -> dict[str, Any]:
+    """The flags of a dataclass, whose help, with the default to `tell`, is the docstring of each field."""
+    docs = {p.arg_name: p.description for p in parse_from_object(options).params}
+    told = {f.name: f" [default: {f.default}]" if tell and f.default is not None else "" for f in fields(options)}
+    return {f.name: Annotated[f.type, Parameter(help=f"{docs[f.name]}{told[f.name]}")] for f in fields(options)}
+
+
+# Only what the user gives overrides a named model or a preset, so these flags have no defaults, as the keys of partial
+# dicts; they are built from the fields, so that each is declared in one place.
+ModelOptions = TypedDict(  # type: ignore[misc]
     "ModelOptions",
-    {
-        f.name: Annotated[f.type, Parameter(help=_DOCS[f.name])]
-        for f in fields(ViTConfig)
-        if f.name not in _DECIDED_ELSEWHERE
-    },
+    {name: flag for name, flag in _flags(ViTConfig).items() if name not in _DECIDED_ELSEWHERE},
     total=False,
 )
+RecipeOptions = TypedDict("RecipeOptions", _flags(Recipe, tell=True), total=False)  # type: ignore[misc]
 _MODEL, _RECIPE = Group("Model", sort_key=2), Group("Recipe", sort_key=3)
 
 app = App(
@@ -56,8 +62,11 @@ app.suppress_keyboard_interrupt = app.meta.suppress_keyboard_interrupt = False  
 def train(
     source: str | None = None,
     *,
+    preset: Literal["auto", "signal", "fast", "plain"] = "auto",
     model: str | None = None,
     weights: str | None = None,
+    members: int = 1,
+    teacher: str | None = None,
     output: Path | None = None,
     force: bool = False,
     resume: Path | None = None,
@@ -65,17 +74,23 @@ def train(
     skip_bad: bool = False,
     progress: bool = True,
     options: Annotated[ModelOptions | None, Parameter(name="*", group=_MODEL)] = None,
-    recipe: Annotated[Recipe, Parameter(name="*", group=_RECIPE)] = Recipe(),  # noqa: B008  (frozen)
+    recipe: Annotated[RecipeOptions | None, Parameter(name="*", group=_RECIPE)] = None,
 ) -> None:
     """Train a classifier on a source, and leave a run folder with the model and a report.
 
     Args:
         source: A built-in set (digits, gunpoint, ...), ucr:NAME, a folder with one folder a class, or a .ts, .tsv,
             .npz or .npy file.
-        model: A name that `ndvit models` lists; vit_SIZE takes its dimensions and patch from the data. [default:
-            vit_pico, or the network of the weights]
+        preset: A network and a recipe that were measured together: signal (the best for signals, minutes), fast
+            (signals, in seconds) or plain (the Vision Transformer as published); auto is signal for signals. Every
+            other flag takes the place of the preset's value.
+        model: A name that `ndvit models` lists; vit_SIZE and signal_SIZE take dimensions and patch from the data.
+            [default: the preset's, or the network of the weights]
         weights: Trained weights to begin with: a file, a run folder, a name that `ndvit weights` lists, or
             hf:owner/name.
+        members: Networks in an ensemble, trained one after the other from the seeds seed, seed + 1, ...
+        teacher: Whom the network learns from beside the labels: minirocket, multirocket, an earlier run, or weights as
+            above.
         output: The run folder. [default: a new one under runs/]
         force: Replace an existing run folder.
         resume: Continue the interrupted run in this folder; every other setting is the run's own.
@@ -95,18 +110,21 @@ def train(
         return
     if source is None:
         raise ValueError("what shall be trained on? Give a SOURCE, for example: ndvit train gunpoint")
-    settings = vars(recipe) | dict(options or {})
     _finish(
         runs.train(
             source,
+            preset=preset,
             model=model,
             weights=weights,
+            members=members,
+            teacher=teacher,
             output=output,
             force=force,
             test_fraction=test_fraction,
             skip_bad=skip_bad,
             progress=progress,
-            **settings,
+            **(recipe or {}),
+            **(options or {}),
         )
     )
 
@@ -185,7 +203,8 @@ def models() -> None:
         size = "x".join(map(str, (config.in_channels, *config.input_size)))
         print(f"{name:26} {size:>14} {parameters:>12,} {macs / 1e9:>9.3f}")
     print(
-        "\nvit_SIZE alone takes its input and patch from the data; 1000 classes counted, one multiply-add is one MAC."
+        "\nvit_SIZE alone and signal_SIZE take their input and patch from the data; 1000 classes counted, one "
+        "multiply-add is one MAC."
     )
 
 
@@ -216,6 +235,7 @@ def convert(
     output: Path,
     *,
     to: Literal["ndvit", "timm", "transformers", "torchvision"],
+    member: int | None = None,
     force: bool = False,
     options: Annotated[ModelOptions | None, Parameter(name="*", group=_MODEL)] = None,
 ) -> None:
@@ -225,9 +245,11 @@ def convert(
         source: A run folder, a file of weights, a name that `ndvit weights` lists, or hf:owner/name.
         output: A .safetensors or .pth file; for timm and transformers also a folder, which gets a config.json, too.
         to: ndvit keeps everything in one .safetensors: config, classes and preprocessing.
+        member: The number of one network of an ensemble, from 0; other libraries have no ensembles.
         force: Replace an output that exists.
         options: Fields of ViTConfig: what the weights do not tell, and what they shall be adapted to.
     """
+    from ndvit.network.ensemble import get_member
     from ndvit.weights.convert import export_state_dict, refuse_existing
     from ndvit.weights.file import save_model
     from ndvit.weights.loading import load_model
@@ -235,6 +257,8 @@ def convert(
     refuse_existing(output, force)
     model = load_model(source, **_overrides(options))
     print(model.load_report, file=sys.stderr)
+    if member is not None:
+        model = get_member(model, member)
     if to != "ndvit":
         export_state_dict(model, to, output, force)
     elif output.suffix != ".safetensors":
@@ -277,11 +301,15 @@ def info(source: str, *, options: Annotated[ModelOptions | None, Parameter(name=
         options: Fields of ViTConfig: what the weights do not tell, and what they would be adapted to.
     """
     from ndvit.network import count_cost
+    from ndvit.network.ensemble import Ensemble
     from ndvit.weights.loading import load_model
 
     model = load_model(source, **_overrides(options))
     parameters, macs = count_cost(model.config)
     print(model.load_report)
+    if isinstance(model, Ensemble):
+        parameters, macs = parameters * len(model.members), macs * len(model.members)
+        print(f"members  {len(model.members)}, and the mean of their probabilities is the answer")
     print(f"size     {parameters:,} parameters, {macs / 1e9:.3f} GMACs an example")
     names = ", ".join(model.classes[:20]) + (", ..." if len(model.classes) > 20 else "")
     print(f"classes  {len(model.classes)}{': ' + names if names else ': the file names none'}")

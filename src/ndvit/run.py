@@ -5,8 +5,7 @@ import platform
 import shlex
 import shutil
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,29 +13,33 @@ import torch
 import yaml
 
 from ndvit import __version__
-from ndvit.config import ViTConfig
 from ndvit.data.examples import Source
 from ndvit.data.loading import Inputs
-from ndvit.data.preprocess import preprocess_from_dict
 from ndvit.data.source import builtin_sources, load_source
 from ndvit.evaluation import Evaluation
 from ndvit.files import replace_file
-from ndvit.network import VisionTransformer
+from ndvit.network.ensemble import Model
 from ndvit.report import MAX_CARDS, Report, write_report
-from ndvit.training.fit import FitResult, check_tracker, fit
+from ndvit.training.fit import FitResult, check_tracker
 from ndvit.training.inference import pick_device, predict_probabilities
-from ndvit.training.plan import plan_fine_tuning, plan_model, split_options, with_validation
-from ndvit.training.recipe import Recipe
+from ndvit.training.learn import Adapted, Say, open_to_train, prepare, source_name
+from ndvit.training.plan import split_options
+from ndvit.training.presets import check_preset, choose
 from ndvit.weights.file import MODEL_FILE, Described, save_model
-from ndvit.weights.loading import build_model
-from ndvit.weights.opening import open_weights
-from ndvit.weights.report import LoadReport
 
-DEFAULT_MODEL = "vit_pico"
 CONFIG_FILE, RESULTS_FILE, REPORT_FILE = "config.yaml", "results.json", "report.html"
-_NETWORK_FILE = "checkpoints/network.json"  # what weights were adapted to: a run that is resumed needs them no more
 _HEAD = "# ndvit "  # how the config.yaml of a run begins
-Say = Callable[[str], None]
+_IN_MEMORY = "in memory: "  # a teacher that config.yaml cannot name
+_SETTINGS: dict[str, Any] = {  # of a run, beside the fields of Recipe and ViTConfig
+    "source": str | None,
+    "preset": str,
+    "model": str | None,
+    "weights": str | None,
+    "members": int,
+    "teacher": str | None,
+    "test_fraction": float | int,
+    "skip_bad": bool,
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,14 +47,15 @@ class Run:
     """A finished (or interrupted) training run.
 
     Attributes:
-        folder: where its files are: model.safetensors, config.yaml, metrics.csv, report.html, checkpoints/.
-        model: the trained network in eval mode, with `classes` and `preprocess`.
+        folder: where its files are: model.safetensors, config.yaml, report.html, results.json, and what the training
+            left, metrics.csv and checkpoints/; that of an ensemble is in members/0, members/1, ...
+        model: the trained network or ensemble in eval mode, with `classes` and `preprocess`.
         evaluation: its answers on the test set; None if the run was interrupted.
-        fit: steps, seconds and history of the training.
+        fit: steps, seconds and history of the training; of an ensemble, see `Learned.fit`.
     """
 
     folder: Path
-    model: VisionTransformer
+    model: Model
     evaluation: Evaluation | None
     fit: FitResult
 
@@ -69,8 +73,11 @@ class Run:
 def train(
     source: Any,
     *,
+    preset: str = "auto",
     model: str | None = None,
     weights: str | Path | None = None,
+    members: int = 1,
+    teacher: Any = None,
     output: str | Path | None = None,
     force: bool = False,
     test_fraction: float = 0.2,
@@ -83,9 +90,15 @@ def train(
 
     Args:
         source: a built-in name, `ucr:NAME`, a path, or arrays (X, y) or (X_train, y_train, X_test, y_test).
-        model: a name that `create_model` knows; `vit_SIZE` takes its dimensions and patch from the data. None is
-            `vit_pico`, or the network of the weights.
+        preset: a network and a recipe that were measured together: "signal", "fast" or "plain"; "auto" chooses by the
+            model or the data. What is given besides takes the place of the preset's.
+        model: a name that `create_model` knows; `vit_SIZE` and `signal_SIZE` take dimensions and patch from the data.
+            None is the preset's, or the network of the weights.
         weights: trained weights to begin with, as `load_model` takes them: a file, a run, a published name, `hf:...`.
+        members: networks in an ensemble, trained one after the other from the seeds seed, seed + 1, ...; 1 is a network
+            alone.
+        teacher: whom the networks learn from beside the labels, see `make_teacher`: minirocket, multirocket, an earlier
+            run or anything that `load_model` takes, a torch module, or a classifier of scikit-learn's kind.
         output: the run folder; none makes a new one under `runs/`.
         force: replace an existing run folder.
         test_fraction: share of the examples held out where the source has no test set of its own.
@@ -98,30 +111,35 @@ def train(
         ValueError: for data, options or combinations that cannot work, saying how to mend them.
         FileExistsError: if `output` exists and `force` is not set.
     """
-    recipe, overrides = split_options(options)
-    if weights is None:
-        model = model or DEFAULT_MODEL
-    elif model is not None:
+    split_options(options)  # refused before anything is read
+    check_preset(preset)
+    if weights is not None and model is not None:
         raise ValueError(f"weights bring their own network: give model={model!r} or weights, not both")
-    folder = _new_folder(output, f"{source_name(source)}-{model or source_name(weights)}", force)
+    chosen = preset if weights is None else source_name(weights)
+    folder = _new_folder(output, f"{source_name(source)}-{model or chosen}", force)
     settings = {
         "source": _written(source),
+        "preset": preset,
         "model": model,
         "weights": _written(weights, weights=True),
+        "members": members,
+        "teacher": _teacher_name(teacher),
         "test_fraction": test_fraction,
         "skip_bad": skip_bad,
-        **{k: list(v) if isinstance(v, tuple) else v for k, v in overrides.items()},  # as YAML has them
-        **recipe.to_dict(),
+        **options,
     }
-    return _run(source, settings, folder, resume=False, progress=progress, say=say)
+    return _run(source, teacher, settings, folder, resume=False, progress=progress, say=say)
 
 
-def resume(folder: str | Path, *, source: Any = None, progress: bool = True, say: Say = print) -> Run:
+def resume(
+    folder: str | Path, *, source: Any = None, teacher: Any = None, progress: bool = True, say: Say = print
+) -> Run:
     """Continue an interrupted run to the result that it would have had unbroken.
 
     Args:
         folder: the run folder.
         source: the same arrays again, for a run that was given arrays; else what config.yaml names is read.
+        teacher: the same again, where it was a module or a classifier in memory.
         progress: show progress bars.
         say: what is done with each line that tells what happens.
 
@@ -134,15 +152,9 @@ def resume(folder: str | Path, *, source: Any = None, progress: bool = True, say
         raise FileNotFoundError(f"{folder} holds no run to resume: it has no {CONFIG_FILE}")
     if (folder / MODEL_FILE).is_file():
         raise ValueError(f"{folder} is finished: it has a {MODEL_FILE}. Train anew with another output folder")
-    settings = {"weights": None} | read_config(folder / CONFIG_FILE)  # runs before there were weights lack the line
-    kinds = {
-        "source": str | None,
-        "model": str | None,
-        "weights": str | None,
-        "test_fraction": float | int,
-        "skip_bad": bool,
-    }
-    for name, kind in kinds.items():
+    lacking = {"preset": "plain", "weights": None, "members": 1, "teacher": None}  # in older runs
+    settings = lacking | read_config(folder / CONFIG_FILE)
+    for name, kind in _SETTINGS.items():
         if name not in settings or not isinstance(settings[name], kind):
             raise ValueError(f"{folder / CONFIG_FILE} is not as the run wrote it: {name} is {settings.get(name)!r}")
     if (settings["model"] is None) == (settings["weights"] is None):
@@ -150,19 +162,8 @@ def resume(folder: str | Path, *, source: Any = None, progress: bool = True, say
     source = settings["source"] if source is None else source
     if source is None:
         raise ValueError(f"{folder} was trained on arrays: resume it from Python with source= the same arrays")
-    return _run(source, settings, folder, resume=True, progress=progress, say=say)
-
-
-def source_name(source: Any) -> str:
-    """A short name for a source of data or of weights, fit for a folder."""
-    if not isinstance(source, str | Path):
-        return "arrays"
-    text = str(source)
-    if not Path(text).exists() and text.startswith(("ucr:", "hf:")):
-        return text.partition(":")[2].replace("/", "-").lower()
-    path = Path(text).resolve()
-    name = path.stem if path.suffix and (path.exists() or "/" in text) else path.name
-    return name.removesuffix("_TRAIN").lower() or "data"
+    teacher = settings["teacher"] if teacher is None else teacher
+    return _run(source, teacher, settings, folder, resume=True, progress=progress, say=say)
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -176,90 +177,57 @@ def read_config(path: Path) -> dict[str, Any]:
     return settings
 
 
-def _run(source: Any, settings: dict[str, Any], folder: Path, *, resume: bool, progress: bool, say: Say) -> Run:
-    """The run that `settings`, the content of config.yaml, describes."""
+def _run(
+    source: Any, teacher: Any, settings: dict[str, Any], folder: Path, *, resume: bool, progress: bool, say: Say
+) -> Run:
+    """The run that `settings` describe; config.yaml will have them, with the values that were left open."""
     started = time.perf_counter()
-    test_fraction = settings["test_fraction"]
-    about_data = ("source", "model", "weights", "test_fraction", "skip_bad")
-    recipe, overrides = split_options({k: v for k, v in settings.items() if k not in about_data})
-    if not test_fraction:
+    about = {name: settings[name] for name in _SETTINGS}
+    recipe, overrides = split_options({name: value for name, value in settings.items() if name not in _SETTINGS})
+    if not about["test_fraction"]:
         raise ValueError("test_fraction must be above 0: a run ends with a test")
+    if isinstance(teacher, str) and teacher.startswith(_IN_MEMORY):
+        kind = teacher.removeprefix(_IN_MEMORY)
+        raise ValueError(f"the teacher of this run was a {kind} in memory: from Python, give teacher= the same again")
     pick_device(recipe.device)  # before anything is read or written
     check_tracker(recipe)
-    kept = folder / _NETWORK_FILE if resume and (folder / _NETWORK_FILE).is_file() else None
-    fresh = settings["weights"] is not None and kept is None
-    weights = open_weights(settings["weights"], overrides) if fresh else None  # before a large source is read
+    weights: Adapted | Described | None = Adapted.read(folder) if resume else None
+    if about["weights"] is not None and weights is None:
+        weights = open_to_train(about["weights"], overrides)  # before a large source is read
     data = load_source(
-        source, test_fraction=test_fraction, seed=recipe.seed, skip_bad=settings["skip_bad"], progress=progress
+        source, test_fraction=about["test_fraction"], seed=recipe.seed, skip_bad=about["skip_bad"], progress=progress
     )
-    data = with_validation(data, recipe)
-    torch.manual_seed(recipe.seed)
-    model, name = _make_model(data, settings, recipe, overrides, weights, kept)
-    config, preprocess = model.config, model.preprocess
-    if model.load_report is not None:
-        say(str(model.load_report))
-    licence = model.provenance.get("licence")  # of the weights, which the trained model inherits
-    model.provenance = {
-        "source": settings["source"],
-        "model": name,
-        "seed": recipe.seed,
-        "test_fraction": test_fraction,
-        "ndvit": __version__,
-    }
-    facts = {"model": f"{name}, {sum(p.numel() for p in model.parameters()):,} parameters"}
-    if model.load_report is not None:
-        model.provenance |= {"weights": model.load_report.source, "adapted": model.load_report.to_dict()["adapted"]}
-        model.provenance |= {"licence": licence} if licence else {}
-        facts["weights"] = _in_short(model.load_report)
-    peak = recipe.peak_learning_rate(config.embed_dim, pretrained=model.load_report is not None)
-    facts |= {
-        "input": f"{preprocess.channels} x {_by(config.input_size)}, in patches of {_by(config.patch_size)}",
-        "examples": f"{len(data.train):,} training, {len(data.val or ()):,} validation, {len(data.test):,} test",
-        "classes": f"{len(data.classes)}",
-        "steps": f"{recipe.total_steps(len(data.train)):,} of {recipe.batch_size * recipe.accumulate} examples, "
-        f"peak learning rate {peak:.2g}",
-    }
-    for line in (*data.notes, "; ".join(f"{k}: {v}" for k, v in facts.items())):
-        say(line)
-
-    inputs = {part: Inputs(e, preprocess) for part, e in (("train", data.train), ("val", data.val)) if e is not None}
     if not resume:
-        again = f"ndvit train --config {CONFIG_FILE} --output NEW_FOLDER"
-        if settings["source"] is None:
-            again = "the source was arrays; in Python, train(arrays, **settings)"
-        text = f"{_HEAD}{__version__}. Rerun: {again}\n"
-        text += yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
-        if folder.is_dir() and any(folder.iterdir()):  # by force; not before all that can be refused was refused
-            shutil.rmtree(folder)
-        _claim(folder, text)
-        if model.load_report is not None:
-            (folder / _NETWORK_FILE).parent.mkdir(exist_ok=True)
-            known = {
-                "config": config.to_dict(),
-                "preprocess": preprocess.to_dict(),
-                "provenance": {"licence": licence} if licence else {},
-                "report": asdict(model.load_report),
-            }
-            replace_file(folder / _NETWORK_FILE, json.dumps(known, indent=1))
-    result = fit(model, inputs["train"], inputs.get("val"), recipe, folder, resume=resume, progress=progress)
-    if result.interrupted:
-        say(f"stopped at step {result.steps:,}; go on with: ndvit train --resume {shlex.quote(str(folder))}")
-        return Run(folder, model.eval(), None, result)
+        given = {name: value for name, value in settings.items() if name not in _SETTINGS}
+        choice = choose(about["preset"], data, about["model"], given, trained=about["weights"] is not None)
+        about |= {"preset": choice.preset, "model": choice.model}
+        recipe, overrides = split_options(choice.options)
+    told = {name: about[name] for name in ("source", "test_fraction")}
+    plan = {name: about[name] for name in ("model", "members")}
+    prepared = prepare(data, recipe, overrides, **plan, weights=weights, teacher=teacher, told=told, say=say)
+    if not resume:
+        _write_settings(folder, {**about, **overrides, **recipe.to_dict()})
+    learned = prepared.learn(folder, resume=resume, progress=progress, say=say)
+    model, result = learned.model, learned.fit
+    if learned.interrupted:
+        say(f"stopped at step {learned.fits[-1].steps:,}; go on with: ndvit train --resume {shlex.quote(str(folder))}")
+        return Run(folder, model, None, result)
 
-    answers = predict_probabilities(model, Inputs(data.test, preprocess), recipe.batch_size, recipe.device, progress)
+    inputs = Inputs(data.test, model.preprocess)
+    answers = predict_probabilities(model, inputs, recipe.batch_size, recipe.device, progress)
     assert data.test.labels is not None
     evaluation = Evaluation(data.classes, data.test.labels, answers, tuple(data.test.names))
-    model.untrained = ()
-    model.provenance |= {"steps": result.steps, "test_accuracy": evaluation.accuracy}
-    facts |= {
+    model.provenance["test_accuracy"] = evaluation.accuracy
+    last_seed = recipe.seed + about["members"] - 1
+    facts = learned.facts | {
         "time": f"{result.seconds:.0f} s of training{' since the run was resumed' if resume else ''}, "
         f"{time.perf_counter() - started:.0f} s in all",
         "device": f"{result.device}, threads: {torch.get_num_threads()}",
         "versions": f"ndvit {__version__}, torch {torch.__version__}, Python {platform.python_version()}",
-        "seed": f"{recipe.seed}",
+        "seed": f"{recipe.seed}" if last_seed == recipe.seed else f"{recipe.seed} to {last_seed}",
     }
     run = Run(folder, model.cpu(), evaluation, result)
-    _write_results(run, data, facts)
+    _write_results(run, learned.data, facts)
     right = len(evaluation) - len(evaluation.mistakes)
     say(
         f"test accuracy {evaluation.accuracy:.4f} ({right:,} of {len(evaluation):,}) "
@@ -269,35 +237,16 @@ def _run(source: Any, settings: dict[str, Any], folder: Path, *, resume: bool, p
     return run
 
 
-def _make_model(
-    data: Source,
-    settings: dict[str, Any],
-    recipe: Recipe,
-    overrides: dict[str, Any],
-    weights: Described | None,
-    kept: Path | None,
-) -> tuple[VisionTransformer, str]:
-    """The network that is to be trained, new or with trained weights, and its name.
-
-    A run that is resumed has the weights in its checkpoint, and what network they were adapted to in `kept`.
-    """
-    if settings["weights"] is None:
-        preprocess, config = plan_model(data, settings["model"], recipe, overrides)
-        model, name = VisionTransformer(config), settings["model"]
-    else:
-        name = source_name(settings["weights"])
-        if weights is not None:
-            preprocess, fitting = plan_fine_tuning(data, weights, recipe, overrides)
-            model = build_model(weights, classes=data.classes, overrides=fitting, new_head=True)
-        else:
-            assert kept is not None
-            facts = json.loads(kept.read_text(encoding="utf-8"))
-            model = VisionTransformer(ViTConfig.from_dict(facts["config"]))
-            preprocess = preprocess_from_dict(facts["preprocess"])
-            model.provenance = facts["provenance"]
-            model.load_report = LoadReport.from_json(facts["report"])
-    model.classes, model.preprocess = data.classes, preprocess
-    return model, name
+def _write_settings(folder: Path, settings: dict[str, Any]) -> None:
+    """Begin a run folder with its config.yaml, and by force lose the run that was there."""
+    again = f"ndvit train --config {CONFIG_FILE} --output NEW_FOLDER"
+    if settings["source"] is None:
+        again = "the source was arrays; in Python, train(arrays, **settings)"
+    plain = {name: list(v) if isinstance(v, tuple) else v for name, v in settings.items()}  # as YAML has them
+    text = f"{_HEAD}{__version__}. Rerun: {again}\n{yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)}"
+    if folder.is_dir() and any(folder.iterdir()):  # not before all that can be refused was refused
+        shutil.rmtree(folder)
+    _claim(folder, text)
 
 
 def _claim(folder: Path, text: str) -> None:
@@ -343,14 +292,10 @@ def _written(source: Any, weights: bool = False) -> str | None:
     return str(path.resolve()) if path.exists() and not named else str(source)
 
 
-def _in_short(report: LoadReport) -> str:
-    counts = {"adapted": len(report.adapted), "new": len(report.new), "ignored": len(report.ignored)}
-    rest = "".join(f", {count} {what}" for what, count in counts.items() if count)
-    return f"{report.source} ({report.kind} layout): {len(report.loaded)} tensors unchanged{rest}"
-
-
-def _by(size: tuple[int, ...]) -> str:
-    return " x ".join(map(str, size))
+def _teacher_name(teacher: Any) -> str | None:
+    if teacher is None or isinstance(teacher, str | Path):
+        return _written(teacher, weights=True)
+    return f"{_IN_MEMORY}{type(teacher).__name__}"
 
 
 def _new_folder(output: str | Path | None, name: str, force: bool) -> Path:

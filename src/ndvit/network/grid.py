@@ -69,6 +69,29 @@ def rotary_table(grid: tuple[int, ...], periods: Tensor, prefix: int) -> tuple[T
     return angles.cos(), angles.sin()
 
 
+def relative_offsets(grid: tuple[int, ...], device: torch.device | None = None) -> Tensor:
+    """Where the offset between two patches of a grid stands in a table of all offsets: (N, N), int64.
+
+    The table runs row-major through the 2 g - 1 offsets of each axis, from -(g - 1) to g - 1; entry (i, j) is the place
+    of j's offset from i.
+    """
+    places = torch.stack(torch.meshgrid(*(torch.arange(n, device=device) for n in grid), indexing="ij"), dim=-1)
+    places = places.flatten(0, -2)  # (N, axes)
+    offsets = places[None] - places[:, None]  # (N, N, axes)
+    index = offsets.new_zeros(offsets.shape[:2])
+    for axis, n in enumerate(grid):
+        index = index * (2 * n - 1) + offsets[..., axis] + n - 1
+    return index
+
+
+def linear_matrix(old: int, new: int) -> Tensor:
+    """The (new, old) matrix that resamples one axis linearly, ends on ends, float64; one new value is the middle."""
+    if new == 1:
+        return F.one_hot(torch.tensor([old // 2]), old).double()
+    rows = torch.eye(old, dtype=torch.float64)[:, None]
+    return F.interpolate(rows, size=new, mode="linear", align_corners=True)[:, 0].T
+
+
 def resize_matrix(old: int, new: int) -> Tensor:
     """The (new, old) matrix that resamples one axis: bicubic, antialiased where it shrinks (PIL's filter), float64."""
     # shape (1, N): antialiased interpolation of an (N, 1) grid is silently wrong in torch

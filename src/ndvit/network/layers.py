@@ -1,5 +1,6 @@
 """The parts of the encoder. Leaves take plain numbers; a block takes the config. Names follow timm's state dicts."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -8,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ndvit.config import ViTConfig
+from ndvit.network.convstem import ConvStem
 from ndvit.network.stem import CONVOLUTIONS, ResNetStem
 
 Rotation = tuple[Tensor, Tensor]
@@ -15,30 +17,47 @@ Rotation = tuple[Tensor, Tensor]
 
 
 class PatchEmbed(nn.Module):
-    """Patches to tokens by a convolution whose kernel and stride are the patch; a stem before and a LayerNorm behind it
-    are optional.
+    """Patches to tokens by a convolution whose stride is the patch, and whose kernel is the patch or reaches into its
+    neighbours; a stem before and a LayerNorm behind it are optional.
 
-    (B, C, *size) -> (B, N, D), patches in row-major order.
+    (B, C, *size) -> (B, N, D), patches in row-major order; `stem` and `tokens` are its two halves.
     """
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
-        patch, dim = config.patch_size, config.embed_dim
-        self.backbone = ResNetStem(config) if config.stem == "resnet" else nn.Identity()
-        channels = self.backbone.out_channels if isinstance(self.backbone, ResNetStem) else config.in_channels
+        patch, kernel, dim = config.patch_size, config.patch_kernel, config.embed_dim
+        self.backbone = nn.Identity() if config.stem == "none" else _STEMS[config.stem](config)
+        padding = tuple((k - p) for k, p in zip(kernel, patch))
         conv = CONVOLUTIONS[len(patch) - 1]
-        self.proj = conv(channels, dim, kernel_size=patch, stride=patch)  # type: ignore[arg-type]
+        self.proj = conv(config.stem_channels, dim, kernel, patch, padding)  # type: ignore[arg-type]
         self.norm = nn.LayerNorm(dim, eps=config.norm_eps) if config.patch_norm else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(self.proj(self.backbone(x)).flatten(2).transpose(1, 2))
+        return self.tokens(self.stem(x))
+
+    def stem(self, x: Tensor, recompute: bool = False) -> Tensor:
+        """(B, C, *size) -> (B, config.stem_channels, *size / config.stem_stride); x itself where there is no stem."""
+        return x if isinstance(self.backbone, nn.Identity) else self.backbone(x, recompute)
+
+    def tokens(self, x: Tensor) -> Tensor:
+        """What the stem gave -> (B, N, D)."""
+        return self.norm(self.proj(x).flatten(2).transpose(1, 2))
+
+
+_STEMS: dict[str, Callable[[ViTConfig], nn.Module]] = {
+    "resnet": ResNetStem,
+    "inception": ConvStem,
+    "residual": ConvStem,
+}
 
 
 class Attention(nn.Module):
     """Multi-head self-attention: softmax(q k^T scale) v, then a projection (Vaswani et al., 2017).
 
-    (B, T, D) -> (B, T, D). `mask` is boolean, broadcastable to (B, heads, T, T), True where a key may be seen; a
-    rotation turns queries and keys by their place.
+    (B, T, D) -> (B, T, D). `mask` is boolean (B, 1, 1, T), True where a key may be seen; a rotation turns queries and
+    keys by their place. With a `grid` there is a learned bias for each offset between two of its patches, which are the
+    last tokens; it is added to the weights after the softmax (eRPE, "ConvTran"), where `offsets` are the grid's, see
+    `grid.relative_offsets`.
     """
 
     def __init__(
@@ -50,6 +69,7 @@ class Attention(nn.Module):
         qk_norm_eps: float | None = None,
         attn_drop: float = 0.0,
         proj_drop: float = 0.0,
+        grid: tuple[int, ...] | None = None,
     ) -> None:
         super().__init__()
         head_dim = dim // num_heads
@@ -59,10 +79,18 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.q_norm = nn.Identity() if qk_norm_eps is None else nn.LayerNorm(head_dim, eps=qk_norm_eps)
         self.k_norm = nn.Identity() if qk_norm_eps is None else nn.LayerNorm(head_dim, eps=qk_norm_eps)
+        table = None if grid is None else torch.zeros(num_heads, math.prod(2 * n - 1 for n in grid))
+        self.relative_bias = None if table is None else nn.Parameter(table)
         self.proj = nn.Linear(dim, dim)
         self.proj_drop = nn.Dropout(proj_drop)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None, rotation: Rotation | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        rotation: Rotation | None = None,
+        offsets: Tensor | None = None,
+    ) -> Tensor:
         qkv = self.qkv(x).unflatten(2, (3, self.num_heads, -1))  # (B, T, 3, heads, head_dim)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, heads, T, head_dim)
         q, k = self.q_norm(q), self.k_norm(k)
@@ -70,7 +98,44 @@ class Attention(nn.Module):
             q, k = rotate(q, rotation), rotate(k, rotation)
         drop = self.attn_drop if self.training else 0.0
         x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=drop, scale=self.scale)
+        if self.relative_bias is not None:
+            assert offsets is not None
+            x = x + relative_values(v, self.relative_bias, offsets, mask)
         return self.proj_drop(self.proj(x.transpose(1, 2).flatten(2)))  # (B, T, D)
+
+
+def relative_values(v: Tensor, table: Tensor, offsets: Tensor, mask: Tensor | None) -> Tensor:
+    """Values of the patches summed under the weights of their offsets: (B, heads, T, d) -> (B, heads, T, d).
+
+    Args:
+        v: values; the last N tokens are the patches. The others have no place, and neither give nor get anything.
+        table: (heads, number of offsets).
+        offsets: (N, N), as `grid.relative_offsets` gives them.
+        mask: (B, 1, 1, T) boolean, True where a token may be seen.
+    """
+    patches = len(offsets)
+    bias = table.index_select(1, offsets.flatten()).unflatten(1, offsets.shape)  # (heads, N, N)
+    v, prefix = v[:, :, -patches:], v.shape[2] - patches
+    if mask is not None:
+        v = v * mask[..., -patches:].mT
+    return F.pad(bias @ v, (0, 0, prefix, 0))
+
+
+def visible_mean(x: Tensor, visible: Tensor | None) -> Tensor:
+    """Mean over places: (B, N, D) -> (B, D), of those that `visible` (B, N) tells; 0 where there are none."""
+    if visible is None:
+        return x.mean(1)
+    weight = visible[:, :, None].to(x.dtype)
+    return (x * weight).sum(1) / weight.sum(1).clamp(min=1)
+
+
+def mean_and_max(x: Tensor, visible: Tensor | None) -> Tensor:
+    """Mean and maximum over places side by side: (B, N, D) -> (B, 2 D), of those that `visible` (B, N) tells."""
+    largest = x if visible is None else x.masked_fill(~visible[:, :, None], -torch.inf)
+    largest = largest.amax(1)
+    if visible is not None:  # an example of which nothing was observed
+        largest = largest.masked_fill(~visible.any(1)[:, None], 0)
+    return torch.cat([visible_mean(x, visible), largest], dim=1)
 
 
 def rotate(x: Tensor, rotation: Rotation) -> Tensor:
@@ -195,6 +260,7 @@ class Block(nn.Module):
             qk_norm_eps=eps if config.qk_norm else None,
             attn_drop=config.attn_drop_rate,
             proj_drop=config.drop_rate,
+            grid=config.grid if config.relative_bias else None,
         )
         self.norm2 = nn.LayerNorm(dim, eps=eps)
         self.mlp = Mlp.from_config(config)
@@ -203,7 +269,13 @@ class Block(nn.Module):
         self.ls2 = LayerScale(dim, config.layer_scale) if scaled else nn.Identity()  # type: ignore[arg-type]
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None, rotation: Rotation | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        rotation: Rotation | None = None,
+        offsets: Tensor | None = None,
+    ) -> Tensor:
         # not in place: autograd needs the x that each branch saw
-        x = x + self.drop_path(self.ls1(self.attn(self.norm1(x), mask, rotation)))
+        x = x + self.drop_path(self.ls1(self.attn(self.norm1(x), mask, rotation, offsets)))
         return x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))

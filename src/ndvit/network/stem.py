@@ -5,10 +5,15 @@ BiT's ResNet-v2 root with ResNet-v1 units: weight-standardised convolutions, Gro
 """
 
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
 
 from ndvit.config import StemNumerics, ViTConfig
 
@@ -20,7 +25,7 @@ _MAX_POOL = (F.max_pool1d, F.max_pool2d, F.max_pool3d)
 class ResNetStem(nn.Module):
     """A convolution of width 7, max pooling, stages of bottleneck units; every stage but the first halves the grid.
 
-    (B, C, *size) -> (B, out_channels, *size / config.stem_stride).
+    (B, C, *size) -> (B, config.stem_channels, *size / config.stem_stride).
     """
 
     def __init__(self, config: ViTConfig) -> None:
@@ -42,13 +47,41 @@ class ResNetStem(nn.Module):
                 blocks.append(Bottleneck(dims, channels, features, stride, numerics))
                 channels = 4 * features
             self.stages.append(nn.Sequential(OrderedDict(blocks=nn.Sequential(*blocks))))
-        self.out_channels = channels
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.stem(x)  # (B, width, *size / 4)
-        for stage in self.stages:
+    def forward(self, x: Tensor, recompute: bool = False) -> Tensor:
+        return run_stages(self.stages, self.stem(x), recompute)  # the root gives (B, width, *size / 4)
+
+
+def run_stages(stages: nn.ModuleList, x: Tensor, recompute: bool) -> Tensor:
+    """One stage after the other; with `recompute` each is computed again in the backward pass, to save memory."""
+    for stage in stages:
+        if not recompute:
             x = stage(x)
-        return x
+        elif torch.compiler.is_compiling():  # the compiler's second pass has no side effects, and takes no context
+            x = checkpoint(stage, x, use_reentrant=False)
+        else:
+            x = checkpoint(stage, x, use_reentrant=False, context_fn=partial(_contexts, stage))
+    return x
+
+
+def _contexts(stage: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    return nullcontext(), _frozen_statistics(stage)
+
+
+@contextmanager
+def _frozen_statistics(stage: nn.Module) -> Iterator[None]:
+    """Within, a second forward pass over the same batch does not count twice in BatchNorm's running statistics."""
+    # not without statistics at all: the second pass must keep as many tensors as the first
+    norms = [module for module in stage.modules() if isinstance(module, _BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    counts = [norm.num_batches_tracked for norm in norms]
+    for norm in norms:
+        norm.momentum, norm.num_batches_tracked = 0.0, None
+    try:
+        yield
+    finally:
+        for norm, momentum, count in zip(norms, momenta, counts):
+            norm.momentum, norm.num_batches_tracked = momentum, count
 
 
 class Bottleneck(nn.Module):

@@ -7,12 +7,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from ndvit.config import ViTConfig, named_config
-from ndvit.network.grid import patchify, rope_periods, rotary_table, sincos_positions
-from ndvit.network.layers import AttentionPool, Block, LayerScale, PatchEmbed
+from ndvit.network.convstem import ConvStem
+from ndvit.network.grid import patchify, relative_offsets, rope_periods, rotary_table, sincos_positions
+from ndvit.network.layers import Attention, AttentionPool, Block, LayerScale, PatchEmbed, mean_and_max, visible_mean
+from ndvit.network.rocket import Rocket
 from ndvit.network.stem import StdConv
+
+HEADS = ("head", "head_dist", "stem_head", "rocket")
+"""Names of the modules whose outputs are classes: they are new where there are other classes."""
 
 
 def create_model(name: str, **overrides: Any) -> "VisionTransformer":
@@ -31,12 +37,13 @@ def create_model(name: str, **overrides: Any) -> "VisionTransformer":
 class VisionTransformer(nn.Module):
     """A Vision Transformer that classifies signals (B, C, L), images (B, C, H, W) or volumes (B, C, D, H, W).
 
-    The state dict has timm's keys. `grad_checkpointing = True` trades a second forward of each block for memory.
+    The state dict has timm's keys. `grad_checkpointing = True` trades a second forward of each block, and of each stage
+    of a stem, for memory.
 
     Attributes:
         config: the `ViTConfig` it was built from.
         num_prefix_tokens: class, distillation and register tokens before the patches.
-        grad_checkpointing: recompute each block in the backward pass instead of keeping its activations.
+        grad_checkpointing: recompute blocks and stages in the backward pass instead of keeping activations.
         classes: names of the outputs; empty where nobody named them.
         preprocess: makes an input of a picture or an array; None where the model was never told.
         untrained: names of tensors that were newly initialised in a network of trained weights, a new head for example;
@@ -51,6 +58,9 @@ class VisionTransformer(nn.Module):
     untrained: tuple[str, ...] = ()
     load_report: Any = None
     rope_periods: Tensor
+    head: nn.Module
+    head_dist: nn.Module
+    stem_head: nn.Module
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
@@ -83,15 +93,15 @@ class VisionTransformer(nn.Module):
         self.norm = nn.Identity() if after_pool else nn.LayerNorm(dim, eps=eps)
         self.fc_norm = nn.LayerNorm(dim, eps=eps) if after_pool else nn.Identity()
         self.attn_pool = AttentionPool(config) if config.pooling == "map" else None
-        width = config.representation_size or config.pooled_dim
-        self.pre_logits = (
-            nn.Sequential(OrderedDict(fc=nn.Linear(config.pooled_dim, width), act=nn.Tanh()))
-            if config.representation_size
-            else nn.Identity()
-        )
-        self.head = nn.Linear(width, config.num_classes) if config.num_classes else nn.Identity()
-        if config.distilled:
-            self.head_dist = nn.Linear(width, config.num_classes) if config.num_classes else nn.Identity()
+        self.pre_logits: nn.Module = nn.Identity()
+        if config.representation_size:
+            linear = nn.Linear(config.pooled_dim, config.representation_size)
+            self.pre_logits = nn.Sequential(OrderedDict(fc=linear, act=nn.Tanh()))
+        self.head_norm = nn.BatchNorm1d(config.pooled_dim) if config.head_norm == "batch" else nn.Identity()
+        self.head_drop = nn.Dropout(config.head_drop)
+        for name, width in self._head_widths().items():
+            setattr(self, name, nn.Linear(width, config.num_classes) if config.num_classes else nn.Identity())
+        self.rocket = self._new_rocket()
         self.init_weights()
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
@@ -100,39 +110,62 @@ class VisionTransformer(nn.Module):
         Args:
             x: (B, C, *input_size), floating point.
             mask: (B, *input_size) boolean, True where a value was observed; None where all were. Patches without any
-                observed value are seen by no token and left out of pooling. (A stem's convolutions and norms still mix
-                what stands in their place into their neighbours.)
+                observed value are seen by no token and left out of pooling, as is what a stem gives for a stretch
+                without any. (A stem's convolutions and norms, and overlapping patches, still mix what stands in their
+                place into their neighbours.)
 
         Returns:
             Logits (B, num_classes), or the pooled features for 0 classes. A distilled network returns the logits of its
-            class and distillation heads as a pair in training, and their mean in evaluation.
+            class and distillation heads as a pair in training, and their mean in evaluation; one with a `stem_head`
+            returns the logits of both heads as a pair in training, and those of the first in evaluation. Random
+            convolution features (`rocket`) have their say in evaluation only: the mean of both logits.
 
         Raises:
             ValueError: if x or mask has another shape than the config's.
         """
+        logits = self._heads(x, mask)
+        if self.rocket is None or self.training:
+            return logits
+        assert isinstance(logits, Tensor)
+        return (logits + self.rocket(x, mask)) / 2
+
+    def _heads(self, x: Tensor, mask: Tensor | None) -> Tensor | tuple[Tensor, Tensor]:
         visible = self._visible_tokens(x, mask)  # (B, 1, 1, T) or None
-        x = self._encode(x, visible)  # (B, T, D)
+        stem = self._stem(x)  # (B, C, *size / stem_stride)
+        x = self._encode(stem, visible)  # (B, T, D)
         if self.config.distilled:
+            x = self.head_drop(x[:, :2])
             pair = self.head(x[:, 0]), self.head_dist(x[:, 1])  # each (B, classes)
             return pair if self.training else (pair[0] + pair[1]) / 2
         x = self.fc_norm(self._pool(x, visible))  # (B, D)
-        return self.head(self.pre_logits(x))  # (B, classes)
+        if self.config.pooling == "stem_tokens":
+            x = torch.cat([self._pool_stem(stem, mask), x], dim=1)  # (B, 2 C + D), or (B, 2 C + 2 D)
+        x = self.head(self.head_drop(self.pre_logits(self.head_norm(x))))  # (B, classes)
+        if self.config.stem_head and self.training:
+            return x, self.stem_head(self._pool_stem(stem, mask))
+        return x
 
     def forward_features(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """All tokens after the encoder, prefix first: (B, prefix + patches, D). Arguments as in `forward`."""
-        return self._encode(x, self._visible_tokens(x, mask))
+        visible = self._visible_tokens(x, mask)
+        return self._encode(self._stem(x), visible)
 
-    def _encode(self, x: Tensor, visible: Tensor | None) -> Tensor:
-        x = self._add_positions(self.patch_embed(x))  # (B, T, D)
+    def _stem(self, x: Tensor) -> Tensor:
+        return self.patch_embed.stem(x, recompute=self.grad_checkpointing and self.training)
+
+    def _encode(self, stem: Tensor, visible: Tensor | None) -> Tensor:
+        x = self._add_positions(self.patch_embed.tokens(stem))  # (B, T, D)
         x = self.norm_pre(self.pos_drop(x))
-        rotation = None
+        rotation = offsets = None
         if self.config.pos_embed == "rope":
             rotation = rotary_table(self.config.grid, self.rope_periods, self.num_prefix_tokens)
+        if self.config.relative_bias:
+            offsets = relative_offsets(self.config.grid, x.device)
         for block in self.blocks:
             if self.grad_checkpointing and self.training:
-                x = checkpoint(block, x, visible, rotation, use_reentrant=False)
+                x = checkpoint(block, x, visible, rotation, offsets, use_reentrant=False)
             else:
-                x = block(x, visible, rotation)
+                x = block(x, visible, rotation, offsets)
         return self.norm(x)
 
     def _add_positions(self, x: Tensor) -> Tensor:
@@ -146,7 +179,7 @@ class VisionTransformer(nn.Module):
         return torch.cat([*prefix, x + self.pos_embed], dim=1)
 
     def _pool(self, x: Tensor, visible: Tensor | None) -> Tensor:
-        """One vector for each example: (B, T, D) -> (B, pooled_dim)."""
+        """One vector of the tokens for each example: (B, T, D) -> (B, D), or (B, 2 D) with the class token."""
         token = x[:, 0]
         if self.config.pooling == "token":
             return token
@@ -155,12 +188,16 @@ class VisionTransformer(nn.Module):
             visible = visible[..., self.num_prefix_tokens :]  # (B, 1, 1, N)
         if self.attn_pool is not None:
             return self.attn_pool(x, visible)
-        if visible is None:
-            mean = x.mean(1)
-        else:
-            weight = visible[:, 0, 0, :, None].to(x.dtype)  # (B, N, 1)
-            mean = (x * weight).sum(1) / weight.sum(1).clamp(min=1)
-        return torch.cat([token, mean], dim=1) if self.config.pooling == "token_avg" else mean
+        mean = visible_mean(x, None if visible is None else visible[:, 0, 0])
+        both = self.config.pooling in ("token_avg", "stem_tokens") and self.config.class_token
+        return torch.cat([token, mean], dim=1) if both else mean
+
+    def _pool_stem(self, stem: Tensor, mask: Tensor | None) -> Tensor:
+        """Mean and maximum of what the stem gave, where something was observed: (B, C, *places) -> (B, 2 C)."""
+        visible = None
+        if mask is not None:
+            visible = patchify(mask, (self.config.stem_stride,) * len(self.config.input_size)).any(2)
+        return mean_and_max(stem.flatten(2).transpose(1, 2), visible)
 
     def _visible_tokens(self, x: Tensor, mask: Tensor | None) -> Tensor | None:
         """Check the input, and turn the mask of values into one of tokens: (B, *size) -> (B, 1, 1, T)."""
@@ -187,32 +224,52 @@ class VisionTransformer(nn.Module):
         return torch.cat([patches.new_ones(x.shape[0], self.num_prefix_tokens), patches], dim=1)[:, None, None]
 
     def reset_head(self, num_classes: int) -> None:
-        """Replace the head (both heads, if distilled) by new ones for `num_classes`; 0 leaves the features bare."""
+        """Replace every head by a new one for `num_classes`; 0 leaves the features bare."""
         self.config = replace(self.config, num_classes=num_classes)
         self.classes = ()  # the new outputs have no names yet
-        width = self.config.representation_size or self.config.pooled_dim
         like = self.patch_embed.proj.weight
-        for name in ("head", "head_dist") if self.config.distilled else ("head",):
+        for name, width in self._head_widths().items():
             head = nn.Linear(width, num_classes).to(like) if num_classes else nn.Identity()
             head.apply(self._init_module)
             setattr(self, name, head)
-        heads = tuple(name for name in self.state_dict() if name.partition(".")[0] in ("head", "head_dist"))
-        self.untrained = (*(n for n in self.untrained if n.partition(".")[0] not in ("head", "head_dist")), *heads)
+        self.rocket = self._new_rocket()
+        if self.rocket is not None:
+            self.rocket.to(like)
+        heads = tuple(name for name in self.state_dict() if name.partition(".")[0] in HEADS)
+        self.untrained = (*(n for n in self.untrained if n.partition(".")[0] not in HEADS), *heads)
+
+    def _head_widths(self) -> dict[str, int]:
+        """What each head of this config reads."""
+        config, width = self.config, self.config.representation_size or self.config.pooled_dim
+        there = {"head": width}
+        if config.distilled:
+            there["head_dist"] = width
+        if config.stem_head:
+            there["stem_head"] = 2 * config.stem_channels
+        return there
+
+    def _new_rocket(self) -> Rocket | None:
+        """Random convolution features that nobody has solved yet, where the config wants some and there are classes."""
+        config = self.config
+        if not (config.rocket_features and config.num_classes):
+            return None
+        return Rocket(config.in_channels, config.input_size[0], config.rocket_features, config.num_classes)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Trainable parameters grouped by depth and by whether weight decay is meant for them.
 
         Returns:
-            A list of {"depth", "decay", "names", "params"}. Depth is 0 for patches, tokens and positions, i + 1 for
-            block i, and config.depth + 1 for everything after the blocks, as layer-wise learning rates need it (BEiT,
-            MAE). `decay` is False for norms, biases, scales, tokens and positions.
+            A list of {"depth", "decay", "names", "params"}. Depth is 0 for stem, patches, tokens and positions, i + 1
+            for block i, and config.depth + 1 for everything after the blocks, as layer-wise learning rates need it
+            (BEiT, MAE). `decay` is False for norms, biases, scales, tokens and positions, relative ones, too.
         """
         groups: dict[tuple[int, bool], dict[str, Any]] = {}
         undecayed = {"cls_token", "dist_token", "reg_token", "pos_embed", "attn_pool.latent"}
         for name, parameter in self.named_parameters():
             if not parameter.requires_grad:
                 continue
-            key = self._depth_of(name), parameter.ndim > 1 and name not in undecayed
+            bare = name in undecayed or name.endswith("relative_bias")
+            key = self._depth_of(name), parameter.ndim > 1 and not bare
             group = groups.setdefault(key, {"depth": key[0], "decay": key[1], "names": [], "params": []})
             group["names"].append(name)
             group["params"].append(parameter)
@@ -249,12 +306,15 @@ class VisionTransformer(nn.Module):
                     state[name].zero_()[0, -len(patches) :] = patches.to(state[name].device)
             else:
                 nn.init.trunc_normal_(state[name], std=std, a=-bound, b=bound)
+        stem = set(self.patch_embed.backbone.modules()) if isinstance(self.patch_embed.backbone, ConvStem) else set()
         for path, module in self.named_modules():
             names = [f"{path}.{leaf}" for leaf, _ in module.named_parameters(recurse=False)]
-            if only is None or not only.isdisjoint(names):
-                self._init_module(module)
+            if path.partition(".")[0] != "rocket" and (only is None or not only.isdisjoint(names)):
+                self._init_module(module, in_stem=module in stem)
+        if self.rocket is not None and (only is None or any(name.startswith("rocket.") for name in only)):
+            self.rocket.init_weights()
 
-    def _init_module(self, module: nn.Module) -> None:
+    def _init_module(self, module: nn.Module, in_stem: bool = False) -> None:
         if isinstance(module, nn.Linear):
             balanced = self.config.weight_init == "balanced"
             nn.init.trunc_normal_(module.weight, std=module.in_features**-0.5 if balanced else 0.01)
@@ -263,11 +323,16 @@ class VisionTransformer(nn.Module):
         elif isinstance(module, StdConv):
             nn.init.kaiming_normal_(module.weight, mode="fan_out")
         elif isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out")
+            by_fan_in = in_stem and self.config.weight_init == "balanced"
+            nn.init.kaiming_normal_(module.weight, mode="fan_in" if by_fan_in else "fan_out", nonlinearity="relu")
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.LayerNorm | nn.GroupNorm):
             nn.init.ones_(module.weight)
             nn.init.zeros_(module.bias)
+        elif isinstance(module, _BatchNorm):
+            module.reset_parameters()  # running statistics, too
+        elif isinstance(module, Attention) and module.relative_bias is not None:
+            nn.init.zeros_(module.relative_bias)
         elif isinstance(module, LayerScale):
             nn.init.constant_(module.gamma, module.init)

@@ -24,23 +24,28 @@ from lightning.pytorch.callbacks import Callback, Checkpoint, TQDMProgressBar, W
 from lightning.pytorch.loggers import Logger
 from torch import Tensor
 
+from ndvit.config import ViTConfig
 from ndvit.data.loading import Inputs
 from ndvit.files import replace_file
-from ndvit.training.supervised import SupervisedTask
+from ndvit.training.recipe import Recipe
+
+METRICS_FILE = "metrics.csv"
 
 
 class MetricsFile(Logger):
     """Metrics as rows in memory and in a CSV file that is replaced whole at each write, so it is never half-written.
 
+    Without a path they are in memory only.
+
     Lightning's CSVLogger deletes what an interrupted run had logged; a resumed run here keeps the rows up to the
     checkpoint it goes on from.
     """
 
-    def __init__(self, path: Path, up_to: int = 0) -> None:
+    def __init__(self, path: Path | None, up_to: int = 0) -> None:
         super().__init__()
         self.path = path
         self.rows: list[dict[str, float]] = []
-        if up_to and path.is_file():
+        if up_to and path is not None and path.is_file():
             with path.open(newline="") as file:
                 rows = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
             self.rows = [row | {"step": int(row["step"])} for row in rows if row["step"] <= up_to]
@@ -68,12 +73,21 @@ class MetricsFile(Logger):
             self.rows[-1] |= values
         else:
             self.rows.append({"step": number} | values)
+
+    def save(self) -> None:
+        """Write the file: with each checkpoint and validation, as a run that goes on from there needs its rows."""
+        if self.path is None or not self.rows:
+            return
         names = list(dict.fromkeys(name for row in self.rows for name in row))
         text = io.StringIO()
         writer = csv.DictWriter(text, names)
         writer.writeheader()
         writer.writerows(self.rows)
         replace_file(self.path, text.getvalue().encode())  # bytes: csv's line ends are its own
+
+    def finalize(self, status: str) -> None:
+        """The rows since the last checkpoint, also of a run that fails."""
+        self.save()
 
 
 class ProgressBar(TQDMProgressBar):
@@ -95,23 +109,23 @@ class MovingAverage(WeightAveraging):
     """
 
     def __init__(self, decay: float) -> None:
-        def average(mean: Tensor, current: Tensor, updates: Tensor | int) -> Tensor:
+        def average(means: list[Tensor], current: list[Tensor], updates: Tensor | int) -> None:
             n = float(updates)
-            return torch.lerp(current, mean, min(decay, (1 + n) / (10 + n)))
+            torch._foreach_lerp_(means, current, 1 - min(decay, (1 + n) / (10 + n)))
 
-        super().__init__(use_buffers=False, avg_fn=average)
+        super().__init__(use_buffers=False, multi_avg_fn=torch.no_grad()(average))  # all tensors in one call
 
 
 class SameRun(Callback):
     """Writes into checkpoints what they belong to, and refuses to resume one that belongs to something else."""
 
-    def __init__(self, task: SupervisedTask, train: Inputs) -> None:
+    def __init__(self, recipe: Recipe, config: ViTConfig, train: Inputs) -> None:
         said, preprocess = train.examples, train.preprocess.to_dict()
         labels = [] if said.labels is None else said.labels.tolist()
         self.facts: dict[str, Any] = {
             # where and how fast it runs may change, what it computes may not
-            "recipe": {k: v for k, v in task.recipe.to_dict().items() if k not in ("device", "workers", "tracker")},
-            "config": task.model.config.to_dict(),
+            "recipe": {k: v for k, v in recipe.to_dict().items() if k not in ("device", "workers", "tracker")},
+            "config": config.to_dict(),
             "examples": len(train),
             "labels": zlib.crc32(repr((list(said.names), labels)).encode()),
             "moments": [*preprocess["mean"], *preprocess["std"]],
@@ -139,14 +153,42 @@ class SameRun(Callback):
             raise ValueError("cannot resume, the run has changed since its checkpoint: " + "; ".join(differing))
 
 
+class BestWeights(Callback):
+    """The weights of the lowest validation loss, in memory and in checkpoints.
+
+    It stands before the moving average, which lends its weights for the validation and takes them back at its end.
+    """
+
+    def __init__(self) -> None:
+        self.loss = float("inf")
+        self.weights: dict[str, Tensor] = {}
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Compare, and keep a copy of what is better."""
+        loss = float(trainer.callback_metrics["val_loss"])
+        if loss < self.loss:
+            state = pl_module.model.state_dict()
+            self.loss, self.weights = loss, {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """For the checkpoint."""
+        return {"loss": self.loss, "weights": self.weights}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """From the checkpoint."""
+        self.loss, self.weights = state_dict["loss"], state_dict["weights"]
+
+
 class Checkpoints(Checkpoint):
     """The newest checkpoint, `step=N.ckpt`: every few steps, and where Ctrl-C ends the fit; a second one kills it.
+
+    Without a folder none is written, and Ctrl-C ends the fit all the same.
 
     It is written when all of a step is done, with the validation where one is due, so that a run that goes on from it
     has heard of that validation. (Lightning's ModelCheckpoint would write it before, and once more amid the next step.)
     """
 
-    def __init__(self, folder: Path, every: int, validates: bool) -> None:
+    def __init__(self, folder: Path | None, every: int, validates: bool) -> None:
         self.folder = folder
         self.every = every
         self.validates = validates
@@ -183,9 +225,11 @@ class Checkpoints(Checkpoint):
     def _end_step(self, trainer: pl.Trainer) -> None:
         if trainer.should_stop:  # early: going on from here would miss it
             return
-        if self.requested or trainer.global_step % self.every == 0:
+        if self.folder is not None and (self.requested or trainer.global_step % self.every == 0):
             path = self.folder / f"step={trainer.global_step}.ckpt"
             self.folder.mkdir(exist_ok=True)
+            for logger in trainer.loggers:
+                logger.save()
             replace_file(path, partial(trainer.save_checkpoint, weights_only=False))
             for old in set(self.folder.glob("step=*.ckpt")) - {path}:
                 old.unlink()

@@ -16,12 +16,15 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, EarlyStopping
 from lightning.pytorch.loggers import Logger
+from torch import Tensor
 
 from ndvit.data.loading import Inputs
 from ndvit.network import VisionTransformer
 from ndvit.training.callbacks import (
+    METRICS_FILE,
+    BestWeights,
     Checkpoints,
     MetricsFile,
     MovingAverage,
@@ -31,8 +34,10 @@ from ndvit.training.callbacks import (
     read_checkpoint,
     step_of,
 )
+from ndvit.training.distillation import Teacher
 from ndvit.training.inference import pick_device
 from ndvit.training.recipe import Recipe
+from ndvit.training.rocket import solve_rocket
 from ndvit.training.supervised import SupervisedTask
 
 METRIC_ROWS = 200  # rows of training metrics over a run: enough for a curve, few enough to read
@@ -63,12 +68,13 @@ def fit(
     train: Inputs,
     val: Inputs | None,
     recipe: Recipe,
-    folder: Path,
+    folder: Path | None,
     *,
     resume: bool = False,
     progress: bool = True,
+    teacher: Teacher | None = None,
 ) -> FitResult:
-    """Train a model in place and leave checkpoints and metrics.csv in a folder.
+    """Train a model in place, and leave checkpoints and metrics.csv in a folder; without a folder, write nothing.
 
     With `resume`, the newest checkpoint of the folder is continued to the result of an unbroken run (bit for bit on a
     CPU with the same number of threads). Ctrl-C finishes the step, writes a checkpoint and returns.
@@ -79,25 +85,28 @@ def fit(
     assert val is not None or not recipe.early_stop
     steps = recipe.total_steps(len(train))
     every = min(steps, recipe.val_every or math.ceil(steps / CHECKPOINTS))
-    task = SupervisedTask(model, recipe, steps, log_every=max(1, math.ceil(steps / METRIC_ROWS)))
+    log_every = max(1, math.ceil(steps / METRIC_ROWS))
+    task = SupervisedTask(model, recipe, steps, log_every, labels=train.labels, teacher=teacher)
     if recipe.compile:
         model.compile()
     model.grad_checkpointing = recipe.grad_checkpointing
     model.train()  # loaded networks come in eval mode, which Lightning would keep
 
-    checkpoints = folder / "checkpoints"
-    latest = latest_checkpoint(folder) if resume else None
-    metrics = MetricsFile(folder / "metrics.csv", up_to=step_of(latest) if latest else 0)
-    newest = Checkpoints(checkpoints, every, validates=val is not None)
-    keep_best = ModelCheckpoint(checkpoints, "best", monitor="val_loss", enable_version_counter=False)
-    same = SameRun(task, train)
+    latest = latest_checkpoint(folder) if resume and folder else None
     if latest:
-        same.check(read_checkpoint(latest))
-    callbacks: list[Callback] = [same]
+        SameRun(recipe, model.config, train).check(read_checkpoint(latest))
+    elif model.rocket is not None:
+        solve_rocket(model.rocket, train, recipe.seed)
+    done = step_of(latest) if latest else 0
+    metrics = MetricsFile(folder and folder / METRICS_FILE, up_to=done)
+    newest = Checkpoints(folder and folder / "checkpoints", every, validates=val is not None)
+    callbacks: list[Callback] = [SameRun(recipe, model.config, train)]
+    best = None
+    if recipe.early_stop:
+        best = BestWeights()
+        callbacks += [EarlyStopping("val_loss", patience=recipe.early_stop), best]
     if recipe.ema_decay:
         callbacks.append(MovingAverage(recipe.ema_decay))
-    if recipe.early_stop:
-        callbacks += [EarlyStopping("val_loss", patience=recipe.early_stop), keep_best]
     if progress:
         callbacks.append(ProgressBar(steps))
     callbacks.append(newest)  # after all others (Lightning runs checkpoints last, in this order), to hold what they did
@@ -108,7 +117,6 @@ def fit(
             devices=1,
             precision=_precision(recipe),
             max_steps=steps,
-            max_epochs=-1,
             accumulate_grad_batches=recipe.accumulate,
             val_check_interval=every * recipe.accumulate,
             check_val_every_n_epoch=None,
@@ -122,8 +130,8 @@ def fit(
             default_root_dir=folder,
         )
         # one Lightning epoch is the whole run: a stream of batches that can start at any step
-        done = step_of(latest) * recipe.accumulate if latest else 0
-        stream = train.stream(recipe.batch_size, steps * recipe.accumulate, recipe.seed, done, recipe.workers)
+        first = done * recipe.accumulate
+        stream = train.stream(recipe.batch_size, steps * recipe.accumulate, recipe.seed, first, recipe.workers)
         watch = None if val is None else val.loader(recipe.batch_size, recipe.workers)
         start = time.perf_counter()
         with newest.listening():
@@ -132,18 +140,30 @@ def fit(
             except SystemExit as stop:  # what Lightning makes of a second Ctrl-C
                 raise KeyboardInterrupt from stop
         seconds = time.perf_counter() - start
-    if recipe.early_stop and keep_best.best_model_path and not newest.requested:
-        _load_weights(model, Path(keep_best.best_model_path))
-    elif latest and step_of(latest) == steps:  # nothing was left to do, and Lightning does not do its end either
-        _load_weights(model, latest)
+    if best is not None and best.weights and not newest.requested:
+        model.load_state_dict(best.weights)
+    elif latest and done == steps:  # nothing was left to do, and Lightning does not do its end either
+        model.load_state_dict(_weights(latest))
     device = str(trainer.strategy.root_device)
     return FitResult(trainer.global_step, newest.requested, seconds, metrics.rows, device)
 
 
-def _load_weights(model: VisionTransformer, checkpoint: Path) -> None:
+def check_same_run(model: VisionTransformer, train: Inputs, recipe: Recipe, folder: Path) -> None:
+    """Raise a ValueError if the newest checkpoint of a folder, where there is one, is of another run than this."""
+    latest = latest_checkpoint(folder)
+    if latest:
+        SameRun(recipe, model.config, train).check(read_checkpoint(latest))
+
+
+def result_of(folder: Path, steps: int) -> FitResult:
+    """What is left of a fit of this many steps that a folder has the metrics of."""
+    return FitResult(steps, False, 0.0, MetricsFile(folder / METRICS_FILE, up_to=steps).rows, "cpu")
+
+
+def _weights(checkpoint: Path) -> dict[str, Tensor]:
     """The weights that a checkpoint would give as a result: the average, where there is one."""
     state = read_checkpoint(checkpoint)["state_dict"]
-    model.load_state_dict({k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")})
+    return {k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")}
 
 
 def _precision(recipe: Recipe) -> Any:
@@ -159,17 +179,21 @@ def check_tracker(recipe: Recipe) -> None:
         raise ValueError(f"tracker {recipe.tracker} needs a package that is not installed: pip install 'ndvit[track]'")
 
 
-def _trackers(recipe: Recipe, folder: Path) -> list[Logger]:
+def _trackers(recipe: Recipe, folder: Path | None) -> list[Logger]:
     """The extra logger that the recipe asks for; its package is an optional dependency."""
+    if recipe.tracker == "none":
+        return []
+    if folder is None:
+        raise ValueError(f"tracker {recipe.tracker} writes into a run folder, and there is none: use `train`, or none")
     if recipe.tracker == "tensorboard":
         from lightning.pytorch.loggers import TensorBoardLogger
 
         return [TensorBoardLogger(folder, name="", version="tensorboard")]
-    if recipe.tracker == "wandb":
-        from lightning.pytorch.loggers import WandbLogger
+    from lightning.pytorch.loggers import WandbLogger
 
-        return [WandbLogger(name=folder.name, save_dir=folder, project="ndvit")]
-    return []
+    of_member = folder.parent.name == "members"
+    name = f"{folder.parents[1].name}-{folder.name}" if of_member else folder.name
+    return [WandbLogger(name=name, save_dir=folder, project="ndvit")]
 
 
 @contextmanager
@@ -183,7 +207,6 @@ def _quiet() -> Iterator[None]:
             warnings.filterwarnings("ignore", message=".*does not have many workers.*")
             warnings.filterwarnings("ignore", message=".*have no `val_dataloader`.*")  # small data has none to spare
             warnings.filterwarnings("ignore", message=".*dataloader is not resumable.*")  # ours starts where it should
-            warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
             warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
             yield
     finally:

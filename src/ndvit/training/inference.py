@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from ndvit.data.loading import Inputs
-from ndvit.network import VisionTransformer
+from ndvit.network.ensemble import Model
 
 
 def pick_device(device: str) -> str:
@@ -21,7 +21,7 @@ def pick_device(device: str) -> str:
 
 
 def predict_probabilities(
-    model: VisionTransformer, inputs: Inputs, batch_size: int = 64, device: str = "auto", progress: bool = False
+    model: Model, inputs: Inputs, batch_size: int = 64, device: str = "auto", progress: bool = False
 ) -> np.ndarray:
     """Class probabilities (n, classes), float32, of every example in order. The model is put into eval mode."""
     from tqdm import tqdm

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any
 
-from ndvit.config import ViTConfig, named_config, plan_grid, stem_stride
+from ndvit.config import ViTConfig, named_config, plan_grid, plan_strides, stem_stride
 from ndvit.data.examples import Source, hold_out
 from ndvit.data.images import ImagePreprocess
 from ndvit.data.preprocess import Preprocess
@@ -36,9 +36,7 @@ def plan_model(data: Source, name: str, recipe: Recipe, overrides: Mapping[str, 
     `input_size` is the user's, or the one in the model's name, or the data's own, rounded up to whole patches. One
     number for data of several dimensions is the side of a square or cube.
     """
-    about_input = ("input_size", "patch_size", "stem", "stem_depths", "stem_width")
-    named = named_config(name, **{k: v for k, v in overrides.items() if k not in about_input})
-    dims = _axes(data)
+    named, dims = named_config(name), count_axes(data)
     size, patch = overrides.get("input_size"), overrides.get("patch_size")
     if "_patch" in name:
         if len(named.input_size) != dims:
@@ -47,12 +45,21 @@ def plan_model(data: Source, name: str, recipe: Recipe, overrides: Mapping[str, 
                 f"use {name.partition('_patch')[0]}, which takes its dimensions from the data"
             )
         size, patch = size or named.input_size, patch or named.patch_size
-    stride = stem_stride(overrides.get("stem", named.stem), tuple(overrides.get("stem_depths", named.stem_depths)))
-    preprocess, patch = _plan_input(data, size, patch, stride)
+    stem, depths, strides = (overrides.get(k, getattr(named, k)) for k in ("stem", "stem_depths", "stem_strides"))
+    # what is wrong with the options is said before the data are read
+    probe = named_config(
+        name, **{**overrides, "input_size": (4 * stem_stride(stem, depths, strides),) * dims, "patch_size": 1}
+    )
+    preprocess = _fit_size(data, size)
+    light = probe.stem in ("inception", "residual")
+    if light and dims == 1 and "stem_strides" not in overrides:
+        strides = plan_strides(preprocess.size[0], len(probe.stem_depths))
+    preprocess, patch = _fit_patch(preprocess, size, patch, stem, stem_stride(stem, depths, strides))
     # the article's weights need more steps than little data deserves, see ViTConfig.weight_init
     values = {"weight_init": "balanced", **overrides} | {
         "input_size": preprocess.size,
         "patch_size": patch,
+        "stem_strides": strides,
         "in_channels": preprocess.channels,
         "num_classes": len(data.classes),
         "drop_path_rate": recipe.drop_path_rate,
@@ -70,12 +77,12 @@ def plan_fine_tuning(
     Returns:
         The preprocessing, and the overrides that fit the weights to it and to the classes.
     """
-    dims, own = _axes(data), weights.config
+    dims, own = count_axes(data), weights.config
     size, patch = overrides.get("input_size"), overrides.get("patch_size")
     if len(own.input_size) == dims:
         patch = patch or own.patch_size
         size = size or (own.input_size if data.kind == "image" else None)
-    preprocess, patch = _plan_input(data, size, patch, own.stem_stride)
+    preprocess, patch = _fit_patch(_fit_size(data, size), size, patch, own.stem, own.stem_stride)
     if data.kind == "image" and isinstance(weights.preprocess, ImagePreprocess):
         preprocess = replace(weights.preprocess, size=preprocess.size)
     return preprocess, {
@@ -87,34 +94,44 @@ def plan_fine_tuning(
     }
 
 
-def _axes(data: Source) -> int:
+def count_axes(data: Source) -> int:
+    """Axes of an example beside its channels: 1 for a signal, 2 for a picture."""
     example: Any = data.train[0]
     return 2 if data.kind == "image" else getattr(example, "values", example).ndim - 1  # less the channels
 
 
-def _plan_input(
-    data: Source, size: Any, patch: tuple[int, ...] | int | None, stride: int
-) -> tuple[Preprocess, tuple[int, ...]]:
-    """Fit the preprocessing to the data at this size, or at the data's own, rounded up to whole tokens."""
-    dims = _axes(data)
+def _fit_size(data: Source, size: Any) -> Preprocess:
+    """Fit the preprocessing to the data, at this size or at the data's own."""
+    dims = count_axes(data)
     if size is not None:
-        size = tuple(size) if isinstance(size, list | tuple) else (size,)
-        size = size * dims if len(size) == 1 else size
+        size = _axes(size, dims)
         if len(size) != dims:
             raise ValueError(f"input_size {size} has {len(size)} axes, but the examples of {data.name} have {dims}")
-    preprocess = fit_preprocess(data, size=size)
-    if stride > 1:  # a stem has made patches already
-        patch = patch or 1
-        patch, behind = plan_grid(tuple(math.ceil(s / stride) for s in preprocess.size), patch)
-        whole = tuple(s * stride for s in behind)
-    else:
-        given = patch
-        patch, whole = plan_grid(preprocess.size, given)
-        if given is None and size is not None and whole != size:  # the next larger patch that fits the size asked for
-            larger = range(max(patch), min(size) + 1)
-            exact = next((p for p in larger if all(s % p == 0 for s in size)), None)
-            patch, whole = plan_grid(size, exact) if exact else (patch, whole)
-    if size is not None and whole != size:
+    return fit_preprocess(data, size=size)
+
+
+def _axes(size: Any, dims: int) -> tuple[int, ...]:
+    size = tuple(size) if isinstance(size, list | tuple) else (size,)
+    return size * dims if len(size) == 1 else size
+
+
+def _fit_patch(
+    preprocess: Preprocess, asked: Any, patch: tuple[int, ...] | int | None, stem: str, stride: int
+) -> tuple[Preprocess, tuple[int, ...]]:
+    """Choose the patch, if it is not given, and round the size up to whole tokens, unless it was asked for."""
+    size = preprocess.size
+    if patch is None and stem == "resnet":  # a hybrid has made patches already
+        patch = 1
+    least = 2 if stem == "none" else 1
+    behind = tuple(math.ceil(s / stride) for s in size)  # what is cut into patches is what a stem leaves
+    given = patch
+    patch, whole = plan_grid(behind, given, least)
+    if given is None and asked is not None and stride == 1 and whole != size:
+        larger = range(max(patch), min(size) + 1)  # the next larger patch that fits the size asked for
+        exact = next((p for p in larger if all(s % p == 0 for s in size)), None)
+        patch, whole = plan_grid(size, exact) if exact else (patch, whole)
+    whole = tuple(s * stride for s in whole)
+    if asked is not None and whole != size:
         behind_stem = f" behind a stem of stride {stride}" if stride > 1 else ""
         raise ValueError(f"input_size {size} is not divisible by patch_size {patch}{behind_stem}: use {whole}")
     return replace(preprocess, size=whole), patch  # type: ignore[type-var]  # every Preprocess is a dataclass

@@ -11,6 +11,7 @@ Optimizer = Literal["adamw", "sgd"]
 Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Tracker = Literal["none", "tensorboard", "wandb"]
+Distillation = Literal["hard", "soft"]
 
 DEFAULT_STEPS = 1000
 
@@ -64,10 +65,27 @@ class Recipe:
     """Share of batches that are mixed."""
     crop: float = 0.85
     """Smallest share of each axis that random crop-and-resize keeps; 1 switches it off."""
+    warp: float = 0.0
+    """Window warping: a fifth of each axis, anywhere, is played up to exp(warp) times faster or slower; 0 is off."""
     flip: float = 0.0
     """Probability of mirroring an example along its last axis. Off: left and right often mean something."""
     noise: float = 0.0
     """Standard deviation of Gaussian noise on the standardised input."""
+    scale: float = 0.0
+    """Standard deviation of the logarithm of a random factor on each channel of each example."""
+    channel_drop: float = 0.0
+    """Probability that a channel of an example is replaced by its mean; one channel always stays."""
+    class_weight: Literal["balanced"] | tuple[float, ...] | None = None
+    """Weights of the classes in the loss: balanced (inverse to their numbers of training examples, as scikit-learn), or
+    one number a class in the order of the classes; they are scaled to a mean of 1 over the training examples."""
+    stem_loss: float = 0.3
+    """Weight of the loss of a network's auxiliary head over its stem, where it has one (stem_head)."""
+    distillation: Distillation = "hard"
+    """How a teacher is followed, where there is one: its decisions (hard) or its probabilities (soft)."""
+    distillation_weight: float = 0.5
+    """Share of the teacher's loss in the whole; the labels have the rest."""
+    temperature: float = 3.0
+    """Divides the logits of student and teacher in soft distillation: the higher, the more the unlikely classes say."""
     drop_path_rate: float = 0.0
     """Stochastic depth of the last block, written into the model's config for this run."""
     ema_decay: float | None = None
@@ -93,32 +111,42 @@ class Recipe:
 
     def __post_init__(self) -> None:
         unwrap_numbers(self)
-        if isinstance(self.betas, list):  # as YAML has it
-            object.__setattr__(self, "betas", tuple(self.betas))
+        for name in ("betas", "class_weight"):
+            if isinstance(getattr(self, name), list):  # as YAML has it
+                object.__setattr__(self, name, tuple(getattr(self, name)))
         if self.steps is not None and self.epochs is not None:
             raise ValueError(f"give steps or epochs, not both (got steps={self.steps}, epochs={self.epochs})")
         for name in ("steps", "epochs", "batch_size", "accumulate", "early_stop", "val_every"):
             self._check(name, whole=True, low=1)
         for name in ("seed", "workers"):
             self._check(name, whole=True, low=0)
-        for name in ("weight_decay", "grad_clip", "mixup", "cutmix", "noise"):
+        for name in ("weight_decay", "grad_clip", "mixup", "cutmix", "warp", "noise", "scale", "stem_loss"):
             self._check(name, low=0)
-        for name in ("label_smoothing", "warmup", "drop_path_rate", "ema_decay", "val_fraction"):
+        for name in ("label_smoothing", "warmup", "channel_drop", "drop_path_rate", "ema_decay", "val_fraction"):
             self._check(name, low=0, below=1)
-        for name in ("min_learning_rate", "mix_prob", "flip"):
+        for name in ("min_learning_rate", "mix_prob", "flip", "distillation_weight"):
             self._check(name, low=0, high=1)
-        for name in ("learning_rate", "crop", "layer_decay"):
-            self._check(name, above=0, high=math.inf if name == "learning_rate" else 1)
+        for name in ("learning_rate", "temperature"):
+            self._check(name, above=0)
+        for name in ("crop", "layer_decay"):
+            self._check(name, above=0, high=1)
         if (
             not isinstance(self.betas, tuple)
             or len(self.betas) != 2
             or not all(isinstance(b, int | float) and 0 <= b < 1 for b in self.betas)
         ):
             raise ValueError(f"betas must be two numbers of at least 0 and below 1, got {self.betas!r}")
+        self._check_class_weight()
         for name in ("compile", "grad_checkpointing"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
-        choices = {"optimizer": Optimizer, "precision": Precision, "device": Device, "tracker": Tracker}
+        choices = {
+            "optimizer": Optimizer,
+            "distillation": Distillation,
+            "precision": Precision,
+            "device": Device,
+            "tracker": Tracker,
+        }
         for name, kind in choices.items():
             if getattr(self, name) not in get_args(kind):
                 raise ValueError(f"{name} must be one of {', '.join(get_args(kind))}; got {getattr(self, name)!r}")
@@ -153,6 +181,19 @@ class Recipe:
         kind = "a whole number" if whole else "a number"
         raise ValueError(f"{name} must be {kind}{', ' * bool(limits)}{' and '.join(limits)}; got {value!r}")
 
+    def _check_class_weight(self) -> None:
+        given = self.class_weight
+        if given is None or (isinstance(given, str) and given == "balanced"):
+            return
+        numbers = given if isinstance(given, tuple) else ()
+        sound = [isinstance(w, int | float) and not isinstance(w, bool) and 0 <= w < math.inf for w in numbers]
+        if not numbers or not all(sound) or not any(numbers):
+            raise ValueError(
+                "class_weight must be balanced, or one number of at least 0 for each class, not all of them 0; "
+                f"got {given!r}"
+            )
+        object.__setattr__(self, "class_weight", tuple(map(float, numbers)))  # YAML knows no numbers of numpy
+
     def peak_learning_rate(self, embed_dim: int, pretrained: bool = False) -> float:
         """The peak for a network of this width: wider ones take smaller steps ("Attention Is All You Need")."""
         usual = (0.0016 if pretrained else 0.016) * embed_dim**-0.5
@@ -166,7 +207,7 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """A plain dict, ready for YAML or JSON."""
-        return asdict(self) | {"betas": list(self.betas)}
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Recipe":

@@ -3,6 +3,7 @@
 import ndvit._torchvision  # noqa: F401  (lightning imports torchvision)
 
 # isort: split
+import math
 from typing import Any
 
 import lightning.pytorch as pl
@@ -10,31 +11,88 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchmetrics import MeanMetric
 
-from ndvit.data.augment import cutmix, mixup, random_crop_resize, random_flip
+from ndvit.data.augment import (
+    channel_drop,
+    cutmix,
+    mixup,
+    random_crop_resize,
+    random_flip,
+    random_noise,
+    random_scale,
+)
 from ndvit.data.loading import Batch
 from ndvit.network import VisionTransformer
+from ndvit.training.distillation import Teacher, distillation_loss
 from ndvit.training.optim import build_optimizer, build_schedule
 from ndvit.training.recipe import Recipe
 
 
-def supervised_loss(output: Tensor | tuple[Tensor, Tensor], targets: Tensor) -> Tensor:
-    """Mean cross-entropy against target distributions.
+def supervised_loss(
+    output: Tensor | tuple[Tensor, Tensor],
+    targets: Tensor,
+    recipe: Recipe,
+    *,
+    distilled: bool = False,
+    class_weight: Tensor | None = None,
+    teacher: Tensor | None = None,
+) -> Tensor:
+    """What is minimised, for every kind of network: cross-entropy against the labels' distributions, and the teacher's.
+
+    Labels have 1 - w of the loss and a teacher has w, the recipe's `distillation_weight` (DeiT's w is 1/2).
 
     Args:
-        output: logits (B, classes), or the pair of a distilled network, whose two losses are averaged (DeiT without a
-            teacher).
+        output: what the network returned in training: logits (B, classes); or a pair of them, from class head and
+            distillation head (`distilled`), or from the head and an auxiliary head over the stem.
         targets: (B, classes), each row summing to one.
+        recipe: how much the parts weigh.
+        distilled: whether the second output is a distillation head's, which learns from the teacher what the class head
+            learns from labels. Without a teacher both learn from labels, and their losses are averaged.
+        class_weight: (classes,), of the labels' part.
+        teacher: its logits (B, classes). Where there is no distillation head, the one head learns from both.
     """
-    if isinstance(output, tuple):
-        return (F.cross_entropy(output[0], targets) + F.cross_entropy(output[1], targets)) / 2
-    return F.cross_entropy(output, targets)
+    logits, second = output if isinstance(output, tuple) else (output, None)
+    loss = F.cross_entropy(logits, targets, class_weight)
+    share = recipe.distillation_weight
+    if distilled:
+        assert second is not None
+        if teacher is None:
+            return (loss + F.cross_entropy(second, targets, class_weight)) / 2
+        return (1 - share) * loss + share * distillation_loss(second, teacher, recipe)
+    if teacher is not None:
+        loss = (1 - share) * loss + share * distillation_loss(logits, teacher, recipe)
+    if second is not None:
+        loss = loss + recipe.stem_loss * F.cross_entropy(second, targets, class_weight)
+    return loss
 
 
-def mean_logits(output: Tensor | tuple[Tensor, Tensor]) -> Tensor:
-    """One set of logits (B, classes) whichever a network returns."""
-    return (output[0] + output[1]) / 2 if isinstance(output, tuple) else output
+def class_weights(recipe: Recipe, labels: Tensor, classes: int) -> Tensor | None:
+    """The recipe's weight of each class, (classes,), scaled to a mean of 1 over the labels (n,); None for no weights.
+
+    Raises:
+        ValueError: for another number of weights than of classes, or if no label has a weight.
+    """
+    given = recipe.class_weight
+    if given is None:
+        return None
+    count = torch.bincount(labels, minlength=classes).double()
+    if given == "balanced":
+        weight = len(labels) / (classes * count.clamp(min=1))
+    elif len(given) == classes:
+        weight = torch.tensor(given, dtype=torch.float64)
+    else:
+        raise ValueError(f"class_weight has {len(given)} numbers for {classes} classes: give one a class, or balanced")
+    mean = (weight * count).sum() / count.sum()
+    if not mean > 0:
+        raise ValueError(f"class_weight {given} leaves no training example: each class with a weight above 0 is empty")
+    return (weight / mean).float()
+
+
+def predicted_logits(output: Tensor | tuple[Tensor, Tensor], distilled: bool) -> Tensor:
+    """What a network would answer in evaluation, from what it returned in training: logits (B, classes)."""
+    if not isinstance(output, tuple):
+        return output
+    return (output[0] + output[1]) / 2 if distilled else output[0]
 
 
 class SupervisedTask(pl.LightningModule):
@@ -45,18 +103,34 @@ class SupervisedTask(pl.LightningModule):
         recipe: how.
         steps: optimiser steps of the whole run, for the schedule.
         log_every: optimiser steps between rows of metrics; a row holds means since the last.
+        labels: (n,) of the training examples, which class weights need.
+        teacher: whom the network learns from beside the labels. It is no submodule, and in no checkpoint.
     """
 
-    def __init__(self, model: VisionTransformer, recipe: Recipe, steps: int, log_every: int) -> None:
+    class_weight: Tensor | None
+    sums: Tensor
+
+    def __init__(
+        self,
+        model: VisionTransformer,
+        recipe: Recipe,
+        steps: int,
+        log_every: int,
+        *,
+        labels: Tensor | None = None,
+        teacher: Teacher | None = None,
+    ) -> None:
         super().__init__()
         self.model = model
         self.recipe = recipe
         self.steps = steps
+        self.teacher = teacher
+        assert labels is not None or recipe.class_weight is None
+        weight = None if labels is None else class_weights(recipe, labels, model.config.num_classes)
+        self.register_buffer("class_weight", weight, persistent=False)
         self.log_every = log_every * recipe.accumulate
-        # the default leaves NaN out of means, and so hides a run that diverges
-        self.mean_loss, self.mean_accuracy = MeanMetric(nan_strategy="disable"), MeanMetric(nan_strategy="disable")
-        for metric in (self.mean_loss, self.mean_accuracy):
-            metric.persistent(True)  # in checkpoints, so that a resumed run logs what an unbroken one does
+        # of loss and accuracy, and their number; in checkpoints, so that a resumed run logs what an unbroken one does
+        self.register_buffer("sums", torch.zeros(3))
 
     def augment(self, batch: Batch) -> tuple[Tensor, Tensor | None, Tensor]:
         """The batch as the network sees it in training: x, mask and target distributions (B, classes)."""
@@ -65,12 +139,16 @@ class SupervisedTask(pl.LightningModule):
         assert batch.labels is not None
         classes = self.model.config.num_classes
         targets = F.one_hot(batch.labels, classes) * (1 - recipe.label_smoothing) + recipe.label_smoothing / classes
-        if recipe.crop < 1:
-            x, mask = random_crop_resize(x, mask, recipe.crop)
+        if recipe.crop < 1 or recipe.warp:
+            x, mask = random_crop_resize(x, mask, recipe.crop, recipe.warp)
         if recipe.flip:
             x, mask = random_flip(x, mask, recipe.flip)
+        if recipe.scale:
+            x = random_scale(x, recipe.scale)
+        if recipe.channel_drop:
+            x = channel_drop(x, recipe.channel_drop)
         if recipe.noise:
-            x = x + recipe.noise * torch.randn_like(x)
+            x = random_noise(x, recipe.noise)
         mixes = [(f, alpha) for f, alpha in ((mixup, recipe.mixup), (cutmix, recipe.cutmix)) if alpha]
         if mixes and torch.rand(()) < recipe.mix_prob:
             mix, alpha = mixes[int(torch.randint(len(mixes), ()))]
@@ -80,38 +158,47 @@ class SupervisedTask(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One forward pass under augmentation."""
         # all that is random in a step follows from (seed, step), so a resumed run draws what an unbroken one draws
-        torch.manual_seed(int(np.random.SeedSequence((self.recipe.seed, batch_idx)).generate_state(1)[0]))
+        self._reseed(int(np.random.SeedSequence((self.recipe.seed, batch_idx)).generate_state(1)[0]))
         x, mask, targets = self.augment(batch)
-        output = self.model(x, mask)
-        loss = supervised_loss(output, targets)
+        output, distilled = self.model(x, mask), self.model.config.distilled
+        said = None if self.teacher is None else self.teacher(x, mask)
+        weight = self.class_weight
+        loss = supervised_loss(output, targets, self.recipe, distilled=distilled, class_weight=weight, teacher=said)
         with torch.no_grad():
-            accuracy = (mean_logits(output).argmax(1) == targets.argmax(1)).float().mean()
-        self.mean_loss.update(loss.detach())
-        self.mean_accuracy.update(accuracy)
+            accuracy = (predicted_logits(output, distilled).argmax(1) == targets.argmax(1)).float().mean()
+            self.sums += torch.stack([loss.detach(), accuracy, accuracy.new_ones(())])
         if (batch_idx + 1) % self.log_every == 0:
-            mean_loss = self.mean_loss.compute()
-            row = {
-                "train_loss": mean_loss,
-                "train_accuracy": self.mean_accuracy.compute(),
-                "learning_rate": max(group["lr"] for group in self.trainer.optimizers[0].param_groups),
-            }
-            # not by log_dict, which would repeat the row at every step until the next
-            for logger in self.loggers:
-                logger.log_metrics({name: float(value) for name, value in row.items()}, self.global_step)
-            self.log_dict({"loss": mean_loss}, prog_bar=True, logger=False, batch_size=len(x))
-            if not mean_loss.isfinite():
-                raise ValueError(
-                    f"the loss is {mean_loss:g} at step {self.global_step + 1}, the training has diverged: "
-                    f"try a learning_rate below {row['learning_rate']:.2g}, a longer warmup, or grad_clip"
-                )
-            self.mean_loss.reset()
-            self.mean_accuracy.reset()
+            self._log_means()
         return loss
+
+    def _reseed(self, seed: int) -> None:
+        """Seed the generators that are in use; torch.manual_seed sees to all there are, which takes a millisecond."""
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
+        elif self.device.type == "mps":
+            torch.mps.manual_seed(seed)
+
+    def _log_means(self) -> None:
+        """A row of metrics: means since the last."""
+        loss, accuracy = (self.sums[:2] / self.sums[2]).tolist()
+        self.sums.zero_()
+        rate = max(group["lr"] for group in self.trainer.optimizers[0].param_groups)
+        row = {"train_loss": loss, "train_accuracy": accuracy, "learning_rate": rate}
+        for logger in self.loggers:  # not by log_dict, which would repeat the row at every step until the next
+            logger.log_metrics(row, self.global_step)
+        if self.trainer.progress_bar_callback is not None:
+            self.log_dict({"loss": loss}, prog_bar=True, logger=False, batch_size=1)
+        if not math.isfinite(loss):
+            raise ValueError(
+                f"the loss is {loss:g} at step {self.global_step + 1}, the training has diverged: "
+                f"try a learning_rate below {rate:.2g}, a longer warmup, or grad_clip"
+            )
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Loss and accuracy on validation data."""
         assert batch.labels is not None
-        logits = mean_logits(self.model(batch.x, batch.mask))
+        logits = self.model(batch.x, batch.mask)
         values = {
             "val_loss": F.cross_entropy(logits, batch.labels),
             "val_accuracy": (logits.argmax(1) == batch.labels).float().mean(),

@@ -4,6 +4,7 @@ Grids are compared, not numbers of tokens. Resampling is separable, so one funct
 dimensions, and patches follow FlexiViT: the kernel whose response to a resized patch is closest to the old one's.
 """
 
+import math
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
@@ -12,13 +13,17 @@ from torch import Tensor
 
 from ndvit.config import ViTConfig, check_field_names
 from ndvit.network import VisionTransformer
-from ndvit.network.grid import resample, resize_matrix
+from ndvit.network.grid import linear_matrix, resample, resize_matrix
+from ndvit.network.vit import HEADS
 from ndvit.weights.report import Change
 
 ChannelRule = Literal["sum", "mean", "repeat"]
 
 # Fields that shape tensors which cannot be made of others: a network that differs here is another network.
-_FIXED = ("embed_dim", "mlp_ratio", "qk_norm", "stem", "stem_depths", "stem_width", "pre_norm", "patch_norm")
+_FIXED = [
+    *("embed_dim", "mlp_ratio", "qk_norm", "pre_norm", "patch_norm", "patch_overlap"),
+    *("stem", "stem_depths", "stem_width", "stem_strides", "stem_kernel", "stem_dilations"),
+]
 
 
 @dataclass
@@ -74,6 +79,13 @@ def target_config(old: ViTConfig, overrides: dict[str, Any]) -> ViTConfig:
     if (new.layer_scale is None) != (old.layer_scale is None):
         has = "no layer scale" if old.layer_scale is None else "a layer scale in every block"
         raise ValueError(f"these weights have {has}, and would compute something else with {new.layer_scale}")
+    if old.relative_bias and not new.relative_bias:
+        raise ValueError("these weights have a relative_bias, and would compute something else without it")
+    if _input_layers(new) != _input_layers(old):
+        raise ValueError(
+            f"in_channels is {old.in_channels} in these weights and cannot be made {new.in_channels}: a stem of width "
+            f"{old.stem_width} reads so many by other layers. Train a new network"
+        )
     if new.depth > old.depth:
         raise ValueError(f"these weights have {old.depth} blocks; depth={new.depth} would need more of them")
     return new
@@ -95,9 +107,11 @@ def fit_tensors(tensors: dict[str, Tensor], old: ViTConfig, new: ViTConfig, chan
     """
     if channels is not None and channels not in get_args(ChannelRule):
         raise ValueError(f"channels must be one of {', '.join(get_args(ChannelRule))}; got {channels!r}")
-    fitted = Fitted({name: tensor.float() for name, tensor in tensors.items()})
+    # BatchNorm counts its batches in whole numbers
+    fitted = Fitted({name: t.float() if t.is_floating_point() else t for name, t in tensors.items()})
     _fit_input(fitted, old, new, channels)
     _fit_positions(fitted, old, new)
+    _fit_relative(fitted, old, new)
     _fit_tokens(fitted, old, new)
     _fit_ends(fitted, old, new)
     with torch.device("meta"):
@@ -121,7 +135,6 @@ def _axes(sizes: tuple[int, ...], dims: int) -> tuple[int, ...]:
 def _fit_input(fitted: Fitted, old: ViTConfig, new: ViTConfig, rule: ChannelRule | None) -> None:
     dims, had = len(new.input_size), len(old.input_size)
     stem = [n for n, t in fitted.tensors.items() if n.startswith("patch_embed.backbone.") and t.ndim == had + 2]
-    first = "patch_embed.backbone.stem.conv.weight" if stem else "patch_embed.proj.weight"
     for name in [*stem, "patch_embed.proj.weight"]:
         kernel = fitted.tensors[name]
         while kernel.ndim > dims + 2:
@@ -134,22 +147,39 @@ def _fit_input(fitted: Fitted, old: ViTConfig, new: ViTConfig, rule: ChannelRule
         elif dims > had:
             fitted.change(name, kernel, f"{had} axes to {dims}: spread evenly along {_first(dims - had)} new")
     patch = tuple(fitted.tensors["patch_embed.proj.weight"].shape[2:])
-    if patch != new.patch_size:
+    if patch != new.patch_kernel:
         # FlexiViT: w' with <w', resize(x)> closest to <w, x> for every x is the pseudo-inverse of the transpose
-        matrices = [torch.linalg.pinv(resize_matrix(p, q).T) for p, q in zip(patch, new.patch_size)]
+        matrices = [torch.linalg.pinv(resize_matrix(p, q).T) for p, q in zip(patch, new.patch_kernel)]
         kernel = resample(fitted.tensors["patch_embed.proj.weight"], matrices)
-        how = f"patch {_by(patch)} to {_by(new.patch_size)} by the pseudo-inverse of resizing (FlexiViT)"
+        what = "overlapping patch" if new.patch_overlap else "patch"
+        how = f"{what} {_by(patch)} to {_by(new.patch_kernel)} by the pseudo-inverse of resizing (FlexiViT)"
         fitted.change("patch_embed.proj.weight", kernel, how)
     if new.in_channels != old.in_channels:
         rule = rule or ("sum" if new.in_channels == 1 else "repeat")
-        kernel = fitted.tensors[first]
-        if rule == "repeat":
-            turns = [i % old.in_channels for i in range(new.in_channels)]
-            kernel = kernel[:, turns] * old.in_channels / new.in_channels
-        else:
-            whole = kernel.sum(1, keepdim=True) / (new.in_channels if rule == "sum" else old.in_channels)
-            kernel = whole.expand(-1, new.in_channels, *[-1] * (kernel.ndim - 2))
-        fitted.change(first, kernel, f"{old.in_channels} channels to {new.in_channels} by {rule}")
+        for first in (f"patch_embed.{layer}.weight" for layer in _input_layers(new)):
+            kernel = fitted.tensors[first]
+            if rule == "repeat":
+                turns = [i % old.in_channels for i in range(new.in_channels)]
+                kernel = kernel[:, turns] * old.in_channels / new.in_channels
+            else:
+                whole = kernel.sum(1, keepdim=True) / (new.in_channels if rule == "sum" else old.in_channels)
+                kernel = whole.expand(-1, new.in_channels, *[-1] * (kernel.ndim - 2))
+            fitted.change(first, kernel, f"{old.in_channels} channels to {new.in_channels} by {rule}")
+
+
+def _input_layers(config: ViTConfig) -> list[str]:
+    """The convolutions that read the input, by their names inside of `patch_embed`."""
+    if config.stem == "none":
+        return ["proj"]
+    if config.stem == "resnet":
+        return ["backbone.stem.conv"]
+    first = "backbone.stages.0.blocks.0."
+    if config.stem == "residual":
+        same = config.stem_strides[0] == 1 and config.in_channels == config.stem_width
+        return [first + "conv1"] + ([] if same else [first + "shortcut.conv"])
+    branches = ["reduce"] if config.in_channels > config.stem_width else None
+    branches = branches or [f"branches.{i}" for i in range(len(config.stem_dilations))]
+    return [first + branch for branch in branches] + ["backbone.stages.0.shortcut.conv"]
 
 
 def _fit_positions(fitted: Fitted, old: ViTConfig, new: ViTConfig) -> None:
@@ -187,6 +217,23 @@ def _fit_positions(fitted: Fitted, old: ViTConfig, new: ViTConfig) -> None:
     patches = patches.flatten(2).transpose(1, 2)
     how = f"grid {_by(old.grid)} to {_by(new.grid)}: {'; '.join(steps)}"
     fitted.change("pos_embed", torch.cat([prefix, patches], dim=1), how)
+
+
+def _fit_relative(fitted: Fitted, old: ViTConfig, new: ViTConfig) -> None:
+    """The weights of the offsets between patches, which are summed over patches: more of them weigh less each."""
+    for name in [f"blocks.{i}.attn.relative_bias" for i in range(new.depth if new.relative_bias else 0)]:
+        zeros = torch.zeros(new.num_heads, math.prod(2 * n - 1 for n in new.grid))
+        if name not in fitted.tensors:
+            shape = tuple(zeros.shape)
+            fitted.tensors[name] = zeros
+            fitted.adapted.append(Change(name, shape, shape, "zeros, as the weights have no relative positions"))
+        elif len(old.grid) != len(new.grid):
+            fitted.change(name, zeros, f"zeros, as offsets along {len(old.grid)} axes are none along {len(new.grid)}")
+        elif old.grid != new.grid:
+            table = fitted.tensors[name].unflatten(1, [2 * n - 1 for n in old.grid])
+            matrices = [linear_matrix(2 * n - 1, 2 * m - 1) for n, m in zip(old.grid, new.grid)]
+            table = resample(table, matrices).flatten(1) * old.num_patches / new.num_patches
+            fitted.change(name, table, f"grid {_by(old.grid)} to {_by(new.grid)}: offsets resampled linearly per axis")
 
 
 def _fit_tokens(fitted: Fitted, old: ViTConfig, new: ViTConfig) -> None:
@@ -240,18 +287,26 @@ def _fit_ends(fitted: Fitted, old: ViTConfig, new: ViTConfig) -> None:
             fitted.tensors[name] = zeros = torch.zeros(3 * new.embed_dim)
             shape = tuple(zeros.shape)
             fitted.adapted.append(Change(name, shape, shape, "zeros, as the weights have no bias"))
-    why = ""
+    why = dict[str, str]()
+    if _read_by_head(old) != _read_by_head(new):
+        other = "the head would read other features than it was trained on"
+        why = dict.fromkeys(("head", "head_dist", "head_norm"), other)
     if new.num_classes != old.num_classes:
-        why = f"{old.num_classes} outputs, where {new.num_classes} should be"
-    elif _read_by_head(old) != _read_by_head(new):
-        why = "the head would read other features than it was trained on"
-    for name in [n for n in fitted.tensors if why and n.partition(".")[0] in ("head", "head_dist")]:
-        fitted.drop(name, why)
+        why |= dict.fromkeys(HEADS, f"{old.num_classes} outputs, where {new.num_classes} should be")
+    if _read_by_rocket(old) != _read_by_rocket(new):
+        why["rocket"] = "random convolution features are chosen and solved for one input"
+    for name in [n for n in fitted.tensors if n.partition(".")[0] in why]:
+        fitted.drop(name, why[name.partition(".")[0]])
 
 
-def _read_by_head(config: ViTConfig) -> tuple[int | None, int, bool]:
+def _read_by_rocket(config: ViTConfig) -> tuple[Any, ...]:
+    return config.input_size, config.in_channels, config.rocket_features
+
+
+def _read_by_head(config: ViTConfig) -> tuple[Any, ...]:
     """What the head reads; whether token or mean is left open, as users may state what no tensor of a file tells."""
-    return config.representation_size, config.pooled_dim, config.pooling == "map"
+    special = config.pooling if config.pooling in ("map", "stem_tokens") else ""
+    return config.representation_size, config.pooled_dim, special, config.head_norm
 
 
 def _why_not(name: str, new: ViTConfig) -> str:

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 from ndvit.weights.zoo import find_weights
 
 if TYPE_CHECKING:
-    from ndvit.network import VisionTransformer
+    from ndvit.network.ensemble import Model
 
 _LISTED_CLASSES = 50
 _MARKUP = re.compile(r"([\\`*_{}\[\]<>()#|~$&!@:])")
 
 
 def model_card(
-    model: "VisionTransformer", repo_id: str, *, licence: str | None = None, results: dict[str, Any] | None = None
+    model: "Model", repo_id: str, *, licence: str | None = None, results: dict[str, Any] | None = None
 ) -> str:
     """The card of a model, as Markdown under a YAML front matter.
 

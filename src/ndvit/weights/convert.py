@@ -10,14 +10,13 @@ from safetensors.torch import save
 from ndvit.data.images import ImagePreprocess
 from ndvit.files import replace_file
 from ndvit.network import VisionTransformer
+from ndvit.network.ensemble import Ensemble, Model
 from ndvit.weights.file import MODEL_FILE
 from ndvit.weights.layout import Tensors
 from ndvit.weights.libraries import Library, library_arguments, rename
 
 
-def export_state_dict(
-    model: VisionTransformer, library: Library, path: str | Path | None = None, force: bool = False
-) -> Tensors:
+def export_state_dict(model: Model, library: Library, path: str | Path | None = None, force: bool = False) -> Tensors:
     """The weights under the names of another library, whose network of the same kind loads them with strict=True.
 
     `library_arguments` says how that network is built. With a path, they are written, too: to one .safetensors or .pth
@@ -34,6 +33,9 @@ def export_state_dict(
         FileExistsError: if something is there, and not by force.
         ValueError: if the library has no network that computes the same, naming what it lacks.
     """
+    if isinstance(model, Ensemble):
+        one = f"one of the {len(model.members)} members, model.members[0] say (--member 0)"
+        raise ValueError(f"{library} has no ensembles: give {one}")
     library_arguments(model, library)  # refuses what the library cannot express
     tensors = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
     renamed = rename(model.config, tensors, library)

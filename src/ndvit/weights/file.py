@@ -1,8 +1,9 @@
 """One model is one .safetensors file: tensors, and in its header the config, the classes and the preprocessing."""
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +13,24 @@ from torch import Tensor
 from ndvit.config import ViTConfig
 from ndvit.data.preprocess import Preprocess, preprocess_from_dict
 from ndvit.files import replace_file
-from ndvit.network import VisionTransformer
+from ndvit.network.ensemble import MEMBERS, Ensemble, Model, member_name
 from ndvit.weights.complaints import some
 
-FORMAT = "1"  # of the header; raised when an older reader could not make sense of a newer file
+# Of the header, of a network and of an ensemble; raised when an older reader could not make sense of a newer file.
+FORMAT, ENSEMBLE_FORMAT = "1", "2"
 MODEL_FILE = "model.safetensors"
 
 
-def save_model(model: VisionTransformer, path: str | Path) -> None:
-    """Write a model with its config, `classes`, `preprocess` and `provenance` into one file.
+def save_model(model: Model, path: str | Path) -> None:
+    """Write a network or an ensemble with its config, `classes`, `preprocess` and `provenance` into one file.
 
     The file appears whole or not at all. It holds plain tensors and JSON: nothing in it can run.
     """
     path = Path(path)
-    header = {
-        "ndvit": FORMAT,
+    header = {"ndvit": FORMAT}
+    if isinstance(model, Ensemble):
+        header = {"ndvit": ENSEMBLE_FORMAT, "members": str(len(model.members))}
+    header |= {
         "config": json.dumps(model.config.to_dict()),
         "classes": json.dumps(list(model.classes)),
         "preprocess": json.dumps(None if model.preprocess is None else model.preprocess.to_dict()),
@@ -37,9 +41,15 @@ def save_model(model: VisionTransformer, path: str | Path) -> None:
     replace_file(path, save(tensors, metadata=header))
 
 
+_MEMBER = re.compile(rf"{re.escape(MEMBERS)}(0|[1-9][0-9]{{0,8}})\.(.+)")  # a number and the tensor's own name
+
+
 @dataclass(kw_only=True)
 class Described:
-    """A model as its file describes it: tensors under our names, the config they fit, and what else is known."""
+    """A model as its file describes it: tensors under our names, the config they fit, and what else is known.
+
+    Of an ensemble it has the tensors of all members, under the names of `member_name`.
+    """
 
     kind: str
     config: ViTConfig
@@ -53,6 +63,25 @@ class Described:
     assumed: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
+    @property
+    def members(self) -> list["Described"]:
+        """The networks of an ensemble, each by itself; none of a network alone."""
+        parts: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in self.tensors.items():
+            if match := _MEMBER.fullmatch(name):
+                parts.setdefault(int(match[1]), {})[match[2]] = tensor
+        untrained = set(self.untrained)
+        told = {name: value for name, value in self.provenance.items() if name not in ("members", "test_accuracy")}
+        return [
+            replace(
+                self,
+                tensors=parts[i],
+                untrained=tuple(name for name in parts[i] if member_name(i, name) in untrained),
+                provenance=told | {"member": i},
+            )
+            for i in sorted(parts)
+        ]
+
 
 def describe(path: Path, header: Mapping[str, str], tensors: dict[str, Tensor]) -> Described:
     """Read the header that `save_model` wrote.
@@ -60,9 +89,14 @@ def describe(path: Path, header: Mapping[str, str], tensors: dict[str, Tensor]) 
     Raises:
         ValueError: if it is of another version, or does not describe a model.
     """
-    if header["ndvit"] != FORMAT:
-        raise ValueError(f"{path} has file format {header['ndvit']}, this ndvit reads {FORMAT}: update ndvit")
+    if header["ndvit"] not in (FORMAT, ENSEMBLE_FORMAT):
+        known = f"{FORMAT} and {ENSEMBLE_FORMAT}"
+        raise ValueError(f"{path} has file format {header['ndvit']}, this ndvit reads {known}: update ndvit")
     try:
+        if header["ndvit"] == ENSEMBLE_FORMAT:
+            _check_members(header.get("members", ""), tensors)
+        elif any(map(_MEMBER.fullmatch, tensors)):
+            raise ValueError("it is of a network alone, and has tensors of members of an ensemble")
         parts = {name: json.loads(header[name]) for name in ("config", "classes", "preprocess", "provenance")}
         described = Described(
             kind="ndvit",
@@ -78,6 +112,16 @@ def describe(path: Path, header: Mapping[str, str], tensors: dict[str, Tensor]) 
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: the header does not describe a model: {error}") from error
     return described
+
+
+def _check_members(said: str, names: Iterable[str]) -> None:
+    """Compare the number of members that a header gives, and it may be anything, with the tensors."""
+    matches = {name: _MEMBER.fullmatch(name) for name in names}
+    if alone := sorted(name for name, match in matches.items() if match is None):
+        raise ValueError(f"{len(alone)} tensors are of no member of the ensemble ({some(alone)})")
+    found = sorted({int(match[1]) for match in matches.values() if match})
+    if said != str(len(found)) or found != list(range(len(found))):
+        raise ValueError(f"it says {said[:20]!r} members, and there are tensors of {some(list(map(str, found)))}")
 
 
 def check_tensors(path: Path, expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:

@@ -64,9 +64,9 @@ def _timm_lacks(config: ViTConfig) -> Iterator[str]:
         yield "pooling='token_avg'"
     if config.norm_eps not in (1e-6, 1e-5):
         yield f"norm_eps {config.norm_eps} (load with norm_eps=1e-06: outputs change in the sixth digit)"
-    if config.stem != "none" and (config.stem_depths not in _HYBRIDS or config.stem_width != 64):
+    if config.stem == "resnet" and (config.stem_depths not in _HYBRIDS or config.stem_width != 64):
         yield f"a stem of {config.stem_depths} units"
-    if config.stem != "none" and config.stem_numerics != "timm":
+    if config.stem == "resnet" and config.stem_numerics != "timm":
         yield "Google's numerics in the stem (load the weights with stem_numerics='timm')"
     if config.activation == "swiglu" and config.layer_scale is None:
         yield "swiglu without layer scale"
@@ -229,7 +229,8 @@ def _torchvision_lacks(config: ViTConfig) -> Iterator[str]:
     sizes = {"input_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "norm_eps", "num_classes"}
     sizes |= {"representation_size", "pos_embed"}
     no_matter = {"weight_init", "drop_rate", "attn_drop_rate", "drop_path_rate"}
-    no_matter |= {"rope_base", "stem_depths", "stem_width", "stem_numerics"}
+    no_matter |= {"rope_base", "stem_depths", "stem_width", "stem_strides", "stem_kernel", "stem_dilations"}
+    no_matter |= {"stem_numerics", "head_drop"}
     theirs, ours = ViTConfig().to_dict(), config.to_dict()
     yield from (f"{n}={ours[n]!r}" for n in ours if n not in sizes | no_matter and ours[n] != theirs[n])
     if len(set(config.input_size)) > 1 or len(set(config.patch_size)) > 1:
@@ -269,6 +270,20 @@ def _common_lacks(config: ViTConfig) -> Iterator[str]:
         yield "qk_scale"
     if config.patch_norm:
         yield "a norm after the patches"
+    if config.stem in ("inception", "residual"):
+        yield f"the {config.stem} stem"
+    if config.patch_overlap:
+        yield "overlapping patches"
+    if config.relative_bias:
+        yield "relative positions after the softmax"
+    if config.pooling == "stem_tokens":
+        yield "pooling='stem_tokens'"
+    if config.head_norm != "none":
+        yield f"head_norm={config.head_norm!r}"
+    if config.rocket_features:
+        yield "random convolution features"
+    if config.stem_head:
+        yield "a second head over the stem (it is for training only: load the weights with stem_head=False)"
 
 
 def _format(name: str) -> Format:

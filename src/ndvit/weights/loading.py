@@ -12,6 +12,8 @@ from ndvit.config import ViTConfig
 from ndvit.data.images import ImagePreprocess
 from ndvit.data.preprocess import Preprocess
 from ndvit.network import VisionTransformer
+from ndvit.network.ensemble import Ensemble, Model, member_name
+from ndvit.network.vit import HEADS
 from ndvit.weights.adapt import ChannelRule, fit_tensors, target_config
 from ndvit.weights.complaints import some
 from ndvit.weights.file import Described
@@ -27,8 +29,8 @@ def load_model(
     preprocess: Mapping[str, Any] | None = None,
     classes: Sequence[str] | None = None,
     **overrides: Any,
-) -> VisionTransformer:
-    """Load a network with its weights, whoever published them, and adapt it where that is wanted.
+) -> Model:
+    """Load a model with its weights, whoever published them, and adapt it where that is wanted.
 
     The layout is told by the tensors, never by the file's name: ndvit's own files and runs, timm, torchvision,
     transformers, Google's .npz, and the releases of DeiT, MAE, DINOv2 and DINOv3. Nothing in a file is executed.
@@ -47,13 +49,17 @@ def load_model(
         **overrides: fields of `ViTConfig`. An int for `input_size` is the same along every axis.
 
     Returns:
-        The network in eval mode with `config`, `classes`, `preprocess`, `provenance`, `untrained` and `load_report`.
+        The `VisionTransformer`, or the `Ensemble` where the file holds one, in eval mode with `config`, `classes`,
+        `preprocess`, `provenance`, `untrained` and `load_report`.
 
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if the source is no Vision Transformer, is damaged or unsafe, or cannot be made what is asked for.
     """
-    return build_model(open_weights(source, overrides), device, channels, preprocess, classes, overrides)
+    described = open_weights(source, overrides)
+    members = described.members
+    networks = [build_model(one, device, channels, preprocess, classes, overrides) for one in members or [described]]
+    return _ensemble(described, networks) if members else networks[0]
 
 
 def build_model(
@@ -78,14 +84,15 @@ def build_model(
         if overrides.setdefault("num_classes", len(classes)) != len(classes):
             raise ValueError(f"num_classes is {overrides['num_classes']}, but {len(classes)} classes are named")
         if tuple(classes) != described.classes and (new_head or (described.classes and not guessed)):
-            for name in [n for n in tensors if n.partition(".")[0] in ("head", "head_dist")]:
+            for name in [n for n in tensors if n.partition(".")[0] in HEADS]:
                 ignored[name] = "its outputs are other classes"
                 del tensors[name]
     config = target_config(described.config, overrides)
     fitted = fit_tensors(tensors, described.config, config, channels)
     # copies of what was read: torch may have mapped the file, which its owner may overwrite while the network lives
     read = {id(tensor) for tensor in described.tensors.values()}
-    tensors = {n: t.to(torch.float32, copy=id(t) in read).contiguous() for n, t in fitted.tensors.items()}
+    tensors = {n: t.clone() if id(t) in read else t for n, t in fitted.tensors.items()}
+    tensors = {n: t.float().contiguous() if t.is_floating_point() else t for n, t in tensors.items()}
     if broken := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
         raise ValueError(f"{described.source}: {some(broken)} hold NaN or infinity: the weights are damaged")
     model = _allocate(config, tensors.keys())
@@ -116,6 +123,26 @@ def build_model(
         notes=(*described.notes, *lost),
     )
     return model.to(device, torch.float32).eval()
+
+
+def _ensemble(described: Described, networks: list[VisionTransformer]) -> Ensemble:
+    """The members of a file as one, with one report of all their tensors."""
+    model, reports = Ensemble(networks), [network.load_report for network in networks]
+    first: LoadReport = reports[0]
+    model.load_report = replace(
+        first,
+        network=f"{len(networks)} members, each {first.network}",
+        loaded=tuple(member_name(i, name) for i, report in enumerate(reports) for name in report.loaded),
+        adapted=tuple(
+            replace(c, name=member_name(i, c.name)) for i, report in enumerate(reports) for c in report.adapted
+        ),
+        new=tuple(member_name(i, name) for i, report in enumerate(reports) for name in report.new),
+        ignored={member_name(i, name): why for i, report in enumerate(reports) for name, why in report.ignored.items()},
+    )
+    model.provenance = dict(described.provenance)
+    if first.adapted or first.new:
+        model.provenance.pop("test_accuracy", None)
+    return model
 
 
 def _fit_preprocess(
@@ -182,7 +209,7 @@ def _allocate(config: ViTConfig, given: Set[str]) -> VisionTransformer:
 def _in_a_line(config: ViTConfig) -> str:
     size = " x ".join(map(str, (config.in_channels, *config.input_size)))
     patch = " x ".join(map(str, config.patch_size))
-    stem = f", resnet stem {config.stem_depths}" if config.stem != "none" else ""
+    stem = f", {config.stem} stem {config.stem_depths}" if config.stem != "none" else ""
     return (
         f"{config.embed_dim} wide, {config.depth} blocks, {config.num_heads} heads, input {size}{stem}, patch {patch}, "
         f"{config.num_classes} outputs"

@@ -12,6 +12,7 @@ from ndvit.config import ViTConfig
 from ndvit.data.images import ImagePreprocess
 from ndvit.data.preprocess import Preprocess
 from ndvit.network import VisionTransformer
+from ndvit.network.ensemble import MEMBERS
 from ndvit.weights.architecture import infer, refute
 from ndvit.weights.file import Described, check_tensors, describe
 from ndvit.weights.formats import recognise
@@ -143,15 +144,20 @@ def _refuse_heads(overrides: Mapping[str, Any], known: int | None, who: str) -> 
 
 def _check(path: Path, described: Described) -> None:
     """Compare the tensors with the network of the config, before anything is adapted."""
-    config = described.config
+    config, members = described.config, described.members
+    for i, member in enumerate(members):
+        _check(path / f"{MEMBERS}{i}", member)
+    if members:
+        return
     parts = config.depth + (sum(config.stem_depths) if config.stem != "none" else 0)
     if parts > len(described.tensors):  # before a billion blocks are built
         raise ValueError(f"{path} claims {parts:,} blocks and has {len(described.tensors):,} tensors")
     with _shapes(path, described.kind), torch.device("meta"):
         network = VisionTransformer(config)
-    buffers = {name for name, _ in network.named_buffers()}
-    expected = {n: t for n, t in network.state_dict().items() if n not in buffers or n in described.tensors}
+    computed = {"pos_embed", "rope_periods"} - dict(network.named_parameters()).keys()
+    expected = {n: t for n, t in network.state_dict().items() if n not in computed or n in described.tensors}
     check_tensors(path, expected, described.tensors)
-    wrong = [f"{n} ({t.dtype})" for n, t in described.tensors.items() if not t.is_floating_point()]
+    counters = {name for name, t in expected.items() if not t.is_floating_point()}  # of BatchNorm
+    wrong = [f"{n} ({t.dtype})" for n, t in described.tensors.items() if t.is_floating_point() == (n in counters)]
     if wrong:
         raise ValueError(f"{path}: weights must be floating-point numbers, got {', '.join(wrong[:4])}")

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from ndvit.network import VisionTransformer
+from ndvit.network.ensemble import Model
 from ndvit.weights.card import model_card, without_folders
 from ndvit.weights.file import MODEL_FILE, save_model
 from ndvit.weights.hub import plain_errors
@@ -12,7 +12,7 @@ from ndvit.weights.loading import load_model
 
 
 def push_to_hub(
-    model: VisionTransformer | str | Path,
+    model: Model | str | Path,
     repo_id: str,
     *,
     private: bool = False,

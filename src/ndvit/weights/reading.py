@@ -92,7 +92,7 @@ def _weights_file(path: Path) -> Path:
         return path
     if not path.is_dir():
         raise ValueError(f"{path} is neither a file nor a folder; {_EXPECTED}")
-    if not (path / MODEL_FILE).is_file() and (path / "checkpoints").is_dir():
+    if not (path / MODEL_FILE).is_file() and any((path / name).is_dir() for name in ("checkpoints", "members")):
         raise FileNotFoundError(
             f"{path} is a folder without {MODEL_FILE}; the run has not finished: "
             f"ndvit train --resume {shlex.quote(str(path))}"

@@ -1,0 +1,114 @@
+"""The models that the bench of signals compares, and the variants of ours that its ablation tries: two tables."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from signal_peers import Body, PeerClassifier, as_source, inceptiontime, preset_recipe, resnet
+
+from ndvit import ViTClassifier
+
+MEMBERS = 5  # fits in the ensemble that is made of `ours`
+
+
+class Setting(NamedTuple):
+    """What a model is made for: a seed, threads, steps instead of its own (0 for its own), and the training data."""
+
+    seed: int
+    threads: int
+    trial: int
+    X: np.ndarray
+    y: np.ndarray
+
+
+Make = Callable[[Setting], Any]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A row of the table of models.
+
+    Attributes:
+        about: what it is, in the report.
+        make: makes a classifier with `fit`, `predict_proba` and `classes_`; None for what is made of others' answers.
+        random: whether a seed changes it.
+    """
+
+    about: str
+    make: Make | None
+    random: bool = True
+
+
+def ours(preset: str = "signal", times: float = 1, **options: Any) -> Make:
+    """A ViTClassifier of a preset, with options changed, or with so many times the preset's steps."""
+
+    def make(setting: Setting) -> ViTClassifier:
+        steps = setting.trial or None
+        if times != 1:
+            steps = steps or preset_recipe(preset, as_source(setting.X, setting.y)).total_steps(len(setting.X))
+            steps = max(1, round(times * steps))
+        return ViTClassifier(preset=preset, steps=steps, options=options or None, random_state=setting.seed)
+
+    return make
+
+
+def peer(body: Body) -> Make:
+    """A convolutional network under the recipe of `ours`."""
+    return lambda setting: PeerClassifier(body, 128, setting.seed, setting.trial or None)
+
+
+def minirocket(setting: Setting) -> Any:
+    from aeon.classification.convolution_based import MiniRocketClassifier
+
+    return MiniRocketClassifier(n_jobs=setting.threads, random_state=setting.seed)
+
+
+def multirocket_hydra(setting: Setting) -> Any:
+    from aeon.classification.convolution_based import MultiRocketHydraClassifier
+
+    return MultiRocketHydraClassifier(n_jobs=setting.threads, random_state=setting.seed)
+
+
+def nearest_neighbour(setting: Setting) -> Any:
+    from aeon.classification.distance_based import KNeighborsTimeSeriesClassifier
+
+    return KNeighborsTimeSeriesClassifier(distance="dtw", distance_params={"window": 0.1}, n_jobs=setting.threads)
+
+
+MODELS = {
+    "ours": Model("`ViTClassifier(preset='signal')`, which is the default for signals: one network", ours()),
+    "ours-fast": Model("`ViTClassifier(preset='fast')`", ours("fast")),
+    "ours-ensemble": Model(
+        f"mean probabilities of `ours` of seeds 0 to {MEMBERS - 1}, which is what `members={MEMBERS}` trains; its "
+        "seconds are the sum of theirs",
+        None,
+    ),
+    "hybrid": Model("`ours` without random convolution features: the convolutional stem and the transformer alone",
+                    ours(rocket_features=0)),
+    "plain-vit": Model("`ViTClassifier(preset='plain')`: the Vision Transformer as published, in one dimension",
+                       ours("plain")),
+    "resnet": Model("the ResNet of Wang et al. (2017), under the recipe of `ours`", peer(resnet)),
+    "inceptiontime": Model("one network of InceptionTime (Ismail Fawaz et al., 2020), under the recipe of `ours`",
+                           peer(inceptiontime)),
+    "minirocket": Model("aeon's MiniRocketClassifier, its defaults", minirocket),
+    "multirocket-hydra": Model("aeon's MultiRocketHydraClassifier, its defaults", multirocket_hydra),
+    "1nn-dtw": Model("aeon's nearest neighbour under DTW in a window of a tenth of the length", nearest_neighbour,
+                     random=False),
+}  # fmt: skip
+ABLATIONS = {
+    "without-rocket": Model("no random convolution features (this is `hybrid`)", ours(rocket_features=0)),
+    # "without-tokens": the head on the stem alone
+    "without-stem": Model("no convolutions: patches of the signal itself, and tokens alone before the head",
+                          ours(stem="none", pooling="token_avg", stem_head=False)),
+    "without-crop-warp": Model("no slicing and no window warping", ours(crop=1.0, warp=0.0)),
+    "without-mixup": Model("no mixup", ours(mixup=0.0)),
+    "without-head-norm": Model("no BatchNorm before the head", ours(head_norm="none")),
+    "without-stem-head": Model("no auxiliary head over the stem", ours(stem_head=False)),
+    "without-overlap": Model("patches side by side instead of overlapping", ours(patch_overlap=False)),
+    "with-relative-bias": Model("ConvTran's relative positions besides the learned ones", ours(relative_bias=True)),
+    "with-rope": Model("rotary positions instead of learned ones", ours(pos_embed="rope")),
+    "twice-the-steps": Model("twice the steps", ours(times=2)),
+    "half-the-steps": Model("half the steps", ours(times=0.5)),
+}  # fmt: skip
+KNOWN = MODELS | ABLATIONS

@@ -1,0 +1,281 @@
+"""The report of the bench of signals, made of its CSV files alone: tables, a picture, and what they do not say."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import mean, median, stdev
+from typing import Any
+
+import numpy as np
+from scipy.stats import rankdata
+from signal_results import ABLATION, PUBLISHED, RESULTS, Row, read_rows
+
+from ndvit.files import replace_file
+
+REPORT, PICTURE = "report.md", "accuracy.png"
+CAVEATS = (
+    "The sets are those that the presets were developed on: accuracies of `ours` are flattered by that, those of the "
+    "others are not. Nothing is tuned to a single set, and no test label is seen in training or used to stop it.",
+    "`resnet` and `inceptiontime` are trained under the recipe of `ours` (steps, batch, augmentation, optimiser), not "
+    "under their authors', who train for an hour or so: the published columns show what that gives.",
+    "Published accuracies are of the same split, but of other machines, seeds and, where the name says 5 or IT, of "
+    "ensembles; no training time is known that could be compared.",
+    "A test set of 100 examples moves by 1 point with each of them: single cells prove little, the means more.",
+    "Seconds are wall time with the data in memory. What a process compiles or imports once is not counted.",
+)
+Cells = dict[tuple[str, str], list[Row]]  # by set and model
+
+
+class Comparison:
+    """Rows of some sets, by set and model.
+
+    Attributes:
+        sets, models: names in order; models without any row are left out.
+        complete: the models that have rows on every set, which alone have means and ranks.
+    """
+
+    def __init__(self, rows: Sequence[Row], order: Sequence[str]) -> None:
+        self.cells: Cells = {}
+        for row in rows:
+            self.cells.setdefault((row.set, row.model), []).append(row)
+        self.sets = sorted({row.set for row in rows})
+        there = {row.model for row in rows}
+        self.models = [model for model in order if model in there]
+        self.complete = [m for m in self.models if all((s, m) in self.cells for s in self.sets)]
+
+    def value(self, name: str, model: str, field: str = "accuracy") -> float:
+        """The mean over seeds."""
+        return mean(getattr(row, field) for row in self.cells[name, model])
+
+    def mean(self, model: str) -> float:
+        """The mean accuracy over sets."""
+        return mean(self.value(name, model) for name in self.sets)
+
+    def seconds(self, model: str, field: str = "fit_seconds") -> float:
+        """The median over sets."""
+        return median(self.value(name, model, field) for name in self.sets)
+
+    def seeds(self, model: str) -> list[int]:
+        """Those that a model has on all sets."""
+        return sorted(set.intersection(*({row.seed for row in self.cells[name, model]} for name in self.sets)))
+
+    def spread(self, model: str) -> float | None:
+        """The standard deviation over seeds of the mean over sets; None for fewer than two seeds."""
+        means = []
+        for seed in self.seeds(model):
+            rows = [row for name in self.sets for row in self.cells[name, model] if row.seed == seed]
+            means.append(mean(row.accuracy for row in rows))
+        return stdev(means) if len(means) > 1 else None
+
+    def ranks(self) -> dict[str, float]:
+        """The mean over sets of each complete model's rank, 1 for the best; equals share theirs."""
+        if not self.complete:
+            return {}
+        values = [[self.value(name, model) for model in self.complete] for name in self.sets]
+        ranks = rankdata(-np.round(values, 6), axis=1).mean(0)
+        return dict(zip(self.complete, ranks.tolist()))
+
+
+def read_published(path: Path, sets: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Published accuracies, by system and set; of systems that have one for each of these sets."""
+    if not path.is_file():
+        return {}
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = {row["dataset"]: row for row in csv.DictReader(file)}
+    if not set(sets) <= set(rows):
+        return {}
+    about = {"dataset", "n_train", "n_test", "length", "n_classes"}
+    systems = [name for name in next(iter(rows.values())) if name not in about]
+    return {s: {name: float(rows[name][s]) for name in sets} for s in systems if all(rows[n][s] for n in sets)}
+
+
+def comparison_table(found: Comparison, published: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """Markdown: a row a set, a column a model, then what they come to; published figures in columns of their own."""
+    ranks = found.ranks()
+    lines = [
+        _line(["set", *found.models, *(f"*{name}, published*" for name in published)]),
+        "|---|" + "---:|" * (len(found.models) + len(published)),
+    ]
+    for name in found.sets:
+        values = {model: found.value(name, model) for model in found.models if (name, model) in found.cells}
+        cells = [_percent(values.get(model), best=max(values.values())) for model in found.models]
+        lines.append(_line([name, *cells, *(_percent(figures[name]) for figures in published.values())]))
+    means = {model: found.mean(model) for model in found.complete}
+    best = max(means.values(), default=1.0)
+    theirs = [_percent(mean(figures.values())) for figures in published.values()]
+    lines.append(_line(["**mean**", *(_percent(means.get(model), best) for model in found.models), *theirs]))
+    told: dict[str, dict[str, str]] = {
+        "spread over seeds": {m: f"± {100 * s:.1f}" for m in found.complete if (s := found.spread(m)) is not None},
+        "mean rank": {model: f"{rank:.1f}" for model, rank in ranks.items()},
+        "seconds to train, median": {model: _seconds(found.seconds(model)) for model in found.complete},
+        "seconds to predict, median": {m: _seconds(found.seconds(m, "predict_seconds")) for m in found.complete},
+        "seeds": {model: str(len(found.seeds(model))) for model in found.complete},
+    }
+    for title, cells in told.items():
+        lines.append(_line([title, *(cells.get(model, "–") for model in found.models), *["" for _ in published]]))
+    return lines
+
+
+def ablation_table(rows: Sequence[Row], base: Sequence[Row], abouts: Mapping[str, str]) -> list[str]:
+    """Markdown: what each change does to `ours`, over the fits that both have: same set, same seed."""
+    ours = {(row.set, row.seed): row for row in base if row.model == "ours"}
+    lines = [
+        "| variant | change | sets x seeds | univariate: `ours` | variant | points | sets worse, better "
+        "| multivariate: points | time |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for name, about in abouts.items():
+        pairs = [(ours[r.set, r.seed], r) for r in rows if r.model == name and (r.set, r.seed) in ours]
+        if not pairs:
+            continue
+        sets = sorted({a.set for a, _ in pairs})
+        both = {s: [mean(pair[i].accuracy for pair in pairs if pair[0].set == s) for i in range(2)] for s in sets}
+        one = [s for s in sets if next(a for a, _ in pairs if a.set == s).channels == 1]
+        change = {s: 100 * (after - before) for s, (before, after) in both.items()}
+        cells = ["–", "–", "–", "–"]
+        if one:
+            shifts = [change[s] for s in one]
+            error = f" ± {stdev(shifts) / len(one) ** 0.5:.1f}" if len(one) > 1 else ""
+            cells = [_percent(mean(both[s][i] for s in one)) for i in range(2)]
+            cells += [f"{mean(shifts):+.1f}{error}", f"{sum(d < 0 for d in shifts)}, {sum(d > 0 for d in shifts)}"]
+        several = [change[s] for s in sets if s not in one]
+        cells += [f"{mean(several):+.1f}" if several else "–"]
+        times = median(after.fit_seconds / max(before.fit_seconds, 1e-3) for before, after in pairs)
+        lines.append(_line([f"`{name}`", about, str(len(pairs)), *cells, f"x {times:.2f}"]))
+    return lines if len(lines) > 2 else []
+
+
+def draw(found: Comparison, published: Mapping[str, Mapping[str, float]], title: str, path: Path) -> None:
+    """Mean accuracy against the median time to train; a point a model, with its spread over seeds."""
+    from matplotlib import style
+    from matplotlib.figure import Figure
+
+    points = {model: (max(found.seconds(model), 1e-3), 100 * found.mean(model)) for model in found.complete}
+    with style.context("default"):
+        figure = Figure(figsize=(8, 5), layout="constrained", facecolor="white")
+        axes = figure.subplots()
+        axes.set_xscale("log")
+        for model, (x, y) in points.items():
+            error = 100 * (found.spread(model) or 0)
+            mine = model.startswith("ours")
+            look: dict[str, Any] = {"color": "#c2410c" if mine else "#1d4e89", "marker": "o" if mine else "s"}
+            axes.errorbar(x, y, yerr=error or None, markersize=7, capsize=3, elinewidth=1.2, **look)
+        if published:
+            best = max(published, key=lambda name: mean(published[name].values()))
+            level = 100 * mean(published[best].values())
+            axes.axhline(level, color="#555555", linewidth=1, linestyle="--")
+            told = f"best published: {best}, {level:.1f}"
+            axes.annotate(told, (1, level), (-4, 3), xycoords=("axes fraction", "data"), textcoords="offset points",
+                          ha="right", fontsize=9, color="#555555")  # fmt: skip
+        axes.margins(x=0.18, y=0.12)
+        axes.grid(which="major", color="#dddddd")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.set(xlabel="seconds to train, median over sets", ylabel="test accuracy, mean over sets (%)", title=title)
+        axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
+        _label(figure, axes, points)
+        # matplotlib writes its own version into a file otherwise, and a report made anew would differ
+        replace_file(path, lambda file: figure.savefig(file, dpi=150, format="png", metadata={"Software": None}))
+
+
+def _label(figure: Any, axes: Any, points: Mapping[str, tuple[float, float]]) -> None:
+    """Name each point where its name covers no other name and no point, as near as there is room."""
+    from matplotlib.transforms import Bbox
+
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # settled; another round would move the points
+    places = axes.transData.transform(list(points.values()))
+    unit = figure.dpi / 72
+    taken = [Bbox.from_bounds(x - 6 * unit, y - 6 * unit, 12 * unit, 12 * unit) for x, y in places]
+    sides = [(9, -4, "left"), (-9, -4, "right"), (0, 10, "center"), (0, -17, "center")]
+    tries = [(x * f, y * f, ha) for f in (1, 1.8, 2.6, 3.4) for x, y, ha in sides]
+    tries += [(9 * f, y * f, "left") for f in (1, 2, 3) for y in (12, -18)]
+    for name, point in points.items():
+        for dx, dy, ha in tries:
+            text = axes.annotate(name, point, (dx, dy), textcoords="offset points", ha=ha, fontsize=10)
+            box = text.get_window_extent()
+            inside = axes.bbox.x0 <= box.x0 and box.x1 <= axes.bbox.x1
+            if inside and not any(box.overlaps(other) for other in taken):
+                break
+            text.remove()
+        else:
+            text = axes.annotate(name, point, (9, -4), textcoords="offset points", fontsize=10)
+        taken.append(text.get_window_extent())
+
+
+def write_report(out: Path, models: Mapping[str, str], ablations: Mapping[str, str], *, trial: int = 0) -> Path:
+    """Write report.md and accuracy.png into the folder of the CSV files.
+
+    Args:
+        out: the folder.
+        models: what each model is; the tables are in this order.
+        ablations: the same of the variants.
+        trial: report the rows of trials with this many steps instead of those that count.
+    """
+    rows, variants = ([r for r in read_rows(out / name) if r.trial == trial] for name in (RESULTS, ABLATION))
+    if not rows:
+        raise SystemExit(f"{out / RESULTS} has no rows{f' of trials with {trial} steps' if trial else ''}")
+    text = ["# Classifying signals: ours and others", ""]
+    text += [f"**A trial of the bench with {trial} steps: these accuracies mean nothing.**", ""] if trial else []
+    text += ["Accuracy on the test set of the archive's split, in percent, mean over seeds.", ""]
+    drawn = False
+    for kind in ("univariate", "multivariate"):
+        found = Comparison([row for row in rows if (row.channels == 1) == (kind == "univariate")], list(models))
+        if not found.sets:
+            continue
+        published = read_published(out / PUBLISHED, found.sets)
+        title = f"{len(found.sets)} {kind} set{'s' * (len(found.sets) > 1)}"
+        text += [f"## {title[0].upper()}{title[1:]}", "", *comparison_table(found, published), ""]
+        if found.complete and not drawn:
+            draw(found, published, title, out / PICTURE)
+            text += [f"![Accuracy against the time to train, a point a model]({PICTURE})", ""]
+            drawn = True
+    text += _notes(rows, models)
+    if table := ablation_table(variants, rows, ablations):
+        text += ["", "## Ablation", "", "`ours` with one ingredient changed, against `ours` with the same seed. Points"]
+        text += ["are percent; ± is the standard error over sets; time is that of training, relative.", "", *table]
+    text += ["", "## How it was made", "", *_origin([*rows, *variants])]
+    replace_file(out / REPORT, "\n".join(text) + "\n")
+    return out / REPORT
+
+
+def _notes(rows: Sequence[Row], models: Mapping[str, str]) -> list[str]:
+    there = {row.model for row in rows}
+    lines = [
+        "The best of the models measured here is bold. A mean, a rank and times are told of models that have every"
+    ]
+    lines += ["set; ± is the standard deviation over seeds of the mean over sets, and so are the picture's bars.", ""]
+    lines += [f"- `{name}`: {about}." for name, about in models.items() if name in there]
+    return [*lines, "", "What to keep in mind:", "", *(f"- {caveat}" for caveat in CAVEATS)]
+
+
+def _origin(rows: Sequence[Row]) -> list[str]:
+    """Where, with what and by which commands the fits were done."""
+    lines = []
+    machines = sorted({(row.cores, row.software) for row in rows})
+    lines += [f"- A CPU of {cores} core{'s' * (cores > 1)}, {software}." for cores, software in machines]
+    for threads, parallel in sorted({(row.threads, row.parallel) for row in rows}):
+        count = sum((row.threads, row.parallel) == (threads, parallel) for row in rows)
+        alone = "alone on the machine" if parallel == 1 else f"{parallel} at a time, so their seconds are too many"
+        lines.append(f"- {count} fits on {threads} thread{'s' * (threads > 1)}, {alone}.")
+    runs: dict[tuple[str, str], int] = {}
+    for row in rows:
+        runs[row.commit, row.command] = runs.get((row.commit, row.command), 0) + 1
+    for (commit, command), count in runs.items():
+        changed = " with changes that were not committed" * commit.endswith("+")
+        lines.append(f"- {count} fits by `{command}` at commit {commit.rstrip('+')}{changed}.")
+    return lines
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _percent(value: float | None, best: float | None = None) -> str:
+    if value is None:
+        return "–"
+    text = f"{100 * value:.1f}"
+    return f"**{text}**" if best is not None and value >= best - 1e-9 else text
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.2f}" if value < 1 else f"{value:.1f}" if value < 100 else f"{value:.0f}"

@@ -1,0 +1,287 @@
+"""Classifiers of signals side by side: accuracy on each set in the given split, and what each costs on this machine.
+
+`python benchmarks/signals.py --data FOLDER` trains and tests each model on each NAME.npz of a folder (X_train (n,
+channels, time), y_train, X_test, y_test), and writes a row a fit, then a report: tables, a picture and an ablation. A
+bench that was interrupted goes on where it stopped.
+"""
+
+import functools
+import multiprocessing
+import os
+import shutil
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from cyclopts import App
+from signal_models import ABLATIONS, KNOWN, MEMBERS, MODELS, Setting
+from signal_report import write_report
+from signal_results import (
+    ABLATION,
+    PUBLISHED,
+    RESULTS,
+    Row,
+    add_row,
+    probabilities_file,
+    read_rows,
+    save_probabilities,
+    write_rows,
+)
+
+app = App(help=__doc__)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all fits of a call have in common."""
+
+    data: Path
+    out: Path
+    trial: int
+    parallel: int
+    commit: str
+    command: str
+
+    def load(self, name: str) -> dict[str, np.ndarray]:
+        """The arrays of a set."""
+        with np.load(self.data / f"{name}.npz", allow_pickle=False) as file:
+            parts = {key: file[key] for key in ("X_train", "y_train", "X_test", "y_test")}
+        if parts["X_train"].ndim != 3:
+            raise ValueError(f"{name}.npz: X_train is {parts['X_train'].shape}, expected (n, channels, time)")
+        return parts
+
+    def table(self, model: str) -> Path:
+        """The CSV file of a model's rows."""
+        return self.out / (RESULTS if model in MODELS else ABLATION)
+
+
+class Job(NamedTuple):
+    """One fit to do."""
+
+    set: str
+    model: str
+    seed: int
+
+
+@functools.cache
+def warm_up(model: str, channels: int, threads: int) -> None:
+    """One fit that is not counted: what a process compiles and imports once belongs to no set."""
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((8, channels, 64)).astype(np.float32)
+    y = np.arange(8) % 2
+    make = KNOWN[model].make
+    assert make is not None
+    make(Setting(0, threads, 2, X, y)).fit(X, y).predict_proba(X)
+
+
+def run(bench: Bench, job: Job) -> Row:
+    """Fit, predict, keep the probabilities, and say what came out."""
+    warnings.filterwarnings("ignore", module="aeon|sklearn")
+    data, threads = bench.load(job.set), torch.get_num_threads()
+    X, y = data["X_train"], data["y_train"]
+    warm_up(job.model, X.shape[1], threads)
+    make = KNOWN[job.model].make
+    assert make is not None
+    classifier = make(Setting(job.seed, threads, bench.trial, X, y))
+    start = time.perf_counter()
+    classifier.fit(X, y)
+    fitted = time.perf_counter()
+    probabilities = np.asarray(classifier.predict_proba(data["X_test"]))
+    end = time.perf_counter()
+    save_probabilities(bench.out, (*job, bench.trial), probabilities)
+    return Row(
+        *job,
+        trial=bench.trial,
+        channels=X.shape[1],
+        train=len(X),
+        test=len(probabilities),
+        accuracy=accuracy(probabilities, np.asarray(classifier.classes_), data["y_test"]),
+        fit_seconds=round(fitted - start, 3),
+        predict_seconds=round(end - fitted, 3),
+        steps=getattr(classifier, "n_iter_", 0),
+        threads=threads,
+        parallel=bench.parallel,
+        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 0,
+        software=", ".join(f"{name} {version(name)}" for name in ("torch", "aeon")),
+        commit=bench.commit,
+        command=bench.command,
+    )
+
+
+def accuracy(probabilities: np.ndarray, classes: np.ndarray, y: np.ndarray) -> float:
+    """The share of examples whose most probable class is theirs."""
+    return round(float((classes[probabilities.argmax(1)] == y).mean()), 6)
+
+
+def derive_ensemble(bench: Bench, name: str) -> Row | None:
+    """The ensemble of the fits of `ours` on a set, or None while there are too few of them."""
+    found = {row.key: row for row in read_rows(bench.table("ours"))}
+    keys = [(name, "ours", seed, bench.trial) for seed in range(MEMBERS)]
+    if not all(key in found and probabilities_file(bench.out, key).is_file() for key in keys):
+        return None
+    members = [found[key] for key in keys]
+    mean = np.mean([np.load(probabilities_file(bench.out, key), allow_pickle=False) for key in keys], axis=0)
+    data = bench.load(name)
+    return replace(
+        members[-1],
+        model="ours-ensemble",
+        seed=0,
+        accuracy=accuracy(mean, np.unique(data["y_train"]), data["y_test"]),
+        fit_seconds=round(sum(row.fit_seconds for row in members), 3),
+        predict_seconds=round(sum(row.predict_seconds for row in members), 3),
+        parallel=max(row.parallel for row in members),
+    )
+
+
+def plan(sets: list[str], models: list[str], seeds: int) -> list[Job]:
+    """All fits, set by set; an ensemble needs those of its members."""
+    wanted: dict[str, int] = {}
+    for model in models:
+        made_of, count = ("ours", MEMBERS) if model == "ours-ensemble" else (model, seeds if KNOWN[model].random else 1)
+        wanted[made_of] = max(wanted.get(made_of, 0), count)
+    return [Job(name, model, seed) for name in sets for model, count in wanted.items() for seed in range(count)]
+
+
+def one_thread() -> None:
+    """What a process does first that shares the machine with another."""
+    torch.set_num_threads(1)
+
+
+def fit_all(bench: Bench, jobs: list[Job]) -> Iterator[tuple[Job, Row | Exception]]:
+    """The rows of all jobs as they are done, one after another or some at once; an error stands for its row."""
+    if bench.parallel == 1:
+        for job in jobs:
+            try:
+                yield job, run(bench, job)
+            except Exception as error:  # the other fits are hours of work
+                yield job, error
+        return
+    os.environ |= {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}  # of the processes that are started now
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(bench.parallel, context, initializer=one_thread)
+    try:
+        futures = {pool.submit(run, bench, job): job for job in jobs}
+        for future in as_completed(futures):
+            error = future.exception()
+            if error is not None and not isinstance(error, Exception):
+                raise error
+            yield futures[future], future.result() if error is None else error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def git_commit() -> str:
+    """The commit of this working tree, with a + where files differ from it."""
+    here = Path(__file__).resolve().parent
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "--short=10", "HEAD") + "+" * bool(git("status", "--porcelain", "-uno"))
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def choose(text: str, known: list[str], what: str) -> list[str]:
+    """The names in a comma-separated list, all for none."""
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if unknown := [name for name in names if name not in known]:
+        raise SystemExit(f"unknown {what} {', '.join(unknown)}: there are {', '.join(known)}")
+    return names or known
+
+
+@app.default
+def main(
+    *,
+    data: Path | None = None,
+    seeds: int = 3,
+    models: str = "",
+    sets: str = "",
+    out: Path = Path("docs/signals"),
+    ablation: bool = False,
+    steps: int = 0,
+    parallel: int = 1,
+    fresh: bool = False,
+    report: bool = False,
+) -> None:
+    """Train and test every model on every set, then write the report.
+
+    Args:
+        data: folder with NAME.npz for each set, and maybe published.csv with accuracies of others.
+        seeds: fits of each model on each set.
+        models: names, with commas between them; all of the table by default.
+        sets: names, with commas between them; all of the folder by default.
+        out: folder for results.csv, ablation.csv, report.md and accuracy.png.
+        ablation: fit `ours` and its variants, one ingredient changed at a time, instead of the models.
+        steps: optimiser steps of our networks and the peers, to try the bench; rows of trials stand apart.
+        parallel: fits at a time, each in a process with one thread. Their seconds are those of a busy machine.
+        fresh: do the chosen fits again that were done before.
+        report: only write the report anew.
+    """
+    if not report:
+        if data is None or not any(data.glob("*.npz")):
+            raise SystemExit(f"--data {data}: there is no NAME.npz in such a folder")
+        if min(seeds, parallel) < 1 or steps < 0:
+            raise SystemExit(
+                f"seeds and parallel must be at least 1 and steps at least 0: {seeds}, {parallel}, {steps}"
+            )
+        names = choose(sets, sorted(path.stem for path in data.glob("*.npz")), "set")
+        table = ["ours", *ABLATIONS] if ablation else list(MODELS)
+        chosen = choose(models, table, "model")
+        said = {"seeds": seeds, "models": models, "sets": sets, "steps": steps, "parallel": parallel}
+        usual = {"models": "", "sets": "", "steps": 0, "parallel": 1}
+        words = [f"--{name} {value}" for name, value in said.items() if value != usual.get(name)]
+        command = " ".join(["python benchmarks/signals.py --data FOLDER", *words, *["--ablation"] * ablation])
+        bench = Bench(data, out, steps, parallel, git_commit(), command)
+        failed = work(bench, plan(names, chosen, seeds), names if "ours-ensemble" in chosen else [], fresh)
+        if failed:
+            print(f"{len(failed)} fits failed and are not in the report:", *failed, sep="\n  ", file=sys.stderr)
+    abouts = [{name: model.about for name, model in part.items()} for part in (MODELS, ABLATIONS)]
+    print(f"written: {write_report(out, *abouts, trial=steps)}")
+    if not report and failed:
+        raise SystemExit(1)
+
+
+def work(bench: Bench, jobs: list[Job], ensembles: list[str], fresh: bool) -> list[str]:
+    """Do the jobs that are not done yet, derive the ensembles of these sets, and tell what failed."""
+    bench.out.mkdir(parents=True, exist_ok=True)
+    if (bench.data / PUBLISHED).is_file():
+        shutil.copyfile(bench.data / PUBLISHED, bench.out / PUBLISHED)
+    done: set[tuple[str, str, int, int]] = set()
+    for path in (bench.out / RESULTS, bench.out / ABLATION):
+        rows = read_rows(path)
+        if fresh:
+            again = {(*job, bench.trial) for job in jobs}
+            write_rows(path, rows := [row for row in rows if row.key not in again])
+        done |= {row.key for row in rows}
+    jobs = [job for job in jobs if (*job, bench.trial) not in done]
+    print(f"{len(jobs)} fits to do, {bench.parallel} at a time", flush=True)
+    failed = []
+    for number, (job, row) in enumerate(fit_all(bench, jobs), 1):
+        start = f"{number}/{len(jobs)}  {job.set:<22} {job.model:<18} seed {job.seed}"
+        if isinstance(row, Exception):
+            failed.append(f"{job.set} {job.model} seed {job.seed}: {type(row).__name__}: {row}")
+            print(f"{start}  failed: {row}", flush=True)
+            continue
+        add_row(bench.table(job.model), row)
+        times = f"trained in {row.fit_seconds:.1f} s, predicted in {row.predict_seconds:.1f} s"
+        print(f"{start}  {row.accuracy:.4f}  {times}", flush=True)
+    for name in ensembles:
+        if (made := derive_ensemble(bench, name)) is not None:
+            add_row(bench.table(made.model), made)
+            print(f"{name:<22} {made.model}  {made.accuracy:.4f}  of {MEMBERS} fits", flush=True)
+    return failed
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,22 @@
+"""What describes a network: one frozen config, the tables of sizes, and the names built from them.
+
+Nothing here imports torch, so the command line can list, check and explain models at once.
+"""
+
+from ndvit.config.checks import check_field_names, unwrap_numbers
+from ndvit.config.names import SIGNAL_SIZES, SIZES, list_models, named_config, plan_grid, plan_strides
+from ndvit.config.vit import StemNumerics, ViTConfig, stem_stride
+
+__all__ = [
+    "SIGNAL_SIZES",
+    "SIZES",
+    "StemNumerics",
+    "ViTConfig",
+    "check_field_names",
+    "list_models",
+    "named_config",
+    "plan_grid",
+    "plan_strides",
+    "stem_stride",
+    "unwrap_numbers",
+]

@@ -1,0 +1,160 @@
+"""Names of models, the tables of sizes behind them, and the patch that fits an input."""
+
+import difflib
+import math
+import re
+from typing import Any
+
+from ndvit.config.checks import check_field_names, whole_numbers
+from ndvit.config.vit import ViTConfig, stem_stride
+
+SIZES: dict[str, dict[str, Any]] = {
+    # A size is a row. tiny to huge are the field's (ViT, DeiT); pico and nano are ours, for little data on a CPU.
+    "pico": {"embed_dim": 64, "depth": 4, "num_heads": 4},
+    "nano": {"embed_dim": 128, "depth": 6, "num_heads": 4},
+    "tiny": {"embed_dim": 192, "depth": 12, "num_heads": 3},
+    "small": {"embed_dim": 384, "depth": 12, "num_heads": 6},
+    "base": {"embed_dim": 768, "depth": 12, "num_heads": 12},
+    "large": {"embed_dim": 1024, "depth": 24, "num_heads": 16},
+    "huge": {"embed_dim": 1280, "depth": 32, "num_heads": 16},
+}
+SIGNAL_SIZES: dict[str, dict[str, Any]] = {
+    # For signals: convolutions see the short patterns, a few wide tokens the whole, and one head reads both.
+    "tiny": {"embed_dim": 48, "depth": 2, "stem_depths": (3,), "stem_width": 16},
+    "small": {"embed_dim": 96, "depth": 3, "stem_depths": (3, 3), "stem_width": 32},
+    "base": {"embed_dim": 192, "depth": 6, "stem_depths": (3, 3), "stem_width": 64},
+}
+_SIGNAL: dict[str, Any] = {
+    # what they have in common; without a size from the user or the data they read 512 samples of one channel
+    "input_size": (512,),
+    "in_channels": 1,
+    "num_heads": 4,
+    "mlp_ratio": 2.0,
+    "stem": "inception",
+    "stem_dilations": (1, 2, 4),
+    "patch_overlap": True,
+    "pooling": "stem_tokens",
+    "head_norm": "batch",
+    "head_drop": 0.2,
+    "stem_head": True,
+    "rocket_features": 10_000,
+}
+_NAME = re.compile(r"vit_(?P<size>[a-z]+)(?:_patch(?P<patch>[1-9]\d*)_(?P<input>[1-9]\d*))?")
+_SIGNAL_NAME = re.compile(r"signal_(?P<size>[a-z]+)")
+_LISTED_INPUTS = {8: (224, 384), 14: (224, 518), 16: (224, 384), 32: (224, 384)}
+
+# Most patch tokens along an axis when the patch is chosen from the data: 64 time steps, a 14 x 14 picture (ViT/16 at
+# 224), an 8 x 8 x 8 volume. Attention costs the square of the product.
+_TOKENS_PER_AXIS = {1: 64, 2: 14, 3: 8}
+
+
+def list_models() -> list[str]:
+    """Names that `create_model` knows.
+
+    `vit_SIZE` has no dimensions of its own: it takes them from `input_size` or, in training, from the data.
+    `signal_SIZE` does, too: a light stem of convolutions and few tokens, for signals above all.
+    `vit_SIZE_patchP_S` is the 2-D network for S x S pictures; any P that divides S is understood, the usual are listed.
+    """
+    published = [s for s in SIZES if s not in ("pico", "nano")]
+    return [
+        *(f"vit_{size}" for size in SIZES),
+        *(f"signal_{size}" for size in SIGNAL_SIZES),
+        *(
+            f"vit_{size}_patch{patch}_{side}"
+            for size in published
+            for patch, sides in _LISTED_INPUTS.items()
+            for side in sides
+        ),
+    ]
+
+
+def named_config(name: str, **overrides: Any) -> ViTConfig:
+    """The config of a named model, with any field of `ViTConfig` overridden.
+
+    An int for `input_size` follows the name: in `vit_base_patch16_224`, a 2-D model, it is the side of a square; in
+    `vit_base` and `signal_base`, which have no dimensions of their own, it is a length, as in `ViTConfig`. A tuple is
+    always taken as it is. Without `patch_size`, they take the one that `plan_grid` chooses for `input_size`, or for
+    what a light stem leaves of it; behind a resnet stem it is 1.
+
+    Raises:
+        ValueError: for an unknown name or field (naming the nearest known), or values that make no network.
+    """
+    match, signal = _NAME.fullmatch(name), _SIGNAL_NAME.fullmatch(name)
+    if match is not None and match["size"] in SIZES:
+        row = SIZES[match["size"]]
+    elif signal is not None and signal["size"] in SIGNAL_SIZES:
+        row = _SIGNAL | SIGNAL_SIZES[signal["size"]]
+    else:
+        near = difflib.get_close_matches(name, list_models(), n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(
+            f"unknown model {name!r}.{hint} Names are vit_SIZE or vit_SIZE_patchP_S with SIZE one of "
+            f"{', '.join(SIZES)}, for example vit_tiny or vit_base_patch16_224, and signal_SIZE with SIZE one of "
+            f"{', '.join(SIGNAL_SIZES)}; `ndvit models` lists them"
+        )
+    check_field_names(ViTConfig, overrides)
+    values = row | overrides
+    size = values.get("input_size")
+    if "rocket_features" not in overrides and isinstance(size, tuple | list) and len(size) > 1:
+        values.pop("rocket_features", None)  # they are of signals of one axis
+    if match is not None and match["input"]:
+        side = values.get("input_size", int(match["input"]))
+        values["input_size"] = (side, side) if isinstance(side, int) else side
+        values.setdefault("patch_size", int(match["patch"]))
+    elif "input_size" in values and "patch_size" not in values:
+        values["patch_size"] = _plan_patch(values)
+    return ViTConfig(**values)
+
+
+def _plan_patch(values: dict[str, Any]) -> tuple[int, ...] | int:
+    """The patch that `plan_grid` chooses for what the stem leaves of the input; 1 where that would need padding."""
+    stem = values.get("stem", "none")
+    size = whole_numbers("input_size", values["input_size"])
+    if stem == "resnet":  # a hybrid has made patches already
+        return 1
+    stride = stem_stride(stem, None, values.get("stem_strides", ()))
+    size = tuple(math.ceil(s / stride) for s in size)
+    patch, whole = plan_grid(size, least=2 if stem == "none" else 1)
+    # nothing here pads: a length that the planned patch does not divide, as a prime one, goes by single samples
+    return patch if whole == size else 1
+
+
+def plan_strides(length: int, stages: int) -> tuple[int, ...]:
+    """Choose the strides of a light stem's stages for signals of this length.
+
+    Full resolution below 150 samples, half of it below 512, then as many halvings as leave at most 256: convolutions
+    cost nearly all of the time, in proportion to the places they are computed at. The first two stages share them.
+    """
+    halvings = 0 if length < 150 else 1 if length < 512 else math.ceil(math.log2(length / 256))
+    if stages == 1:
+        return (2**halvings,)
+    return (2 ** math.ceil(halvings / 2), 2 ** (halvings // 2), *[1] * (stages - 2))
+
+
+def plan_grid(
+    size: tuple[int, ...], patch_size: tuple[int, ...] | int | None = None, least: int = 2
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Choose a patch for inputs of this size and round the size up to whole patches.
+
+    The patch is the smallest that keeps the grid within 64 (1-D), 14 x 14 (2-D) or 8 x 8 x 8 (3-D) tokens, or up to
+    half as large again where that divides the size and so needs no padding. It has `least` samples along an axis,
+    unless there are fewer than eight: without a stem, a token of one sample has nothing to tell but its position.
+
+    Args:
+        size: samples or pixels along each axis.
+        patch_size: the patch, if it is given already.
+        least: its smallest extent along an axis.
+
+    Returns:
+        The patch and the size, each along every axis.
+    """
+    if patch_size is None:
+        fitting = max(math.ceil(s / _TOKENS_PER_AXIS[len(size)]) for s in size)
+        least = max(fitting, least if max(size) >= 8 else 1)
+        exact = [p for p in range(least, least + least // 2 + 1) if all(s % min(p, s) == 0 for s in size)]
+        patch_size = tuple(min(exact[0] if exact else least, s) for s in size)
+    patch = whole_numbers("patch_size", patch_size)
+    patch = patch * len(size) if len(patch) == 1 else patch
+    if len(patch) != len(size):
+        raise ValueError(f"patch_size {patch} has {len(patch)} axes but the data has {len(size)}: {size}")
+    return patch, tuple(math.ceil(s / p) * p for s, p in zip(size, patch))

@@ -1,0 +1,162 @@
+"""Random convolutions beside the transformer: features that need no training, and a linear head solved at once.
+
+MiniRocket (Dempster, Schmidt & Webb, 2021) over the signal and its differences. With tens of examples such features
+know what a network cannot learn yet, with thousands the network knows more; both answers together beat either.
+"""
+
+import itertools
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+KERNELS = 84  # all ways to place three weights of 2 among nine of -1
+TAPS = 9
+_MOST_DILATIONS = 32
+_GOLDEN = (math.sqrt(5) + 1) / 2
+_CHUNK = 2**22  # values of one convolution at a time: what a cache or two hold
+
+
+class Rocket(nn.Module):
+    """Random convolution features of signals and a linear head over them.
+
+    Kernels are MiniRocket's 84 of nine taps, under dilations that grow exponentially until one spans the signal; each
+    kernel sees a random choice of channels. A feature is the share of a kernel's output above a bias, and biases are
+    quantiles of outputs on training examples (`draw`). Before the head is solved (`training.rocket`) it says that all
+    classes are equally likely.
+
+    Args:
+        channels: of the signal.
+        length: of the signal, at least 2.
+        features: wanted, rounded down to as many for each kernel; at least `smallest`.
+        classes: outputs of the head.
+    """
+
+    smallest = 2 * KERNELS  # one for each kernel on the signal, and on its differences
+
+    def __init__(self, channels: int, length: int, features: int, classes: int) -> None:
+        super().__init__()
+        self.channels = channels
+        # what is convolved: the signal itself and its differences; for each, (dilation, biases for each kernel)
+        self.plans = [_dilations(length - i, features // self.smallest) for i in range(2)]
+        count = KERNELS * sum(biases for plan in self.plans for _, biases in plan)
+        self.register_buffer("kernels", _kernels())  # (84, 9)
+        self.register_buffer("chosen", torch.ones(sum(map(len, self.plans)), KERNELS, channels))
+        self.register_buffer("biases", torch.zeros(count))
+        self.register_buffer("mean", torch.zeros(count))
+        self.register_buffer("std", torch.ones(count))
+        self.head = nn.Linear(count, classes)
+        self.head.requires_grad_(False)  # solved, not descended
+        self.init_weights()
+
+    kernels: Tensor
+    chosen: Tensor
+    biases: Tensor
+    mean: Tensor
+    std: Tensor
+
+    def init_weights(self) -> None:
+        """Forget what was drawn and solved."""
+        with torch.no_grad():
+            self.kernels.copy_(_kernels())
+            self.chosen.fill_(1)
+            self.biases.zero_()
+            self.mean.zero_()
+            self.std.fill_(1)
+            self.head.weight.zero_()
+            self.head.bias.zero_()
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Class scores (B, classes) of signals (B, C, L); mask (B, L) is True where a value was observed."""
+        return self.head((self.features(x, mask) - self.mean) / self.std)
+
+    @torch.no_grad()
+    def features(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Features (B, F) of signals (B, C, L), as `forward` standardises them. What the mask hides is not counted."""
+        rows = max(1, _CHUNK // (KERNELS * x.shape[2]))
+        masks = [None] * len(x) if mask is None else mask.split(rows)
+        return torch.cat([self._features(part, shown) for part, shown in zip(x.split(rows), masks)])
+
+    @torch.no_grad()
+    def draw(self, x: Tensor, generator: torch.Generator) -> None:
+        """Choose channels and biases by training examples x (n, C, L).
+
+        A bias is a quantile of one kernel's output on one random example; quantiles follow the golden ratio, which
+        spreads any number of them evenly.
+        """
+        for kernel in self.chosen.view(-1, self.channels):  # few channels are likelier than many, as in MiniRocket
+            most = math.log2(min(self.channels, TAPS) + 1)
+            count = int(2 ** (torch.rand((), generator=generator).item() * most))
+            kernel.zero_()[torch.randperm(self.channels, generator=generator)[: max(count, 1)]] = 1
+        start, made = 0, 0
+        for number, (values, dilation, count) in enumerate(self._inputs(x)):
+            picked = torch.randint(len(x), (KERNELS,), generator=generator)
+            order = torch.arange(KERNELS)
+            rows = [self._convolve(values[i : i + 1], dilation, number)[0, k] for k, i in zip(order, picked)]
+            places = torch.arange(made + 1, made + KERNELS * count + 1, dtype=torch.float64)
+            quantiles = (places * _GOLDEN % 1).view(KERNELS, count)
+            outputs = torch.stack(rows).double().sort(1).values  # (84, L)
+            at = quantiles * (outputs.shape[1] - 1)
+            below = at.long()
+            low = outputs.gather(1, below)
+            high = outputs.gather(1, (below + 1).clamp(max=outputs.shape[1] - 1))
+            made += KERNELS * count
+            self.biases[start:made] = torch.lerp(low, high, at - below).T.flatten().to(self.biases)
+            start = made
+
+    def _features(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        parts, start = [], 0
+        for number, (values, dilation, count) in enumerate(self._inputs(x)):
+            biases = self.biases[start : start + KERNELS * count].view(count, KERNELS, 1)
+            start += KERNELS * count
+            parts.append(_shares_above(self._convolve(values, dilation, number), biases, dilation, mask))
+        return torch.cat(parts, dim=1)
+
+    def _inputs(self, x: Tensor) -> list[tuple[Tensor, int, int]]:
+        inputs = (x, x.diff(dim=2))
+        return [(values, *part) for values, plan in zip(inputs, self.plans) for part in plan]
+
+    def _convolve(self, x: Tensor, dilation: int, number: int) -> Tensor:
+        """(B, C, L) -> (B, 84, L)."""
+        weight = self.chosen[number, :, :, None] * self.kernels[:, None]  # (84, C, 9)
+        return F.conv1d(x, weight.to(x.dtype), padding=TAPS // 2 * dilation, dilation=dilation)
+
+
+def _shares_above(outputs: Tensor, biases: Tensor, dilation: int, mask: Tensor | None) -> Tensor:
+    """Share of each output above each of its biases: (B, 84, L) and (count, 84, 1) -> (B, count * 84).
+
+    Every other one counts only what no padding touches, where there is such.
+    """
+    length, edge = outputs.shape[2], TAPS // 2 * dilation
+    shares = outputs.new_empty(len(biases), *outputs.shape[:2])
+    weight = None if mask is None else mask[:, None, -length:].to(outputs.dtype)  # (B, 1, L)
+    above = torch.empty_like(outputs)  # comparing into numbers is ten times faster than the mean of a boolean tensor
+    for i, bias in enumerate(biases):
+        part = slice(edge, length - edge) if i % 2 and length > 2 * edge else slice(None)
+        higher = torch.gt(outputs[:, :, part], bias, out=above[:, :, part])
+        if weight is None:
+            torch.mean(higher, 2, out=shares[i])
+        else:
+            shown = weight[:, :, part]
+            shares[i] = (higher * shown).sum(2) / shown.sum(2).clamp(min=1)
+    return shares.transpose(0, 1).flatten(1)
+
+
+def _kernels() -> Tensor:
+    kernels = torch.full((KERNELS, TAPS), -1.0)
+    for row, places in zip(kernels, itertools.combinations(range(TAPS), 3)):
+        row[list(places)] = 2
+    return kernels
+
+
+def _dilations(length: int, biases: int) -> list[tuple[int, int]]:
+    """Dilations of kernels over a signal, and how many of each kernel's biases belong to each: MiniRocket's choice."""
+    most = math.log2(max((length - 1) / (TAPS - 1), 1))
+    steps = min(biases, _MOST_DILATIONS)
+    dilations, times = np.unique(np.logspace(0, most, steps, base=2).astype(int), return_counts=True)
+    counts = times * biases // steps
+    for i in range(biases - int(counts.sum())):
+        counts[i % len(counts)] += 1
+    return [(int(d), int(n)) for d, n in zip(dilations, counts) if n]

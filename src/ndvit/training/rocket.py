@@ -1,0 +1,73 @@
+"""The closed-form part of training: ridge regression on random convolution features, calibrated by leaving one out."""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ndvit.data.loading import Inputs
+from ndvit.network.rocket import Rocket
+
+MOST_EXAMPLES = 4096  # solving costs the cube of their number; with more of them the network knows better anyway
+_PENALTIES = np.logspace(-6, 1, 15)  # relative to the mean of the kernel's diagonal
+_SHARPNESS = np.logspace(-0.5, 1, 13)
+
+
+def solve_rocket(rocket: Rocket, inputs: Inputs, seed: int, class_weight: Tensor | None = None) -> dict[str, float]:
+    """Draw the kernels' biases and solve the linear head, on training examples as they are, without augmentation.
+
+    Ridge regression on targets of -1 and 1, as ROCKET's authors do it. The penalty, and the factor that makes its
+    scores logits, are those under which the solution without an example gives it the least log loss, on average: one
+    eigendecomposition tells ("Notes on Regularized Least Squares", Rifkin & Lippert, 2007). So its probabilities mean
+    what they say, though it may fit the training set exactly.
+
+    Args:
+        rocket: is changed in place.
+        inputs: training examples; of more than 4,096, that many are drawn.
+        seed: of what is drawn.
+        class_weight: (classes,) factors on each class's part of the log loss; None counts examples alike.
+
+    Returns:
+        "examples", "accuracy" and "loss" of leaving one out, "penalty", "sharpness".
+    """
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.randperm(len(inputs), generator=generator)[:MOST_EXAMPLES].sort().values
+    batch = inputs.__getitems__(chosen.tolist())
+    assert batch.labels is not None
+    device = rocket.biases.device
+    rocket.draw(batch.x.to(rocket.biases), generator)
+    masks = [None] * len(chosen) if batch.mask is None else batch.mask.to(device).split(64)
+    rows = [rocket.features(x.to(rocket.biases), mask) for x, mask in zip(batch.x.split(64), masks)]
+    features = torch.cat(rows)
+    rocket.mean.copy_(features.mean(0))
+    spread = features.std(0, correction=0)
+    rocket.std.copy_(torch.where(spread > 1e-6, spread, torch.inf))  # a feature that never varies says nothing
+    features = (features - rocket.mean) / rocket.std
+
+    labels = batch.labels.to(device)
+    classes = rocket.head.out_features
+    targets = 2 * F.one_hot(labels, classes).double() - 1
+    offset = targets.mean(0)
+    kernel = (features @ features.T).double()
+    # The constant is the offset's, and no example's own: features are centred, so it has eigenvalue 0; lifted above
+    # all others, it can be told from them and left out.
+    kernel += 10 * kernel.diagonal().mean() + 1
+    values, vectors = torch.linalg.eigh(kernel)
+    values = values.clamp(min=0)
+    rotated = vectors.T @ (targets - offset)
+    best: dict[str, float] = {"loss": torch.inf}
+    weights = torch.empty(0)
+    for penalty in _PENALTIES * float(values[:-1].mean().clamp(min=1e-12)):
+        inverse = 1 / (values + penalty)
+        inverse[-1] = 0
+        dual = vectors @ (inverse[:, None] * rotated)
+        left_out = targets - dual / (vectors**2 @ inverse)[:, None].clamp(min=1e-12)
+        for sharpness in _SHARPNESS:
+            loss = F.cross_entropy(left_out * sharpness, labels, class_weight).item()
+            if loss < best["loss"]:
+                accuracy = (left_out.argmax(1) == labels).double().mean().item()
+                best = {"loss": loss, "accuracy": accuracy, "penalty": float(penalty), "sharpness": float(sharpness)}
+                weights = dual * sharpness
+    rocket.head.weight.copy_(weights.T.to(features) @ features)
+    rocket.head.bias.copy_(offset * best["sharpness"])
+    return best | {"examples": float(len(chosen))}

@@ -1,0 +1,251 @@
+"""Random convolutions against naive loops, their linear head against scikit-learn and against leaving examples out."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from sklearn.linear_model import Ridge
+
+from ndvit.config import ViTConfig, named_config
+from ndvit.data.examples import Examples
+from ndvit.data.loading import Inputs
+from ndvit.data.signals import SignalPreprocess
+from ndvit.network import VisionTransformer
+from ndvit.network.rocket import KERNELS, Rocket
+from ndvit.training import rocket as solving
+from ndvit.training.fit import fit
+from ndvit.training.recipe import Recipe
+from ndvit.training.rocket import solve_rocket
+from ndvit.weights.file import save_model
+from ndvit.weights.loading import load_model
+
+
+def signals(n: int = 30, channels: int = 1, length: int = 40, classes: int = 3, seed: int = 0) -> Inputs:
+    random = np.random.default_rng(seed)
+    labels = np.arange(n) % classes
+    waves = np.sin(np.linspace(0, 6, length)[None, None] * (1 + labels[:, None, None]) + random.uniform(size=(n, 1, 1)))
+    values = (waves + 0.5 * random.standard_normal((n, channels, length))).astype(np.float32)
+    examples = Examples(list(values), labels)
+    return Inputs(examples, SignalPreprocess.fit(examples))
+
+
+def all_of(inputs: Inputs):
+    return inputs.__getitems__(list(range(len(inputs))))
+
+
+def test_kernels_are_all_placements_of_three_twos_and_sum_to_zero():
+    kernels = Rocket(1, 50, 1000, 2).kernels
+    assert kernels.shape == (84, 9)
+    assert kernels.sum(1).eq(0).all()
+    assert {tuple(np.flatnonzero(k)) for k in (kernels == 2).numpy()} == set(itertools.combinations(range(9), 3))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("length", [5, 40])
+def test_features_are_shares_above_biases(channels, length):
+    x = torch.randn(4, channels, length, generator=torch.Generator().manual_seed(1))
+    rocket = Rocket(channels, length, 6 * Rocket.smallest, 2)
+    rocket.draw(x, torch.Generator().manual_seed(2))
+    features = rocket.features(x)
+    assert features.shape == (4, 6 * Rocket.smallest) == (4, rocket.head.in_features)
+    expected, start, number = [], 0, 0
+    for values, plan in zip((x, x[:, :, 1:] - x[:, :, :-1]), rocket.plans):
+        assert sum(count for _, count in plan) == 6
+        for dilation, count in plan:
+            for i in range(count):
+                for k in range(KERNELS):
+                    weight = rocket.chosen[number, k, :, None] * rocket.kernels[k]
+                    padded = F.conv1d(values, weight[None], padding=4 * dilation, dilation=dilation)[:, 0]
+                    edge, width = 4 * dilation, values.shape[2]
+                    if i % 2 and width > 2 * edge:
+                        padded = padded[:, edge : width - edge]
+                    expected.append((padded > rocket.biases[start + i * KERNELS + k]).float().mean(1))
+            start += count * KERNELS
+            number += 1
+    assert torch.allclose(features, torch.stack(expected, 1), atol=1e-6)
+    assert 0.3 < features.mean() < 0.7  # biases are quantiles of such outputs
+
+
+def test_dilations_span_the_signal():
+    plan = dict(Rocket(1, 129, 20_000, 2).plans[0])
+    assert min(plan) == 1
+    assert max(plan) == 16  # nine taps, 16 apart, are 129 samples
+    assert sum(plan.values()) == 20_000 // (2 * 84)
+
+
+def test_channels_are_chosen_at_random_and_few():
+    rocket = Rocket(12, 30, 2000, 2)
+    rocket.draw(torch.randn(3, 12, 30), torch.Generator().manual_seed(0))
+    counts = rocket.chosen.sum(2)
+    assert counts.min() == 1
+    assert counts.max() <= 9
+    assert counts.float().mean() < 5
+    assert rocket.chosen.sum((0, 1)).min() > 0  # every channel is seen by some kernel
+
+
+def test_what_is_hidden_is_not_counted():
+    x = torch.randn(2, 1, 64)
+    rocket = Rocket(1, 64, 400, 2)
+    rocket.draw(x, torch.Generator().manual_seed(0))
+    assert torch.allclose(rocket.features(x, torch.ones(2, 64, dtype=torch.bool)), rocket.features(x), atol=1e-6)
+    mask = torch.ones(2, 64, dtype=torch.bool)
+    mask[:, 40:] = False
+    other = x.clone()
+    # kernels of dilation d reach 4 d samples: the first features (dilation 1, on the signal) see 4 behind the end
+    other[:, :, 44:] = 9
+    count = rocket.plans[0][0][1] * KERNELS
+    assert torch.equal(rocket.features(x, mask)[:, :KERNELS], rocket.features(other, mask)[:, :KERNELS])
+    assert not torch.equal(rocket.features(x)[:, :count], rocket.features(other)[:, :count])
+
+
+def test_the_solution_is_ridge_regression():
+    inputs = signals()
+    rocket = Rocket(1, 40, 800, 3)
+    found = solve_rocket(rocket, inputs, seed=0)
+    batch = all_of(inputs)
+    z = ((rocket.features(batch.x) - rocket.mean) / rocket.std).double().numpy()
+    targets = 2 * F.one_hot(batch.labels, 3).double().numpy() - 1
+    ridge = Ridge(alpha=found["penalty"]).fit(z, targets)
+    scores = found["sharpness"] * ridge.predict(z)
+    assert np.abs(rocket(batch.x).numpy() - scores).max() < 2e-3 * np.abs(scores).max()
+
+
+def test_leaving_one_out_is_what_leaving_one_out_gives(monkeypatch):
+    monkeypatch.setattr(solving, "_PENALTIES", np.array([0.03]))
+    inputs = signals(n=18)
+    rocket = Rocket(1, 40, 400, 3)
+    found = solve_rocket(rocket, inputs, seed=0)
+    batch = all_of(inputs)
+    z = ((rocket.features(batch.x) - rocket.mean) / rocket.std).double().numpy()
+    targets = 2 * F.one_hot(batch.labels, 3).double().numpy() - 1
+    rows = []
+    for i in range(18):  # solved anew without the example
+        rest = np.arange(18) != i
+        rows.append(Ridge(alpha=found["penalty"]).fit(z[rest], targets[rest]).predict(z[i : i + 1])[0])
+    logits = torch.tensor(np.array(rows)) * found["sharpness"]
+    assert found["loss"] == pytest.approx(F.cross_entropy(logits, batch.labels).item(), rel=0.02)
+    assert found["accuracy"] == pytest.approx((logits.argmax(1) == batch.labels).double().mean().item())
+
+
+def test_noise_is_answered_with_doubt():
+    random = np.random.default_rng(0)
+    examples = Examples(list(random.standard_normal((60, 1, 30)).astype(np.float32)), np.arange(60) % 2)
+    rocket = Rocket(1, 30, 1000, 2)
+    found = solve_rocket(rocket, Inputs(examples, SignalPreprocess.fit(examples)), seed=0)
+    assert found["loss"] < 0.75  # ln 2 is .69: it does not claim to know
+    new = torch.from_numpy(random.standard_normal((200, 1, 30)).astype(np.float32))
+    assert rocket(new).softmax(1).max(1).values.mean() < 0.75
+
+
+def test_it_learns_waves_and_follows_its_seed():
+    inputs, other = signals(seed=1), all_of(signals(n=90, seed=2))
+    solved = [Rocket(1, 40, 2000, 3) for _ in range(3)]
+    for rocket, seed in zip(solved, (0, 0, 1)):
+        solve_rocket(rocket, inputs, seed)
+    answers = [rocket(other.x) for rocket in solved]
+    assert (answers[0].argmax(1) == other.labels).float().mean() > 0.95
+    assert torch.equal(answers[0], answers[1])
+    assert not torch.equal(answers[0], answers[2])
+
+
+def test_of_many_examples_some_are_drawn(monkeypatch):
+    monkeypatch.setattr(solving, "MOST_EXAMPLES", 12)
+    assert solve_rocket(Rocket(1, 40, 400, 3), signals(), seed=0)["examples"] == 12
+
+
+def test_constant_signals_and_twins_do_no_harm():
+    values = np.zeros((6, 1, 20), dtype=np.float32)
+    values[3:] = np.sin(np.arange(20))
+    examples = Examples(list(values), [0, 0, 0, 1, 1, 1])
+    rocket = Rocket(1, 20, 400, 2)
+    solve_rocket(rocket, Inputs(examples, SignalPreprocess.fit(examples)), seed=0)
+    batch = all_of(Inputs(examples, SignalPreprocess.fit(examples)))
+    assert rocket(batch.x).isfinite().all()
+    assert rocket(batch.x).argmax(1).tolist() == [0, 0, 0, 1, 1, 1]
+
+
+def test_before_it_is_solved_all_classes_are_alike():
+    assert Rocket(2, 20, 400, 4)(torch.randn(3, 2, 20)).eq(0).all()
+
+
+def small(**changes) -> VisionTransformer:
+    values = {"input_size": (40,), "patch_size": 4, "in_channels": 1, "num_classes": 3, "embed_dim": 8, "depth": 1}
+    return VisionTransformer(ViTConfig(**(values | {"num_heads": 2, "rocket_features": 400} | changes)))
+
+
+def test_a_network_answers_with_the_mean_of_both_logits_and_trains_without_it():
+    inputs = signals()
+    model = small()
+    solve_rocket(model.rocket, inputs, seed=0)
+    x = all_of(inputs).x
+    alone = small(rocket_features=0)
+    alone.load_state_dict({n: t for n, t in model.state_dict().items() if not n.startswith("rocket.")})
+    expected = (alone.eval()(x) + model.rocket(x)) / 2
+    assert torch.equal(model.eval()(x), expected)
+    assert torch.equal(model.train()(x), alone.train()(x))
+    model(x).sum().backward()
+    assert model.rocket.head.weight.grad is None
+    assert not any("rocket" in name for group in model.parameter_groups() for name in group["names"])
+
+
+def test_training_solves_it_once_and_its_file_has_it(tmp_path):
+    inputs = signals()
+    model = small()
+    fit(model, inputs, None, Recipe(steps=2, batch_size=4, seed=7), None, progress=False)
+    twin = Rocket(1, 40, 400, 3)
+    solve_rocket(twin, inputs, seed=7)
+    assert twin.head.weight.abs().sum() > 0
+    assert all(torch.equal(t, twin.state_dict()[n]) for n, t in model.rocket.state_dict().items())
+    model.classes, x = ("a", "b", "c"), all_of(inputs).x
+    save_model(model, tmp_path / "model.safetensors")
+    loaded = load_model(tmp_path / "model.safetensors")
+    assert torch.equal(loaded(x), model.eval()(x))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"input_size": (80,)}, {"classes": ("x", "y")}, {"in_channels": 2}, {"rocket_features": 800}]
+)
+def test_of_another_input_or_other_classes_it_is_new(tmp_path, changes):
+    model = small()
+    model.classes = ("a", "b", "c")
+    solve_rocket(model.rocket, signals(), seed=0)
+    save_model(model, tmp_path / "model.safetensors")
+    loaded = load_model(tmp_path / "model.safetensors", **changes)
+    assert {"rocket.head.weight", "rocket.head.bias"} <= set(loaded.untrained)
+    assert loaded.rocket.head.weight.eq(0).all()
+    assert loaded.rocket.biases.eq(0).all()
+    assert loaded.rocket.kernels.eq(model.rocket.kernels).all()
+
+
+def test_a_new_head_has_a_new_one():
+    model = small()
+    solve_rocket(model.rocket, signals(), seed=0)
+    model.reset_head(5)
+    assert model.rocket.head.weight.shape[0] == 5
+    assert model.eval()(torch.randn(2, 1, 40)).shape == (2, 5)
+    model.reset_head(0)
+    assert model.rocket is None
+    assert model(torch.randn(2, 1, 40)).shape == (2, 8)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rocket_features": 100}, "at least 168"),
+        ({"input_size": (8, 8), "patch_size": 4}, "signals of one axis"),
+        ({"input_size": (2,), "patch_size": 1}, "at least 3 samples"),
+        ({"rocket_features": -1}, "rocket_features must be a whole number"),
+    ],
+)
+def test_what_it_cannot_be(changes, message):
+    with pytest.raises(ValueError, match=message):
+        small(**changes)
+
+
+def test_signal_models_have_it_along_one_axis_only():
+    assert named_config("signal_small", input_size=(64,)).rocket_features == 10_000
+    assert named_config("signal_small", input_size=(16, 16)).rocket_features == 0
+    with pytest.raises(ValueError, match="one axis"):
+        named_config("signal_small", input_size=(16, 16), rocket_features=500)
