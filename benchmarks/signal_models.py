@@ -31,7 +31,7 @@ class Model:
 
     Attributes:
         about: what it is, in the report.
-        make: makes a classifier with `fit`, `predict_proba` and `classes_`; None for what is made of others' answers.
+        make: makes a classifier with `fit`, `predict_proba` and `classes_`; None for what is made of fits of `ours`.
         random: whether a seed changes it.
     """
 
@@ -84,8 +84,10 @@ MODELS = {
         "seconds are the sum of theirs",
         None,
     ),
-    "hybrid": Model("`ours` without random convolution features: the convolutional stem and the transformer alone",
-                    ours(rocket_features=0)),
+    "hybrid": Model("the network of `ours` alone, convolutional stem and transformer, without random convolution "
+                    "features (of the same fits: the features take no part in its training)", None),
+    "features-alone": Model("the random convolution features of `ours` alone, without the network (of the same fits)",
+                            None),
     "plain-vit": Model("`ViTClassifier(preset='plain')`: the Vision Transformer as published, in one dimension",
                        ours("plain")),
     "resnet": Model("the ResNet of Wang et al. (2017), under the recipe of `ours`", peer(resnet)),
@@ -97,7 +99,6 @@ MODELS = {
                      random=False),
 }  # fmt: skip
 ABLATIONS = {
-    "without-rocket": Model("no random convolution features (this is `hybrid`)", ours(rocket_features=0)),
     # "without-tokens": the head on the stem alone
     "without-stem": Model("no convolutions: patches of the signal itself, and tokens alone before the head",
                           ours(stem="none", pooling="token_avg", stem_head=False)),

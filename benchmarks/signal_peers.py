@@ -14,7 +14,7 @@ from ndvit.data.source import fit_preprocess, load_examples, load_source
 from ndvit.training.fit import fit
 from ndvit.training.inference import predict_probabilities
 from ndvit.training.plan import split_options
-from ndvit.training.presets import preset_options
+from ndvit.training.presets import choose
 from ndvit.training.recipe import Recipe
 
 Body = Callable[[int], nn.Module]  # channels -> a module that makes features (B, width, L) of signals (B, channels, L)
@@ -28,7 +28,7 @@ def as_source(X: np.ndarray, y: np.ndarray) -> Source:
 
 def preset_recipe(preset: str, data: Source, **changes: Any) -> Recipe:
     """The recipe that a preset means for this data, without what it says of our network."""
-    return split_options(preset_options(preset, data, None, {"val_fraction": 0.0, **changes})[1])[0]
+    return split_options(choose(preset, data, None, {"val_fraction": 0.0, **changes}).options)[0]
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Peer(nn.Module):
     Missing values stand interpolated in x; the mask is not looked at, as these networks have no use for one.
     """
 
-    load_report = None
+    load_report = rocket = None
     grad_checkpointing = False
 
     def __init__(self, body: nn.Module, width: int, classes: int) -> None:
@@ -70,7 +70,7 @@ class Peer(nn.Module):
 
 
 class PeerClassifier:
-    """A peer behind `fit` and `predict_proba`, under all of the preset `signal`'s recipe: steps, augmentation and so on.
+    """A peer behind `fit` and `predict_proba`, under the preset `signal`'s recipe: steps, augmentation and so on.
 
     Args:
         body: makes the network below the pooling.

@@ -18,7 +18,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -83,8 +83,8 @@ def warm_up(model: str, channels: int, threads: int) -> None:
     make(Setting(0, threads, 2, X, y)).fit(X, y).predict_proba(X)
 
 
-def run(bench: Bench, job: Job) -> Row:
-    """Fit, predict, keep the probabilities, and say what came out."""
+def run(bench: Bench, job: Job) -> list[Row]:
+    """Fit, predict, keep the probabilities, and say what came out; of `ours`, also what its two halves say alone."""
     warnings.filterwarnings("ignore", module="aeon|sklearn")
     data, threads = bench.load(job.set), torch.get_num_threads()
     X, y = data["X_train"], data["y_train"]
@@ -98,7 +98,7 @@ def run(bench: Bench, job: Job) -> Row:
     probabilities = np.asarray(classifier.predict_proba(data["X_test"]))
     end = time.perf_counter()
     save_probabilities(bench.out, (*job, bench.trial), probabilities)
-    return Row(
+    row = Row(
         *job,
         trial=bench.trial,
         channels=X.shape[1],
@@ -115,6 +115,23 @@ def run(bench: Bench, job: Job) -> Row:
         commit=bench.commit,
         command=bench.command,
     )
+    halves = halves_of(classifier, data["X_test"]) if job.model == "ours" else []
+    rows = [row]
+    for name, said in halves:
+        score = accuracy(said, np.asarray(classifier.classes_), data["y_test"])
+        rows.append(replace(row, model=name, accuracy=score))
+    return rows
+
+
+def halves_of(classifier: Any, X: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    """What the network of `ours` says without its random convolution features, and what they say without it."""
+    model, rocket = classifier.model_, classifier.model_.rocket
+    model.rocket = None
+    yield "hybrid", classifier.predict_proba(X)
+    model.forward = rocket.forward
+    yield "features-alone", classifier.predict_proba(X)
+    del model.forward
+    model.rocket = rocket
 
 
 def accuracy(probabilities: np.ndarray, classes: np.ndarray, y: np.ndarray) -> float:
@@ -146,7 +163,8 @@ def plan(sets: list[str], models: list[str], seeds: int) -> list[Job]:
     """All fits, set by set; an ensemble needs those of its members."""
     wanted: dict[str, int] = {}
     for model in models:
-        made_of, count = ("ours", MEMBERS) if model == "ours-ensemble" else (model, seeds if KNOWN[model].random else 1)
+        count = MEMBERS if model == "ours-ensemble" else seeds if KNOWN[model].random else 1
+        made_of = model if KNOWN[model].make else "ours"
         wanted[made_of] = max(wanted.get(made_of, 0), count)
     return [Job(name, model, seed) for name in sets for model, count in wanted.items() for seed in range(count)]
 
@@ -156,7 +174,7 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def fit_all(bench: Bench, jobs: list[Job]) -> Iterator[tuple[Job, Row | Exception]]:
+def fit_all(bench: Bench, jobs: list[Job]) -> Iterator[tuple[Job, list[Row] | Exception]]:
     """The rows of all jobs as they are done, one after another or some at once; an error stands for its row."""
     if bench.parallel == 1:
         for job in jobs:
@@ -267,15 +285,16 @@ def work(bench: Bench, jobs: list[Job], ensembles: list[str], fresh: bool) -> li
     jobs = [job for job in jobs if (*job, bench.trial) not in done]
     print(f"{len(jobs)} fits to do, {bench.parallel} at a time", flush=True)
     failed = []
-    for number, (job, row) in enumerate(fit_all(bench, jobs), 1):
+    for number, (job, rows) in enumerate(fit_all(bench, jobs), 1):
         start = f"{number}/{len(jobs)}  {job.set:<22} {job.model:<18} seed {job.seed}"
-        if isinstance(row, Exception):
-            failed.append(f"{job.set} {job.model} seed {job.seed}: {type(row).__name__}: {row}")
-            print(f"{start}  failed: {row}", flush=True)
+        if isinstance(rows, Exception):
+            failed.append(f"{job.set} {job.model} seed {job.seed}: {type(rows).__name__}: {rows}")
+            print(f"{start}  failed: {rows}", flush=True)
             continue
-        add_row(bench.table(job.model), row)
-        times = f"trained in {row.fit_seconds:.1f} s, predicted in {row.predict_seconds:.1f} s"
-        print(f"{start}  {row.accuracy:.4f}  {times}", flush=True)
+        for row in rows:
+            add_row(bench.table(row.model), row)
+        times = f"trained in {rows[0].fit_seconds:.1f} s, predicted in {rows[0].predict_seconds:.1f} s"
+        print(f"{start}  {rows[0].accuracy:.4f}  {times}", flush=True)
     for name in ensembles:
         if (made := derive_ensemble(bench, name)) is not None:
             add_row(bench.table(made.model), made)

@@ -86,7 +86,9 @@ def cut_windows(rows: pd.DataFrame, length: int, step: int, pause: float = 0.5) 
     begins = (person != person.shift()) | (activity != activity.shift()) | ~rows["time"].diff().between(0, pause)
 
     found, labels, people = [], [], []
-    dropped = dict.fromkeys(("rows without person or activity", "rows too few for a window", "windows without values"), 0)
+    dropped = dict.fromkeys(
+        ("rows without person or activity", "rows too few for a window", "windows without values"), 0
+    )
     for _, stretch in rows.groupby(begins.cumsum()):
         who, what = person[stretch.index[0]], activity[stretch.index[0]]
         if not who or not what:
@@ -144,10 +146,10 @@ def main(
     by_person = GroupShuffleSplit(n_splits=1, test_size=1 / 3, random_state=0)
     train, test = next(by_person.split(windows.X, windows.y, windows.people))
     at_random = StratifiedShuffleSplit(n_splits=1, test_size=len(test), random_state=0)
-    flattered, honest = next(at_random.split(windows.X, windows.y)), (train, test)
+    mixed_train, mixed_test = next(at_random.split(windows.X, windows.y))
     print(f"tested on {', '.join(sorted(set(windows.people[test])))}, trained on everybody else")
-    _, known = fit_and_score(windows, *flattered, steps)
-    classifier, unknown = fit_and_score(windows, *honest, steps)
+    _, known = fit_and_score(windows, mixed_train, mixed_test, steps)
+    classifier, unknown = fit_and_score(windows, train, test, steps)
     print(f"random split     {known:.1%}  of people who were in training, too: flattered")
     print(f"split by person  {unknown:.1%}  of people never seen: what to expect of a new one")
 

@@ -75,24 +75,31 @@ def test_what_is_refused(name, data, message):
 @pytest.mark.parametrize(
     ("length", "stages", "strides"),
     [
-        (149, 2, (1, 1)),
-        (150, 2, (2, 1)),
-        (511, 2, (2, 1)),
-        (512, 2, (2, 1)),
-        (513, 2, (2, 2)),
-        (1460, 2, (4, 2)),
-        (65_536, 2, (16, 16)),
-        (1460, 1, (8,)),
-        (1460, 3, (4, 2, 1)),
+        (63, 2, (1, 1)),
+        (64, 2, (1, 2)),
+        (149, 2, (1, 2)),
+        (150, 2, (2, 2)),
+        (511, 2, (2, 2)),
+        (512, 2, (2, 2)),
+        (513, 2, (2, 4)),
+        (1460, 2, (4, 4)),
+        (65_536, 2, (16, 32)),
+        (1460, 1, (16,)),
+        (1460, 3, (4, 4, 1)),
     ],
 )
-def test_strides_leave_at_most_256_places(length, stages, strides):
+def test_strides_leave_at_most_128_places(length, stages, strides):
     assert plan_strides(length, stages) == strides
 
 
 @pytest.mark.parametrize(
     ("length", "strides", "patch", "size"),
-    [(24, (1, 1), (1,), (24,)), (100, (1, 1), (2,), (100,)), (427, (2, 1), (4,), (432,)), (65_536, (16, 16), (4,), None)],
+    [
+        (24, (1, 1), (1,), (24,)),
+        (100, (1, 2), (2,), (100,)),
+        (427, (2, 2), (4,), (432,)),
+        (65_536, (16, 32), (4,), None),
+    ],
 )
 def test_the_network_fits_the_length(length, strides, patch, size):
     data = source(6, 1, length)
@@ -101,7 +108,7 @@ def test_the_network_fits_the_length(length, strides, patch, size):
     assert config.stem_strides == strides
     assert config.patch_size == patch
     assert config.input_size == preprocess.size == (size or (length,))
-    assert config.num_patches <= 64
+    assert config.num_patches <= 32
 
 
 def test_strides_and_patch_are_the_users_where_given():

@@ -20,7 +20,7 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 SIGNAL_SIZES: dict[str, dict[str, Any]] = {
     # For signals: convolutions see the short patterns, a few wide tokens the whole, and one head reads both.
-    "tiny": {"embed_dim": 48, "depth": 2, "stem_depths": (3,), "stem_width": 16},
+    "tiny": {"embed_dim": 96, "depth": 2, "stem_depths": (3,), "stem_width": 32},
     "small": {"embed_dim": 96, "depth": 3, "stem_depths": (3, 3), "stem_width": 32},
     "base": {"embed_dim": 192, "depth": 6, "stem_depths": (3, 3), "stem_width": 64},
 }
@@ -114,7 +114,7 @@ def _plan_patch(values: dict[str, Any]) -> tuple[int, ...] | int:
         return 1
     stride = stem_stride(stem, None, values.get("stem_strides", ()))
     size = tuple(math.ceil(s / stride) for s in size)
-    patch, whole = plan_grid(size, least=2 if stem == "none" else 1)
+    patch, whole = plan_grid(size, behind_stem=stem != "none")
     # nothing here pads: a length that the planned patch does not divide, as a prime one, goes by single samples
     return patch if whole == size else 1
 
@@ -122,35 +122,39 @@ def _plan_patch(values: dict[str, Any]) -> tuple[int, ...] | int:
 def plan_strides(length: int, stages: int) -> tuple[int, ...]:
     """Choose the strides of a light stem's stages for signals of this length.
 
-    Full resolution below 150 samples, half of it below 512, then as many halvings as leave at most 256: convolutions
-    cost nearly all of the time, in proportion to the places they are computed at. The first two stages share them.
+    Full resolution below 64 samples, half of it below 150, a quarter below 512, then as many halvings as leave at most
+    128 places: convolutions cost nearly all of the time, in proportion to the places they are computed at. The first
+    two stages share the halvings, the second has the odd one: patterns are best seen before places are left out.
     """
-    halvings = 0 if length < 150 else 1 if length < 512 else math.ceil(math.log2(length / 256))
+    steps = ((64, 0), (150, 1), (512, 2))
+    halvings = next((h for below, h in steps if length < below), math.ceil(math.log2(length / 128)))
     if stages == 1:
         return (2**halvings,)
-    return (2 ** math.ceil(halvings / 2), 2 ** (halvings // 2), *[1] * (stages - 2))
+    return (2 ** (halvings // 2), 2 ** math.ceil(halvings / 2), *[1] * (stages - 2))
 
 
 def plan_grid(
-    size: tuple[int, ...], patch_size: tuple[int, ...] | int | None = None, least: int = 2
+    size: tuple[int, ...], patch_size: tuple[int, ...] | int | None = None, behind_stem: bool = False
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Choose a patch for inputs of this size and round the size up to whole patches.
 
     The patch is the smallest that keeps the grid within 64 (1-D), 14 x 14 (2-D) or 8 x 8 x 8 (3-D) tokens, or up to
-    half as large again where that divides the size and so needs no padding. It has `least` samples along an axis,
-    unless there are fewer than eight: without a stem, a token of one sample has nothing to tell but its position.
+    half as large again where that divides the size and so needs no padding. It has two samples along an axis at least,
+    unless there are fewer than eight: a token of one sample has nothing to tell but its position. Behind a stem it has,
+    and as the stem has seen what is near, 32 tokens are enough in 1-D.
 
     Args:
         size: samples or pixels along each axis.
         patch_size: the patch, if it is given already.
-        least: its smallest extent along an axis.
+        behind_stem: whether the size is that of a light stem's output.
 
     Returns:
         The patch and the size, each along every axis.
     """
     if patch_size is None:
-        fitting = max(math.ceil(s / _TOKENS_PER_AXIS[len(size)]) for s in size)
-        least = max(fitting, least if max(size) >= 8 else 1)
+        most = 32 if behind_stem and len(size) == 1 else _TOKENS_PER_AXIS[len(size)]
+        least = max(math.ceil(s / most) for s in size)
+        least = max(least, 2 if max(size) >= 8 and not behind_stem else 1)
         exact = [p for p in range(least, least + least // 2 + 1) if all(s % min(p, s) == 0 for s in size)]
         patch_size = tuple(min(exact[0] if exact else least, s) for s in size)
     patch = whole_numbers("patch_size", patch_size)

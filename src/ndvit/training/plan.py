@@ -122,10 +122,9 @@ def _fit_patch(
     size = preprocess.size
     if patch is None and stem == "resnet":  # a hybrid has made patches already
         patch = 1
-    least = 2 if stem == "none" else 1
     behind = tuple(math.ceil(s / stride) for s in size)  # what is cut into patches is what a stem leaves
     given = patch
-    patch, whole = plan_grid(behind, given, least)
+    patch, whole = plan_grid(behind, given, behind_stem=stem != "none")
     if given is None and asked is not None and stride == 1 and whole != size:
         larger = range(max(patch), min(size) + 1)  # the next larger patch that fits the size asked for
         exact = next((p for p in larger if all(s % p == 0 for s in size)), None)

@@ -36,7 +36,7 @@ PRESETS = {
     "signal": Preset(
         "the best for signals, in a minute or two",
         "signal_small",
-        _AUGMENT | {"steps": 1500, "learning_rate": 1e-3},
+        _AUGMENT | {"steps": 1000, "learning_rate": 1e-3},
         10,
         1,
     ),
