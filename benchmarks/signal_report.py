@@ -52,8 +52,13 @@ class Comparison:
         return mean(self.value(name, model) for name in self.sets)
 
     def seconds(self, model: str, field: str = "fit_seconds") -> float:
-        """The median over sets."""
-        return median(self.value(name, model, field) for name in self.sets)
+        """The median over sets of the mean over seeds; of fits that ran alone, on sets that have such."""
+        values = []
+        for name in self.sets:
+            rows = self.cells[name, model]
+            alone = [row for row in rows if row.parallel == 1] or rows
+            values.append(mean(getattr(row, field) for row in alone))
+        return median(values)
 
     def seeds(self, model: str) -> list[int]:
         """Those that a model has on all sets."""

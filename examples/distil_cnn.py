@@ -63,7 +63,7 @@ def main(steps: int = 400, images: bool = False, output: Path = Path("runs/disti
     # The teacher will be shown what its student sees, standardised; so it learns from that. Its outputs stand in the
     # order of the sorted labels, as the student's do.
     preprocess = alone.model_.preprocess
-    x, x_test = (torch.stack([preprocess(example) for example in part]) for part in (X, X_test))
+    x, x_test = (torch.stack([preprocess.masked(example)[0] for example in part]) for part in (X, X_test))
     torch.manual_seed(0)
     cnn = make_cnn(x.shape[1], len(alone.classes_), axes=x.ndim - 2)
     train_cnn(cnn, x, torch.from_numpy(np.searchsorted(alone.classes_, y)), steps)

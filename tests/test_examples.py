@@ -160,6 +160,6 @@ def test_distil_cnn(images, tmp_path, capsys):
 def test_cross_validation(capsys):
     load("cross_validation").main(steps=2, folds=2)
     printed = capsys.readouterr().out
-    assert re.search(r"MiniRocket +9\d\.\d%", printed)  # it needs no steps
-    assert len(shares(printed)) == 3 * 3 + 2
-    assert re.search(r"'preset': '(fast|plain)', 'steps': [12]}", printed)
+    assert re.search(r"MiniRocket +9\d\.\d%  9\d\.\d%", printed)  # it needs no steps
+    assert re.search(r"GridSearchCV: preset=(fast|plain), steps=[12] ", printed)
+    assert len(shares(printed)) == 2 * 4

@@ -241,6 +241,8 @@ def prepare(
     data = with_validation(data, recipe)
     preprocess, make = _plan(data, recipe, overrides, model, weights)
     first = _network(make, recipe.seed, data, preprocess)
+    if recipe.batch_size == 1 and first.config.head_norm == "batch":
+        raise ValueError("batch_size is 1, but BatchNorm before the head needs 2 at least: or set head_norm='none'")
     report = first.load_report
     name = model or source_name(report.source)
     provenance: dict[str, Any] = {**(told or {}), "model": name, "seed": recipe.seed, "ndvit": __version__}
