@@ -101,12 +101,13 @@ MODELS = {
 ABLATIONS = {
     # "without-tokens": the head on the stem alone
     "without-stem": Model("no convolutions: patches of the signal itself, and tokens alone before the head",
-                          ours(stem="none", pooling="token_avg", stem_head=False)),
+                          ours(stem="none", stem_strides=(), pooling="token_avg", stem_head=False)),
     "without-crop-warp": Model("no slicing and no window warping", ours(crop=1.0, warp=0.0)),
     "without-mixup": Model("no mixup", ours(mixup=0.0)),
     "without-head-norm": Model("no BatchNorm before the head", ours(head_norm="none")),
     "without-stem-head": Model("no auxiliary head over the stem", ours(stem_head=False)),
-    "without-overlap": Model("patches side by side instead of overlapping", ours(patch_overlap=False)),
+    "without-overlap": Model("patches side by side instead of overlapping (the same where a patch is one sample)",
+                             ours(patch_overlap=False)),
     "with-relative-bias": Model("ConvTran's relative positions besides the learned ones", ours(relative_bias=True)),
     "with-rope": Model("rotary positions instead of learned ones", ours(pos_embed="rope")),
     "twice-the-steps": Model("twice the steps", ours(times=2)),

@@ -48,6 +48,7 @@ class Bench:
     out: Path
     trial: int
     parallel: int
+    threads: int
     commit: str
     command: str
 
@@ -86,9 +87,10 @@ def warm_up(model: str, channels: int, threads: int) -> None:
 def run(bench: Bench, job: Job) -> list[Row]:
     """Fit, predict, keep the probabilities, and say what came out; of `ours`, also what its two halves say alone."""
     warnings.filterwarnings("ignore", module="aeon|sklearn")
-    data, threads = bench.load(job.set), torch.get_num_threads()
+    data, threads = bench.load(job.set), bench.threads
     X, y = data["X_train"], data["y_train"]
     warm_up(job.model, X.shape[1], threads)
+    torch.set_num_threads(threads)  # numba's threads and torch's are the same OpenMP's, and aeon has set them anew
     make = KNOWN[job.model].make
     assert make is not None
     setting = Setting(job.seed, threads, bench.trial, X, y)
@@ -176,11 +178,6 @@ def plan(sets: list[str], models: list[str], seeds: int) -> list[Job]:
     return [Job(name, model, seed) for name in sets for model, count in wanted.items() for seed in range(count)]
 
 
-def one_thread() -> None:
-    """What a process does first that shares the machine with another."""
-    torch.set_num_threads(1)
-
-
 def fit_all(bench: Bench, jobs: list[Job]) -> Iterator[tuple[Job, list[Row] | Exception]]:
     """The rows of all jobs as they are done, one after another or some at once; an error stands for its row."""
     if bench.parallel == 1:
@@ -191,8 +188,7 @@ def fit_all(bench: Bench, jobs: list[Job]) -> Iterator[tuple[Job, list[Row] | Ex
                 yield job, error
         return
     os.environ |= {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}  # of the processes that are started now
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(bench.parallel, context, initializer=one_thread)
+    pool = ProcessPoolExecutor(bench.parallel, multiprocessing.get_context("spawn"))
     try:
         futures = {pool.submit(run, bench, job): job for job in jobs}
         for future in as_completed(futures):
@@ -267,7 +263,8 @@ def main(
         usual = {"models": "", "sets": "", "steps": 0, "parallel": 1}
         words = [f"--{name} {value}" for name, value in said.items() if value != usual.get(name)]
         command = " ".join(["python benchmarks/signals.py --data FOLDER", *words, *["--ablation"] * ablation])
-        bench = Bench(data, out, steps, parallel, git_commit(), command)
+        threads = torch.get_num_threads() if parallel == 1 else 1
+        bench = Bench(data, out, steps, parallel, threads, git_commit(), command)
         failed = work(bench, plan(names, chosen, seeds), names if "ours-ensemble" in chosen else [], fresh)
         if failed:
             print(f"{len(failed)} fits failed and are not in the report:", *failed, sep="\n  ", file=sys.stderr)

@@ -39,7 +39,8 @@ def main(steps: int | None = None, gaps: float = 0.4, output: Path = Path("runs/
     whole_test, y_test = load_japanese_vowels(split="test")
     holed, holed_test = with_gaps(whole, gaps, seed=0), with_gaps(whole_test, gaps, seed=1)
     lengths = [signal.shape[1] for signal in [*whole, *whole_test]]
-    print(f"{len(whole)} signals to learn from, {len(whole_test)} to test, {min(lengths)} to {max(lengths)} values long")
+    counts = f"{len(whole)} signals to learn from, {len(whole_test)} to test"
+    print(f"{counts}, {min(lengths)} to {max(lengths)} values long")
 
     careless = ViTClassifier("fast", steps=steps, random_state=0).fit(whole, y)
     prepared = ViTClassifier("fast", steps=steps, random_state=0).fit(holed, y)

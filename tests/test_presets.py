@@ -54,6 +54,14 @@ def test_epochs_take_the_place_of_steps():
     assert recipe.total_steps(16) == 4
 
 
+@pytest.mark.parametrize(("examples", "size"), [(12, 8), (100, 10), (1000, 32)])
+def test_little_data_comes_in_small_batches(examples, size):
+    data = source(examples, 1, 4)
+    assert choose("signal", data, None, {}).options["batch_size"] == size
+    assert choose("signal", data, None, {"batch_size": 5}).options["batch_size"] == 5
+    assert "batch_size" not in choose("plain", data, None, {}).options
+
+
 def test_large_data_is_seen_ten_times():
     few = choose("signal", SIGNALS, None, {}).options["steps"]
     assert few == PRESETS["signal"].recipe["steps"]

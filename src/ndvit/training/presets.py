@@ -20,6 +20,7 @@ class Preset:
         model: a name that `create_model` knows.
         recipe: fields of `Recipe` that differ from their defaults.
         passes: over the training set at least, where the data is so large that the recipe's steps are fewer.
+        small_batches: whether little data comes in smaller batches: an eighth of it, 8 at least.
         dims: the number of axes it is meant for; None for any.
     """
 
@@ -27,6 +28,7 @@ class Preset:
     model: str
     recipe: Mapping[str, Any]
     passes: int = 0
+    small_batches: bool = False
     dims: int | None = None
 
 
@@ -37,10 +39,18 @@ PRESETS = {
         "the best for signals, in a minute or two",
         "signal_small",
         _AUGMENT | {"steps": 1000, "learning_rate": 1e-3},
-        10,
-        1,
+        passes=10,
+        small_batches=True,
+        dims=1,
     ),
-    "fast": Preset("for signals, in seconds", "signal_tiny", _AUGMENT | {"steps": 300, "learning_rate": 2e-3}, 2, 1),
+    "fast": Preset(
+        "for signals, in seconds",
+        "signal_tiny",
+        _AUGMENT | {"steps": 300, "learning_rate": 2e-3},
+        passes=2,
+        small_batches=True,
+        dims=1,
+    ),
     "plain": Preset("the Vision Transformer as published, for anything", "vit_pico", {}),
 }
 
@@ -81,6 +91,8 @@ def choose(name: str, data: Source, model: str | None, given: Mapping[str, Any],
             f"preset {name!r} is for signals of one axis, but examples of {data.name} have {axes}: use preset 'plain'"
         )
     options = {**preset.recipe, **given}
+    if preset.small_batches and "batch_size" not in given:
+        options["batch_size"] = min(Recipe.batch_size, max(8, len(data.train) // 8))
     if given.get("epochs") is not None:
         options["steps"] = given.get("steps")
     elif preset.passes and given.get("steps") is None:
