@@ -3,6 +3,7 @@
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # pytest-xdist runs one process a core
+os.environ.setdefault("NUMBA_NUM_THREADS", "1")  # else aeon gives torch more threads, too
 
 import ndvit._torchvision  # noqa: F401
 

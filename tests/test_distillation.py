@@ -19,7 +19,7 @@ from ndvit.data.examples import Examples
 from ndvit.data.images import ImagePreprocess
 from ndvit.data.loading import Batch, Inputs
 from ndvit.data.signals import SignalPreprocess
-from ndvit.training.distillation import Teacher, _columns, distillation_loss, make_teacher
+from ndvit.training.distillation import Teacher, _columns, _same_threads, distillation_loss, make_teacher
 from ndvit.training.fit import fit
 from ndvit.training.supervised import SupervisedTask, supervised_loss
 from smallnetworks import spread
@@ -543,3 +543,12 @@ def test_pictures_are_taught_by_classifiers():
     teacher = make_teacher(flat(LogisticRegression()), student, made, Recipe())
     batch = everything(made)
     assert torch.equal(teacher(batch.x, None).argmax(1), batch.labels)
+
+
+def test_a_rocket_leaves_torch_its_threads(monkeypatch):
+    set_to: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", set_to.append)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
+    with _same_threads():
+        pass
+    assert set_to == [7]

@@ -40,6 +40,20 @@ VARIANTS = {
         "noise": 0.1,
         "layer_decay": 0.7,
     },
+    "signal": {
+        "model": "signal_tiny",
+        "depth": 1,
+        "stem_width": 8,
+        "rocket_features": 400,
+        "batch_size": 6,
+        "steps": 8,
+        "val_fraction": 0.25,
+        "val_every": 3,
+        "ema_decay": 0.5,
+        "warp": 0.7,
+        "scale": 0.1,
+        "channel_drop": 0.3,
+    },
     # the loss rises soon, so it stops before its last step
     "early stop": {
         "batch_size": 7,
@@ -51,7 +65,15 @@ VARIANTS = {
         "ema_decay": 0.5,
     },
 }
-BREAKS = [("plain", 4), ("plain", 8), ("everything", 1), ("everything", 10), ("everything", 25), ("early stop", -1)]
+BREAKS = [
+    ("plain", 4),
+    ("plain", 8),
+    ("everything", 1),
+    ("everything", 10),
+    ("everything", 25),
+    ("signal", 4),
+    ("early stop", -1),
+]
 
 
 class Killed(Exception):

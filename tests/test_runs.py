@@ -202,6 +202,12 @@ def test_an_existing_folder_is_left_alone(tmp_path):
     assert not (folder / "checkpoints" / "old").exists()
 
 
+def test_batchnorm_wants_two_examples(tmp_path):
+    with pytest.raises(ValueError, match="batch_size is 1, but BatchNorm before the head needs 2 at least"):
+        run_tiny(toy(), tmp_path / "run", model="signal_tiny", depth=1, stem_width=8, rocket_features=0, batch_size=1)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("options", [{"steps": 0}, {"patch_size": 99, "input_size": 5}, {"early_stop": 1}])
 def test_a_refused_run_replaces_nothing(tmp_path, options):
     folder = run_tiny(toy(), tmp_path / "run", steps=1).folder

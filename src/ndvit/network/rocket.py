@@ -46,7 +46,7 @@ class Rocket(nn.Module):
         self.register_buffer("chosen", torch.ones(sum(map(len, self.plans)), KERNELS, channels))
         self.register_buffer("biases", torch.zeros(count))
         self.register_buffer("mean", torch.zeros(count))
-        self.register_buffer("std", torch.ones(count))
+        self.register_buffer("scale", torch.ones(count))
         self.head = nn.Linear(count, classes)
         self.head.requires_grad_(False)  # solved, not descended
         self.init_weights()
@@ -55,7 +55,7 @@ class Rocket(nn.Module):
     chosen: Tensor
     biases: Tensor
     mean: Tensor
-    std: Tensor
+    scale: Tensor
 
     def init_weights(self) -> None:
         """Forget what was drawn and solved."""
@@ -64,13 +64,13 @@ class Rocket(nn.Module):
             self.chosen.fill_(1)
             self.biases.zero_()
             self.mean.zero_()
-            self.std.fill_(1)
+            self.scale.fill_(1)
             self.head.weight.zero_()
             self.head.bias.zero_()
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Class scores (B, classes) of signals (B, C, L); mask (B, L) is True where a value was observed."""
-        return self.head((self.features(x, mask) - self.mean) / self.std)
+        return self.head((self.features(x, mask) - self.mean) * self.scale)
 
     @torch.no_grad()
     def features(self, x: Tensor, mask: Tensor | None = None) -> Tensor:

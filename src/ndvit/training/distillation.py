@@ -3,7 +3,8 @@
 import copy
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +160,8 @@ class ClassifierTeacher(Teacher):
             batch = train_inputs.__getitems__(range(len(train_inputs)))
             assert batch.labels is not None
             try:
-                classifier.fit(batch.x.numpy(), np.array(names)[batch.labels.numpy()])
+                with _same_threads():
+                    classifier.fit(batch.x.numpy(), np.array(names)[batch.labels.numpy()])
             except (ValueError, TypeError) as error:
                 shape = tuple(batch.x.shape)
                 raise ValueError(f"{name} cannot be fitted to arrays of shape {shape}: {error}") from error
@@ -168,7 +170,8 @@ class ClassifierTeacher(Teacher):
 
     def __call__(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """As `Teacher` says."""
-        scores = _scores(self.classifier, x.detach().float().cpu().numpy())
+        with _same_threads():
+            scores = _scores(self.classifier, x.detach().float().cpu().numpy())
         return torch.from_numpy(scores[:, self.columns]).to(x.device, torch.float32)
 
 
@@ -278,6 +281,17 @@ def _by_value(label: Any) -> str:
 
 
 # classifiers of scikit-learn's kind
+
+
+@contextmanager
+def _same_threads() -> Iterator[None]:
+    """Give torch back the number of threads that it has: numba, which aeon computes with, sets it for both."""
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
 
 _ROCKETS = {
     "minirocket": "MiniRocketClassifier",

@@ -41,8 +41,8 @@ def solve_rocket(rocket: Rocket, inputs: Inputs, seed: int, class_weight: Tensor
     features = torch.cat(rows)
     rocket.mean.copy_(features.mean(0))
     spread = features.std(0, correction=0)
-    rocket.std.copy_(torch.where(spread > 1e-6, spread, torch.inf))  # a feature that never varies says nothing
-    features = (features - rocket.mean) / rocket.std
+    rocket.scale.copy_(torch.where(spread > 1e-6, 1 / spread, 0))  # a feature that never varies says nothing
+    features = (features - rocket.mean) * rocket.scale
 
     labels = batch.labels.to(device)
     classes = rocket.head.out_features
