@@ -11,7 +11,7 @@ TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 PYTHON = dict(
-    zip(("signal", "image", "weights", "network"), re.findall(r"```python\n(.*?)```", TEXT, re.S), strict=True)
+    zip(("estimator", "signal", "image", "weights", "network"), re.findall(r"```python\n(.*?)```", TEXT, re.S), strict=True)
 )
 
 
