@@ -10,9 +10,8 @@ ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-PYTHON = dict(
-    zip(("estimator", "signal", "image", "weights", "network"), re.findall(r"```python\n(.*?)```", TEXT, re.S), strict=True)
-)
+NAMES = ("estimator", "signal", "image", "weights", "network")
+PYTHON = dict(zip(NAMES, re.findall(r"```python\n(.*?)```", TEXT, re.S), strict=True))
 
 
 @pytest.mark.parametrize("code", PYTHON.values(), ids=PYTHON)
