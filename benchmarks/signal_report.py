@@ -174,10 +174,10 @@ def draw(found: Comparison, published: Mapping[str, Mapping[str, float]], title:
             mine = model.startswith("ours")
             look: dict[str, Any] = {"color": "#c2410c" if mine else "#1d4e89", "marker": "o" if mine else "s"}
             axes.errorbar(x, y, yerr=error or None, markersize=7, capsize=3, elinewidth=1.2, **look)
-        told = []
+        told = []  # at the left, above the models that are quick and not as good
         for name, level in levels.items():
             axes.axhline(level, color="#555555", linewidth=1, linestyle="--")
-            told.append(axes.annotate(name, (1, level), (-4, 3), xycoords=("axes fraction", "data"), ha="right",
+            told.append(axes.annotate(name, (0, level), (4, 3), xycoords=("axes fraction", "data"), ha="left",
                                       textcoords="offset points", fontsize=9, color="#555555"))  # fmt: skip
         axes.margins(x=0.18, y=0.12)
         axes.grid(which="major", color="#dddddd")

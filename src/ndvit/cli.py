@@ -62,7 +62,7 @@ app.suppress_keyboard_interrupt = app.meta.suppress_keyboard_interrupt = False  
 def train(
     source: str | None = None,
     *,
-    preset: Literal["auto", "signal", "fast", "plain"] = "auto",
+    preset: str = "auto",
     model: str | None = None,
     weights: str | None = None,
     members: int = 1,

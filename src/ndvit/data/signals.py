@@ -172,7 +172,7 @@ class SignalPreprocess:
         x = _filled(((values - mean) / std).astype(np.float32))
         for axis, new in enumerate(self.size, start=1):
             if x.shape[axis] > new or (x.shape[axis] < new and self.resize == "resample"):
-                x, seen = _along(axis, x, _linear, new), _along(axis, seen, F.adaptive_max_pool1d, new)
+                x, seen = _along(axis, x, linear, new), _along(axis, seen, F.adaptive_max_pool1d, new)
         short = [(0, new - old) for old, new in zip(x.shape[1:], self.size)]
         along_last = [(0, 0)] * len(short) + [short[-1]]
         x = np.pad(x, along_last, mode="edge")  # as _filled does: a line holds its last observed value
@@ -264,7 +264,7 @@ def _along(axis: int, values: np.ndarray, change: Callable[[Tensor, int], Tensor
     return np.moveaxis(change(lines, new).reshape(*last.shape[:-1], new).numpy(), -1, axis)
 
 
-def _linear(lines: Tensor, new: int) -> Tensor:
+def linear(lines: Tensor, new: int) -> Tensor:
     """Linear and antialiased; laid out as pictures of height 1, because torch is silently wrong on those of width 1."""
     pictures = lines.unsqueeze(2)
     return F.interpolate(pictures, size=(1, new), mode="bilinear", antialias=True, align_corners=False).squeeze(2)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ndvit.data.loading import Inputs
 from ndvit.data.preprocess import Preprocess
-from ndvit.data.signals import _linear
+from ndvit.data.signals import linear
 from ndvit.network import VisionTransformer
 from ndvit.training.recipe import Recipe
 from ndvit.weights.loading import load_model
@@ -235,7 +235,7 @@ class _View:
                 x = x * (places < old).view(-1, *[1] * (x.ndim - 1 - axis))
             padding = [0, 0] * (x.ndim - 1 - axis) + [0, length - old]
             return x, F.pad(seen, padding) > 0
-        stretched = _along(x, axis, length, _linear)
+        stretched = _along(x, axis, length, linear)
         observed = _along(seen, axis - 1, length, F.adaptive_max_pool1d)
         if self.pads and mask is not None:  # what is longer because of padding alone loses the padding
             tail = seen.narrow(axis - 1, length, old - length).flatten(1).amax(1) == 0  # (B,)
