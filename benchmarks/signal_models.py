@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from signal_peers import Body, PeerClassifier, as_source, inceptiontime, preset_recipe, resnet
+from signal_peers import Body, PeerClassifier, as_source, inceptiontime, our_stem, preset_recipe, resnet
 
 from ndvit import ViTClassifier
 
@@ -40,22 +40,28 @@ class Model:
     random: bool = True
 
 
-def ours(preset: str = "signal", times: float = 1, **options: Any) -> Make:
-    """A ViTClassifier of a preset, with options changed, or with so many times the preset's steps."""
+def ours(preset: str = "signal", times: float = 1, learning_rate: float | None = None, **options: Any) -> Make:
+    """A ViTClassifier of a preset, with options changed, another peak rate, or so many times the preset's steps."""
 
     def make(setting: Setting) -> ViTClassifier:
         steps = setting.trial or None
         if times != 1:
             steps = steps or preset_recipe(preset, as_source(setting.X, setting.y)).total_steps(len(setting.X))
             steps = max(1, round(times * steps))
-        return ViTClassifier(preset=preset, steps=steps, options=options or None, random_state=setting.seed)
+        return ViTClassifier(
+            preset=preset,
+            steps=steps,
+            learning_rate=learning_rate,
+            options=options or None,
+            random_state=setting.seed,
+        )
 
     return make
 
 
-def peer(body: Body) -> Make:
-    """A convolutional network under the recipe of `ours`."""
-    return lambda setting: PeerClassifier(body, 128, setting.seed, setting.trial or None)
+def peer(body: Body, width: int = 128) -> Make:
+    """A convolutional network with so many features under the recipe of `ours`."""
+    return lambda setting: PeerClassifier(body, width, setting.seed, setting.trial or None)
 
 
 def minirocket(setting: Setting) -> Any:
@@ -90,6 +96,8 @@ MODELS = {
                             None),
     "plain-vit": Model("`ViTClassifier(preset='plain')`: the Vision Transformer as published, in one dimension",
                        ours("plain")),
+    "stem-alone": Model("the stem of `ours` as a CNN, without transformer and features, under the recipe of `ours`",
+                        peer(our_stem, 96)),
     "resnet": Model("the ResNet of Wang et al. (2017), under the recipe of `ours`", peer(resnet)),
     "inceptiontime": Model("one network of InceptionTime (Ismail Fawaz et al., 2020), under the recipe of `ours`",
                            peer(inceptiontime)),
@@ -99,17 +107,21 @@ MODELS = {
                      random=False),
 }  # fmt: skip
 ABLATIONS = {
-    # "without-tokens": the head on the stem alone
     "without-stem": Model("no convolutions: patches of the signal itself, and tokens alone before the head",
                           ours(stem="none", stem_strides=(), pooling="token_avg", stem_head=False)),
     "without-crop-warp": Model("no slicing and no window warping", ours(crop=1.0, warp=0.0)),
+    "without-whole": Model("every training example sliced and warped, not every second", ours(crop_prob=1.0)),
+    "with-scale": Model("each channel scaled at random, by a tenth", ours(scale=0.1)),
     "without-mixup": Model("no mixup", ours(mixup=0.0)),
     "without-head-norm": Model("no BatchNorm before the head", ours(head_norm="none")),
     "without-stem-head": Model("no auxiliary head over the stem", ours(stem_head=False)),
     "without-overlap": Model("patches side by side instead of overlapping (the same where a patch is one sample)",
                              ours(patch_overlap=False)),
     "with-relative-bias": Model("ConvTran's relative positions besides the learned ones", ours(relative_bias=True)),
+    "with-residual": Model("Wang's residual units as stem instead of dilated convolutions",
+                           ours(stem="residual", stem_depths=(1, 1, 1))),
     "with-rope": Model("rotary positions instead of learned ones", ours(pos_embed="rope")),
+    "slow": Model("a third of the learning rate", ours(learning_rate=1e-3)),
     "twice-the-steps": Model("twice the steps", ours(times=2)),
     "half-the-steps": Model("half the steps", ours(times=0.5)),
 }  # fmt: skip

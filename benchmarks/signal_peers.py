@@ -1,23 +1,26 @@
 """The convolutional networks that ours is compared with, trained by our own loop under the recipe of our own preset."""
 
+import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ndvit.config import named_config, plan_strides
 from ndvit.data.examples import Source
 from ndvit.data.loading import Inputs
 from ndvit.data.source import fit_preprocess, load_examples, load_source
+from ndvit.network.convstem import ConvStem
 from ndvit.training.fit import fit
 from ndvit.training.inference import predict_probabilities
 from ndvit.training.plan import split_options
-from ndvit.training.presets import choose
+from ndvit.training.presets import PRESETS, choose
 from ndvit.training.recipe import Recipe
 
-Body = Callable[[int], nn.Module]  # channels -> a module that makes features (B, width, L) of signals (B, channels, L)
+Body = Callable[[int, int], nn.Module]  # channels, time -> a module: signals (B, channels, time) to (B, width, places)
 
 
 def as_source(X: np.ndarray, y: np.ndarray) -> Source:
@@ -89,7 +92,7 @@ class PeerClassifier:
         self.classes_ = np.unique(y)
         self.preprocess_ = fit_preprocess(data)
         torch.manual_seed(self.seed)
-        self.model_ = Peer(self.body(X.shape[1]), self.width, len(self.classes_))
+        self.model_ = Peer(self.body(*X.shape[1:]), self.width, len(self.classes_))
         inputs = Inputs(data.train, self.preprocess_)
         self.n_iter_ = fit(self.model_, inputs, None, recipe, None, progress=False).steps  # type: ignore[arg-type]
         return self
@@ -121,7 +124,7 @@ class ResidualBlock(nn.Module):
         return torch.relu(self.convolutions(x) + self.shortcut(x))
 
 
-def resnet(channels: int) -> nn.Module:
+def resnet(channels: int, time: int) -> nn.Module:
     """ResNet for time series ("Time series classification from scratch", Wang et al., 2017): 128 features."""
     return nn.Sequential(ResidualBlock(channels, 64), ResidualBlock(64, 128), ResidualBlock(128, 128))
 
@@ -156,6 +159,14 @@ class InceptionGroup(nn.Module):
         return torch.relu(self.modules_inside(x) + self.shortcut(x))
 
 
-def inceptiontime(channels: int) -> nn.Module:
+def inceptiontime(channels: int, time: int) -> nn.Module:
     """One of InceptionTime's five networks (Ismail Fawaz et al., 2020): 128 features."""
     return nn.Sequential(InceptionGroup(channels), InceptionGroup(128))
+
+
+def our_stem(channels: int, time: int) -> nn.Module:
+    """The stem of the preset `signal`'s network, which the transformer is left out of: 96 features."""
+    named = named_config(PRESETS["signal"].model)
+    strides = plan_strides(time, len(named.stem_depths))
+    size = math.prod(strides) * math.ceil(time / math.prod(strides))
+    return ConvStem(replace(named, in_channels=channels, input_size=(size,), patch_size=(1,), stem_strides=strides))

@@ -84,6 +84,11 @@ def add_row(path: Path, row: Row) -> None:
     write_rows(path, list(kept.values()))
 
 
+def network_of(model: str) -> str:
+    """The name in a row of what the network of `ours` or a variant says without its random convolution features."""
+    return "hybrid" if model == "ours" else f"{model}, network alone"
+
+
 def probabilities_file(out: Path, row: tuple[str, str, int, int]) -> Path:
     """Where the probabilities of a fit are kept."""
     name, model, seed, trial = row

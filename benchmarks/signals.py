@@ -31,6 +31,7 @@ from signal_results import (
     RESULTS,
     Row,
     add_row,
+    network_of,
     probabilities_file,
     read_rows,
     save_probabilities,
@@ -85,7 +86,7 @@ def warm_up(model: str, channels: int, threads: int) -> None:
 
 
 def run(bench: Bench, job: Job) -> list[Row]:
-    """Fit, predict, keep the probabilities, and say what came out; of `ours`, also what its two halves say alone."""
+    """Fit, predict, keep the probabilities, and say what came out; of ours, of the network alone, too."""
     warnings.filterwarnings("ignore", module="aeon|sklearn")
     data, threads = bench.load(job.set), bench.threads
     X, y = data["X_train"], data["y_train"]
@@ -119,14 +120,15 @@ def run(bench: Bench, job: Job) -> list[Row]:
         command=bench.command,
     )
     rows = [row]
-    if job.model == "ours":
+    if job.model in ("ours", *ABLATIONS):
         hybrid, alone = halves_of(classifier, data["X_test"])
+        score = accuracy(hybrid, np.asarray(classifier.classes_), data["y_test"])
+        rows.append(replace(row, model=network_of(job.model), accuracy=score))
+    if job.model == "ours":
         start = time.perf_counter()
         ours()(setting._replace(trial=1)).fit(X, y)  # the features, and next to nothing of the network
         seconds = round(time.perf_counter() - start, 3)
-        classes = np.asarray(classifier.classes_)
-        rows.append(replace(row, model="hybrid", accuracy=accuracy(hybrid, classes, data["y_test"])))
-        score = accuracy(alone, classes, data["y_test"])
+        score = accuracy(alone, np.asarray(classifier.classes_), data["y_test"])
         rows.append(replace(row, model="features-alone", accuracy=score, fit_seconds=seconds, steps=0))
     return rows
 
@@ -296,7 +298,7 @@ def work(bench: Bench, jobs: list[Job], ensembles: list[str], fresh: bool) -> li
             print(f"{start}  failed: {rows}", flush=True)
             continue
         for row in rows:
-            add_row(bench.table(row.model), row)
+            add_row(bench.table(job.model), row)
         times = f"trained in {rows[0].fit_seconds:.1f} s, predicted in {rows[0].predict_seconds:.1f} s"
         print(f"{start}  {rows[0].accuracy:.4f}  {times}", flush=True)
     for name in ensembles:

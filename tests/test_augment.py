@@ -174,6 +174,17 @@ def test_what_was_not_observed_is_not_warped(size):
     assert not y.isnan().any()
 
 
+@size_of_each_dimension
+def test_a_share_of_the_examples_is_left_whole(size):
+    x, mask, _ = batch(size)
+    x, mask = x[:1].repeat(400, *[1] * (x.ndim - 1)), mask[:1].repeat(400, *[1] * (mask.ndim - 1))
+    y, seen = random_crop_resize(x, mask, 0.5, 0.7, 0.25)
+    whole = (y == x).flatten(1).all(1)
+    assert 0.65 < whole.float().mean() < 0.85
+    assert torch.equal(seen[whole], mask[whole])  # values and what was observed go together
+    assert torch.equal(random_crop_resize(x, None, 0.5, 0.7, 0.0)[0], x)
+
+
 def test_a_crop_and_a_warp_are_one_resampling():
     # a warp of a crop of a ramp is linear in three pieces, each sampled exactly
     x = torch.arange(400.0).expand(50, 1, 400)

@@ -167,10 +167,22 @@ def test_unknown_names_are_told(folder):
     [("resnet", 34_112 + 206_336 + 263_552), ("inceptiontime", 2_528 + 5 * 80_128 + 384 + 16_640)],
 )
 def test_peers_are_those_of_the_papers(body, expected):
-    network = getattr(peers, body)(1)
+    network = getattr(peers, body)(1, 37)
     assert sum(p.numel() for p in network.parameters()) == expected
     assert network(torch.zeros(2, 1, 37)).shape == (2, 128, 37)
-    assert getattr(peers, body)(3)(torch.zeros(2, 3, 50)).shape == (2, 128, 50)
+    assert getattr(peers, body)(3, 50)(torch.zeros(2, 3, 50)).shape == (2, 128, 50)
+
+
+@pytest.mark.parametrize(("time", "places"), [(30, 30), (99, 50), (301, 151), (2000, 125)])
+def test_our_stem_alone_is_that_of_the_preset(time, places):
+    x = torch.randn(8, 2, time)
+    y = np.arange(8) % 2
+    ours = ViTClassifier(preset="signal", steps=1).fit(x.numpy(), y).model_
+    stem = peers.our_stem(2, time)
+    assert {n: p.shape for n, p in stem.named_parameters()} == {
+        n: p.shape for n, p in ours.patch_embed.stem.named_parameters()
+    }
+    assert stem(x).shape == (8, 96, places)
 
 
 def test_means_ranks_spread_and_seconds():
@@ -210,7 +222,12 @@ def test_ablation_compares_the_same_sets_and_seeds():
     off = rows("off", {("A", 0, 1): 0.78, ("B", 0, 1): 0.71, ("B", 1, 1): 0.1, ("M", 0, 3): 0.92}, 5.0)
     table = report.ablation_table(off, base, {"off": "switched off", "on": "never run"})
     # A loses 2 points and B wins 1; seed 1 has no partner on either set; the standard error is 1.5
-    assert table[2:] == ["| `off` | switched off | 3 | 75.0 | 74.5 | -0.5 ± 1.5 | 1, 1 | +2.0 | x 0.50 |"]
+    told = "| `off` | switched off | 3 | 75.0 | 74.5 | -0.5 ± 1.5 | 1, 1 |"
+    assert table[2:] == [f"{told} – | +2.0 | – | x 0.50 |"]
+    base += rows("hybrid", {("A", 0, 1): 0.5, ("M", 0, 3): 0.5}, 10.0)
+    off += rows(results.network_of("off"), {("A", 0, 1): 0.6, ("M", 0, 3): 0.4}, 5.0)
+    table = report.ablation_table(off, base, {"off": "switched off"})
+    assert table[2:] == [f"{told} +10.0 | +2.0 | -10.0 | x 0.50 |"]
     assert report.ablation_table([], base, {"off": "switched off"}) == []
 
 

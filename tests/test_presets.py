@@ -86,8 +86,9 @@ def test_what_is_refused(name, data, message):
         (63, 2, (1, 1)),
         (64, 2, (1, 2)),
         (149, 2, (1, 2)),
-        (150, 2, (2, 2)),
-        (511, 2, (2, 2)),
+        (150, 2, (2, 1)),
+        (511, 2, (2, 1)),
+        (511, 1, (2,)),
         (512, 2, (2, 2)),
         (513, 2, (2, 4)),
         (1460, 2, (4, 4)),
@@ -96,7 +97,7 @@ def test_what_is_refused(name, data, message):
         (1460, 3, (4, 4, 1)),
     ],
 )
-def test_strides_leave_at_most_128_places(length, stages, strides):
+def test_strides_halve_once_below_512_and_leave_at_most_128_places_beyond(length, stages, strides):
     assert plan_strides(length, stages) == strides
 
 
@@ -105,7 +106,7 @@ def test_strides_leave_at_most_128_places(length, stages, strides):
     [
         (24, (1, 1), (1,), (24,)),
         (100, (1, 2), (2,), (100,)),
-        (427, (2, 2), (4,), (432,)),
+        (427, (2, 1), (7,), (434,)),
         (65_536, (16, 32), (4,), None),
     ],
 )

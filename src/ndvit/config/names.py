@@ -122,15 +122,21 @@ def _plan_patch(values: dict[str, Any]) -> tuple[int, ...] | int:
 def plan_strides(length: int, stages: int) -> tuple[int, ...]:
     """Choose the strides of a light stem's stages for signals of this length.
 
-    Full resolution below 64 samples, half of it below 150, a quarter below 512, then as many halvings as leave at most
-    128 places: convolutions cost nearly all of the time, in proportion to the places they are computed at. The first
-    two stages share the halvings, the second has the odd one: patterns are best seen before places are left out.
+    Full resolution below 64 samples, half of it below 512, then as many halvings as leave at most 128 places:
+    convolutions cost nearly all of the time, in proportion to the places they are computed at. Patterns are best seen
+    before places are left out, so the second stage makes the stride where the first can afford the full length (below
+    150), and more of the halvings than the first where they are many.
     """
-    steps = ((64, 0), (150, 1), (512, 2))
-    halvings = next((h for below, h in steps if length < below), math.ceil(math.log2(length / 128)))
-    if stages == 1:
-        return (2**halvings,)
-    return (2 ** (halvings // 2), 2 ** math.ceil(halvings / 2), *[1] * (stages - 2))
+    if length < 64:
+        first, second = 1, 1
+    elif length < 150:
+        first, second = 1, 2
+    elif length < 512:
+        first, second = 2, 1
+    else:
+        halvings = math.ceil(math.log2(length / 128))
+        first, second = 2 ** (halvings // 2), 2 ** math.ceil(halvings / 2)
+    return (first * second,) if stages == 1 else (first, second, *[1] * (stages - 2))
 
 
 def plan_grid(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def random_crop_resize(
-    x: Tensor, mask: Tensor | None, smallest: float, warp: float = 0.0
+    x: Tensor, mask: Tensor | None, smallest: float, warp: float = 0.0, probability: float = 1.0
 ) -> tuple[Tensor, Tensor | None]:
     """Cut a random box out of each example and stretch it to the example's size, linearly, one axis after another.
 
@@ -26,8 +26,9 @@ def random_crop_resize(
         mask: where values were observed; it is cut, warped and stretched with them.
         smallest: the least share of each axis that is kept, in (0, 1].
         warp: the largest logarithm of a window's speed; 0 leaves warping out.
+        probability: of each example to be cut and warped at all.
     """
-    batch = len(x)
+    batch, given, given_mask = len(x), x, mask
     for axis, length in enumerate(x.shape[2:], start=2):
         if length == 1:
             continue
@@ -46,6 +47,11 @@ def random_crop_resize(
             inside = (low <= places) & (places <= high)
             inside = inside.view(batch, *[length if i == axis - 1 else 1 for i in range(1, mask.ndim)])
             mask = (_sample_axis(mask[:, None].to(x.dtype), axis, position)[:, 0] > 0.5) & inside
+    if probability < 1:
+        chosen = torch.rand(batch, device=x.device) < probability
+        x = torch.where(chosen.view(-1, *[1] * (x.ndim - 1)), x, given)
+        if mask is not None and given_mask is not None:
+            mask = torch.where(chosen.view(-1, *[1] * (mask.ndim - 1)), mask, given_mask)
     return x, mask
 
 

@@ -67,6 +67,8 @@ class Recipe:
     """Smallest share of each axis that random crop-and-resize keeps; 1 switches it off."""
     warp: float = 0.0
     """Window warping: a fifth of each axis, anywhere, is played up to exp(warp) times faster or slower; 0 is off."""
+    crop_prob: float = 1.0
+    """Share of examples that are cropped and warped; the others stay as they are, which is how they will be tested."""
     flip: float = 0.0
     """Probability of mirroring an example along its last axis. Off: left and right often mean something."""
     noise: float = 0.0
@@ -124,7 +126,7 @@ class Recipe:
             self._check(name, low=0)
         for name in ("label_smoothing", "warmup", "channel_drop", "drop_path_rate", "ema_decay", "val_fraction"):
             self._check(name, low=0, below=1)
-        for name in ("min_learning_rate", "mix_prob", "flip", "distillation_weight"):
+        for name in ("min_learning_rate", "mix_prob", "crop_prob", "flip", "distillation_weight"):
             self._check(name, low=0, high=1)
         for name in ("learning_rate", "temperature"):
             self._check(name, above=0)

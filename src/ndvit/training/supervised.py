@@ -140,7 +140,7 @@ class SupervisedTask(pl.LightningModule):
         classes = self.model.config.num_classes
         targets = F.one_hot(batch.labels, classes) * (1 - recipe.label_smoothing) + recipe.label_smoothing / classes
         if recipe.crop < 1 or recipe.warp:
-            x, mask = random_crop_resize(x, mask, recipe.crop, recipe.warp)
+            x, mask = random_crop_resize(x, mask, recipe.crop, recipe.warp, recipe.crop_prob)
         if recipe.flip:
             x, mask = random_flip(x, mask, recipe.flip)
         if recipe.scale:
