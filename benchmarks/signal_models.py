@@ -111,7 +111,7 @@ ABLATIONS = {
                           ours(stem="none", stem_strides=(), pooling="token_avg", stem_head=False)),
     "without-crop-warp": Model("no slicing and no window warping", ours(crop=1.0, warp=0.0)),
     "without-whole": Model("every training example sliced and warped, not every second", ours(crop_prob=1.0)),
-    "with-scale": Model("each channel scaled at random, by a tenth", ours(scale=0.1)),
+    "without-scale": Model("no random scale", ours(scale=0.0)),
     "without-mixup": Model("no mixup", ours(mixup=0.0)),
     "without-head-norm": Model("no BatchNorm before the head", ours(head_norm="none")),
     "without-stem-head": Model("no auxiliary head over the stem", ours(stem_head=False)),

@@ -99,8 +99,11 @@ def random_flip(x: Tensor, mask: Tensor | None, probability: float) -> tuple[Ten
 
 
 def random_scale(x: Tensor, std: float) -> Tensor:
-    """Multiply each channel of each example by exp(std n), n drawn from the normal distribution."""
-    return x * torch.exp(std * torch.randn(*x.shape[:2], *[1] * (x.ndim - 2), device=x.device))
+    """Multiply each example by exp(std n), n drawn from the normal distribution.
+
+    All its channels alike: how much stronger one sensor's signal is than another's may be what tells the classes apart.
+    """
+    return x * torch.exp(std * torch.randn(len(x), *[1] * (x.ndim - 1), device=x.device))
 
 
 def channel_drop(x: Tensor, probability: float) -> Tensor:

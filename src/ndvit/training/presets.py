@@ -34,8 +34,7 @@ class Preset:
 
 # Window warping and slicing are the best of twelve augmentations on 128 sets of signals (Iwana & Uchida, 2021). Half of
 # the examples go without, so that whole signals at their own speed, as they will come later, are learned, too.
-# No random scale: between channels, amplitudes tell classes apart, and a single one has mostly been standardised.
-_AUGMENT = {"crop": 0.85, "warp": 0.7, "crop_prob": 0.5, "noise": 0.03, "mixup": 0.4}
+_AUGMENT = {"crop": 0.85, "warp": 0.7, "crop_prob": 0.5, "noise": 0.03, "scale": 0.1, "mixup": 0.4}
 PRESETS = {
     "signal": Preset(
         "the best for signals, in a minute or two",

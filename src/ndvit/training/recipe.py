@@ -74,7 +74,7 @@ class Recipe:
     noise: float = 0.0
     """Standard deviation of Gaussian noise on the standardised input."""
     scale: float = 0.0
-    """Standard deviation of the logarithm of a random factor on each channel of each example."""
+    """Standard deviation of the logarithm of a random factor on each example, the same for all its channels."""
     channel_drop: float = 0.0
     """Probability that a channel of an example is replaced by its mean; one channel always stays."""
     class_weight: Literal["balanced"] | tuple[float, ...] | None = None
