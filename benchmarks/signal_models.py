@@ -40,8 +40,15 @@ class Model:
     random: bool = True
 
 
-def ours(preset: str = "signal", times: float = 1, learning_rate: float | None = None, **options: Any) -> Make:
-    """A ViTClassifier of a preset, with options changed, another peak rate, or so many times the preset's steps."""
+def ours(
+    preset: str = "signal",
+    *,
+    times: float = 1,
+    learning_rate: float | None = None,
+    batch_size: int | None = None,
+    **options: Any,
+) -> Make:
+    """A ViTClassifier of a preset, with some of it changed, or with so many times the preset's steps."""
 
     def make(setting: Setting) -> ViTClassifier:
         steps = setting.trial or None
@@ -52,8 +59,10 @@ def ours(preset: str = "signal", times: float = 1, learning_rate: float | None =
             preset=preset,
             steps=steps,
             learning_rate=learning_rate,
+            batch_size=batch_size,
             options=options or None,
             random_state=setting.seed,
+            device="cpu",  # as all others
         )
 
     return make
@@ -107,11 +116,15 @@ MODELS = {
                      random=False),
 }  # fmt: skip
 ABLATIONS = {
-    "without-stem": Model("no convolutions: patches of the signal itself, and tokens alone before the head",
-                          ours(stem="none", stem_strides=(), pooling="token_avg", stem_head=False)),
+    "without-stem": Model("no convolutions: patches of the signal itself, tokens before the head, no auxiliary one",
+                          ours(stem="none", pooling="token_avg", stem_head=False)),
+    "tokens-alone": Model("the head sees tokens alone, not the stem's features", ours(pooling="token_avg")),
     "without-crop-warp": Model("no slicing and no window warping", ours(crop=1.0, warp=0.0)),
     "without-whole": Model("every training example sliced and warped, not every second", ours(crop_prob=1.0)),
     "without-scale": Model("no random scale", ours(scale=0.0)),
+    "without-noise": Model("no noise", ours(noise=0.0)),
+    "without-smoothing": Model("no label smoothing", ours(label_smoothing=0.0)),
+    "large-batches": Model("batches of 32, however little the data", ours(batch_size=32)),
     "without-mixup": Model("no mixup", ours(mixup=0.0)),
     "without-head-norm": Model("no BatchNorm before the head", ours(head_norm="none")),
     "without-stem-head": Model("no auxiliary head over the stem", ours(stem_head=False)),

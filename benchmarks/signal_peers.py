@@ -88,7 +88,7 @@ class PeerClassifier:
     def fit(self, X: np.ndarray, y: np.ndarray) -> "PeerClassifier":
         data = as_source(X, y)
         changes = {} if self.steps is None else {"steps": self.steps}
-        recipe = preset_recipe("signal", data, seed=self.seed, **changes)
+        recipe = preset_recipe("signal", data, seed=self.seed, device="cpu", **changes)
         self.classes_ = np.unique(y)
         self.preprocess_ = fit_preprocess(data)
         torch.manual_seed(self.seed)

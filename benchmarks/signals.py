@@ -151,8 +151,8 @@ def accuracy(probabilities: np.ndarray, classes: np.ndarray, y: np.ndarray) -> f
 
 
 def derive_ensemble(bench: Bench, name: str) -> Row | None:
-    """The ensemble of the fits of `ours` on a set, or None while there are too few of them."""
-    found = {row.key: row for row in read_rows(bench.table("ours"))}
+    """The ensemble of the fits of `ours` on a set at this commit, or None while there are too few of them."""
+    found = {row.key: row for row in read_rows(bench.table("ours")) if row.commit == bench.commit}
     keys = [(name, "ours", seed, bench.trial) for seed in range(MEMBERS)]
     if not all(key in found and probabilities_file(bench.out, key).is_file() for key in keys):
         return None
@@ -203,14 +203,16 @@ def fit_all(bench: Bench, jobs: list[Job]) -> Iterator[tuple[Job, list[Row] | Ex
 
 
 def git_commit() -> str:
-    """The commit of this working tree, with a + where files differ from it."""
+    """The newest commit that changed the library or the bench, with a + where files differ from it."""
     here = Path(__file__).resolve().parent
 
     def git(*words: str) -> str:
         return subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        return git("rev-parse", "--short=10", "HEAD") + "+" * bool(git("status", "--porcelain", "-uno"))
+        code = ["--", "..", ":!../docs", ":!../tests", ":!../examples", ":!../*.md"]
+        changed = bool(git("status", "--porcelain", "-uno", *code))
+        return git("log", "-1", "--format=%h", "--abbrev=10", *code) + "+" * changed
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 
@@ -267,13 +269,22 @@ def main(
         command = " ".join(["python benchmarks/signals.py --data FOLDER", *words, *["--ablation"] * ablation])
         threads = torch.get_num_threads() if parallel == 1 else 1
         bench = Bench(data, out, steps, parallel, threads, git_commit(), command)
-        failed = work(bench, plan(names, chosen, seeds), names if "ours-ensemble" in chosen else [], fresh)
+        failed = work(
+            bench, plan(names, chosen, seeds), names if "ours" in chosen or "ours-ensemble" in chosen else [], fresh
+        )
         if failed:
             print(f"{len(failed)} fits failed and are not in the report:", *failed, sep="\n  ", file=sys.stderr)
     abouts = [{name: model.about for name, model in part.items()} for part in (MODELS, ABLATIONS)]
     print(f"written: {write_report(out, *abouts, trial=steps)}")
     if not report and failed:
         raise SystemExit(1)
+
+
+def made_of(job: Job) -> list[tuple[str, str, int]]:
+    """Set, model and seed of all rows that a fit is in."""
+    name, model, seed = job
+    rows = [(name, model, seed), (name, network_of(model), seed)]
+    return rows + [(name, "features-alone", seed), (name, "ours-ensemble", 0)] * (model == "ours")
 
 
 def work(bench: Bench, jobs: list[Job], ensembles: list[str], fresh: bool) -> list[str]:
@@ -283,10 +294,10 @@ def work(bench: Bench, jobs: list[Job], ensembles: list[str], fresh: bool) -> li
         shutil.copyfile(bench.data / PUBLISHED, bench.out / PUBLISHED)
     done: set[tuple[str, str, int, int]] = set()
     for path in (bench.out / RESULTS, bench.out / ABLATION):
-        rows = read_rows(path)
-        if fresh:
-            again = {(*job, bench.trial) for job in jobs}
-            write_rows(path, rows := [row for row in rows if row.key not in again])
+        rows, again = read_rows(path), {name for job in jobs for name in made_of(job)}
+        # what another commit made is another model
+        old = [r for r in rows if (r.set, r.model, r.seed) in again and (fresh or r.commit != bench.commit)]
+        write_rows(path, rows := [row for row in rows if row not in old])
         done |= {row.key for row in rows}
     jobs = [job for job in jobs if (*job, bench.trial) not in done]
     print(f"{len(jobs)} fits to do, {bench.parallel} at a time", flush=True)

@@ -32,7 +32,7 @@ def main(steps: int | None = None, gaps: float = 0.4, output: Path = Path("runs/
 
     Args:
         steps: of each training; the preset's if left out.
-        gaps: share of the values of each channel that are taken away; at least 0 and below 1.
+        gaps: share of the values of each channel that are taken away; at least 0 and at most 0.8.
         output: folder for the classifier that knows gaps, `gaps.safetensors`.
     """
     whole, y = load_japanese_vowels(split="train")  # a list of arrays (12, time), and the speakers

@@ -68,7 +68,7 @@ ARRAYS = {
     "single example": (
         (X, [0] * 7 + [1]),
         "class 1 has a single example",
-        "add examples, remove the class, or give a test set",
+        "add examples, remove the class, or give the set that is to be held out yourself",
     ),
     "class only in test": ((X, Y, X[:3], [0, 1, 2]), "classes 2 are in the test set but not in the training set"),
 }

@@ -4,6 +4,7 @@ import copy
 import doctest
 import json
 import pickle
+import warnings
 from dataclasses import replace
 
 import joblib
@@ -16,15 +17,17 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from sklearn.base import clone
-from sklearn.exceptions import DataConversionWarning
+from sklearn.exceptions import DataConversionWarning, NotFittedError
 from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from sklearn.utils import check_array
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import ndvit.estimator
 from ndvit import ViTClassifier, create_model, load_model, save_model
+from ndvit.data.given import NUMBERS, check_examples
 from ndvit.training.presets import PRESETS
 from tinyruns import QUIET, run_tiny, toy
 
@@ -43,7 +46,11 @@ FAILING = {"check_methods_subset_invariance": "float32 is not as exact as the ch
 
 
 @parametrize_with_checks(
-    [tiny(steps=40, batch_size=32, learning_rate=0.01, random_state=None)],
+    [
+        tiny(steps=40, batch_size=32, learning_rate=0.01, random_state=None),
+        # what a user gets who says nothing of the network, in fewer steps
+        tiny(model=None, preset="fast", steps=40, batch_size=32, learning_rate=0.01, random_state=None, options=None),
+    ],
     expected_failed_checks=lambda estimator: FAILING,
 )
 @pytest.mark.filterwarnings("ignore")  # the checks provoke warnings of their own
@@ -150,6 +157,7 @@ def test_unequal_lengths_are_arrays_padded_with_missing_values():
 
 
 @pytest.mark.parametrize("length", [5, 16, 40])
+@pytest.mark.filterwarnings("ignore:X. 1 of 1 examples is longer")
 def test_other_lengths_are_padded_or_resampled_as_the_preprocessing_says(length, fitted):
     x = np.random.default_rng(1).normal(size=(1, length)).astype(np.float32)
     tensor, mask = fitted.model_.preprocess.masked(x)
@@ -233,10 +241,21 @@ def test_class_weights_reach_the_recipe_in_the_order_of_classes(monkeypatch, wei
     assert calls[0][1].class_weight == (None if expected is None else pytest.approx(expected))
 
 
-def test_class_weights_move_the_decision():
+@pytest.mark.parametrize("model", ["vit_pico", "signal_tiny"])  # with random convolution features, and without
+def test_class_weights_move_the_decision(model):
     X, y = toy(40, shape=(8,), shift=0)  # nothing to learn but the weights
-    assert set(tiny(steps=20, learning_rate=0.01, class_weight={1: 50}).fit(X, y).predict(X)) == {1}
-    assert set(tiny(steps=20, learning_rate=0.01, class_weight={0: 50}).fit(X, y).predict(X)) == {0}
+    new = np.random.default_rng(1).standard_normal((40, 8))
+    for heavy in (0, 1):
+        classifier = tiny(model=model, steps=20, learning_rate=0.01, class_weight={heavy: 50}, options=None)
+        assert set(classifier.fit(X, y).predict(new)) == {heavy}
+
+
+@pytest.mark.parametrize("length", [1, 2, 3])
+def test_the_shortest_signals_have_a_network_too(length):
+    X, y = toy(24, shape=(length,), shift=4)
+    classifier = tiny(model=None, preset="fast", steps=30, options=None).fit(X, y)
+    assert classifier.score(X, y) > 0.9
+    assert (classifier.model_.rocket is None) == (length < 3)
 
 
 def test_the_seed_decides_everything(signals, fitted):
@@ -298,6 +317,66 @@ def test_the_preset_is_what_nothing_else_says(monkeypatch, signals):
     assert (fast.steps, fast.mixup, fast.warp) == (5, 0.9, PRESETS["fast"].recipe["warp"])
     assert (named.steps, named.learning_rate) == (None, None)
     assert (seen[2][1]["teacher"], seen[2][1]["members"]) == ("minirocket", 4)
+
+
+def test_what_failed_leaves_nothing_of_an_earlier_fit(signals):
+    X, y = signals
+    classifier = tiny().fit(X, y)
+    with pytest.raises(ValueError, match="unknown option 'mixupp'"):
+        classifier.set_params(options={"mixupp": 1}).fit(np.tile(X, (1, 2)), y)
+    for ask in (classifier.predict, classifier.predict_proba, lambda X: classifier.save("never.safetensors")):
+        with pytest.raises(NotFittedError):
+            ask(X)
+
+
+def test_longer_signals_are_told(signals):
+    X, y = signals
+    classifier = tiny().fit(X[:, None], y)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        classifier.predict(X[:, None])
+    with pytest.warns(UserWarning, match="X: 24 of 24 examples are longer than 16, and resampled to it"):
+        classifier.predict(np.tile(X, (1, 2))[:, None])
+
+
+def test_small_changes_of_large_values_are_told(signals):
+    X, y = signals[0].astype(np.float64), signals[1]
+    for given in (X * 1e-3 + 1e8, (X * 1e-3 + 1e8)[:, None], list((X * 1e-3 + 1e8)[:, None]), np.int64(X) + 10**12):
+        with pytest.warns(UserWarning, match="varies little around large values, and float32 rounds that off"):
+            tiny(steps=1).fit(given, y)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        for given in (
+            X + 1000,
+            np.stack([X, np.full_like(X, 0.1)], 1),
+            np.where(X > 1, np.nan, X),
+            X.astype(np.float32),
+        ):
+            check_examples(given, lambda table: check_array(table, **NUMBERS))
+
+
+def test_a_series_of_arrays_is_a_list_of_them(signals):
+    X, y = signals
+    made = tiny().fit(pd.Series(list(X[:, None])), y)
+    assert same(made, tiny().fit(X[:, None], y))
+
+
+def test_an_unfitted_teacher_is_refused(signals):
+    with pytest.raises(ValueError, match="teacher is a ViTClassifier that was not fitted"):
+        tiny(teacher=tiny()).fit(*signals)
+
+
+def test_classes_are_named_as_everywhere(tmp_path, signals):
+    X, y = signals
+    numbers = np.where(y == "no", 1.0, 2.0)
+    classifier = tiny().fit(X, numbers)
+    assert classifier.model_.classes == ("1", "2")
+    classifier.save(tmp_path / "a.safetensors")
+    loaded = ViTClassifier.load(tmp_path / "a.safetensors")
+    assert loaded.classes_.tolist() == [1.0, 2.0]
+    assert loaded.classes_.dtype == np.float64
+    again = tiny(model=None, weights=classifier.model_, steps=1).fit(X, numbers.astype(int))
+    assert again.model_.load_report is None or "head.weight" not in str(again.model_.load_report)
 
 
 def test_an_interrupted_fit_is_no_fit(monkeypatch, signals):
@@ -363,8 +442,10 @@ def test_bad_data_is_refused(message, signals):
         ({}, None, "requires y to be passed, but the target y is None"),
         ({}, np.arange(24) / 7, "Unknown label type: continuous"),
         ({}, [1.0, np.nan] * 12, "Input y contains NaN"),
-        ({"class_weight": {"no": 1, "maybe": 2}}, ..., "maybe|are not in class_weight"),
+        ({"class_weight": {"no": 1, "maybe": 2}}, ..., r"The classes, \['yes'\], are not in class_weight"),
         ({"class_weight": "even"}, ..., "class_weight"),
+        ({"model": None, "preset": "fast", "batch_size": 0}, ..., "batch_size must be a whole number, at least 1"),
+        ({"model": None, "preset": "fast", "options": {"accumulate": "2"}}, ..., "accumulate must be a whole number"),
         ({"random_state": "x"}, ..., "cannot be used to seed"),
         ({"options": {"seed": 3}}, ..., "seed is no option here: set the parameter random_state"),
         ({"options": {"steps": 3}}, ..., "steps is no option here: set the parameter steps"),
@@ -392,6 +473,16 @@ def test_data_that_does_not_suit_the_fit_is_refused(fitted):
     for X, what in [(np.zeros((2, 3, 16)), "3 channels and 1 axis"), ([np.zeros((2, 4, 5))], "2 channels and 2 axes")]:
         with pytest.raises(ValueError, match=f"X has examples of {what}, but .* was fitted on 1 channel and 1 axis"):
             fitted.predict(X)
+
+
+def test_a_file_has_the_parameters_in_plain_types(tmp_path, signals):
+    options = OPTIONS | {"mixup": np.float32(0.5), "betas": (0.9, 0.99)}
+    classifier = tiny(learning_rate=np.float64(0.002), random_state=np.int64(3), steps=np.int64(2), options=options)
+    classifier.fit(*signals).save(tmp_path / "a.safetensors")
+    loaded = ViTClassifier.load(tmp_path / "a.safetensors")
+    assert (loaded.learning_rate, loaded.random_state, loaded.steps) == (0.002, 3, 2)
+    assert loaded.options == OPTIONS | {"mixup": 0.5, "betas": [0.9, 0.99]}
+    assert same(loaded.fit(*signals), classifier)
 
 
 def test_a_file_gives_back_the_classifier(tmp_path, signals):

@@ -63,6 +63,7 @@ def test_gaps_are_runs_of_the_share_asked_for():
         assert (np.diff(missing.astype(int), axis=1) == 1).sum() <= 3  # one run a channel
 
 
+@pytest.mark.filterwarnings("ignore:X. 1 of 370 examples is longer")  # of the real data, and true
 def test_unequal_lengths(tmp_path, capsys):
     load("unequal_lengths").main(steps=3, output=tmp_path)
     printed = capsys.readouterr().out

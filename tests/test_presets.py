@@ -120,6 +120,24 @@ def test_the_network_fits_the_length(length, strides, patch, size):
     assert config.num_patches <= 32
 
 
+def test_a_stem_can_be_changed_or_left_out():
+    def config(data, **options):
+        recipe, overrides = split_options(options)
+        return plan_model(data, "signal_small", recipe, overrides)[1]
+
+    bare = config(SIGNALS, stem="none", pooling="token_avg", stem_head=False)
+    assert (bare.stem, bare.stem_strides) == ("none", ())
+    assert config(PICTURES, stem_depths=(3,), stem_strides=(2,)).stem_strides == (2,)
+    assert config(PICTURES, stem_depths=(3,)).stem_strides == (1,)
+
+
+def test_trained_weights_keep_the_recipes_rate_for_them():
+    options = choose("fast", SIGNALS, None, {}, trained=True).options
+    assert "learning_rate" not in options
+    assert options["warp"] == PRESETS["fast"].recipe["warp"]
+    assert choose("fast", SIGNALS, None, {"learning_rate": 0.5}, trained=True).options["learning_rate"] == 0.5
+
+
 def test_strides_and_patch_are_the_users_where_given():
     recipe, overrides = split_options({"stem_strides": (4, 2), "patch_size": 1})
     _, config = plan_model(SIGNALS, "signal_small", recipe, overrides)

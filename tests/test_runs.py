@@ -347,6 +347,14 @@ def test_validation_data(tmp_path):
     assert (len(many.train), len(many.val)) == (1800, 200)
     assert with_validation(load_source(toy(2500, shape=(2,))), Recipe(val_fraction=0.0)).val is None
 
+    x, y = toy(2500, shape=(2,))
+    y[0] = 7  # a class of one
+    single = with_validation(load_source((x, y, x, y)), Recipe())
+    assert "; 1 class of a single example is not in it" in single.notes[-1]
+    assert 2 not in single.val.labels
+    with pytest.raises(ValueError, match="class 7 has a single example"):
+        with_validation(load_source((x, y, x, y)), Recipe(val_fraction=0.1))
+
     for split in ("train", "val", "test"):
         pictures(tmp_path / "pictures" / split)
     own = load_source(tmp_path / "pictures")

@@ -424,6 +424,23 @@ def test_moving_average_by_hand(ema_decay):
         assert averaged.module.weight.item() == pytest.approx(mean, rel=1e-5)
 
 
+def test_moving_average_of_batch_norm_belongs_to_the_averaged_weights():
+    average = fitting.MovingAverage(0.5)
+    model = torch.nn.BatchNorm1d(2)
+    averaged = torch.optim.swa_utils.AveragedModel(model, use_buffers=average._use_buffers, **average._kwargs)
+    means = []
+    for n in range(4):
+        model(torch.full((2, 2), 10.0 * n))
+        averaged.update_parameters(model)
+        means.append(model.running_mean.clone())
+    expected = means[0]
+    for n, mean in enumerate(means[1:], start=1):
+        decay = min(0.5, (1 + n) / (10 + n))
+        expected = decay * expected + (1 - decay) * mean
+    assert torch.allclose(averaged.module.running_mean, expected)
+    assert averaged.module.num_batches_tracked == 4
+
+
 def test_a_run_keeps_the_average_of_its_steps(tmp_path, monkeypatch):
     seen = []
     step = fitting.MovingAverage.on_train_batch_end

@@ -7,10 +7,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ndvit.data.examples import Examples
 from ndvit.data.loading import Inputs
 from ndvit.data.preprocess import Preprocess
-from ndvit.data.signals import SignalPreprocess
+from ndvit.data.signals import note_longer
 from ndvit.data.source import builtin_sources, load_examples, load_source
 from ndvit.evaluation import Evaluation
 from ndvit.network.ensemble import Model
@@ -77,7 +76,8 @@ def evaluate(
     parts = {"train": data.train, "val": data.val, "test": data.test}
     chosen = [e for name, e in parts.items() if e is not None and len(e) and split in (name, "all")]
     say(f"{data.name}: {sum(map(len, chosen)):,} examples ({'all' if split == 'all' else f'the {split} set'})")
-    _say_longer(chosen, preprocess, say)
+    if longer := note_longer(chosen, preprocess):
+        say(longer)
     answers = [
         predict_probabilities(model, Inputs(examples, preprocess), batch_size, device, progress) for examples in chosen
     ]
@@ -123,7 +123,8 @@ def predict(
             _same_kind(kind, preprocess, str(path) if isinstance(path, str | Path) else "X")
             for note in notes:
                 say(note)
-            _say_longer([examples], preprocess, say)
+            if longer := note_longer([examples], preprocess):
+                say(longer)
             rows = predict_probabilities(model, Inputs(examples, preprocess), batch_size, device, progress)
             for name, row in zip(examples.names, rows, strict=True):
                 said = dict(zip(classes, map(float, row), strict=True))
@@ -152,17 +153,6 @@ def _trained(
     if model is not run and model.load_report.assumed:
         say(f"assumed of these weights (`ndvit info` says more): {'; '.join(model.load_report.assumed)}")
     return model, model.classes, model.preprocess
-
-
-def _say_longer(parts: list[Examples], preprocess: Preprocess, say: Any) -> None:
-    """Say how many examples lose resolution; pictures are always resized, and nobody wonders."""
-    if not isinstance(preprocess, SignalPreprocess):
-        return
-    longer = sum(not preprocess.fits(item) for part in parts for item in part.items)
-    if longer:
-        size = " x ".join(map(str, preprocess.size))
-        count = f"{longer:,} of {sum(map(len, parts)):,} examples"
-        say(f"{count} {'is' if longer == 1 else 'are'} longer than {size}, and resampled to it")
 
 
 def _same_source(source: Any, told: str | None) -> bool:

@@ -2,6 +2,7 @@
 
 import copy
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -17,10 +18,12 @@ from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import nn
 
+from ndvit.data.arrays import label_names
 from ndvit.data.examples import Source
 from ndvit.data.folders import printable
 from ndvit.data.given import NUMBERS, check_examples, check_labels, in_words, shape_of
 from ndvit.data.loading import Inputs
+from ndvit.data.signals import note_longer
 from ndvit.data.source import load_examples, load_source
 from ndvit.network import VisionTransformer
 from ndvit.network.ensemble import Ensemble, Model
@@ -36,6 +39,7 @@ from ndvit.weights.opening import open_weights
 _BATCH = 64  # examples of a forward pass in prediction
 _OWN = ("steps", "batch_size", "learning_rate", "class_weight", "device")  # fields of Recipe with a parameter here
 _STORED = ("preset", "model", "members", *_OWN[:-1], "random_state", "verbose", "options")  # of parameters, in files
+_FITTED = ("model_", "classes_", "n_classes_", "n_features_in_", "feature_names_in_", "_columns", "n_iter_", "history_")
 
 
 class ViTClassifier(ClassifierMixin, BaseEstimator):
@@ -70,7 +74,7 @@ class ViTClassifier(ClassifierMixin, BaseEstimator):
         weights: trained weights to begin with instead of a new network: a file, a run, a published name, `hf:...`, a
             loaded model, or a fitted ViTClassifier. scikit-learn's `clone`, and so every search, makes unfitted copies
             of classifiers: give it `other.model_` instead.
-        members: networks in an ensemble, from consecutive seeds.
+        members: networks in an ensemble, from consecutive seeds: two ensembles share none if those lie apart.
         teacher: what the network also learns from (distillation), see `train`.
         steps: optimiser steps; None leaves it to the preset, as in the next two.
         batch_size: examples in one step.
@@ -133,7 +137,8 @@ class ViTClassifier(ClassifierMixin, BaseEstimator):
         """
         if y is None:
             raise ValueError("ViTClassifier requires y to be passed, but the target y is None")
-        self.__dict__.pop("feature_names_in_", None)  # those of an earlier fit
+        for name in _FITTED:  # an earlier fit's, which would answer for this one if it failed
+            self.__dict__.pop(name, None)
         examples, columns = self._examples(X, fitting=True)
         y = check_labels(y)
         check_consistent_length(examples, y)
@@ -143,6 +148,8 @@ class ViTClassifier(ClassifierMixin, BaseEstimator):
         data = _source(examples, codes, classes)
         model, recipe, overrides = self._plan(data, y)
         weights = _open(self.weights, overrides)
+        if isinstance(self.teacher, ViTClassifier):
+            _check_fitted(self.teacher, "teacher")
         if weights is not None and self.model is not None:
             raise ValueError(f"weights bring their own network: give model={self.model!r} or weights, not both")
         with _own_generator(self.device):
@@ -171,7 +178,7 @@ class ViTClassifier(ClassifierMixin, BaseEstimator):
             sklearn.exceptions.NotFittedError: before `fit`.
             ValueError: for examples of other channels, axes or columns than those of `fit`.
         """
-        check_is_fitted(self)
+        check_is_fitted(self, "model_")
         given, _ = self._examples(X, fitting=False)
         kind, examples, _ = load_examples(given)
         preprocess = self.model_.preprocess
@@ -183,6 +190,8 @@ class ViTClassifier(ClassifierMixin, BaseEstimator):
                 f"X has examples of {in_words(shape)}, but this ViTClassifier was fitted on {in_words(own)}: "
                 "expected (n, channels, time, ...), or (n, time) for one channel"
             )
+        if longer := note_longer([examples], preprocess):
+            warnings.warn(f"X: {longer}", stacklevel=2)
         inputs = Inputs(examples, preprocess)
         with _own_generator(self.device):  # torch's DataLoader draws from it, even where nothing is random
             rows = predict_probabilities(self.model_, inputs, _BATCH, self.device, bool(self.verbose))
@@ -199,8 +208,8 @@ class ViTClassifier(ClassifierMixin, BaseEstimator):
 
         Parameters travel along, except `weights`, `teacher`, `device` and a random_state that is no int.
         """
-        check_is_fitted(self)
-        stored = {name: getattr(self, name) for name in _STORED}
+        check_is_fitted(self, "model_")
+        stored = {name: _plain(getattr(self, name)) for name in _STORED}
         labels = self.classes_.tolist()
         if isinstance(self.class_weight, Mapping):  # JSON has no keys but text
             stored["class_weight"] = [float(self.class_weight.get(label, 1)) for label in labels]
@@ -276,15 +285,17 @@ class ViTClassifier(ClassifierMixin, BaseEstimator):
             given["class_weight"] = compute_class_weight(self.class_weight, classes=np.unique(y), y=y).tolist()
         if given.get("val_fraction") is None:  # what is held out is lost, unless somebody stops by it
             given["val_fraction"] = 0.1 if given.get("early_stop") else 0.0
+        split_options(given)  # refuses what is wrong before anything is calculated with it
         choice = choose(self.preset, data, self.model, given, trained=self.weights is not None)
         return choice.model, *split_options(choice.options)
 
     def __getstate__(self) -> dict[str, Any]:
-        """The state for pickle, with the network where every machine can load it."""
+        """The state for pickle, with networks where every machine can load them."""
         state = super().__getstate__()
-        model = state.get("model_")
-        if model is not None and any(p.device.type != "cpu" for p in model.parameters()):
-            state = {**state, "model_": copy.deepcopy(model).cpu()}
+        for name in ("model_", "weights", "teacher"):
+            module = state.get(name)
+            if isinstance(module, nn.Module) and any(p.device.type != "cpu" for p in module.parameters()):
+                state = {**state, name: copy.deepcopy(module).cpu()}
         return state
 
     def __sklearn_tags__(self) -> Any:
@@ -297,11 +308,14 @@ class ViTClassifier(ClassifierMixin, BaseEstimator):
 def _source(examples: np.ndarray | list[Any], codes: np.ndarray, classes: np.ndarray) -> Source:
     """Training data whose class i is `classes[i]`, named by its text."""
     data = load_source((examples, codes), test_fraction=0, progress=False)  # codes as text sort as numbers do
-    return replace(data, name="X", classes=tuple(map(_name, classes)))
+    return replace(data, name="X", classes=_names(classes))
 
 
-def _name(label: Any) -> str:
-    return printable(str(label))
+def _names(labels: np.ndarray) -> tuple[str, ...]:
+    """What classes are called: as in any other source, where 1.0 is 1, or as Python writes them if two meet then."""
+    names = label_names(labels.astype(object), "y")
+    known = [name for name in names if name is not None]
+    return tuple(printable(name) for name in (known if len(set(known)) == len(labels) else map(str, labels)))
 
 
 def _seed(random_state: Any) -> int:
@@ -324,11 +338,7 @@ def _open(weights: Any, overrides: Mapping[str, Any]) -> Described | None:
         return None
     weights = getattr(weights, "estimator", weights)  # of a FrozenEstimator
     if isinstance(weights, ViTClassifier):
-        if not hasattr(weights, "model_"):
-            raise ValueError(
-                "weights is a ViTClassifier that was not fitted; if it was, scikit-learn's clone has made an unfitted "
-                "copy of it: give weights=other.model_, or the path of a file that other.save wrote"
-            )
+        _check_fitted(weights, "weights")
         weights = weights.model_
     if not isinstance(weights, nn.Module):
         return open_weights(weights, overrides)
@@ -340,13 +350,31 @@ def _open(weights: Any, overrides: Mapping[str, Any]) -> Described | None:
     return Described(
         kind="ndvit",
         config=weights.config,
-        tensors=weights.state_dict(),
+        tensors={name: tensor.cpu() for name, tensor in weights.state_dict().items()},
         source="a model in memory",
         classes=weights.classes,
         preprocess=weights.preprocess,
         provenance=weights.provenance,
         untrained=weights.untrained,
     )
+
+
+def _check_fitted(classifier: "ViTClassifier", name: str) -> None:
+    """Raise a ValueError for a parameter of this name that was not fitted, or not any more."""
+    if not hasattr(classifier, "model_"):
+        raise ValueError(
+            f"{name} is a ViTClassifier that was not fitted; if it was, scikit-learn's clone has made an unfitted "
+            f"copy of it: give {name}=other.model_, or the path of a file that other.save wrote"
+        )
+
+
+def _plain(value: Any) -> Any:
+    """The value in types that JSON has: numpy's numbers as Python's, tuples and arrays as lists."""
+    if isinstance(value, np.generic | np.ndarray):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def _storable(value: Any) -> bool:
@@ -368,8 +396,8 @@ def _labels(told: Mapping[str, Any], names: Sequence[str]) -> np.ndarray:
     if isinstance(labels, list) and isinstance(dtype, str) and re.fullmatch(r"[<>|][iuf]\d|b|U|O", dtype):
         try:
             made = np.array(labels, dtype={"b": bool, "U": str, "O": object}.get(dtype, dtype))
+            if made.ndim == 1 and _names(made) == tuple(names):
+                return made
         except (OverflowError, TypeError, ValueError):
-            made = np.empty(0)
-        if made.ndim == 1 and tuple(map(_name, made)) == tuple(names):
-            return made
+            pass  # a file may hold anything
     return np.array(names, dtype=str)

@@ -4,7 +4,15 @@ Nothing here imports torch, so the command line can list, check and explain mode
 """
 
 from ndvit.config.checks import check_field_names, unwrap_numbers
-from ndvit.config.names import SIGNAL_SIZES, SIZES, list_models, named_config, plan_grid, plan_strides
+from ndvit.config.names import (
+    SIGNAL_SIZES,
+    SIZES,
+    list_models,
+    named_config,
+    plan_grid,
+    plan_strides,
+    rocket_reads,
+)
 from ndvit.config.vit import StemNumerics, ViTConfig, stem_stride
 
 __all__ = [
@@ -17,6 +25,7 @@ __all__ = [
     "named_config",
     "plan_grid",
     "plan_strides",
+    "rocket_reads",
     "stem_stride",
     "unwrap_numbers",
 ]

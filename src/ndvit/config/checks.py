@@ -10,6 +10,9 @@ if TYPE_CHECKING:
     from ndvit.config.vit import ViTConfig
 
 
+SHORTEST_ROCKET = 3  # samples: kernels are laid over the differences, too, and over the first of one there is nothing
+
+
 def check_values(config: "ViTConfig") -> None:
     """Raise a ValueError for the first field that is wrong whatever the others are."""
     counts = {"in_channels": 1, "embed_dim": 1, "depth": 1, "num_heads": 1, "stem_width": 1, "stem_kernel": 1}
@@ -143,8 +146,11 @@ def _check_rocket(config: "ViTConfig") -> None:
             f"rocket_features are of signals of one axis, but input_size {config.input_size} has "
             f"{len(config.input_size)}: leave rocket_features at 0"
         )
-    if config.input_size[0] < 3:
-        raise ValueError(f"rocket_features need signals of at least 3 samples, got {config.input_size[0]}")
+    if config.input_size[0] < SHORTEST_ROCKET:
+        raise ValueError(
+            f"rocket_features need signals of at least {SHORTEST_ROCKET} samples, but input_size is "
+            f"{config.input_size[0]}: leave rocket_features at 0"
+        )
     if config.rocket_features < 168:
         raise ValueError(
             f"rocket_features must be 0 or at least 168, one for each of 84 kernels on the signal and on its "

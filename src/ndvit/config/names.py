@@ -5,7 +5,7 @@ import math
 import re
 from typing import Any
 
-from ndvit.config.checks import check_field_names, whole_numbers
+from ndvit.config.checks import SHORTEST_ROCKET, check_field_names, whole_numbers
 from ndvit.config.vit import ViTConfig, stem_stride
 
 SIZES: dict[str, dict[str, Any]] = {
@@ -94,9 +94,8 @@ def named_config(name: str, **overrides: Any) -> ViTConfig:
         )
     check_field_names(ViTConfig, overrides)
     values = row | overrides
-    size = values.get("input_size")
-    if "rocket_features" not in overrides and isinstance(size, tuple | list) and len(size) > 1:
-        values.pop("rocket_features", None)  # they are of signals of one axis
+    if "rocket_features" not in overrides and not rocket_reads(values.get("input_size")):
+        values.pop("rocket_features", None)
     if match is not None and match["input"]:
         side = values.get("input_size", int(match["input"]))
         values["input_size"] = (side, side) if isinstance(side, int) else side
@@ -104,6 +103,15 @@ def named_config(name: str, **overrides: Any) -> ViTConfig:
     elif "input_size" in values and "patch_size" not in values:
         values["patch_size"] = _plan_patch(values)
     return ViTConfig(**values)
+
+
+def rocket_reads(size: Any) -> bool:
+    """Whether random convolution features can be had of inputs of this size: of signals, but not of the shortest.
+
+    What is no size at all is left for `ViTConfig` to refuse.
+    """
+    axes = size if isinstance(size, tuple | list) else (size,)
+    return len(axes) == 1 and not (isinstance(axes[0], int) and axes[0] < SHORTEST_ROCKET)
 
 
 def _plan_patch(values: dict[str, Any]) -> tuple[int, ...] | int:

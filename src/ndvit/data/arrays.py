@@ -1,6 +1,7 @@
 """Numbers from arrays in memory, and from files of many examples: .ts, .tsv, .npz, .npy with labels beside it."""
 
 import re
+import warnings
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -73,7 +74,32 @@ def numbers(x: Any, where: str) -> np.ndarray:
         ) from error
     _check_type(array, where)
     with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and infinite values are refused
-        return np.asarray(array, dtype=np.float32)
+        values = np.asarray(array, dtype=np.float32)
+    warn_of_rounding(array, values, where)
+    return values
+
+
+def warn_of_rounding(given: np.ndarray, values: np.ndarray, where: str) -> None:
+    """Warn where values of float32 have lost what varies, as small changes of large numbers do (a clock in seconds).
+
+    Args:
+        given: numbers as they came, of any shape; of three axes or more, the second one has the channels.
+        values: the same in float32.
+        where: how the message calls them.
+    """
+    if not given.size or given.dtype.kind not in "fiu" or given.dtype in (np.float32, np.float16):
+        return
+    axes, exact = tuple(i for i in range(given.ndim) if i != 1 or given.ndim < 3), given.astype(np.float64)
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # numpy's own, where there is nothing but NaN
+        lost = np.nanmax(np.abs(values - exact), axis=axes)
+        std, mean = np.nanstd(exact, axis=axes), np.nanmean(exact, axis=axes)
+    if np.any((lost > 0.01 * std) & (std > 1e-12 * np.abs(mean))):  # a constant has nothing to lose
+        warnings.warn(
+            f"{where} varies little around large values, and float32 rounds that off by more than a hundredth of its "
+            "standard deviation: subtract the mean of each channel first",
+            stacklevel=2,
+        )
 
 
 def _check_type(array: np.ndarray, where: str) -> None:

@@ -76,7 +76,12 @@ class Source:
 
 
 def hold_out(
-    labels: np.ndarray | None, fraction: float, seed: int, classes: Sequence[str], where: str = "the data"
+    labels: np.ndarray | None,
+    fraction: float,
+    seed: int,
+    classes: Sequence[str],
+    where: str = "the data",
+    both_sides: bool = True,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Split examples at random, each class for itself: at least one example of it on both sides.
 
@@ -86,6 +91,7 @@ def hold_out(
         seed: Of the random choice.
         classes: Names, for the message.
         where: How the message calls the data.
+        both_sides: Whether a class with a single example is an error; else that one is kept.
 
     Returns:
         The sorted indices that are kept and those that are held out.
@@ -98,10 +104,10 @@ def hold_out(
     held: list[int] = []
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
-        if len(members) < 2:
+        if len(members) < 2 and both_sides:
             raise ValueError(
                 f"{where}: class {classes[label]} has a single example, and some are to be held out; "
-                "add examples, remove the class, or give a test set"
+                "add examples, remove the class, or give the set that is to be held out yourself"
             )
         count = min(max(1, round(fraction * len(members))), len(members) - 1)
         held += random.permutation(members)[:count].tolist()

@@ -8,6 +8,8 @@ from PIL import Image
 from sklearn.utils import check_array, column_or_1d
 from sklearn.utils.multiclass import check_classification_targets
 
+from ndvit.data.arrays import warn_of_rounding
+
 NUMBERS: Mapping[str, Any] = {"dtype": np.float32, "ensure_all_finite": "allow-nan"}
 """What `check_array` and its kin are to see to: float32, in which NaN is a missing value and infinity is refused."""
 
@@ -27,6 +29,8 @@ def check_examples(X: Any, check_table: Callable[[Any], np.ndarray]) -> np.ndarr
     Raises:
         ValueError: anything that is no examples, or an example without any observed value.
     """
+    if hasattr(X, "iloc") and X.ndim == 1:  # a Series of arrays
+        X = list(X)
     if hasattr(X, "iloc"):
         _check_frame(X)
     elif isinstance(X, list | tuple) or (isinstance(X, np.ndarray) and X.dtype == object and X.ndim == 1):
@@ -47,6 +51,7 @@ def check_examples(X: Any, check_table: Callable[[Any], np.ndarray]) -> np.ndarr
     elif not hasattr(X, "toarray") and not hasattr(X, "ndim"):  # sparse matrices are left to be refused
         X = np.asarray(X)
     values = check_array(X, allow_nd=True, input_name="X", **NUMBERS) if getattr(X, "ndim", 2) > 2 else check_table(X)
+    warn_of_rounding(np.asarray(X), values, "X")
     if values.size == 0:
         raise ValueError(f"X has shape {values.shape}: its examples hold no values")
     empty = np.isnan(values).reshape(len(values), -1).all(axis=1)
@@ -105,6 +110,7 @@ def _example(row: Any, i: int) -> np.ndarray:
         raise ValueError(f"X[{i}] is a single number; expected (time,) or (channels, time, ...)")
     if values.size == 0 or np.isnan(values).all():
         raise ValueError(f"X[{i}] of shape {values.shape} has no observed value: leave it out")
+    warn_of_rounding(np.asarray(row)[None], values[None], f"X[{i}]")
     return _writeable(values)
 
 

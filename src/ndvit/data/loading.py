@@ -83,10 +83,12 @@ class Inputs(Dataset[Batch]):
             mask = torch.stack([full[0] if m is None else m for _, m in pairs])
         return Batch(x, mask, None if self.labels is None else self.labels[torch.as_tensor(indices)])
 
-    def loader(self, batch_size: int, workers: int | None = None) -> DataLoader[Batch]:
-        """All examples once, in order."""
-        batches = [list(range(i, min(i + batch_size, len(self)))) for i in range(0, len(self), batch_size)]
-        return self._loader(batches, workers)
+    def loader(
+        self, batch_size: int, workers: int | None = None, chosen: Sequence[int] | None = None
+    ) -> DataLoader[Batch]:
+        """All examples once, in order, or those that are chosen."""
+        order = range(len(self)) if chosen is None else chosen
+        return self._loader([list(order[i : i + batch_size]) for i in range(0, len(order), batch_size)], workers)
 
     def stream(self, batch_size: int, batches: int, seed: int, start: int, workers: int | None) -> DataLoader[Batch]:
         """The training stream, see `ShuffledStream`."""

@@ -268,3 +268,12 @@ def linear(lines: Tensor, new: int) -> Tensor:
     """Linear and antialiased; laid out as pictures of height 1, because torch is silently wrong on those of width 1."""
     pictures = lines.unsqueeze(2)
     return F.interpolate(pictures, size=(1, new), mode="bilinear", antialias=True, align_corners=False).squeeze(2)
+
+
+def note_longer(parts: Sequence[Examples], preprocess: Any) -> str:
+    """How many examples lose resolution, "" for none; pictures are always resized, and nobody wonders."""
+    if not isinstance(preprocess, SignalPreprocess):
+        return ""
+    longer = sum(not preprocess.fits(item) for part in parts for item in part.items)
+    size, count = " x ".join(map(str, preprocess.size)), f"{longer:,} of {sum(map(len, parts)):,} examples"
+    return f"{count} {'is' if longer == 1 else 'are'} longer than {size}, and resampled to it" if longer else ""

@@ -6,6 +6,9 @@ know what a network cannot learn yet, with thousands the network knows more; bot
 
 import itertools
 import math
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +19,7 @@ KERNELS = 84  # all ways to place three weights of 2 among nine of -1
 TAPS = 9
 _MOST_DILATIONS = 32
 _GOLDEN = (math.sqrt(5) + 1) / 2
+_ROUNDING = 1e-5  # of the largest value: some ten times what nine products of float32 may be off
 _CHUNK = 2**22  # values of one convolution at a time: what a cache or two hold
 
 
@@ -29,7 +33,7 @@ class Rocket(nn.Module):
 
     Args:
         channels: of the signal.
-        length: of the signal, at least 2.
+        length: of the signal, at least 3.
         features: wanted, rounded down to as many for each kernel; at least `smallest`.
         classes: outputs of the head.
     """
@@ -70,7 +74,9 @@ class Rocket(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Class scores (B, classes) of signals (B, C, L); mask (B, L) is True where a value was observed."""
-        return self.head((self.features(x, mask) - self.mean) * self.scale)
+        features = self.features(x, mask)
+        with _exact(x):
+            return self.head((features - self.mean) * self.scale)
 
     @torch.no_grad()
     def features(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -80,48 +86,84 @@ class Rocket(nn.Module):
         return torch.cat([self._features(part, shown) for part, shown in zip(x.split(rows), masks)])
 
     @torch.no_grad()
-    def draw(self, x: Tensor, generator: torch.Generator) -> None:
-        """Choose channels and biases by training examples x (n, C, L).
+    def draw(self, x: Tensor, mask: Tensor | None, generator: torch.Generator) -> None:
+        """Choose channels and biases by training examples x (n, C, L), with their mask (n, L) or None.
 
-        A bias is a quantile of one kernel's output on one random example; quantiles follow the golden ratio, which
-        spreads any number of them evenly.
+        A bias is a quantile of one kernel's output on one random example, where that was observed; quantiles follow the
+        golden ratio, which spreads any number of them evenly.
         """
         for kernel in self.chosen.view(-1, self.channels):  # few channels are likelier than many, as in MiniRocket
             most = math.log2(min(self.channels, TAPS) + 1)
             count = int(2 ** (torch.rand((), generator=generator).item() * most))
             kernel.zero_()[torch.randperm(self.channels, generator=generator)[: max(count, 1)]] = 1
         start, made = 0, 0
-        for number, (values, dilation, count) in enumerate(self._inputs(x)):
+        for number, part in enumerate(self._parts(x, mask)):
             picked = torch.randint(len(x), (KERNELS,), generator=generator)
-            order = torch.arange(KERNELS)
-            rows = [self._convolve(values[i : i + 1], dilation, number)[0, k] for k, i in zip(order, picked)]
-            places = torch.arange(made + 1, made + KERNELS * count + 1, dtype=torch.float64)
-            quantiles = (places * _GOLDEN % 1).view(KERNELS, count)
-            outputs = torch.stack(rows).double().sort(1).values  # (84, L)
-            at = quantiles * (outputs.shape[1] - 1)
-            below = at.long()
-            low = outputs.gather(1, below)
-            high = outputs.gather(1, (below + 1).clamp(max=outputs.shape[1] - 1))
-            made += KERNELS * count
-            self.biases[start:made] = torch.lerp(low, high, at - below).T.flatten().to(self.biases)
+            shown = None if part.mask is None else part.mask[picked]
+            outputs = self._convolve(part.values[picked].flatten(0, 1)[None], part.dilation, number, groups=KERNELS)[0]
+            places = torch.arange(made + 1, made + KERNELS * part.biases + 1, dtype=torch.float64)
+            quantiles = (places * _GOLDEN % 1).view(KERNELS, part.biases)
+            biases = _quantiles(outputs.double(), shown, quantiles.to(outputs.device))
+            # A bias is an output itself where signals have few levels: that one, or 0 where a signal stands still, must
+            # not be above or below as another batch size or device rounds it.
+            biases += _ROUNDING * part.values[picked].double().abs().amax((1, 2))[:, None]
+            made += biases.numel()
+            self.biases[start:made] = biases.T.flatten().to(self.biases)
             start = made
 
     def _features(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        parts, start = [], 0
-        for number, (values, dilation, count) in enumerate(self._inputs(x)):
-            biases = self.biases[start : start + KERNELS * count].view(count, KERNELS, 1)
-            start += KERNELS * count
-            parts.append(_shares_above(self._convolve(values, dilation, number), biases, dilation, mask))
-        return torch.cat(parts, dim=1)
+        made, start = [], 0
+        for number, part in enumerate(self._parts(x, mask)):
+            biases = self.biases[start : start + KERNELS * part.biases].view(part.biases, KERNELS, 1)
+            start += KERNELS * part.biases
+            outputs = self._convolve(part.values, part.dilation, number)
+            made.append(_shares_above(outputs, biases, part.dilation, part.mask))
+        return torch.cat(made, dim=1)
 
-    def _inputs(self, x: Tensor) -> list[tuple[Tensor, int, int]]:
-        inputs = (x, x.diff(dim=2))
-        return [(values, *part) for values, plan in zip(inputs, self.plans) for part in plan]
+    def _parts(self, x: Tensor, mask: Tensor | None) -> list["_Part"]:
+        inputs = [(x, mask), (x.diff(dim=2), None if mask is None else mask[:, 1:] & mask[:, :-1])]
+        return [_Part(*both, *rest) for both, plan in zip(inputs, self.plans) for rest in plan]
 
-    def _convolve(self, x: Tensor, dilation: int, number: int) -> Tensor:
-        """(B, C, L) -> (B, 84, L)."""
+    def _convolve(self, x: Tensor, dilation: int, number: int, groups: int = 1) -> Tensor:
+        """(B, C, L) -> (B, 84, L); with 84 groups each kernel has channels (B, 84 C, L) of its own."""
         weight = self.chosen[number, :, :, None] * self.kernels[:, None]  # (84, C, 9)
-        return F.conv1d(x, weight.to(x.dtype), padding=TAPS // 2 * dilation, dilation=dilation)
+        padding = TAPS // 2 * dilation
+        # Biases and head are of outputs in float32, and coarser ones lie on the other side of many a bias.
+        with _exact(x):
+            return F.conv1d(x.to(weight), weight, padding=padding, dilation=dilation, groups=groups)
+
+
+class _Part(NamedTuple):
+    """What kernels of one dilation see: the signal or its differences (n, C, L), and where observed (n, L) or None."""
+
+    values: Tensor
+    mask: Tensor | None
+    dilation: int
+    biases: int
+
+
+@contextmanager
+def _exact(x: Tensor) -> Iterator[None]:
+    """Compute in float32 on the device of x: without autocast and, on a GPU, without TF32, which is cuDNN's default."""
+    with ExitStack() as stack:
+        if torch.amp.is_autocast_available(x.device.type):
+            stack.enter_context(torch.autocast(x.device.type, enabled=False))
+        if x.is_cuda:
+            now = torch.backends.cudnn
+            stack.enter_context(now.flags(now.enabled, now.benchmark, now.deterministic, allow_tf32=False))
+        yield
+
+
+def _quantiles(outputs: Tensor, shown: Tensor | None, quantiles: Tensor) -> Tensor:
+    """Quantiles (rows, q) of each row of outputs (rows, L) where it is shown; 0 of a row of which nothing is."""
+    if shown is None:
+        shown = torch.ones_like(outputs, dtype=torch.bool)
+    last = (shown.sum(1, keepdim=True) - 1).clamp(min=0)
+    ordered = outputs.masked_fill(~shown, torch.inf).sort(1).values  # what is hidden comes last
+    at = quantiles * last
+    below = at.long()
+    low, high = ordered.gather(1, below), ordered.gather(1, torch.minimum(below + 1, last))
+    return torch.where(shown.any(1, keepdim=True), torch.lerp(low, high, at - below), 0)
 
 
 def _shares_above(outputs: Tensor, biases: Tensor, dilation: int, mask: Tensor | None) -> Tensor:
@@ -131,7 +173,7 @@ def _shares_above(outputs: Tensor, biases: Tensor, dilation: int, mask: Tensor |
     """
     length, edge = outputs.shape[2], TAPS // 2 * dilation
     shares = outputs.new_empty(len(biases), *outputs.shape[:2])
-    weight = None if mask is None else mask[:, None, -length:].to(outputs.dtype)  # (B, 1, L)
+    weight = None if mask is None else mask[:, None].to(outputs.dtype)  # (B, 1, L)
     above = torch.empty_like(outputs)  # comparing into numbers is ten times faster than the mean of a boolean tensor
     for i, bias in enumerate(biases):
         part = slice(edge, length - edge) if i % 2 and length > 2 * edge else slice(None)
@@ -155,7 +197,8 @@ def _dilations(length: int, biases: int) -> list[tuple[int, int]]:
     """Dilations of kernels over a signal, and how many of each kernel's biases belong to each: MiniRocket's choice."""
     most = math.log2(max((length - 1) / (TAPS - 1), 1))
     steps = min(biases, _MOST_DILATIONS)
-    dilations, times = np.unique(np.logspace(0, most, steps, base=2).astype(int), return_counts=True)
+    whole = (np.logspace(0, most, steps, base=2) + 1e-9).astype(int)  # 2.9999999999999996 is 3 on any machine
+    dilations, times = np.unique(whole, return_counts=True)
     counts = times * biases // steps
     for i in range(biases - int(counts.sum())):
         counts[i % len(counts)] += 1

@@ -106,14 +106,18 @@ class MovingAverage(WeightAveraging):
     """Exponential moving average whose decay starts low: min(decay, (1 + n) / (10 + n)) at the n-th update.
 
     A fixed decay of .998 still holds a third of the initial weights after 500 steps, which is the whole of a short run.
+    BatchNorm's statistics are averaged as the weights are: those of the newest weights would belong to another network.
     """
 
     def __init__(self, decay: float) -> None:
         def average(means: list[Tensor], current: list[Tensor], updates: Tensor | int) -> None:
             n = float(updates)
-            torch._foreach_lerp_(means, current, 1 - min(decay, (1 + n) / (10 + n)))
+            if means[0].is_floating_point():  # they come by type
+                torch._foreach_lerp_(means, current, 1 - min(decay, (1 + n) / (10 + n)))
+            else:  # BatchNorm's count of batches
+                torch._foreach_copy_(means, current)
 
-        super().__init__(use_buffers=False, multi_avg_fn=torch.no_grad()(average))  # all tensors in one call
+        super().__init__(use_buffers=True, multi_avg_fn=torch.no_grad()(average))  # all tensors in one call
 
 
 class SameRun(Callback):

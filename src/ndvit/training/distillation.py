@@ -119,7 +119,7 @@ def _try(teacher: Teacher, student: VisionTransformer, train_inputs: Inputs, nam
 
 
 class NetworkTeacher(Teacher):
-    """A torch module, put into eval mode and left as it is."""
+    """A torch module, put into eval mode; on another device than the student's a copy of it teaches."""
 
     def __init__(self, module: nn.Module, student: VisionTransformer, name: str) -> None:
         self.module = module.eval()
@@ -140,7 +140,8 @@ class NetworkTeacher(Teacher):
 
     def __call__(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """As `Teacher` says."""
-        self.module.to(x.device)
+        if any(parameter.device != x.device for parameter in self.module.parameters()):
+            self.module = copy.deepcopy(self.module).to(x.device)  # the user's own stays where it is
         with torch.no_grad():
             if self.view is not None:
                 x, mask = self.view(x, mask)

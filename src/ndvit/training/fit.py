@@ -82,6 +82,7 @@ def fit(
     Raises:
         ValueError: if the checkpoint is damaged or of another run.
     """
+    start = time.perf_counter()
     assert val is not None or not recipe.early_stop
     steps = recipe.total_steps(len(train))
     every = min(steps, recipe.val_every or math.ceil(steps / CHECKPOINTS))
@@ -96,7 +97,7 @@ def fit(
     if latest:
         SameRun(recipe, model.config, train).check(read_checkpoint(latest))
     elif model.rocket is not None:
-        solve_rocket(model.rocket, train, recipe.seed)
+        solve_rocket(model.rocket, train, recipe.seed, task.class_weight, recipe.workers)
     done = step_of(latest) if latest else 0
     metrics = MetricsFile(folder and folder / METRICS_FILE, up_to=done)
     newest = Checkpoints(folder and folder / "checkpoints", every, validates=val is not None)
@@ -133,7 +134,6 @@ def fit(
         first = done * recipe.accumulate
         stream = train.stream(recipe.batch_size, steps * recipe.accumulate, recipe.seed, first, recipe.workers)
         watch = None if val is None else val.loader(recipe.batch_size, recipe.workers)
-        start = time.perf_counter()
         with newest.listening():
             try:
                 trainer.fit(task, stream, watch, ckpt_path=latest, weights_only=True)

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any
 
+import numpy as np
+
 from ndvit.config import ViTConfig, named_config, plan_grid, plan_strides, stem_stride
 from ndvit.data.examples import Source, hold_out
 from ndvit.data.images import ImagePreprocess
@@ -45,7 +47,8 @@ def plan_model(data: Source, name: str, recipe: Recipe, overrides: Mapping[str, 
                 f"use {name.partition('_patch')[0]}, which takes its dimensions from the data"
             )
         size, patch = size or named.input_size, patch or named.patch_size
-    stem, depths, strides = (overrides.get(k, getattr(named, k)) for k in ("stem", "stem_depths", "stem_strides"))
+    stem, depths = (overrides.get(k, getattr(named, k)) for k in ("stem", "stem_depths"))
+    strides = overrides.get("stem_strides", ())  # no name says any
     # what is wrong with the options is said before the data are read
     probe = named_config(
         name, **{**overrides, "input_size": (4 * stem_stride(stem, depths, strides),) * dims, "patch_size": 1}
@@ -144,7 +147,7 @@ def with_validation(data: Source, recipe: Recipe) -> Source:
     """
     if data.val is not None:
         return data
-    fraction = recipe.val_fraction
+    fraction, asked = recipe.val_fraction, recipe.val_fraction is not None
     if fraction is None:
         fraction = 0.1 if len(data.train) >= 2000 else 0.0
     if not fraction:
@@ -152,7 +155,9 @@ def with_validation(data: Source, recipe: Recipe) -> Source:
             raise ValueError("early_stop needs validation data: set val_fraction (say 0.1) or add a val/ folder")
         return data
     assert data.train.labels is not None
-    keep, held = hold_out(data.train.labels, fraction, recipe.seed, data.classes, data.name)
+    keep, held = hold_out(data.train.labels, fraction, recipe.seed, data.classes, data.name, both_sides=asked)
     train, val = data.train.subset(keep), data.train.subset(held)
     note = f"validation: {len(val):,} of the {len(data.train):,} training examples, stratified, seed {recipe.seed}"
+    if single := int((np.bincount(data.train.labels) == 1).sum()):
+        note += f"; {single} class{'es' * (single > 1)} of a single example {'are' if single > 1 else 'is'} not in it"
     return replace(data, train=train, val=val, notes=(*data.notes, note))

@@ -39,7 +39,7 @@ PRESETS = {
     "signal": Preset(
         "the best for signals, in a minute or two",
         "signal_small",
-        _AUGMENT | {"steps": 1000, "learning_rate": 3e-3},
+        _AUGMENT | {"steps": 1500, "learning_rate": 3e-3},
         passes=10,
         small_batches=True,
         dims=1,
@@ -92,6 +92,8 @@ def choose(name: str, data: Source, model: str | None, given: Mapping[str, Any],
             f"preset {name!r} is for signals of one axis, but examples of {data.name} have {axes}: use preset 'plain'"
         )
     options = {**preset.recipe, **given}
+    if trained and "learning_rate" not in given:  # a preset's is for new weights; a recipe knows what trained ones bear
+        options.pop("learning_rate", None)
     if preset.small_batches and "batch_size" not in given:
         options["batch_size"] = min(Recipe.batch_size, max(8, len(data.train) // 8))
     if given.get("epochs") is not None:

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from ndvit.config import ViTConfig, check_field_names
+from ndvit.config import ViTConfig, check_field_names, rocket_reads
 from ndvit.network import VisionTransformer
 from ndvit.network.grid import linear_matrix, resample, resize_matrix
 from ndvit.network.vit import HEADS
@@ -73,6 +73,8 @@ def target_config(old: ViTConfig, overrides: dict[str, Any]) -> ViTConfig:
     values["input_size"] = size
     if "patch_size" not in overrides and 0 < len(size) != len(old.patch_size):
         values["patch_size"] = _axes(old.patch_size, len(size))
+    if "rocket_features" not in overrides and not rocket_reads(size):
+        values["rocket_features"] = 0
     new = ViTConfig(**values)
     if (new.activation == "swiglu") != (old.activation == "swiglu"):
         raise ValueError(f"activation is {old.activation} in these weights, and {new.activation} has other tensors")
