@@ -1,4 +1,4 @@
-"""What a training step costs as signals get longer: seconds and peak memory, of a batch of four.
+"""What signals cost as they get longer: a training step of four, their random convolutions, and an answer.
 
 `python benchmarks/signal_length.py [--out docs]` measures each length in a process of its own, and writes a table and a
 picture, signal_length.md and signal_length.png.
@@ -47,6 +47,17 @@ def step(length: int) -> None:
         seconds.append(time.perf_counter() - start)
     row = {"length": length, "strides": strides, "tokens": config.num_patches}
     row |= {"seconds": statistics.median(seconds[2:]), "bytes": _peak() - resting}
+    rocket = model.eval().rocket
+    assert rocket is not None
+    start = time.perf_counter()
+    rocket.draw(x, None, torch.Generator().manual_seed(0))
+    drawn, answers = time.perf_counter() - start, []
+    for i in range(BATCH):
+        start = time.perf_counter()
+        with torch.no_grad():
+            model(x[i : i + 1])
+        answers.append(time.perf_counter() - start)
+    row |= {"draw": drawn, "answer": statistics.median(answers[1:]), "all_bytes": _peak() - resting}
     print(json.dumps(row))
 
 
@@ -68,25 +79,30 @@ def main(*, out: Path = Path("docs")) -> None:
         "",
         f"A training step (forward, backward, AdamW) of `signal_small` on {BATCH} signals of {CHANNELS} channels, with "
         f"the strides that `train` chooses. Median of {STEPS - 2} steps after two, each length in its own process; "
-        "memory is the peak above that of the process with everything imported.",
+        "memory is the peak above that of the process with everything imported. Then what the random convolutions add: "
+        "their biases are drawn once a training; their features are computed once for each training example, and at "
+        f"every answer, which is that of one signal by the whole model, median of {BATCH - 1}.",
         "",
         f"`python benchmarks/signal_length.py`, commit {commit}, {os.cpu_count()} cores ({platform.machine()}), torch "
         f"{torch.__version__} with {torch.get_num_threads()} threads.",
         "",
-        "| samples | strides of the stem | tokens | seconds a step | per 1,000 samples | peak memory |",
-        "|---:|---|---:|---:|---:|---:|",
+        "| samples | strides of the stem | tokens | seconds a step | per 1,000 samples | peak memory | drawing, once | "
+        "an answer | peak memory then |",
+        "|---:|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for row in rows:
         strides = " x ".join(map(str, row["strides"]))
         per = 1e6 * row["seconds"] / row["length"]
         lines.append(
             f"| {row['length']:,} | {strides} | {row['tokens']} | {row['seconds']:.3f} | {per:.2f} ms | "
-            f"{row['bytes'] / 2**20:,.0f} MiB |"
+            f"{row['bytes'] / 2**20:,.0f} MiB | {row['draw']:.1f} s | {row['answer']:.3f} s | "
+            f"{row['all_bytes'] / 2**20:,.0f} MiB |"
         )
     lines += [
         "",
         "Nothing grows with the square of the length: the stem's strides leave at most 128 places, of which patches "
-        "make at most 32 tokens, so attention costs the same at every length. What grows is the stem's first stage.",
+        "make at most 32 tokens, so attention costs the same at every length. What grows, in proportion, are the "
+        "stem's first stage and the random convolutions, which have no strides (`rocket_features=0` leaves them out).",
         "",
         "![Seconds and memory of a training step against the length of the signals](signal_length.png)",
         "",
