@@ -13,6 +13,7 @@ from ndvit.data.examples import Examples
 from ndvit.data.loading import Inputs
 from ndvit.data.signals import SignalPreprocess
 from ndvit.network import VisionTransformer
+from ndvit.network import rocket as random_convolutions
 from ndvit.network.rocket import KERNELS, Rocket
 from ndvit.training import rocket as solving
 from ndvit.training.fit import fit
@@ -86,6 +87,17 @@ def test_biases_are_quantiles_of_what_was_observed():
     assert (rockets[1].biases.abs() < 1e-3).float().mean() < 0.05
     rockets[1].draw(x, torch.zeros_like(mask), torch.Generator().manual_seed(0))  # of nothing observed
     assert rockets[1].biases.isfinite().all()
+
+
+def test_of_long_signals_some_places_tell_the_quantiles(monkeypatch):
+    x = torch.randn(8, 2, 3000, generator=torch.Generator().manual_seed(0))
+    rockets = [Rocket(2, 3000, 4 * Rocket.smallest, 2) for _ in range(2)]
+    rockets[0].draw(x, None, torch.Generator().manual_seed(0))
+    monkeypatch.setattr(random_convolutions, "_MOST_PLACES", 500)
+    rockets[1].draw(x, None, torch.Generator().manual_seed(0))
+    one, two = (rocket.features(x) for rocket in rockets)
+    assert not torch.equal(rockets[0].biases, rockets[1].biases)
+    assert (one - two).abs().max() < 0.12  # of 500 draws a share is known to .02
 
 
 def test_rounding_decides_nothing_where_signals_have_few_levels():

@@ -19,6 +19,7 @@ KERNELS = 84  # all ways to place three weights of 2 among nine of -1
 TAPS = 9
 _MOST_DILATIONS = 32
 _GOLDEN = (math.sqrt(5) + 1) / 2
+_MOST_PLACES = 4096  # of an output, up to twice as many, that quantiles are taken from
 _ROUNDING = 1e-5  # of the largest value: some ten times what nine products of float32 may be off
 _CHUNK = 2**22  # values of one convolution at a time: what a cache or two hold
 
@@ -99,8 +100,9 @@ class Rocket(nn.Module):
         start, made = 0, 0
         for number, part in enumerate(self._parts(x, mask)):
             picked = torch.randint(len(x), (KERNELS,), generator=generator)
-            shown = None if part.mask is None else part.mask[picked]
-            outputs = self._convolve(part.values[picked].flatten(0, 1)[None], part.dilation, number, groups=KERNELS)[0]
+            step = max(1, part.values.shape[2] // _MOST_PLACES)
+            shown = None if part.mask is None else part.mask[picked, ::step]
+            outputs = self._convolve_each(part.values[picked], part.dilation, number, step)
             places = torch.arange(made + 1, made + KERNELS * part.biases + 1, dtype=torch.float64)
             quantiles = (places * _GOLDEN % 1).view(KERNELS, part.biases)
             biases = _quantiles(outputs.double(), shown, quantiles.to(outputs.device))
@@ -124,13 +126,22 @@ class Rocket(nn.Module):
         inputs = [(x, mask), (x.diff(dim=2), None if mask is None else mask[:, 1:] & mask[:, :-1])]
         return [_Part(*both, *rest) for both, plan in zip(inputs, self.plans) for rest in plan]
 
-    def _convolve(self, x: Tensor, dilation: int, number: int, groups: int = 1) -> Tensor:
-        """(B, C, L) -> (B, 84, L); with 84 groups each kernel has channels (B, 84 C, L) of its own."""
-        weight = self.chosen[number, :, :, None] * self.kernels[:, None]  # (84, C, 9)
-        padding = TAPS // 2 * dilation
+    def _convolve(self, x: Tensor, dilation: int, number: int) -> Tensor:
+        """(B, C, L) -> (B, 84, L)."""
+        weight = self._weight(number)
         # Biases and head are of outputs in float32, and coarser ones lie on the other side of many a bias.
         with _exact(x):
-            return F.conv1d(x.to(weight), weight, padding=padding, dilation=dilation, groups=groups)
+            return F.conv1d(x.to(weight), weight, padding=TAPS // 2 * dilation, dilation=dilation)
+
+    def _convolve_each(self, x: Tensor, dilation: int, number: int, step: int) -> Tensor:
+        """Signals (84, C, L), one for each kernel -> (84, L / step), at every step-th place."""
+        weight, length = self._weight(number), x.shape[2]
+        padded = F.pad(x.to(weight), (TAPS // 2 * dilation,) * 2)
+        taps = (weight[:, :, i, None] * padded[:, :, i * dilation :][:, :, :length:step] for i in range(TAPS))
+        return torch.stack([tap.sum(1) for tap in taps]).sum(0)
+
+    def _weight(self, number: int) -> Tensor:
+        return self.chosen[number, :, :, None] * self.kernels[:, None]  # (84, C, 9)
 
 
 class _Part(NamedTuple):

@@ -39,7 +39,7 @@ PRESETS = {
     "signal": Preset(
         "the best for signals, in a minute or two",
         "signal_small",
-        _AUGMENT | {"steps": 1500, "learning_rate": 3e-3},
+        _AUGMENT | {"steps": 1000, "learning_rate": 3e-3},
         passes=10,
         small_batches=True,
         dims=1,
