@@ -203,14 +203,14 @@ def fit_all(bench: Bench, jobs: list[Job]) -> Iterator[tuple[Job, list[Row] | Ex
 
 
 def git_commit() -> str:
-    """The newest commit that changed the library or the bench, with a + where files differ from it."""
+    """The newest commit that changed what a fit depends on, with a + where files differ from it."""
     here = Path(__file__).resolve().parent
 
     def git(*words: str) -> str:
         return subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        code = ["--", "..", ":!../docs", ":!../tests", ":!../examples", ":!../*.md"]
+        code = ["--", "../src", "../constraints.txt", "signals.py", "signal_models.py", "signal_peers.py"]
         changed = bool(git("status", "--porcelain", "-uno", *code))
         return git("log", "-1", "--format=%h", "--abbrev=10", *code) + "+" * changed
     except (OSError, subprocess.CalledProcessError):
@@ -269,9 +269,7 @@ def main(
         command = " ".join(["python benchmarks/signals.py --data FOLDER", *words, *["--ablation"] * ablation])
         threads = torch.get_num_threads() if parallel == 1 else 1
         bench = Bench(data, out, steps, parallel, threads, git_commit(), command)
-        failed = work(
-            bench, plan(names, chosen, seeds), names if "ours" in chosen or "ours-ensemble" in chosen else [], fresh
-        )
+        failed = work(bench, plan(names, chosen, seeds), fresh)
         if failed:
             print(f"{len(failed)} fits failed and are not in the report:", *failed, sep="\n  ", file=sys.stderr)
     abouts = [{name: model.about for name, model in part.items()} for part in (MODELS, ABLATIONS)]
@@ -287,8 +285,9 @@ def made_of(job: Job) -> list[tuple[str, str, int]]:
     return rows + [(name, "features-alone", seed), (name, "ours-ensemble", 0)] * (model == "ours")
 
 
-def work(bench: Bench, jobs: list[Job], ensembles: list[str], fresh: bool) -> list[str]:
-    """Do the jobs that are not done yet, derive the ensembles of these sets, and tell what failed."""
+def work(bench: Bench, jobs: list[Job], fresh: bool) -> list[str]:
+    """Do the jobs that are not done yet, derive the ensembles of `ours` from them, and tell what failed."""
+    ensembles = dict.fromkeys(job.set for job in jobs if job.model == "ours")
     bench.out.mkdir(parents=True, exist_ok=True)
     if (bench.data / PUBLISHED).is_file():
         shutil.copyfile(bench.data / PUBLISHED, bench.out / PUBLISHED)

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from ndvit.config.vit import ViTConfig
 
 
-SHORTEST_ROCKET = 3  # samples: kernels are laid over the differences, too, and over the first of one there is nothing
+SHORTEST_ROCKET = 3  # samples, which have two differences: kernels are laid over both
 
 
 def check_values(config: "ViTConfig") -> None:

@@ -19,7 +19,7 @@ KERNELS = 84  # all ways to place three weights of 2 among nine of -1
 TAPS = 9
 _MOST_DILATIONS = 32
 _GOLDEN = (math.sqrt(5) + 1) / 2
-_MOST_PLACES = 4096  # of an output, up to twice as many, that quantiles are taken from
+_MOST_PLACES = 4096  # of a long output are enough to take quantiles from
 _ROUNDING = 1e-5  # of the largest value: some ten times what nine products of float32 may be off
 _CHUNK = 2**22  # values of one convolution at a time: what a cache or two hold
 
