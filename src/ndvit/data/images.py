@@ -145,7 +145,14 @@ class ImagePreprocess:
         Raises:
             ValueError: an array of another layout or type than stated above, or a picture that `plain` refuses.
         """
-        image = plain(_as_image(raw)).convert(self.mode)
+        return self.standardised(self.resized(self.converted(raw)))
+
+    def converted(self, raw: Raw) -> Image.Image:
+        """Return the picture upright, in this mode; errors as above."""
+        return plain(_as_image(raw)).convert(self.mode)
+
+    def resized(self, image: Image.Image) -> Image.Image:
+        """Return what the network sees of a picture, (width, height) = `size`, as PIL calls it."""
         (height, width), (tall, wide) = self.size, (image.height, image.width)
         # Rounding down is what torchvision and timm do; 1e-6 is for quotients that fall just short of a whole number.
         over_h, over_w = int(height / self.crop_fraction + 1e-6), int(width / self.crop_fraction + 1e-6)
@@ -158,8 +165,12 @@ class ImagePreprocess:
         if cover != image.size:
             image = image.resize(cover, Image.Resampling[self.interpolation.upper()])
         left, top = round((cover[0] - width) / 2), round((cover[1] - height) / 2)
-        pixels = np.asarray(image.crop((left, top, left + width, top + height)), dtype=np.float32)
-        tensor = torch.from_numpy(pixels.reshape(height, width, self.channels)).permute(2, 0, 1) / 255
+        return image.crop((left, top, left + width, top + height))
+
+    def standardised(self, image: Image.Image) -> Tensor:
+        """Return the tensor of a picture of `size` and `mode`."""
+        pixels = np.asarray(image, dtype=np.float32).reshape(image.height, image.width, self.channels)
+        tensor = torch.from_numpy(pixels).permute(2, 0, 1) / 255
         mean, std = torch.tensor(self.mean)[:, None, None], torch.tensor(self.std)[:, None, None]
         return ((tensor - mean) / std).contiguous()
 

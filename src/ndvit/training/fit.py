@@ -87,7 +87,9 @@ def fit(
     steps = recipe.total_steps(len(train))
     every = min(steps, recipe.val_every or math.ceil(steps / CHECKPOINTS))
     log_every = max(1, math.ceil(steps / METRIC_ROWS))
-    task = SupervisedTask(model, recipe, steps, log_every, labels=train.labels, teacher=teacher)
+    task = SupervisedTask(
+        model, recipe, steps, log_every, labels=train.labels, teacher=teacher, varied=train.vary is not None
+    )
     if recipe.compile:
         model.compile()
     model.grad_checkpointing = recipe.grad_checkpointing
@@ -132,7 +134,9 @@ def fit(
         )
         # one Lightning epoch is the whole run: a stream of batches that can start at any step
         first = done * recipe.accumulate
-        stream = train.stream(recipe.batch_size, steps * recipe.accumulate, recipe.seed, first, recipe.workers)
+        stream = train.stream(
+            recipe.batch_size, steps * recipe.accumulate, recipe.seed, first, recipe.workers, recipe.repeats
+        )
         watch = None if val is None else val.loader(recipe.batch_size, recipe.workers)
         with newest.listening():
             try:

@@ -11,7 +11,9 @@ import torch
 from ndvit import __version__
 from ndvit.config import ViTConfig
 from ndvit.data.examples import Source
+from ndvit.data.images import ImagePreprocess
 from ndvit.data.loading import Inputs
+from ndvit.data.policies import Variation
 from ndvit.data.preprocess import Preprocess, preprocess_from_dict
 from ndvit.files import replace_file
 from ndvit.network import VisionTransformer
@@ -26,6 +28,7 @@ from ndvit.weights.opening import open_weights
 from ndvit.weights.report import LoadReport
 
 _NETWORK_FILE = "checkpoints/network.json"
+_VARIED = ("crop", "crop_prob", "flip", "policy", "operations", "magnitude", "jitter")  # fields of both
 Say = Callable[[str], None]
 
 
@@ -257,7 +260,8 @@ def prepare(
     facts = _facts(data, recipe, first, name, members)
     for line in (*data.notes, "; ".join(f"{k}: {v}" for k, v in facts.items())):
         say(line)
-    inputs = Inputs(data.train, preprocess), None if data.val is None else Inputs(data.val, preprocess)
+    vary = _variation(preprocess, recipe)
+    inputs = Inputs(data.train, preprocess, vary), None if data.val is None else Inputs(data.val, preprocess)
     taught = None if teacher is None else make_teacher(teacher, first, inputs[0], recipe)
     return Prepared(data, recipe, facts, inputs, make, first, members, taught, provenance, adapted)
 
@@ -287,6 +291,16 @@ def source_name(source: Any) -> str:
     path = Path(text).resolve()
     name = path.stem if path.suffix and (path.exists() or "/" in text) else path.name
     return name.removesuffix("_TRAIN").lower() or "data"
+
+
+def _variation(preprocess: Preprocess, recipe: Recipe) -> Variation | None:
+    """How training examples vary when they are read; None for what is not a picture, which varies batch by batch."""
+    asked = {name for name in ("policy", "jitter") if getattr(recipe, name) != getattr(Recipe, name)}
+    if isinstance(preprocess, ImagePreprocess):
+        return Variation(preprocess, **{name: getattr(recipe, name) for name in _VARIED})
+    if asked:
+        raise ValueError(f"{' and '.join(sorted(asked))} are for pictures, and these examples are {preprocess.kind}s")
+    return None
 
 
 def _plan(

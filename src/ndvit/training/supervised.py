@@ -17,6 +17,7 @@ from ndvit.data.augment import (
     cutmix,
     mixup,
     random_crop_resize,
+    random_erase,
     random_flip,
     random_noise,
     random_scale,
@@ -52,18 +53,31 @@ def supervised_loss(
         teacher: its logits (B, classes). Where there is no distillation head, the one head learns from both.
     """
     logits, second = output if isinstance(output, tuple) else (output, None)
-    loss = F.cross_entropy(logits, targets, class_weight)
+    loss = label_loss(logits, targets, recipe, class_weight)
     share = recipe.distillation_weight
     if distilled:
         assert second is not None
         if teacher is None:
-            return (loss + F.cross_entropy(second, targets, class_weight)) / 2
+            return (loss + label_loss(second, targets, recipe, class_weight)) / 2
         return (1 - share) * loss + share * distillation_loss(second, teacher, recipe)
     if teacher is not None:
         loss = (1 - share) * loss + share * distillation_loss(logits, teacher, recipe)
     if second is not None:
-        loss = loss + recipe.stem_loss * F.cross_entropy(second, targets, class_weight)
+        loss = loss + recipe.stem_loss * label_loss(second, targets, recipe, class_weight)
     return loss
+
+
+def label_loss(logits: Tensor, targets: Tensor, recipe: Recipe, class_weight: Tensor | None) -> Tensor:
+    """Cross-entropy of logits (B, classes) against distributions over the classes, or of each class by itself.
+
+    By itself, every class that has more than smoothing gives it is there: of two mixed pictures both are (DeiT III).
+    """
+    if recipe.loss == "softmax":
+        return F.cross_entropy(logits, targets, class_weight)
+    smoothing = recipe.label_smoothing
+    there = (targets > smoothing / targets.shape[1] + 1e-6).to(logits.dtype)
+    there = there * (1 - smoothing) + smoothing / targets.shape[1]
+    return F.binary_cross_entropy_with_logits(logits, there, class_weight)
 
 
 def class_weights(recipe: Recipe, labels: Tensor, classes: int) -> Tensor | None:
@@ -105,6 +119,7 @@ class SupervisedTask(pl.LightningModule):
         log_every: optimiser steps between rows of metrics; a row holds means since the last.
         labels: (n,) of the training examples, which class weights need.
         teacher: whom the network learns from beside the labels. It is no submodule, and in no checkpoint.
+        varied: whether examples were cropped and mirrored when they were read, as pictures are.
     """
 
     class_weight: Tensor | None
@@ -119,9 +134,11 @@ class SupervisedTask(pl.LightningModule):
         *,
         labels: Tensor | None = None,
         teacher: Teacher | None = None,
+        varied: bool = False,
     ) -> None:
         super().__init__()
         self.model = model
+        self.varied = varied
         self.recipe = recipe
         self.steps = steps
         self.teacher = teacher
@@ -139,9 +156,9 @@ class SupervisedTask(pl.LightningModule):
         assert batch.labels is not None
         classes = self.model.config.num_classes
         targets = F.one_hot(batch.labels, classes) * (1 - recipe.label_smoothing) + recipe.label_smoothing / classes
-        if recipe.crop < 1 or recipe.warp:
+        if (recipe.crop < 1 or recipe.warp) and not self.varied:
             x, mask = random_crop_resize(x, mask, recipe.crop, recipe.warp, recipe.crop_prob)
-        if recipe.flip:
+        if recipe.flip and not self.varied:
             x, mask = random_flip(x, mask, recipe.flip)
         if recipe.scale:
             x = random_scale(x, recipe.scale)
@@ -149,6 +166,8 @@ class SupervisedTask(pl.LightningModule):
             x = channel_drop(x, recipe.channel_drop)
         if recipe.noise:
             x = random_noise(x, recipe.noise)
+        if recipe.erase:
+            x = random_erase(x, recipe.erase)
         mixes = [(f, alpha) for f, alpha in ((mixup, recipe.mixup), (cutmix, recipe.cutmix)) if alpha]
         if mixes and torch.rand(()) < recipe.mix_prob:
             mix, alpha = mixes[int(torch.randint(len(mixes), ()))]
