@@ -115,7 +115,7 @@ def test_noise_covers_boxes_of_a_fiftieth_to_a_third():
             others = [i + 1 for i in range(len(size)) if i != axis]
             line = gone[hit].any(dim=tuple(others)) if others else gone[hit]
             assert (line.int().diff(dim=1) == 1).sum(1).max() <= 1
-            assert line.float().mean(0).min() > 0.02  # they lie anywhere
+            assert line.any(0).float().mean() > 0.97  # they lie anywhere
         noise = y[(y != x)]
         assert noise.mean() == pytest.approx(0, abs=0.02)
         assert noise.std() == pytest.approx(1, abs=0.02)
