@@ -17,7 +17,7 @@ GREY = ImagePreprocess((24, 32), (0.5,), (0.2,), "L")
 CHANGES = {
     "crop": {"crop": 0.3},
     "flip": {"flip": 1.0},
-    "randaugment": {"policy": "randaugment", "magnitude": 15},
+    "randaugment": {"policy": "randaugment", "magnitude": 5},
     "trivialaugment": {"policy": "trivialaugment"},
     "3-augment": {"policy": "3-augment"},
     "jitter": {"jitter": 0.4},

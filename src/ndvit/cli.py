@@ -81,9 +81,9 @@ def train(
     Args:
         source: A built-in set (digits, gunpoint, ...), ucr:NAME, a folder with one folder a class, or a .ts, .tsv,
             .npz or .npy file.
-        preset: A network and a recipe that were measured together: signal (the best for signals, minutes), fast
-            (signals, in seconds) or plain (the Vision Transformer as published); auto is signal for signals. Every
-            other flag takes the place of the preset's value.
+        preset: A network and a recipe that belong together; `ndvit presets` lists them. auto is signal for signals,
+            finetune for pictures with --weights, small_data for pictures without. Every other flag takes the place of
+            the preset's value.
         model: A name that `ndvit models` lists; vit_SIZE and signal_SIZE take dimensions and patch from the data.
             [default: the preset's, or the network of the weights]
         weights: Trained weights to begin with: a file, a run folder, a name that `ndvit weights` lists, or
@@ -206,6 +206,36 @@ def models() -> None:
         "\nvit_SIZE alone and signal_SIZE take their input and patch from the data; 1000 classes counted, one "
         "multiply-add is one MAC."
     )
+
+
+@app.command
+def presets(name: str | None = None, /) -> None:
+    """List the presets: what each is for, its network, and where its values are from.
+
+    Args:
+        name: Only this one, with every value that differs from the default.
+    """
+    from ndvit.training.presets import PRESETS, check_preset
+
+    if name is None:
+        for known, preset in PRESETS.items():
+            print(f"{known:13} {preset.about}")
+        print("\n`ndvit presets NAME` shows the values of one; every flag of `ndvit train` takes the place of one.")
+        return
+    check_preset(name)
+    if name == "auto":
+        raise ValueError("auto chooses one of the presets by the model and the data: give the name of one")
+    preset = PRESETS[name]
+    print(f"{name}: {preset.about}\nsource   {preset.source or 'measured by ndvit'}")
+    print(f"network  {preset.model or 'that of the trained weights'}")
+    if preset.batch:
+        print(f"batch    {preset.batch:,} examples in a step; the learning rate follows another ({preset.scaling})")
+    for title, values in {"network": preset.network, "recipe": preset.recipe}.items():
+        for field, value in values.items():
+            print(f"  {field:18} {value:.6g}" if isinstance(value, float) else f"  {field:18} {value}")
+    for width, values in preset.by_width.items():
+        told = ", ".join(f"{field} {value}" for field, value in values.items())
+        print(f"  from embed_dim {width} on: {told}")
 
 
 @app.command

@@ -90,8 +90,8 @@ def train(
 
     Args:
         source: a built-in name, `ucr:NAME`, a path, or arrays (X, y) or (X_train, y_train, X_test, y_test).
-        preset: a network and a recipe that were measured together: "signal", "fast" or "plain"; "auto" chooses by the
-            model or the data. What is given besides takes the place of the preset's.
+        preset: a network and a recipe that belong together, see `PRESETS`: "signal", "fast", "finetune", ...; "auto"
+            chooses by the model or the data. What is given besides takes the place of the preset's.
         model: a name that `create_model` knows; `vit_SIZE` and `signal_SIZE` take dimensions and patch from the data.
             None is the preset's, or the network of the weights.
         weights: trained weights to begin with, as `load_model` takes them: a file, a run, a published name, `hf:...`.
@@ -152,7 +152,7 @@ def resume(
         raise FileNotFoundError(f"{folder} holds no run to resume: it has no {CONFIG_FILE}")
     if (folder / MODEL_FILE).is_file():
         raise ValueError(f"{folder} is finished: it has a {MODEL_FILE}. Train anew with another output folder")
-    lacking = {"preset": "plain", "weights": None, "members": 1, "teacher": None}  # in older runs
+    lacking = {"preset": "basic", "weights": None, "members": 1, "teacher": None}  # in older runs
     settings = lacking | read_config(folder / CONFIG_FILE)
     for name, kind in _SETTINGS.items():
         if name not in settings or not isinstance(settings[name], kind):
@@ -199,7 +199,10 @@ def _run(
     )
     if not resume:
         given = {name: value for name, value in settings.items() if name not in _SETTINGS}
-        choice = choose(about["preset"], data, about["model"], given, trained=about["weights"] is not None)
+        trained = weights.config if isinstance(weights, Described) else None
+        choice = choose(about["preset"], data, about["model"], given, trained)
+        for note in choice.notes:
+            say(note)
         about |= {"preset": choice.preset, "model": choice.model}
         recipe, overrides = split_options(choice.options)
     told = {name: about[name] for name in ("source", "test_fraction")}

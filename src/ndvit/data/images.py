@@ -124,9 +124,11 @@ class ImagePreprocess:
             size: (height, width) or one number for a square; None takes the median of each side, and scales both down
                 together where the shorter one exceeds 224.
         """
-        drawn = np.sort(np.random.default_rng(0).permutation(len(examples))[:_SAMPLE]).tolist()
+        drawn = _drawn(examples)
         if size is None:
-            size = _median_size(examples, drawn)
+            height, width = median_size(examples)
+            scale = min(1.0, _LARGEST / min(height, width))
+            size = (max(1, round(height * scale)), max(1, round(width * scale)))
         size = (size, size) if isinstance(size, int) else tuple(int(n) for n in size)
         colour = cls(size, (0.0,) * 3, (1.0,) * 3)
         moments, grey_moments, grey = Moments(3), Moments(1), True
@@ -200,14 +202,19 @@ def _as_image(raw: Raw) -> Image.Image:
     return Image.fromarray(raw[..., 0] if raw.shape[2:] == (1,) else raw)
 
 
-def _median_size(examples: Examples, drawn: list[int]) -> tuple[int, int]:
+def _drawn(examples: Examples) -> list[int]:
+    """Indices of the pictures that statistics are taken from."""
+    return sorted(np.random.default_rng(0).permutation(len(examples))[:_SAMPLE].tolist())
+
+
+def median_size(examples: Examples) -> tuple[float, float]:
+    """Return the median height and the median width of at most 1,000 pictures, drawn with a fixed seed."""
     sizes = []
-    for i in drawn:
+    for i in _drawn(examples):
         if examples.in_memory:
             image = _as_image(examples[i])
             sizes.append((image.height, image.width))
         else:
             sizes.append(image_size(examples.items[i]))
     height, width = np.median(sizes, axis=0)
-    scale = min(1.0, _LARGEST / min(height, width))
-    return max(1, round(height * scale)), max(1, round(width * scale))
+    return float(height), float(width)

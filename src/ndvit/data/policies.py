@@ -17,6 +17,9 @@ from ndvit.data.images import ImagePreprocess
 from ndvit.data.preprocess import Raw
 
 
+_LEVELS = 11  # of randaugment, 0 to 10: the scale of recipes (torchvision's own has 31 levels up to the same strength)
+
+
 @dataclass(frozen=True)
 class Variation:
     """A raw picture and a seed -> the tensor that is learned from, of the preprocessing's size and standardisation.
@@ -30,7 +33,7 @@ class Variation:
         policy: randaugment (Cubuk et al., 2020), trivialaugment (its wide space; Mueller & Hutter, 2021), or 3-augment:
             grey, solarised or blurred, one of the three ("DeiT III", Touvron et al., 2022).
         operations: how many randaugment does to a picture.
-        magnitude: how strong they are, from 0 to 30.
+        magnitude: how strong they are, from 0 to 10, where 10 turns by 30 degrees or shears by .3.
         jitter: brightness, contrast and saturation are multiplied by up to 1 +- jitter.
     """
 
@@ -73,7 +76,7 @@ class Variation:
         if self.flip:
             made.append(v2.RandomHorizontalFlip(self.flip))
         if self.policy == "randaugment":
-            made.append(v2.RandAugment(self.operations, self.magnitude, interpolation=bilinear, fill=fill))
+            made.append(v2.RandAugment(self.operations, self.magnitude, _LEVELS, interpolation=bilinear, fill=fill))
         elif self.policy == "trivialaugment":
             made.append(v2.TrivialAugmentWide(interpolation=bilinear, fill=fill))
         elif self.policy == "3-augment":

@@ -269,13 +269,14 @@ class VisionTransformer(nn.Module):
             if not parameter.requires_grad:
                 continue
             bare = name in undecayed or name.endswith("relative_bias")
-            key = self._depth_of(name), parameter.ndim > 1 and not bare
+            key = self.depth_of(name), parameter.ndim > 1 and not bare
             group = groups.setdefault(key, {"depth": key[0], "decay": key[1], "names": [], "params": []})
             group["names"].append(name)
             group["params"].append(parameter)
         return [groups[key] for key in sorted(groups)]
 
-    def _depth_of(self, name: str) -> int:
+    def depth_of(self, name: str) -> int:
+        """The depth of a parameter of this name, as in `parameter_groups`."""
         part, _, rest = name.partition(".")
         if part == "blocks":
             return int(rest.partition(".")[0]) + 1

@@ -8,7 +8,7 @@ import logging
 import math
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +18,11 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 from lightning.pytorch.loggers import Logger
-from torch import Tensor
+from torch import Tensor, nn
 
 from ndvit.data.loading import Inputs
 from ndvit.network import VisionTransformer
+from ndvit.training.adapters import learning_part
 from ndvit.training.callbacks import (
     METRICS_FILE,
     BestWeights,
@@ -82,18 +83,41 @@ def fit(
     Raises:
         ValueError: if the checkpoint is damaged or of another run.
     """
+    with learning_part(model, recipe) as still:
+        return _descend(model, train, val, recipe, folder, resume, progress, teacher, still)
+
+
+def _descend(
+    model: VisionTransformer,
+    train: Inputs,
+    val: Inputs | None,
+    recipe: Recipe,
+    folder: Path | None,
+    resume: bool,
+    progress: bool,
+    teacher: Teacher | None,
+    still: Sequence[nn.Module],
+) -> FitResult:
+    """`fit`, of whatever has gradients; the modules that stand still do not learn."""
     start = time.perf_counter()
     assert val is not None or not recipe.early_stop
     steps = recipe.total_steps(len(train))
     every = min(steps, recipe.val_every or math.ceil(steps / CHECKPOINTS))
     log_every = max(1, math.ceil(steps / METRIC_ROWS))
     task = SupervisedTask(
-        model, recipe, steps, log_every, labels=train.labels, teacher=teacher, varied=train.vary is not None
+        model,
+        recipe,
+        steps,
+        log_every,
+        labels=train.labels,
+        teacher=teacher,
+        varied=train.vary is not None,
+        still=still,
     )
     if recipe.compile:
         model.compile()
     model.grad_checkpointing = recipe.grad_checkpointing
-    model.train()  # loaded networks come in eval mode, which Lightning would keep
+    task.train()  # loaded networks come in eval mode, which Lightning would keep
 
     latest = latest_checkpoint(folder) if resume and folder else None
     if latest:
@@ -211,6 +235,7 @@ def _quiet() -> Iterator[None]:
             warnings.filterwarnings("ignore", message=".*does not have many workers.*")
             warnings.filterwarnings("ignore", message=".*have no `val_dataloader`.*")  # small data has none to spare
             warnings.filterwarnings("ignore", message=".*dataloader is not resumable.*")  # ours starts where it should
+            warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # what is frozen
             warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
             yield
     finally:

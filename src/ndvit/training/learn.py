@@ -1,6 +1,7 @@
 """From data, a name and a recipe to a trained model: one network, or an ensemble of them."""
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from ndvit.data.preprocess import Preprocess, preprocess_from_dict
 from ndvit.files import replace_file
 from ndvit.network import VisionTransformer
 from ndvit.network.ensemble import Ensemble, Model
+from ndvit.training.adapters import check_adapters
 from ndvit.training.distillation import Teacher, make_teacher
 from ndvit.training.fit import FitResult, check_same_run, fit, result_of
 from ndvit.training.plan import plan_fine_tuning, plan_model, with_validation
@@ -211,7 +213,7 @@ class Prepared:
             assert isinstance(network, VisionTransformer)
             check_same_run(network, train, recipe, home)
             return network, result_of(home, network.provenance["steps"])
-        network = self.first if i == 0 else _network(self.make, recipe.seed, self.data, train.preprocess)
+        network = self.first if i == 0 else _network(self.make, recipe, self.data, train.preprocess)
         network.provenance = dict(self.provenance) if alone else self.provenance | {"member": i}
         if home is not None:
             home.mkdir(parents=True, exist_ok=True)
@@ -243,7 +245,8 @@ def prepare(
         raise ValueError(f"members must be a whole number of at least 1, got {members!r}")
     data = with_validation(data, recipe)
     preprocess, make = _plan(data, recipe, overrides, model, weights)
-    first = _network(make, recipe.seed, data, preprocess)
+    first = _network(make, recipe, data, preprocess)
+    check_adapters(recipe, first.config.depth)
     if recipe.batch_size == 1 and first.config.head_norm == "batch":
         raise ValueError("batch_size is 1, but BatchNorm before the head needs 2 at least: or set head_norm='none'")
     report = first.load_report
@@ -323,11 +326,16 @@ def _plan(
 
 
 def _network(
-    make: Callable[[], VisionTransformer], seed: int, data: Source, preprocess: Preprocess
+    make: Callable[[], VisionTransformer], recipe: Recipe, data: Source, preprocess: Preprocess
 ) -> VisionTransformer:
-    torch.manual_seed(seed)
+    torch.manual_seed(recipe.seed)
     network = make()
     network.classes, network.preprocess = data.classes, preprocess
+    if recipe.loss == "sigmoid":
+        for name, parameter in network.named_parameters():
+            new = network.load_report is None or name in network.untrained
+            if new and name in ("head.bias", "head_dist.bias", "stem_head.bias"):
+                torch.nn.init.constant_(parameter, -math.log(len(data.classes)))
     return network
 
 

@@ -4,13 +4,14 @@ import ndvit._torchvision  # noqa: F401  (lightning imports torchvision)
 
 # isort: split
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ndvit.data.augment import (
     channel_drop,
@@ -120,6 +121,7 @@ class SupervisedTask(pl.LightningModule):
         labels: (n,) of the training examples, which class weights need.
         teacher: whom the network learns from beside the labels. It is no submodule, and in no checkpoint.
         varied: whether examples were cropped and mirrored when they were read, as pictures are.
+        still: modules that do not learn, and stay in eval mode.
     """
 
     class_weight: Tensor | None
@@ -135,9 +137,11 @@ class SupervisedTask(pl.LightningModule):
         labels: Tensor | None = None,
         teacher: Teacher | None = None,
         varied: bool = False,
+        still: Sequence[nn.Module] = (),
     ) -> None:
         super().__init__()
         self.model = model
+        self._still = tuple(still)  # a tuple: they are submodules already
         self.varied = varied
         self.recipe = recipe
         self.steps = steps
@@ -148,6 +152,13 @@ class SupervisedTask(pl.LightningModule):
         self.log_every = log_every * recipe.accumulate
         # of loss and accuracy, and their number; in checkpoints, so that a resumed run logs what an unbroken one does
         self.register_buffer("sums", torch.zeros(3))
+
+    def train(self, mode: bool = True) -> "SupervisedTask":
+        """Training mode for all that learns."""
+        super().train(mode)
+        for module in self._still:
+            module.eval()
+        return self
 
     def augment(self, batch: Batch) -> tuple[Tensor, Tensor | None, Tensor]:
         """The batch as the network sees it in training: x, mask and target distributions (B, classes)."""
