@@ -167,6 +167,6 @@ def inceptiontime(channels: int, time: int) -> nn.Module:
 def our_stem(channels: int, time: int) -> nn.Module:
     """The stem of the preset `signal`'s network, which the transformer is left out of: 96 features."""
     named = named_config(PRESETS["signal"].model)
-    strides = plan_strides(time, len(named.stem_depths))
+    strides = plan_strides((time,), len(named.stem_depths))
     size = math.prod(strides) * math.ceil(time / math.prod(strides))
     return ConvStem(replace(named, in_channels=channels, input_size=(size,), patch_size=(1,), stem_strides=strides))

@@ -7,9 +7,15 @@ import pytest
 from PIL import Image
 
 from ndvit.config import list_models, named_config, plan_strides
+from ndvit.data.images import ImagePreprocess
 from ndvit.data.source import load_source
+from ndvit.network import VisionTransformer
+from ndvit.run import read_config, train
 from ndvit.training.plan import plan_model, split_options
 from ndvit.training.presets import PRESETS, choose
+from ndvit.training.recipe import Recipe
+from ndvit.weights.file import save_model
+from tinyruns import QUIET
 
 
 def source(*shape: int):
@@ -115,7 +121,23 @@ def test_what_is_refused(name, data, message):
     ],
 )
 def test_strides_halve_once_below_512_and_leave_at_most_128_places_beyond(length, stages, strides):
-    assert plan_strides(length, stages) == strides
+    assert plan_strides((length,), stages) == strides
+
+
+@pytest.mark.parametrize(
+    ("size", "strides"),
+    [
+        ((8, 8), (1, 1)),
+        ((31, 20), (1, 1)),
+        ((32, 32), (2, 1)),
+        ((64, 48), (2, 2)),
+        ((100, 100), (2, 2)),
+        ((224, 224), (4, 2)),
+        ((16, 64, 64), (2, 2)),
+    ],
+)
+def test_strides_leave_16_to_31_places_of_pictures_and_volumes(size, strides):
+    assert plan_strides(size, 2) == strides
 
 
 @pytest.mark.parametrize(
@@ -145,7 +167,7 @@ def test_a_stem_can_be_changed_or_left_out():
     bare = config(SIGNALS, stem="none", pooling="token_avg", stem_head=False)
     assert (bare.stem, bare.stem_strides) == ("none", ())
     assert config(PICTURES, stem_depths=(3,), stem_strides=(2,)).stem_strides == (2,)
-    assert config(PICTURES, stem_depths=(3,)).stem_strides == (1,)
+    assert config(PICTURES, stem_depths=(3,)).stem_strides == (1,)  # of 8 x 8 pixels
 
 
 def test_trained_weights_keep_the_recipes_rate_for_them():
@@ -295,3 +317,32 @@ def test_small_pictures_are_not_enlarged_to_the_weights_input(side, weights, exp
     assert len(choice.notes) == (expected is not None)
     assert choose("finetune", data, None, {"input_size": 64}, named_config(weights)).options["input_size"] == 64
     assert "input_size" not in choose("linear_probe", data, None, {}, named_config(weights)).options
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_trains_two_steps(name, tmp_path):
+    pictures = [Image.fromarray(p) for p in np.random.default_rng(0).integers(0, 256, (12, 20, 24, 3), dtype=np.uint8)]
+    recordings = np.random.default_rng(0).standard_normal((12, 2, 24))
+    labels = np.arange(12) % 3
+    preset = PRESETS[name]
+    tiny = {"embed_dim": 16, "depth": 1, "num_heads": 2, "representation_size": 16}
+    if preset.model is None:
+        network = VisionTransformer(named_config("vit_pico", input_size=(16, 16), patch_size=4, num_classes=5, **tiny))
+        network.untrained = ()
+        network.preprocess = ImagePreprocess((16, 16), (0.5,) * 3, (0.2,) * 3)
+        save_model(network, tmp_path / "w.safetensors")
+        options = {"weights": tmp_path / "w.safetensors"}
+    else:
+        options = {**tiny, **({"rocket_features": 168} if preset.dims == 1 else {})}
+        if not preset.by_width:
+            del options["representation_size"]
+    data = (recordings if preset.kind == "signal" else pictures, labels)
+    run = train(data, preset=name, batch_size=4, steps=2, output=tmp_path / "run", **QUIET, **options)
+    assert run.fit.steps == (0 if preset.recipe.get("head") == "solved" else 2)
+    assert 0 <= run.evaluation.accuracy <= 1
+    config = read_config(tmp_path / "run" / "config.yaml")
+    recipe = {field: config[field] for field in asdict(Recipe())}
+    kept = {f: list(v) if isinstance(v, tuple) else v for f, v in preset.recipe.items()}
+    for field in ("batch_size", "accumulate", "steps", "epochs", "learning_rate"):
+        kept.pop(field, None)
+    assert {field: recipe[field] for field in kept} == pytest.approx(kept)

@@ -46,6 +46,7 @@ ModelOptions = TypedDict(  # type: ignore[misc]
     total=False,
 )
 RecipeOptions = TypedDict("RecipeOptions", _flags(Recipe, tell=True), total=False)  # type: ignore[misc]
+_MOST_ABSENT = 20  # classes without examples that a table has rows for
 _MODEL, _RECIPE = Group("Model", sort_key=2), Group("Recipe", sort_key=3)
 
 app = App(
@@ -189,6 +190,67 @@ def predict(
 
     predictions = answers.predict(run, *files, skip_bad=skip_bad, batch_size=batch_size, device=device, say=_remark)
     _print_predictions(predictions, format)
+
+
+@app.command
+def embed(
+    run: str,
+    source: str,
+    *,
+    output: Path | None = None,
+    knn: bool = False,
+    linear: bool = False,
+    split: Literal["auto", "test", "train", "all"] = "auto",
+    test_fraction: float | None = None,
+    seed: int | None = None,
+    force: bool = False,
+    skip_bad: bool = False,
+    batch_size: int = 64,
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
+) -> None:
+    """Write what a network makes of examples before its head, or say what it is worth for classification as it is.
+
+    Args:
+        run: A run folder, or weights as `info` takes them.
+        source: Labelled data, as for train; or files and folders, as for predict.
+        output: A .npz or .parquet file for embeddings, names, labels and splits.
+        knn: Classify the test split by the nearest neighbours in the training split.
+        linear: Classify the test split by a logistic regression on the training split.
+        split: Only these examples; auto is all, with labels or without.
+        test_fraction: Share of each class that is the test split where the source has none. [default: as the model was
+            trained, if on this source; else 0.2]
+        seed: Seed of that split. [default: likewise, or 0]
+        force: Replace an output that exists.
+        skip_bad: Leave unreadable files out instead of stopping.
+        batch_size: Examples at a time.
+        device: Where to compute.
+    """
+    from ndvit import embedding
+
+    if output is None and not (knn or linear):
+        raise ValueError("where to? Give --output FILE.npz (or .parquet), or --knn or --linear to score the embeddings")
+    if (knn or linear) and split in ("test", "train"):
+        raise ValueError(f"--knn and --linear learn from one split and test on another: leave --split {split} out")
+    made = embedding.embed(
+        run,
+        source,
+        output=output,
+        force=force,
+        split="all" if knn or linear else split,
+        test_fraction=test_fraction,
+        seed=seed,
+        skip_bad=skip_bad,
+        batch_size=batch_size,
+        device=device,
+        say=_remark,
+    )
+    if output is not None:
+        print(f"{output}: {len(made):,} embeddings of {made.vectors.shape[1]} numbers")
+    for how in [name for name, wanted in {"knn": knn, "linear": linear}.items() if wanted]:
+        result = made.score(how, seed or 0)  # type: ignore[arg-type]  # one of the two
+        low, high = result.accuracy_interval
+        right = len(result) - len(result.mistakes)
+        print(f"{how:6} accuracy {result.accuracy:.4f}  ({right:,} of {len(result):,}; 95 % {low:.4f} to {high:.4f})")
 
 
 @app.command
@@ -450,12 +512,19 @@ def _print_evaluation(result: "Evaluation") -> None:
     print(f"accuracy           {result.accuracy:.4f}  ({right:,} of {len(result):,})")
     print(f"95 % interval      {low:.4f} to {high:.4f}")
     print(f"balanced accuracy  {result.balanced_accuracy:.4f}")
-    print(f"log loss           {result.log_loss:.4f}\n")
-    width = max(5, *(len(row.name) for row in result.per_class))
+    print(f"log loss           {result.log_loss:.4f}")
+    print(f"ECE                {result.ece:.4f}  (expected calibration error, 15 bins)\n")
+    rows = [row for row in result.per_class if row.examples]
+    absent = len(result.per_class) - len(rows)
+    if absent <= _MOST_ABSENT:
+        rows, absent = result.per_class, 0
+    width = max(5, *(len(row.name) for row in rows))
     print(f"{'class':{width}}  examples  recall  precision      f1")
-    for row in result.per_class:
+    for row in rows:
         numbers = [f"{v:.3f}" if v is not None else "–" for v in (row.recall, row.precision, row.f1)]
         print(f"{row.name:{width}}  {row.examples:>8,}  {numbers[0]:>6}  {numbers[1]:>9}  {numbers[2]:>6}")
+    if absent:
+        print(f"and {absent:,} classes without examples here")
 
 
 def _print_predictions(predictions: Sequence["Prediction"], format: str) -> None:

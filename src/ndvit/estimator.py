@@ -27,6 +27,7 @@ from ndvit.data.signals import note_longer
 from ndvit.data.source import load_examples, load_source
 from ndvit.network import VisionTransformer
 from ndvit.network.ensemble import Ensemble, Model
+from ndvit.training.calibration import calibrate
 from ndvit.training.inference import pick_device, predict_probabilities
 from ndvit.training.learn import learn
 from ndvit.training.plan import split_options
@@ -168,8 +169,13 @@ class ViTClassifier(ClassifierMixin, BaseEstimator):
                 progress=bool(self.verbose),
                 say=say,
             )
-        if learned.interrupted:
-            raise KeyboardInterrupt
+            if learned.interrupted:
+                raise KeyboardInterrupt
+            val = None if learned.data.val is None else Inputs(learned.data.val, learned.model.preprocess)
+            calibration = calibrate(learned.model, val, _BATCH, self.device, bool(self.verbose))
+            learned.model.cpu()
+        if calibration.examples:
+            say(str(calibration))
         self._keep(learned.model, classes, columns)
         self.n_iter_ = learned.fits[0].steps
         self.history_ = [{"member": i, **row} for i, result in enumerate(learned.fits) for row in result.history]

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from markupsafe import Markup
     from matplotlib.axes import Axes
 
+    from ndvit.evaluation import ConfidenceBin
+
+FEW = 10  # examples of a bin below which its accuracy says little
 MAX_CHANNELS = 8  # channels of a signal drawn over each other; as many colours as the template has
 
 # matplotlib knows no CSS: figures are drawn in colours that stand for the page's, which then take their place.
@@ -37,8 +40,11 @@ STYLE |= dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "xtick.color", "yti
 STYLE |= {"grid.color": GRID, "lines.linewidth": 1.6, "lines.marker": "o", "lines.markersize": 5}
 
 
-def _draw(size: tuple[int, int], name: str, told: str, paint: Callable[[Axes], None]) -> Markup:
-    """A figure of a size in pixels as SVG; its ids follow from its name, and it is told to who cannot see it."""
+def _draw(size: tuple[int, int], name: str, told: str, paint: Callable[[Any], None], **panels: Any) -> Markup:
+    """A figure of a size in pixels as SVG; its ids follow from its name, and it is told to who cannot see it.
+
+    What paints it is given its axes; more than one pair where `panels`, of matplotlib's `Figure.subplots`, ask for it.
+    """
     from markupsafe import Markup
     from matplotlib import style
     from matplotlib.figure import Figure
@@ -47,7 +53,7 @@ def _draw(size: tuple[int, int], name: str, told: str, paint: Callable[[Axes], N
     with style.context(["default", STYLE | {"svg.hashsalt": name}]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from")  # the reader's browser has fonts of its own
         figure = Figure(figsize=(size[0] / 72, size[1] / 72), layout="constrained")
-        paint(figure.subplots())
+        paint(figure.subplots(**panels))
         figure.savefig(buffer, format="svg")
     svg = buffer.getvalue().decode()
     # Names stand between tags, with their < and > escaped, and never inside of one: only tags are rewritten.
@@ -140,6 +146,49 @@ def learning_curves(history: list[dict[str, float]]) -> tuple[list[Markup], int,
             coloured = {KINDS[name]: curve for name, curve in series.items()}
             charts.append(chart(coloured, (360, height), "step", title, title, told))
     return charts, unseen, validated
+
+
+def reliability_diagram(bins: Sequence[ConfidenceBin]) -> Markup:
+    """Accuracy against confidence, and below how many examples each bin has; bins of few examples are faint.
+
+    Both axes run from 0 to 100 %. A dot stands at the mean confidence of its bin, which need not be the middle, with
+    the 95 % interval of its accuracy (Wilson): whether it is off the dashed line by chance.
+
+    Args:
+        bins: those that have examples.
+    """
+    from scipy.stats import binomtest
+
+    def paint(panels: Sequence[Axes]) -> None:
+        upper, lower = panels
+        upper.plot([0, 100], [0, 100], color=TEXT, linewidth=1.2, linestyle=(0, (5, 4)), marker="", clip_on=False)
+        for one in bins:
+            x, width = 100 * (one.low + one.high) / 2, 92 * (one.high - one.low)
+            ink_alpha, bar_alpha, count_alpha = (1, 0.4, 0.8) if one.examples >= FEW else (0.4, 0.2, 0.4)
+            bar: dict[str, Any] = {"width": width, "color": CURVES[0], "linewidth": 0, "clip_on": False}
+            upper.bar(x, 100 * one.accuracy, alpha=bar_alpha, **bar)
+            span = binomtest(round(one.accuracy * one.examples), one.examples).proportion_ci(0.95, method="wilson")
+            ink: dict[str, Any] = {"color": STRONG, "alpha": ink_alpha, "clip_on": False}
+            at = 100 * one.confidence
+            upper.plot([at, at], [100 * span.low, 100 * span.high], linewidth=1.3, marker="", **ink)
+            upper.plot([at], [100 * one.accuracy], markeredgewidth=0, linestyle="", **ink)
+            lower.bar(x, one.examples, alpha=count_alpha, **bar)
+            count = f"{one.examples}" if one.examples < 1000 else f"{one.examples / 1000:.3g}k"
+            lower.annotate(
+                count, (x, one.examples), (0, 2), textcoords="offset points", ha="center", fontsize=10, color=TEXT
+            )
+        upper.set(xlim=(0, 100), ylim=(0, 100), title="accuracy (%)")
+        upper.grid(axis="y", clip_on=False)
+        upper.set_axisbelow(True)
+        lower.set(xlabel="confidence (%)", title="examples", yticks=[])
+        lower.set_ylim(0, 1.25 * max(one.examples for one in bins))
+
+    told = "; ".join(
+        f"confidence {100 * one.confidence:.0f} %: accuracy {100 * one.accuracy:.0f} % of {one.examples}"
+        for one in bins
+    )
+    shape = {"nrows": 2, "sharex": True, "height_ratios": (3.4, 1)}
+    return _draw((460, 500), "reliability", f"reliability diagram. {told}", paint, **shape)
 
 
 def matrix(classes: Sequence[str], shares: np.ndarray) -> Markup:

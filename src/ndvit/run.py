@@ -20,6 +20,7 @@ from ndvit.evaluation import Evaluation
 from ndvit.files import replace_file
 from ndvit.network.ensemble import Model
 from ndvit.report import MAX_CARDS, Report, write_report
+from ndvit.training.calibration import calibrate
 from ndvit.training.fit import FitResult, check_tracker
 from ndvit.training.inference import pick_device, predict_probabilities
 from ndvit.training.learn import Adapted, Say, open_to_train, prepare, source_name
@@ -216,6 +217,10 @@ def _run(
         say(f"stopped at step {learned.fits[-1].steps:,}; go on with: ndvit train --resume {shlex.quote(str(folder))}")
         return Run(folder, model, None, result)
 
+    val = None if learned.data.val is None else Inputs(learned.data.val, model.preprocess)
+    calibration = calibrate(model, val, recipe.batch_size, recipe.device, progress)
+    if calibration.examples:
+        say(str(calibration))
     inputs = Inputs(data.test, model.preprocess)
     answers = predict_probabilities(model, inputs, recipe.batch_size, recipe.device, progress)
     assert data.test.labels is not None
@@ -223,6 +228,7 @@ def _run(
     model.provenance["test_accuracy"] = evaluation.accuracy
     last_seed = recipe.seed + about["members"] - 1
     facts = learned.facts | {
+        "probabilities": str(calibration),
         "time": f"{result.seconds:.0f} s of training{' since the run was resumed' if resume else ''}, "
         f"{time.perf_counter() - started:.0f} s in all",
         "device": f"{result.device}, threads: {torch.get_num_threads()}",
@@ -232,8 +238,9 @@ def _run(
     run = Run(folder, model.cpu(), evaluation, result)
     _write_results(run, learned.data, facts)
     right = len(evaluation) - len(evaluation.mistakes)
+    balanced = f", balanced accuracy {evaluation.balanced_accuracy:.4f}," if evaluation.unbalanced else ""
     say(
-        f"test accuracy {evaluation.accuracy:.4f} ({right:,} of {len(evaluation):,}) "
+        f"test accuracy {evaluation.accuracy:.4f} ({right:,} of {len(evaluation):,}){balanced} "
         f"after {result.seconds:.0f} s of training"
     )
     say(f"report: {run.report}")

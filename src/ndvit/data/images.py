@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, BinaryIO, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -11,14 +11,14 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from ndvit.data import preprocess
-from ndvit.data.examples import Examples
+from ndvit.data.examples import Encoded, Examples
 from ndvit.data.preprocess import Moments, Raw
 
 _SAMPLE = 1_000  # pictures that statistics are taken from: more would change the third digit of a mean
 _LARGEST = 224  # the shorter side where no size is asked for; the size that most published weights were trained at
 
 
-def read_image(path: str | Path) -> Image.Image:
+def read_image(path: str | Path | BinaryIO) -> Image.Image:
     """Read the first frame of a picture completely, upright, as mode "L" or "RGB"; the file is closed again.
 
     Raises:
@@ -29,7 +29,7 @@ def read_image(path: str | Path) -> Image.Image:
         return plain(image)
 
 
-def image_size(path: str | Path) -> tuple[int, int]:
+def image_size(path: str | Path | BinaryIO) -> tuple[int, int]:
     """Return (height, width) of the upright picture from the file's header."""
     with Image.open(path) as image:
         width, height = image.size
@@ -215,6 +215,7 @@ def median_size(examples: Examples) -> tuple[float, float]:
             image = _as_image(examples[i])
             sizes.append((image.height, image.width))
         else:
-            sizes.append(image_size(examples.items[i]))
+            item = examples.items[i]
+            sizes.append(image_size(item.open() if isinstance(item, Encoded) else item))
     height, width = np.median(sizes, axis=0)
     return float(height), float(width)

@@ -3,6 +3,7 @@
 import math
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -73,9 +74,10 @@ class Inputs(Dataset[Batch]):
         torch's DataLoader calls this once for a whole batch.
         """
         if isinstance(indices[0], tuple):
-            return self._read([i for i, _ in indices], [seed for _, seed in indices])
+            chosen, seeds = zip(*indices, strict=True)  # all are pairs, or none
+            return self._read(chosen, seeds)
         if self._all is None:
-            return self._read(indices)
+            return self._read(indices)  # type: ignore[arg-type]
         x, mask, labels = self._all
         index = torch.as_tensor(indices)
         return Batch(x[index], None if mask is None else mask[index], None if labels is None else labels[index])
@@ -98,25 +100,23 @@ class Inputs(Dataset[Batch]):
             mask = torch.stack([full[0] if m is None else m for _, m in pairs])
         return Batch(x, mask, None if self.labels is None else self.labels[torch.as_tensor(indices)])
 
-    def loader(
-        self, batch_size: int, workers: int | None = None, chosen: Sequence[int] | None = None
-    ) -> DataLoader[Batch]:
+    def loader(self, batch_size: int, workers: int | None = None, chosen: Sequence[int] | None = None) -> "TimedLoader":
         """All examples once, in order, or those that are chosen."""
         order = range(len(self)) if chosen is None else chosen
         return self._loader([list(order[i : i + batch_size]) for i in range(0, len(order), batch_size)], workers)
 
     def stream(
         self, batch_size: int, batches: int, seed: int, start: int, workers: int | None, repeats: int = 1
-    ) -> DataLoader[Batch]:
+    ) -> "TimedLoader":
         """The training stream, see `ShuffledStream`."""
         varied = self.vary is not None
         return self._loader(ShuffledStream(len(self), batch_size, batches, seed, start, repeats, varied), workers)
 
-    def _loader(self, batches: Any, workers: int | None) -> DataLoader[Batch]:
+    def _loader(self, batches: Any, workers: int | None) -> "TimedLoader":
         if workers is None:
             few = self.examples.in_memory or len(self) <= _FEW  # starting a process costs more than reading a few files
             workers = 0 if few else min(4, max(1, (os.cpu_count() or 2) - 1))
-        return DataLoader(
+        return TimedLoader(
             self,
             batch_sampler=batches,
             collate_fn=_as_it_is,
@@ -125,6 +125,31 @@ class Inputs(Dataset[Batch]):
             persistent_workers=workers > 0,
             worker_init_fn=_ignore_interrupts,
         )
+
+
+class TimedLoader(DataLoader[Batch]):
+    """A DataLoader that knows how long each batch was waited for.
+
+    Attributes:
+        waited: seconds that whoever iterates spent waiting for the newest batch.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.waited = 0.0
+
+    def __iter__(self) -> Any:
+        return self._timed(super().__iter__())
+
+    def _timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        while True:
+            start = time.perf_counter()
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            self.waited = time.perf_counter() - start
+            yield batch
 
 
 def _ignore_interrupts(worker: int) -> None:

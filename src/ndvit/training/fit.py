@@ -37,9 +37,10 @@ from ndvit.training.callbacks import (
 )
 from ndvit.training.distillation import Teacher
 from ndvit.training.inference import pick_device
+from ndvit.training.probe import solve_head
 from ndvit.training.recipe import Recipe
 from ndvit.training.rocket import solve_rocket
-from ndvit.training.supervised import SupervisedTask
+from ndvit.training.supervised import SupervisedTask, class_weights
 
 METRIC_ROWS = 200  # rows of training metrics over a run: enough for a curve, few enough to read
 CHECKPOINTS = 20  # and validations, over a run
@@ -83,8 +84,28 @@ def fit(
     Raises:
         ValueError: if the checkpoint is damaged or of another run.
     """
+    if recipe.head == "solved":
+        return _solve(model, train, val, recipe, folder, progress)
     with learning_part(model, recipe) as still:
         return _descend(model, train, val, recipe, folder, resume, progress, teacher, still)
+
+
+def _solve(
+    model: VisionTransformer, train: Inputs, val: Inputs | None, recipe: Recipe, folder: Path | None, progress: bool
+) -> FitResult:
+    """`fit` where only the head learns, and is solved: there are no steps, and nothing to resume."""
+    start, device = time.perf_counter(), pick_device(recipe.device)
+    assert train.labels is not None
+    weight = class_weights(recipe, train.labels, model.config.num_classes)
+    if model.rocket is not None:
+        solve_rocket(model.rocket, train, recipe.seed, weight, recipe.workers)
+    found = solve_head(
+        model, train, val, class_weight=weight, seed=recipe.seed, device=recipe.device, progress=progress
+    )
+    metrics = MetricsFile(folder and folder / METRICS_FILE)
+    metrics.log_metrics(found, 0)
+    metrics.save()
+    return FitResult(0, False, time.perf_counter() - start, metrics.rows, device)
 
 
 def _descend(

@@ -290,7 +290,7 @@ def source_name(source: Any) -> str:
         return "arrays"
     text = str(source)
     if not Path(text).exists() and text.startswith(("ucr:", "hf:")):
-        return text.partition(":")[2].replace("/", "-").lower()
+        return text.partition(":")[2].partition("?")[0].replace("/", "-").lower()
     path = Path(text).resolve()
     name = path.stem if path.suffix and (path.exists() or "/" in text) else path.name
     return name.removesuffix("_TRAIN").lower() or "data"
@@ -350,7 +350,9 @@ def _facts(data: Source, recipe: Recipe, network: VisionTransformer, name: str, 
         "input": f"{config.in_channels} x {_by(config.input_size)}, in patches of {_by(config.patch_size)}",
         "examples": f"{len(data.train):,} training, {len(data.val or ()):,} validation, {len(data.test):,} test",
         "classes": f"{len(data.classes)}",
-        "steps": f"{recipe.total_steps(len(data.train)):,} of {recipe.batch_size * recipe.accumulate} examples, "
+        "steps": "none: the head is solved over the features of the network as it is"
+        if recipe.head == "solved"
+        else f"{recipe.total_steps(len(data.train)):,} of {recipe.batch_size * recipe.accumulate} examples, "
         f"peak learning rate {peak:.2g}",
     }
 

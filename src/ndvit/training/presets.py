@@ -78,8 +78,12 @@ PRESETS = {
     "finetune": Preset(
         "trained weights, on to your pictures",
         None,
-        {"steps": 500, "layer_decay": 0.75, "crop": 0.5, "mixup": 0.2, "ema_decay": 0.99},
-        passes=15,
+        {"steps": 300, "layer_decay": 0.75, "crop": 0.5, "mixup": 0.2, "ema_decay": 0.99},
+        # by the root of the width; with layer decay it is the head's and the last block's
+        by_width={0: {"learning_rate": 1e-3}, 384: {"learning_rate": 7e-4}, 768: {"learning_rate": 5e-4}},
+        batch=32,
+        scaling="sqrt",
+        passes=12,
         small_pictures=True,
         kind="image",
     ),
@@ -91,8 +95,8 @@ PRESETS = {
     ),
     "small_data": Preset(
         "pictures without trained weights, some hundreds to some tens of thousands",
-        "vit_pico",
-        {"steps": 1000},
+        "compact_small",
+        {"steps": 700, "learning_rate": 2e-3, "crop": 0.6, "mixup": 0.4},
         passes=20,
         kind="image",
     ),

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchmetrics.classification import MulticlassStatScores
 
 from ndvit.data.augment import (
     channel_drop,
@@ -150,6 +151,7 @@ class SupervisedTask(pl.LightningModule):
         weight = None if labels is None else class_weights(recipe, labels, model.config.num_classes)
         self.register_buffer("class_weight", weight, persistent=False)
         self.log_every = log_every * recipe.accumulate
+        self.counts = MulticlassStatScores(max(2, model.config.num_classes), average="none", validate_args=False)
         # of loss and accuracy, and their number; in checkpoints, so that a resumed run logs what an unbroken one does
         self.register_buffer("sums", torch.zeros(3))
 
@@ -226,14 +228,23 @@ class SupervisedTask(pl.LightningModule):
             )
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Loss and accuracy on validation data."""
+        """Loss of validation data: the mean over its examples, as batches weigh by their size; counts of answers."""
         assert batch.labels is not None
         logits = self.model(batch.x, batch.mask)
-        values = {
-            "val_loss": F.cross_entropy(logits, batch.labels),
-            "val_accuracy": (logits.argmax(1) == batch.labels).float().mean(),
-        }
-        self.log_dict(values, prog_bar=True, batch_size=len(batch.labels))
+        self.counts.update(logits.argmax(1), batch.labels)
+        self.log("val_loss", F.cross_entropy(logits.float(), batch.labels), prog_bar=True, batch_size=len(batch.labels))
+
+    def on_validation_epoch_end(self) -> None:
+        """Accuracy over the whole validation set, and balanced: the mean recall of the classes that are in it.
+
+        torchmetrics' own macro average counts a class that is not in it, too, as a recall of 0, if it was predicted.
+        """
+        counts = self.counts.compute().float()  # (classes, 5)
+        self.counts.reset()
+        right, there = counts[:, 0], counts[:, 4]
+        balanced = (right / there)[there > 0].mean()
+        self.log("val_accuracy", right.sum() / there.sum(), prog_bar=True)
+        self.log("val_balanced_accuracy", balanced)
 
     def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
         """The recipe's; Lightning's own refuses fused optimisers in bf16, too, where gradients are not scaled."""
