@@ -14,16 +14,17 @@ from PIL import Image
 from safetensors.torch import save_file
 from torchvision.models import ViT_B_16_Weights
 
-from ndvit import cli, create_model, evaluate, load_model, predict, save_model
+from ndvit import create_model, evaluate, load_model, predict, save_model
 from ndvit.data.images import ImagePreprocess
 from ndvit.weights.imagenet import are_imagenet, imagenet_classes, match_classes
 from smallnetworks import spread
+from tinyruns import command
 
 NAMES = imagenet_classes()
-IDS = tuple((Path(timm.__file__).parent / "data/_info/imagenet_synsets.txt").read_text().split())
+INFO = Path(timm.__file__).parent / "data/_info"
+IDS = tuple((INFO / "imagenet_synsets.txt").read_text().split())
 LEMMAS = dict(
-    line.rstrip("\n").split("\t")
-    for line in (Path(timm.__file__).parent / "data/_info/imagenet_synset_to_lemma.txt").open(encoding="utf-8")
+    line.split("\t") for line in (INFO / "imagenet_synset_to_lemma.txt").read_text(encoding="utf-8").splitlines()
 )
 
 
@@ -35,7 +36,7 @@ def outputs(*names):
 
 
 def test_names_are_torchvisions_and_differ():
-    assert NAMES == tuple(ViT_B_16_Weights.IMAGENET1K_V1.meta["categories"])
+    assert tuple(ViT_B_16_Weights.IMAGENET1K_V1.meta["categories"]) == NAMES
     assert len(set(NAMES)) == 1000
 
 
@@ -62,11 +63,8 @@ def test_a_class_by_any_of_its_names(name):
 
 
 def test_jack_o_lantern_and_other_signs():
-    assert [NAMES[i] for i in outputs("jack_o_lantern", "Saint_Bernard", "St. Bernard")] == [
-        "jack-o'-lantern",
-        "St. Bernard",
-        "St. Bernard",
-    ]
+    assert outputs("jack_o_lantern", "St._Bernard", "St Bernard") == [607, 247, 247]
+    assert (NAMES[607], NAMES[247]) == ("jack-o'-lantern", "Saint Bernard")
 
 
 def test_indices_mean_outputs_whatever_their_order():
@@ -83,13 +81,9 @@ def test_other_numbers_are_no_indices(names):
 def test_what_was_assumed_is_said():
     found = match_classes(["n01440764", "goldfish", "Great_white-shark"], NAMES)
     assert found.outputs == {"n01440764": 0, "goldfish": 1, "Great_white-shark": 2}
-    assert found.notes == (
-        "2 classes taken as ImageNet's: n01440764 = tench, Great_white-shark = great white shark",
-    )
+    assert found.notes == ("2 classes taken as ImageNet's: n01440764 = tench, Great_white-shark = great white shark",)
     many = match_classes(["417", "722", "723", "3"], NAMES).notes
-    assert many == (
-        "4 classes taken as ImageNet's by index: 417 = balloon, 722 = ping-pong ball, 723 = pinwheel, ...",
-    )
+    assert many == ("4 classes taken as ImageNet's by index: 417 = balloon, 722 = ping-pong ball, 723 = pinwheel, ...",)
     assert match_classes(["tench", "goldfish"], NAMES).notes == ()
 
 
@@ -170,8 +164,7 @@ def test_a_folder_of_some_classes_is_evaluated_as_timm_answers(toy, kind):
     order = [int(Path(name).stem) for name in result.names]
     np.testing.assert_allclose(result.probabilities, logits.softmax(1)[order], atol=1e-4)
     taken = [line for line in said if "taken as ImageNet's" in line]
-    assert all(line.startswith(f"{kind}: ") for line in taken)
-    assert len(taken) == (kind != "names") or kind == "names"
+    assert kind == "names" or (len(taken) == 1 and taken[0].startswith(f"{kind}: "))
 
 
 def test_pictures_are_named_by_words(toy):
@@ -184,7 +177,7 @@ def test_pictures_are_named_by_words(toy):
 
 def test_the_command_shows_the_classes_that_are_there(toy, capsys):
     root, _ = toy
-    cli.app(["evaluate", str(root / "toy.safetensors"), str(root / "ids")], exit_on_error=False, result_action=None)
+    assert command("evaluate", root / "toy.safetensors", root / "ids") == 0
     out = capsys.readouterr()
     there = len(list((root / "ids").iterdir()))
     assert f"and {1000 - there} classes without examples here" in out.out
@@ -205,7 +198,7 @@ def test_names_beside_weights_that_are_imagenets_become_the_tables(tmp_path):
 
 def test_a_network_without_names_is_taken_for_one_of_imagenet(tmp_path, toy):
     root, _ = toy
-    network = create_model("vit_pico", input_size=16, patch_size=8, embed_dim=16, depth=1, num_heads=2)
+    network = create_model("vit_pico", input_size=(16, 16), patch_size=8, embed_dim=16, depth=1, num_heads=2)
     network.preprocess = ImagePreprocess((16, 16), (0.5,) * 3, (0.2,) * 3)
     result, said = quiet(network, root / "ids")
     assert result.classes == NAMES
@@ -218,7 +211,7 @@ def test_a_network_without_names_is_taken_for_one_of_imagenet(tmp_path, toy):
 
 @pytest.mark.parametrize("shape", [{"in_channels": 1}, {"num_classes": 999}, {"input_size": (64,)}])
 def test_other_networks_without_names_are_refused(toy, shape):
-    options = {"input_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2} | shape
+    options = {"input_size": (16, 16), "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2} | shape
     network = create_model("vit_pico", **options)
     network.preprocess = ImagePreprocess((16, 16), (0.5,) * 3, (0.2,) * 3)
     with pytest.raises(ValueError, match="the model does not know its classes"):

@@ -80,13 +80,13 @@ def train(
     """Train a classifier on a source, and leave a run folder with the model and a report.
 
     Args:
-        source: A built-in set (digits, gunpoint, ...), ucr:NAME, a folder with one folder a class, or a .ts, .tsv,
-            .npz or .npy file.
+        source: A built-in set (digits, gunpoint, ...), ucr:NAME, hf:owner/name (pictures of the hub), a folder with
+            one folder a class, a .csv of paths and labels, or a .ts, .tsv, .npz or .npy file.
         preset: A network and a recipe that belong together; `ndvit presets` lists them. auto is signal for signals,
             finetune for pictures with --weights, small_data for pictures without. Every other flag takes the place of
             the preset's value.
-        model: A name that `ndvit models` lists; vit_SIZE and signal_SIZE take dimensions and patch from the data.
-            [default: the preset's, or the network of the weights]
+        model: A name that `ndvit models` lists; vit_SIZE, signal_SIZE and compact_SIZE take dimensions
+            and patch from the data. [default: the preset's, or the network of the weights]
         weights: Trained weights to begin with: a file, a run folder, a name that `ndvit weights` lists, or
             hf:owner/name.
         members: Networks in an ensemble, trained one after the other from the seeds seed, seed + 1, ...
@@ -265,8 +265,8 @@ def models() -> None:
         size = "x".join(map(str, (config.in_channels, *config.input_size)))
         print(f"{name:26} {size:>14} {parameters:>12,} {macs / 1e9:>9.3f}")
     print(
-        "\nvit_SIZE alone and signal_SIZE take their input and patch from the data; 1000 classes counted, one "
-        "multiply-add is one MAC."
+        "\nvit_SIZE alone, signal_SIZE and compact_SIZE take their input and patch from the data; 1000 classes counted, "
+        "one multiply-add is one MAC."
     )
 
 
@@ -292,9 +292,8 @@ def presets(name: str | None = None, /) -> None:
     print(f"network  {preset.model or 'that of the trained weights'}")
     if preset.batch:
         print(f"batch    {preset.batch:,} examples in a step; the learning rate follows another ({preset.scaling})")
-    for title, values in {"network": preset.network, "recipe": preset.recipe}.items():
-        for field, value in values.items():
-            print(f"  {field:18} {value:.6g}" if isinstance(value, float) else f"  {field:18} {value}")
+    for field, value in {**preset.network, **preset.recipe}.items():
+        print(f"  {field:18} {value:.6g}" if isinstance(value, float) else f"  {field:18} {value}")
     for width, values in preset.by_width.items():
         told = ", ".join(f"{field} {value}" for field, value in values.items())
         print(f"  from embed_dim {width} on: {told}")

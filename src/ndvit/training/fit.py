@@ -30,6 +30,7 @@ from ndvit.training.callbacks import (
     MetricsFile,
     MovingAverage,
     ProgressBar,
+    ReadingWatch,
     SameRun,
     latest_checkpoint,
     read_checkpoint,
@@ -56,6 +57,7 @@ class FitResult:
         seconds: wall time of this call, without what came before a resume.
         history: rows of metrics, each with its "step".
         device: where it ran.
+        note: what the user should hear of it, see `ReadingWatch`; None for nothing.
     """
 
     steps: int
@@ -63,6 +65,7 @@ class FitResult:
     seconds: float
     history: list[dict[str, float]]
     device: str
+    note: str | None = None
 
 
 def fit(
@@ -157,7 +160,13 @@ def _descend(
         callbacks.append(MovingAverage(recipe.ema_decay))
     if progress:
         callbacks.append(ProgressBar(steps))
-    callbacks.append(newest)  # after all others (Lightning runs checkpoints last, in this order), to hold what they did
+    # one Lightning epoch is the whole run: a stream of batches that can start at any step
+    first = done * recipe.accumulate
+    stream = train.stream(
+        recipe.batch_size, steps * recipe.accumulate, recipe.seed, first, recipe.workers, recipe.repeats
+    )
+    reading = ReadingWatch(stream, train)
+    callbacks += [reading, newest]  # after all others (Lightning runs checkpoints last, in this order), to hold what they did
 
     with _quiet():
         trainer = pl.Trainer(
@@ -177,11 +186,6 @@ def _descend(
             use_distributed_sampler=False,
             default_root_dir=folder,
         )
-        # one Lightning epoch is the whole run: a stream of batches that can start at any step
-        first = done * recipe.accumulate
-        stream = train.stream(
-            recipe.batch_size, steps * recipe.accumulate, recipe.seed, first, recipe.workers, recipe.repeats
-        )
         watch = None if val is None else val.loader(recipe.batch_size, recipe.workers)
         with newest.listening():
             try:
@@ -194,7 +198,7 @@ def _descend(
     elif latest and done == steps:  # nothing was left to do, and Lightning does not do its end either
         model.load_state_dict(_weights(latest))
     device = str(trainer.strategy.root_device)
-    return FitResult(trainer.global_step, newest.requested, seconds, metrics.rows, device)
+    return FitResult(trainer.global_step, newest.requested, seconds, metrics.rows, device, reading.note)
 
 
 def check_same_run(model: VisionTransformer, train: Inputs, recipe: Recipe, folder: Path) -> None:

@@ -69,6 +69,7 @@ class Learned:
             seconds=sum(result.seconds for result in self.fits),
             history=[_mean(rows[step]) for step in sorted(rows)],
             device=self.fits[-1].device,
+            note=next((result.note for result in reversed(self.fits) if result.note), None),
         )
 
 
