@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+
 from ndvit.config import ViTConfig
 from ndvit.network import VisionTransformer
 from ndvit.training.adapters import check_adapters, learning_part
@@ -56,6 +57,8 @@ def test_what_cannot_be_frozen_is_refused():
         check_adapters(Recipe(freeze=3), DEPTH)
     with pytest.raises(ValueError, match="freeze and lora say different things"):
         check_adapters(Recipe(freeze=1, lora=2), DEPTH)
+    with pytest.raises(ValueError, match="a teacher and ema_decay cannot be had with head='solved'"):
+        check_adapters(Recipe(head="solved", ema_decay=0.9), DEPTH, taught=True)
     with pytest.raises(ValueError, match="lora must be a whole number, at least 1; got 0"):
         Recipe(lora=0)
 
@@ -82,7 +85,9 @@ def test_adapters_learn_in_place_of_the_blocks_and_are_merged(activation):
     assert after.keys() == before.keys()
     changed = {name.rpartition(".")[0] for name in after if not torch.equal(after[name], before[name])}
     assert changed == {*adapted, "head"}
-    assert all(np.linalg.matrix_rank((after[f"{n}.weight"] - before[f"{n}.weight"]).numpy(), 1e-4) == 2 for n in adapted)
+    assert all(
+        np.linalg.matrix_rank((after[f"{n}.weight"] - before[f"{n}.weight"]).numpy(), 1e-4) == 2 for n in adapted
+    )
     assert torch.allclose(model(x), learned, atol=1e-5)
     assert all(p.requires_grad for p in model.parameters())
 

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 from ndvit import ViTClassifier, create_model, evaluate, load_model, save_model, train
+from ndvit.cli import main
 from ndvit.data.loading import Batch, Inputs
 from ndvit.data.source import fit_preprocess, load_source
 from ndvit.evaluation import calibration_error
@@ -200,6 +201,17 @@ def test_bad_temperatures_are_not_saved(tmp_path, value):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+def test_other_libraries_have_no_temperature(tmp_path, temperature, capsys):
+    model = network(size=(8, 4))
+    model.temperature = temperature
+    save_model(model, tmp_path / "m.safetensors")
+    with pytest.raises(SystemExit, match=r"^0$"):
+        main(["convert", str(tmp_path / "m.safetensors"), str(tmp_path / "timm.safetensors"), "--to", "timm"])
+    assert ("timm has no place for the temperature 2.50, which stays" in capsys.readouterr().err) == (temperature != 1)
+    assert torch.equal(load_file(tmp_path / "timm.safetensors")["head.weight"], model.head.weight)
+
+
 # runs
 
 
@@ -301,14 +313,20 @@ def test_validation_counts_over_the_whole_set(monkeypatch):
     assert not [name for name in task.state_dict() if "counts" in name]
 
 
-@pytest.mark.parametrize(("test", "said"), [([0] * 8 + [1] * 4, True), ([0] * 7 + [1] * 4, False)])
-def test_balanced_accuracy_is_said_of_unbalanced_data(tmp_path, test, said):
-    X, y = toy(24)
+@pytest.mark.parametrize(
+    ("trained", "test", "said"),
+    [
+        ([0] * 12 + [1] * 12, [0] * 8 + [1] * 4, True),
+        ([0] * 16 + [1] * 8, [0] * 6 + [1] * 6, True),
+        ([0] * 15 + [1] * 9, [0] * 7 + [1] * 4, False),
+    ],
+)
+def test_balanced_accuracy_is_said_of_unbalanced_data(tmp_path, trained, test, said):
+    X, _ = toy(24)
     lines = []
-    labels = np.array(test)
-    source = (X, y, X[: len(labels)], labels)
+    source = (X, np.array(trained), X[: len(test)], np.array(test))
     run = run_tiny(source, tmp_path / "run", steps=1, say=lines.append)
     words = f", balanced accuracy {run.evaluation.balanced_accuracy:.4f}, after"
     assert (words in lines[-2]) == said
     title = run.report.read_text(encoding="utf-8").partition("<title>")[2].partition("</title>")[0]
-    assert ("balanced" in title) == said
+    assert ("balanced" in title) == (test.count(0) >= 8)

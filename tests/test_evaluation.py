@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn import metrics
 
-from ndvit.evaluation import Evaluation
+from ndvit.evaluation import Evaluation, unbalanced
 
 # Six examples of three classes; predicted 0 0 1 1 0 2, so that 0→1, 1→0 are the mistakes.
 LABELS = np.array([0, 0, 0, 1, 1, 2])
@@ -65,10 +65,11 @@ def test_the_bins_add_up_to_the_error(classes):
     assert ev.ece > 0.15
 
 
-@pytest.mark.parametrize(("labels", "unbalanced"), [([0, 0, 1], True), ([0, 0, 0, 1, 1], False), ([2, 2], False)])
-def test_unbalanced(labels, unbalanced):
+@pytest.mark.parametrize(("labels", "expected"), [([0, 0, 1], True), ([0, 0, 0, 1, 1], False), ([2, 2], False)])
+def test_unbalanced(labels, expected):
     n = len(labels)
-    assert make(np.array(labels), np.full((n, 3), 1 / 3), names=NAMES[:n]).unbalanced is unbalanced
+    assert unbalanced(np.array(labels)) is expected
+    assert make(np.array(labels), np.full((n, 3), 1 / 3), names=NAMES[:n]).unbalanced is expected
 
 
 def test_wilson_interval():

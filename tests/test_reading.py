@@ -8,12 +8,14 @@ import pytest
 import torch
 from PIL import Image
 
-from ndvit.data.examples import Examples
-from ndvit.data.images import ImagePreprocess
+from ndvit.data.examples import Examples, Source
+from ndvit.data.images import ImagePreprocess, read_image
 from ndvit.data.loading import Inputs
 from ndvit.data.policies import Variation
 from ndvit.training import callbacks
 from ndvit.training.callbacks import ReadingWatch
+from ndvit.training.learn import learn
+from ndvit.training.plan import split_options
 
 SIZE = ImagePreprocess((4, 6), (0.5,) * 3, (0.5,) * 3)
 
@@ -71,6 +73,29 @@ def test_slow_reading_is_said(monkeypatch):
         f"reading was the brake: {100 * share:.0f} % of the training time waited for pictures "
         f"({rate:,.0f} pictures/s): try more --workers (now 0), or smaller files (the network sees 4 x 6)"
     )
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_a_training_says_it_once(tmp_path, monkeypatch, share):
+    """After the last of its members; or not at all, where no share of the time is too much."""
+    monkeypatch.setattr(ReadingWatch, "SHARE", share)
+    paths, lines, rng = [], [], np.random.default_rng(0)
+    for i in range(12):
+        paths.append(str(tmp_path / f"{i}.png"))
+        Image.fromarray(rng.integers(0, 255, (8, 8, 3), dtype=np.uint8)).save(paths[-1])
+    examples = Examples(paths, [0, 1] * 6, read=read_image)
+    data = Source("pictures", "image", ("a", "b"), examples, examples, None, ())
+    options = {"steps": 32, "batch_size": 4, "workers": 0, "device": "cpu", "val_fraction": 0}
+    recipe, overrides = split_options(options | {"embed_dim": 16, "depth": 1, "num_heads": 2})
+    learned = learn(data, recipe, overrides, model="vit_pico", members=2, progress=False, say=lines.append)
+    assert [result.steps for result in learned.fits] == [32, 32]
+    said = [line for line in lines if line.startswith("reading was the brake: ")]
+    if share == 1:
+        assert said == []
+        assert learned.fit.note is None
+    else:
+        assert said == lines[-1:] == [learned.fits[1].note]
+        assert learned.fits[0].note.startswith("reading was the brake: ")
 
 
 def test_quick_reading_is_not():

@@ -130,6 +130,16 @@ def test_curves(page):
     assert ["var(--c1)" in dot["style"] for dot in got.dots] == [True, True]
 
 
+@pytest.mark.parametrize(("balanced", "curves"), [(0.5, 6), (0.75, 5), (None, 5)])
+def test_balanced_accuracy_has_a_curve_where_it_differs(page, balanced, curves):
+    got = page(history=[row | {"val_balanced_accuracy": balanced} if "val_loss" in row else row for row in HISTORY])
+    assert len(got.curves) == curves
+    assert ("balanced over the classes" in got.text) == (curves == 6)
+    told = "training and validation" + " and validation, balanced over the classes" * (curves == 6)
+    assert got.all("svg")[1]["aria-label"] == f"accuracy (%) against the step of training: {told}"
+    assert len([dot for dot in got.dots if "var(--c2)" in dot["style"]]) == (curves == 6)
+
+
 def test_accuracy_ends_at_100(page):
     got = page(
         history=[{"step": i, "train_accuracy": 1 - 0.5**i} for i in range(9)] + [{"step": 9, "train_accuracy": 1}]

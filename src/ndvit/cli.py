@@ -265,8 +265,8 @@ def models() -> None:
         size = "x".join(map(str, (config.in_channels, *config.input_size)))
         print(f"{name:26} {size:>14} {parameters:>12,} {macs / 1e9:>9.3f}")
     print(
-        "\nvit_SIZE alone, signal_SIZE and compact_SIZE take their input and patch from the data; 1000 classes counted, "
-        "one multiply-add is one MAC."
+        "\nvit_SIZE alone, signal_SIZE and compact_SIZE take their input and patch from the data; 1000 classes are "
+        "counted, one multiply-add is one MAC."
     )
 
 
@@ -352,6 +352,11 @@ def convert(
         model = get_member(model, member)
     if to != "ndvit":
         export_state_dict(model, to, output, force)
+        if model.temperature != 1:
+            _remark(
+                f"{to} has no place for the temperature {model.temperature:.2f}, which stays behind: divide logits by "
+                "it before the softmax for calibrated probabilities"
+            )
     elif output.suffix != ".safetensors":
         raise ValueError(f"ndvit's models are .safetensors files, got {output}")
     else:

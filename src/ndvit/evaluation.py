@@ -60,6 +60,12 @@ def calibration_error(probabilities: np.ndarray, labels: np.ndarray) -> float:
     return float(multiclass_calibration_error(said, true, probabilities.shape[1], n_bins=ECE_BINS))
 
 
+def unbalanced(labels: np.ndarray) -> bool:
+    """Whether the largest class has at least twice the examples of the smallest that has any; labels (n,) from 0."""
+    counts = np.bincount(labels)
+    return bool(counts.max() >= 2 * counts[counts > 0].min())
+
+
 def _below_one(probabilities: np.ndarray) -> np.ndarray:
     """Probabilities for binning: torchmetrics has a bin of its own for 1, and takes what is above 1 for logits.
 
@@ -173,9 +179,8 @@ class Evaluation:
 
     @property
     def unbalanced(self) -> bool:
-        """Whether the largest class has at least twice the examples of the smallest that has any."""
-        counts = np.bincount(self.labels)
-        return bool(counts.max() >= 2 * counts[counts > 0].min())
+        """Whether the classes differ so much in size that accuracy alone misleads, see the function of this name."""
+        return unbalanced(self.labels)
 
     @property
     def majority_share(self) -> float:

@@ -27,7 +27,8 @@ MAX_CHANNELS = 8  # channels of a signal drawn over each other; as many colours 
 
 # matplotlib knows no CSS: figures are drawn in colours that stand for the page's, which then take their place.
 CURVES = [f"#00fe0{i}" for i in range(MAX_CHANNELS)]
-KINDS = {"training": CURVES[0], "validation": CURVES[1]}  # as in the page's legend
+BALANCED = "validation, balanced over the classes"
+KINDS = dict(zip(("training", "validation", BALANCED), CURVES))  # as in the page's legend
 TEXT, STRONG, GRID = "#00fe0a", "#00fe0b", "#00fe0c"
 INKS = {TEXT: "currentColor", STRONG: "var(--ink)", GRID: "var(--line)"}
 INKS |= {colour: f"var(--c{i})" for i, colour in enumerate(CURVES)}
@@ -93,7 +94,7 @@ def chart(
             x, y = _thin(x, y, size[0] // 2)
             seen = np.isfinite(y)
             dots = seen & ~np.append(False, seen[:-1]) & ~np.append(seen[1:], False)  # without neighbours, no line
-            if title and colour == KINDS["validation"] and len(x) <= 60:
+            if title and colour != KINDS["training"] and len(x) <= 60:
                 dots = seen  # of validation, to show where it was measured
             axes.plot(x, y, color=colour, markevery=dots, clip_on=False)
         xs = np.concatenate([x for x, _ in series.values()])
@@ -120,15 +121,21 @@ def _thin(x: np.ndarray, y: np.ndarray, bins: int) -> tuple[np.ndarray, np.ndarr
     return x[starts].repeat(2), outline.ravel()
 
 
-def learning_curves(history: list[dict[str, float]]) -> tuple[list[Markup], int, bool]:
-    """The learning curves, how many values are not finite and so cannot be drawn, and whether any is of validation."""
-    charts, unseen, validated = [], 0, False
+def learning_curves(history: list[dict[str, float]]) -> tuple[list[Markup], int, dict[str, str]]:
+    """The learning curves, how many values are not finite and so cannot be drawn, and the legend: name and CSS colour.
+
+    Balanced accuracy has no curve where it is the accuracy, as it is where all classes have as many examples.
+    """
+    charts, unseen, kinds = [], 0, set[str]()
     for row in history:
         if "step" not in row:
             raise ValueError(f"every row of the history needs a 'step', got one with {sorted(row)}")
+    pairs = [(row.get("val_accuracy"), row.get("val_balanced_accuracy")) for row in history]
+    differ = any(b is not None and (a is None or abs(a - b) > 1e-6) for a, b in pairs)
+    balanced = {BALANCED: "val_balanced_accuracy"} if differ else {}
     plan = (
         ("loss", 1, 230, {"training": "train_loss", "validation": "val_loss"}),
-        ("accuracy (%)", 100, 230, {"training": "train_accuracy", "validation": "val_accuracy"}),
+        ("accuracy (%)", 100, 230, {"training": "train_accuracy", "validation": "val_accuracy", **balanced}),
         ("learning rate", 1, 150, {"training": "learning_rate"}),
     )
     for title, scale, height, columns in plan:
@@ -140,12 +147,12 @@ def learning_curves(history: list[dict[str, float]]) -> tuple[list[Markup], int,
             unseen += int(np.count_nonzero(~seen))
             if seen.any():
                 series[name] = (x[seen], scale * y[seen])
-        validated |= "validation" in series
+        kinds |= series.keys()
         if series:
             told = f"{title} against the step of training: {' and '.join(series)}"
             coloured = {KINDS[name]: curve for name, curve in series.items()}
             charts.append(chart(coloured, (360, height), "step", title, title, told))
-    return charts, unseen, validated
+    return charts, unseen, {name: INKS[colour] for name, colour in KINDS.items() if name in kinds}
 
 
 def reliability_diagram(bins: Sequence[ConfidenceBin]) -> Markup:

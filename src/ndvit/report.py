@@ -41,8 +41,8 @@ class Report:
     notes: tuple[str, ...]
     """What was decided about the data: "no split given: ..."."""
     history: list[dict[str, float]]
-    """Rows with a "step" and any of train_loss, val_loss, train_accuracy, val_accuracy, learning_rate, of which
-    curves are drawn; others are allowed. May be empty."""
+    """Rows with a "step" and any of train_loss, val_loss, train_accuracy, val_accuracy, val_balanced_accuracy,
+    learning_rate, of which curves are drawn; others are allowed. May be empty."""
     evaluation: Evaluation
     """The answers on the test set."""
     mistakes: list[tuple[int, Any]]
@@ -87,7 +87,7 @@ def render(report: Report) -> str:
     # Many classes are read from the worst; a class without examples has nothing to say and comes last.
     rows = sorted(ev.per_class, key=lambda row: 2.0 if row.recall is None else row.recall) if many else ev.per_class
     shares = ev.confusion / np.maximum(ev.confusion.sum(axis=1, keepdims=True), 1)
-    charts, unseen, validated = learning_curves(report.history)
+    charts, unseen, kinds = learning_curves(report.history)
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["percent"] = _percent
     template = environment.from_string(files("ndvit").joinpath("report.html.jinja").read_text(encoding="utf-8"))
@@ -106,7 +106,7 @@ def render(report: Report) -> str:
         max_rows=MAX_ROWS,
         charts=charts,
         unseen=unseen,
-        validated=validated,
+        kinds=kinds,
         cards=[_card(ev, *mistake, f"mistake {i}") for i, mistake in enumerate(report.mistakes[:MAX_CARDS])],
     )
 

@@ -16,7 +16,7 @@ from ndvit import __version__
 from ndvit.data.examples import Source
 from ndvit.data.loading import Inputs
 from ndvit.data.source import builtin_sources, load_source
-from ndvit.evaluation import Evaluation
+from ndvit.evaluation import Evaluation, unbalanced
 from ndvit.files import replace_file
 from ndvit.network.ensemble import Model
 from ndvit.report import MAX_CARDS, Report, write_report
@@ -238,7 +238,8 @@ def _run(
     run = Run(folder, model.cpu(), evaluation, result)
     _write_results(run, learned.data, facts)
     right = len(evaluation) - len(evaluation.mistakes)
-    balanced = f", balanced accuracy {evaluation.balanced_accuracy:.4f}," if evaluation.unbalanced else ""
+    uneven = any(unbalanced(part.labels) for part in (data.train, data.test) if part.labels is not None)
+    balanced = f", balanced accuracy {evaluation.balanced_accuracy:.4f}," if uneven else ""
     say(
         f"test accuracy {evaluation.accuracy:.4f} ({right:,} of {len(evaluation):,}){balanced} "
         f"after {result.seconds:.0f} s of training"

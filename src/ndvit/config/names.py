@@ -94,9 +94,9 @@ def named_config(name: str, **overrides: Any) -> ViTConfig:
     """The config of a named model, with any field of `ViTConfig` overridden.
 
     An int for `input_size` follows the name: in `vit_base_patch16_224`, a 2-D model, it is the side of a square; in
-    `vit_base`, `signal_base` and `compact_base`, which have no dimensions of their own, it is a length, as in `ViTConfig`. A tuple is
-    always taken as it is. Without `patch_size`, they take the one that `plan_grid` chooses for `input_size`, or for
-    what a light stem leaves of it; behind a resnet stem it is 1.
+    `vit_base`, `signal_base` and `compact_base`, which have no dimensions of their own, it is a length, as in
+    `ViTConfig`. A tuple is always taken as it is. Without `patch_size`, they take the one that `plan_grid` chooses for
+    `input_size`, or for what a light stem leaves of it; behind a resnet stem it is 1.
 
     Raises:
         ValueError: for an unknown name or field (naming the nearest known), or values that make no network.
@@ -154,10 +154,10 @@ def _plan_patch(values: dict[str, Any]) -> tuple[int, ...] | int:
 def plan_strides(size: tuple[int, ...], stages: int) -> tuple[int, ...]:
     """Choose the strides of a light stem's stages for inputs of this size.
 
-    For signals: full resolution below 64 samples, half of it below 512, then as many halvings as leave at most 128 places:
-    convolutions cost nearly all of the time, in proportion to the places they are computed at. Patterns are best seen
-    before places are left out, so the second stage makes the stride where the first can afford the full length (below
-    150), and more of the halvings than the first where they are many.
+    For signals: full resolution below 64 samples, half of it below 512, then as many halvings as leave at most 128
+    places: convolutions cost nearly all of the time, in proportion to the places they are computed at. Patterns are
+    best seen before places are left out, so the second stage makes the stride where the first can afford the full
+    length (below 150), and more of the halvings than the first where they are many.
 
     For pictures and volumes: as many halvings as leave 16 to 31 places along the longest axis, most of them at once, as
     the cost goes with the product of the axes.

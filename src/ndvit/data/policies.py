@@ -16,7 +16,6 @@ from torch import Tensor
 from ndvit.data.images import ImagePreprocess
 from ndvit.data.preprocess import Raw
 
-
 _LEVELS = 11  # of randaugment, 0 to 10: the scale of recipes (torchvision's own has 31 levels up to the same strength)
 
 
@@ -50,12 +49,14 @@ class Variation:
         """Return (channels, height, width) float32; errors as the preprocessing's."""
         image = self.preprocess.converted(raw)
         with torch.random.fork_rng(devices=[]):  # torchvision draws from torch's own generator
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed sees to GPUs, too, and takes 0.1 ms for it
             cropped = self.crop < 1 and torch.rand(()) < self.crop_prob
             image = self._cropper(image) if cropped else self.preprocess.resized(image)
             for change in self._changes:
                 image = change(image)
-        return self.preprocess.standardised(image.convert(self.preprocess.mode))
+        return self.preprocess.standardised(
+            image if image.mode == self.preprocess.mode else image.convert(self.preprocess.mode)
+        )
 
     @cached_property
     def _cropper(self) -> Callable[[Image.Image], Image.Image]:

@@ -11,14 +11,21 @@ from ndvit.network.vit import HEADS
 from ndvit.training.recipe import Recipe
 
 
-def check_adapters(recipe: Recipe, depth: int) -> None:
-    """Raise a ValueError where a network of this depth cannot learn as the recipe's `freeze`, `lora` and `head` say."""
+def check_adapters(recipe: Recipe, depth: int, taught: bool = False) -> None:
+    """Raise a ValueError where a network of this depth cannot learn as the recipe's `freeze`, `lora` and `head` say.
+
+    `taught` tells whether there is a teacher, whom a head that is solved cannot follow.
+    """
     if recipe.freeze is not None and recipe.freeze > depth:
         raise ValueError(f"freeze is {recipe.freeze}, and the network has {depth} blocks: give at most {depth}")
     said = [name for name in ("freeze", "lora") if getattr(recipe, name) is not None]
     said += ["head='solved'"] if recipe.head == "solved" else []
     if len(said) > 1:
         raise ValueError(f"{' and '.join(said)} say different things of what shall learn: give one of them")
+    descended = {"a teacher": taught, "early_stop": recipe.early_stop, "ema_decay": recipe.ema_decay}
+    if recipe.head == "solved" and any(descended.values()):
+        wrong = " and ".join(name for name, given in descended.items() if given)
+        raise ValueError(f"{wrong} cannot be had with head='solved' (linear_probe), which takes no steps")
     if recipe.lora is not None and importlib.util.find_spec("peft") is None:
         raise ValueError("lora needs a package that is not installed: pip install 'ndvit[lora]'")
 

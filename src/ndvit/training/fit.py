@@ -166,7 +166,8 @@ def _descend(
         recipe.batch_size, steps * recipe.accumulate, recipe.seed, first, recipe.workers, recipe.repeats
     )
     reading = ReadingWatch(stream, train)
-    callbacks += [reading, newest]  # after all others (Lightning runs checkpoints last, in this order), to hold what they did
+    # checkpoints after all others (Lightning runs them last, in this order), to hold what they did
+    callbacks += [reading, newest]
 
     with _quiet():
         trainer = pl.Trainer(

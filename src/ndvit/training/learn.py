@@ -197,12 +197,15 @@ class Prepared:
             fits.append(result)
             if result.interrupted:
                 break
-        if self.members == 1:
-            return Learned(networks[0], fits, self.facts, self.data)
-        ensemble = Ensemble(networks)
-        ensemble.provenance = self.provenance | {"members": len(networks), "steps": fits[0].steps}
-        ensemble.load_report = self.first.load_report
-        return Learned(ensemble, fits, self.facts, self.data)
+        model: Model = networks[0]
+        if self.members > 1:
+            model = Ensemble(networks)
+            model.provenance = self.provenance | {"members": len(networks), "steps": fits[0].steps}
+            model.load_report = self.first.load_report
+        learned = Learned(model, fits, self.facts, self.data)
+        if note := learned.fit.note:  # once, not of each member
+            say(note)
+        return learned
 
     def _member(self, i: int, home: Path | None, resume: bool, progress: bool) -> tuple[VisionTransformer, FitResult]:
         """Train one member, or take it from its folder if it is finished."""
@@ -247,7 +250,7 @@ def prepare(
     data = with_validation(data, recipe)
     preprocess, make = _plan(data, recipe, overrides, model, weights)
     first = _network(make, recipe, data, preprocess)
-    check_adapters(recipe, first.config.depth)
+    check_adapters(recipe, first.config.depth, taught=teacher is not None)
     if recipe.batch_size == 1 and first.config.head_norm == "batch":
         raise ValueError("batch_size is 1, but BatchNorm before the head needs 2 at least: or set head_norm='none'")
     report = first.load_report
