@@ -86,6 +86,7 @@ def draw(cells: Mapping[str, Cell], title: str, path: Path) -> None:
     """Accuracy against seconds to train; a point a model, with its spread over seeds."""
     from matplotlib import style
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     points = {m: (max(c.mean("train_seconds"), 1e-3), 100 * c.mean("accuracy")) for m, c in cells.items()}
     with style.context("default"):
@@ -101,7 +102,9 @@ def draw(cells: Mapping[str, Cell], title: str, path: Path) -> None:
         axes.grid(which="major", color="#dddddd")
         axes.spines[["top", "right"]].set_visible(False)
         axes.set(xlabel="seconds to train", ylabel="test accuracy (%)", title=title)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))  # else less than a decade has powers beside numbers
         axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
         _label(figure, axes, points, [])
         # matplotlib writes its own version into a file otherwise, and a report made anew would differ
         replace_file(path, lambda file: figure.savefig(file, dpi=150, format="png", metadata={"Software": None}))

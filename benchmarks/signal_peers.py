@@ -54,6 +54,7 @@ class Peer(nn.Module):
     """
 
     load_report = rocket = None
+    temperature = 1.0
     grad_checkpointing = False
 
     def __init__(self, body: nn.Module, width: int, classes: int) -> None:

@@ -43,13 +43,15 @@ def learning_part(model: VisionTransformer, recipe: Recipe) -> Iterator[list[nn.
         with _adapters(model, recipe.lora):
             yield []
         return
-    blocks = -1 if recipe.freeze is None else recipe.freeze  # depth 0 is patches, tokens and positions
+    if recipe.freeze is None:
+        yield []
+        return
+    blocks = recipe.freeze  # depth 0 is patches, tokens and positions
     frozen = [p for name, p in model.named_parameters() if model.depth_of(name) <= blocks and p.requires_grad]
     for parameter in frozen:
         parameter.requires_grad_(False)
-    first = [model.patch_embed, model.norm_pre, *model.blocks[: max(0, blocks)]] if blocks >= 0 else []
     try:
-        yield [module for module in first if isinstance(module, nn.Module)]
+        yield [model.patch_embed, model.norm_pre, *model.blocks[:blocks]]
     finally:
         for parameter in frozen:
             parameter.requires_grad_(True)
