@@ -43,7 +43,7 @@ CODE = (
     "image_peers.py",
     "image_work.py",
 )  # what a fit depends on, with the library
-BUILT_IN = "digits"  # which ours are tried on, too: pictures of 8 x 8 pixels
+BUILT_IN = "digits"  # pictures of 8 x 8 pixels, for what needs no trained weights
 
 
 class Job(NamedTuple):
@@ -193,11 +193,11 @@ def run(bench: Bench, job: Job, data: Source, fit: Callable[[Work], Fitted] | No
 
 
 def jobs_of(bench: Bench, models: list[str], seeds: int) -> Iterator[Job]:
-    """All fits, seed by seed; the built-in set is for ours alone."""
+    """All fits, seed by seed; the built-in set is for what needs no trained weights."""
     for seed in range(seeds):
         for name in (bench.name, BUILT_IN):
             for model in models:
-                if name == bench.name or MODELS[model].library == "ndvit":
+                if name == bench.name or not MODELS[model].trained:
                     yield Job(name, model, seed)
 
 
@@ -259,7 +259,7 @@ def main(
     fresh: bool = False,
     report: bool = False,
 ) -> None:
-    """Train and test every model on the folder, and ours on the built-in digits, too; then write the report.
+    """Train and test every model on the folder, what needs no weights on the built-in digits, too; write the report.
 
     Args:
         data: folder of pictures, a folder in it for each class.
