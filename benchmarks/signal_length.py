@@ -30,7 +30,7 @@ def step(length: int) -> None:
     from ndvit.network import VisionTransformer
 
     resting = _peak()
-    strides = plan_strides(length, 2)
+    strides = plan_strides((length,), 2)
     config = named_config(
         "signal_small", input_size=(length,), in_channels=CHANNELS, num_classes=CLASSES, stem_strides=strides
     )

@@ -54,6 +54,7 @@ class Peer(nn.Module):
     """
 
     load_report = rocket = None
+    temperature = 1.0
     grad_checkpointing = False
 
     def __init__(self, body: nn.Module, width: int, classes: int) -> None:
@@ -167,6 +168,6 @@ def inceptiontime(channels: int, time: int) -> nn.Module:
 def our_stem(channels: int, time: int) -> nn.Module:
     """The stem of the preset `signal`'s network, which the transformer is left out of: 96 features."""
     named = named_config(PRESETS["signal"].model)
-    strides = plan_strides(time, len(named.stem_depths))
+    strides = plan_strides((time,), len(named.stem_depths))
     size = math.prod(strides) * math.ceil(time / math.prod(strides))
     return ConvStem(replace(named, in_channels=channels, input_size=(size,), patch_size=(1,), stem_strides=strides))

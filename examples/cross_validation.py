@@ -28,7 +28,7 @@ def main(steps: int = 100, folds: int = 3) -> None:
     X_test, y_test = load_italy_power_demand(split="test")
     same_folds = StratifiedKFold(folds, shuffle=True, random_state=0)
     vit = ViTClassifier("fast", steps=steps, random_state=0)
-    search = GridSearchCV(vit, {"preset": ["fast", "plain"], "steps": [max(1, steps // 2), steps]}, cv=same_folds)
+    search = GridSearchCV(vit, {"preset": ["fast", "basic"], "steps": [max(1, steps // 2), steps]}, cv=same_folds)
     rivals = {
         "ViTClassifier": vit,
         "differences, then ViTClassifier": make_pipeline(FunctionTransformer(np.diff), vit),

@@ -61,7 +61,7 @@ def main(steps: int = 400, images: bool = False, output: Path = Path("runs/disti
         X, y = load_gunpoint(split="train")
         X_test, y_test = load_gunpoint(split="test")
 
-    alone = ViTClassifier("plain", steps=steps, random_state=0).fit(X, y)
+    alone = ViTClassifier("basic", steps=steps, random_state=0).fit(X, y)
 
     # The teacher will be shown what its student sees, standardised; so it learns from that. Its outputs stand in the
     # order of the sorted labels, as the student's do.
@@ -74,7 +74,7 @@ def main(steps: int = 400, images: bool = False, output: Path = Path("runs/disti
         answers = alone.classes_[cnn(x_test).argmax(1).numpy()]
 
     token = {"distilled": True, "distillation": "soft"}  # "hard" follows the teacher's decisions, not probabilities
-    taught = ViTClassifier("plain", teacher=cnn, steps=steps, random_state=0, options=token).fit(X, y)
+    taught = ViTClassifier("basic", teacher=cnn, steps=steps, random_state=0, options=token).fit(X, y)
 
     print(f"{len(X)} {'images' if images else 'signals'} to learn from, {len(X_test)} to test, {steps} steps each")
     print(f"transformer alone          {alone.score(X_test, y_test):.1%}")

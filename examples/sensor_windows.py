@@ -89,7 +89,7 @@ def cut_windows(rows: pd.DataFrame, length: int, step: int, pause: float = 0.5) 
     dropped = dict.fromkeys(
         ("rows without person or activity", "rows too few for a window", "windows without values"), 0
     )
-    for _, stretch in rows.groupby(begins.cumsum()):
+    for _, stretch in rows.groupby(begins.astype(int).cumsum()):
         who, what = person[stretch.index[0]], activity[stretch.index[0]]
         if not who or not what:
             dropped["rows without person or activity"] += len(stretch)

@@ -10,6 +10,7 @@ from ndvit.data.augment import (
     cutmix,
     mixup,
     random_crop_resize,
+    random_erase,
     random_flip,
     random_noise,
     random_scale,
@@ -43,7 +44,7 @@ def test_a_ramp_stays_a_ramp(size):
     axes = [torch.arange(n, dtype=torch.float32) for n in size]
     ramps = torch.stack(torch.meshgrid(*axes, indexing="ij"))  # a channel an axis
     x = ramps.expand(200, *ramps.shape)
-    y, _ = random_crop_resize(x, None, 0.5)
+    y, _ = random_crop_resize(x, None, 0.5 ** len(size))  # of the volume: a half of each axis
     for axis, length in enumerate(size):
         along = y[:, axis].movedim(axis + 1, -1)
         assert torch.allclose(along, along.reshape(200, -1, length)[:, :1].view(200, *[1] * (len(size) - 1), length))
@@ -96,6 +97,29 @@ def test_axes_of_one_sample_are_left_alone():
 def test_each_example_has_a_cut_of_its_own():
     y, _ = random_crop_resize(torch.arange(20.0).expand(50, 1, 20), None, 0.5)
     assert len({round(float(v), 4) for v in y[:, 0, 10]}) == 50
+
+
+def test_noise_covers_boxes_of_a_fiftieth_to_a_third():
+    for size in ((200,), (40, 50), (20, 20, 20)):
+        x = torch.full((600, 2, *size), 7.0)
+        y = random_erase(x, 0.5)
+        gone = (y != x).all(1)
+        assert torch.equal(gone, (y != x).any(1))  # of all channels alike
+        hit = gone.flatten(1).any(1)
+        assert hit.float().mean() == pytest.approx(0.5, abs=0.07)
+        share = gone[hit].flatten(1).float().mean(1)
+        assert 0.005 < share.min() < 0.06
+        assert 0.28 < share.max() < 0.37
+        assert share.mean() == pytest.approx((1 / 50 + 1 / 3) / 2, rel=0.12)
+        for axis in range(len(size)):  # a box: what it covers of an axis hangs together
+            others = [i + 1 for i in range(len(size)) if i != axis]
+            line = gone[hit].any(dim=tuple(others)) if others else gone[hit]
+            assert (line.int().diff(dim=1) == 1).sum(1).max() <= 1
+            assert line.any(0).float().mean() > 0.97  # they lie anywhere
+        noise = y[(y != x)]
+        assert noise.mean() == pytest.approx(0, abs=0.02)
+        assert noise.std() == pytest.approx(1, abs=0.02)
+    assert torch.equal(random_erase(x, 0.0), x)
 
 
 # warp
@@ -368,6 +392,7 @@ def test_beta_has_its_moments(alpha):
         lambda x, m, t: random_crop_resize(x, m, 1.0, 0.7),
         lambda x, m, t: random_flip(x, m, 0.5),
         lambda x, m, t: (random_scale(x, 0.1), m),
+        lambda x, m, t: (random_erase(x, 0.5), m),
         lambda x, m, t: (channel_drop(x, 0.5), m),
         lambda x, m, t: (random_noise(x, 0.1), m),
     ],

@@ -374,7 +374,7 @@ def test_models_lists_every_name(capsys):
     rows = {
         line.split()[0]: line.split()[1:]
         for line in out.splitlines()
-        if line.startswith(("vit_", "signal_")) and "alone" not in line
+        if line.startswith(("vit_", "signal_", "compact_")) and "alone" not in line
     }
     assert list(rows) == list_models()
     assert rows["vit_base_patch16_224"] == ["3x224x224", "86,567,656", "17.564"]

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from ndvit.config import SIGNAL_SIZES, SIZES, ViTConfig, list_models, named_config, plan_grid
+from ndvit.config import COMPACT_SIZES, SIGNAL_SIZES, SIZES, ViTConfig, list_models, named_config, plan_grid
 from ndvit.training.recipe import Recipe
 
 INVALID = {
@@ -104,7 +104,7 @@ RECIPES = {
     "smoothing": (dict(label_smoothing=1.0), "label_smoothing must be a number, at least 0 and below 1"),
     "crop": (dict(crop=0), "crop must be a number, above 0 and at most 1"),
     "precision": (dict(precision="fp8"), "precision must be one of auto, 32-true"),
-    "optimizer": (dict(optimizer="lion"), "optimizer must be one of adamw, sgd; got 'lion'"),
+    "optimizer": (dict(optimizer="lion"), "optimizer must be one of adamw, sgd, lamb; got 'lion'"),
     "flag": (dict(compile="yes"), "compile must be true or false"),
     "seed": (dict(seed=-1), "seed must be a whole number, at least 0"),
 }
@@ -166,8 +166,9 @@ def test_names():
             assert f"vit_{size}_patch{patch}_224" in list_models()
     for name in list_models():
         config = named_config(name)
-        if name.startswith("signal_"):
-            assert config.embed_dim == SIGNAL_SIZES[name.removeprefix("signal_")]["embed_dim"]
+        family, _, size = name.partition("_")
+        if family in ("signal", "compact"):
+            assert config.embed_dim == {"signal": SIGNAL_SIZES, "compact": COMPACT_SIZES}[family][size]["embed_dim"]
             continue
         assert f"vit_{name.split('_')[1]}" in list_models()
         assert config.embed_dim == SIZES[name.split("_")[1]]["embed_dim"]

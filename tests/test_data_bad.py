@@ -198,7 +198,7 @@ FILES = {
     ),
     "float picture": (
         lambda p: with_bad(p, "x.tif", lambda f: Image.new("F", (3, 3)).save(f)),
-        "cat/x.tif: .*no stated range; save it with 8 or 16 bits",
+        "cat/x.tif: is a raster of 1 band, most are a picture in grey or colour",
     ),
     "broken link": (
         lambda p: with_bad(p, "x.png", lambda f: f.symlink_to(p / "gone.png")),

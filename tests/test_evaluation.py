@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn import metrics
 
-from ndvit.evaluation import Evaluation
+from ndvit.evaluation import Evaluation, unbalanced
 
 # Six examples of three classes; predicted 0 0 1 1 0 2, so that 0→1, 1→0 are the mistakes.
 LABELS = np.array([0, 0, 0, 1, 1, 2])
@@ -33,6 +33,43 @@ def test_numbers_by_hand():
     assert x == ("x", 3, pytest.approx(2 / 3), pytest.approx(2 / 3), pytest.approx(2 / 3))
     assert y == ("y", 2, 0.5, 0.5, 0.5)
     assert z == ("z", 1, 1.0, 1.0, 1.0)
+
+
+def test_calibration_error_by_hand():
+    # bins of 1/15: 0.5; 0.6, 0.7 and 0.9 lie alone, 0.8 twice; right are 0.8, 0.5, 0.9, 0.8
+    ev = make()
+    assert ev.ece == pytest.approx((2 * 0.2 + 0.5 + 0.6 + 0.1 + 0.7) / 6, abs=1e-6)
+    assert [(b.examples, b.accuracy) for b in ev.reliability] == [(1, 1), (1, 0), (1, 0), (2, 1), (1, 1)]
+    assert [b.confidence for b in ev.reliability] == pytest.approx([0.5, 0.6, 0.7, 0.8, 0.9])
+    assert all(b.low - 1e-6 <= b.confidence < b.high for b in ev.reliability)
+
+
+def test_certain_answers_share_the_last_bin():
+    # one right, one wrong: together they are 0.5 right at a confidence of 0.975; by themselves the error would be 0.525
+    p = np.array([[1.0, 0.0], [0.95, 0.05]])
+    ev = make(np.array([0, 1]), p, ("x", "y"), ("a", "b"))
+    assert ev.ece == pytest.approx(0.475, abs=1e-6)
+    assert len(ev.reliability) == 1
+    above = make(np.array([0, 1]), p + [[0.005, 0], [0, 0]], ("x", "y"), ("a", "b"))  # rounded, not logits
+    assert above.ece == pytest.approx(0.475, abs=1e-6)
+
+
+@pytest.mark.parametrize("classes", [2, 5, 40])
+def test_the_bins_add_up_to_the_error(classes):
+    rng = np.random.default_rng(classes)
+    p = rng.dirichlet(np.full(classes, 0.3), 500)
+    ev = make(rng.integers(0, classes, 500), p, tuple(map(str, range(classes))), tuple(map(str, range(500))))
+    assert sum(b.examples for b in ev.reliability) == 500
+    gaps = sum(b.examples * abs(b.accuracy - b.confidence) for b in ev.reliability)
+    assert ev.ece == pytest.approx(gaps / 500, abs=1e-5)
+    assert ev.ece > 0.15
+
+
+@pytest.mark.parametrize(("labels", "expected"), [([0, 0, 1], True), ([0, 0, 0, 1, 1], False), ([2, 2], False)])
+def test_unbalanced(labels, expected):
+    n = len(labels)
+    assert unbalanced(np.array(labels)) is expected
+    assert make(np.array(labels), np.full((n, 3), 1 / 3), names=NAMES[:n]).unbalanced is expected
 
 
 def test_wilson_interval():
@@ -79,7 +116,7 @@ def test_log_loss_of_a_certain_mistake_is_finite():
 def test_one_class():
     ev = make(np.array([0, 0]), np.ones((2, 1)), ("x",), ("a", "b"))
     assert ev.confusion.tolist() == [[2]]
-    assert (ev.accuracy, ev.balanced_accuracy, ev.majority_share) == (1, 1, 1)
+    assert (ev.accuracy, ev.balanced_accuracy, ev.majority_share, ev.ece) == (1, 1, 1, 0)
     assert ev.log_loss == pytest.approx(0, abs=1e-9)
 
 
@@ -103,6 +140,7 @@ def test_to_dict_is_json():
     told = json.loads(json.dumps(make().to_dict(), allow_nan=False))
     assert told["examples"] == 6
     assert told["mistakes"] == 2
+    assert told["ece"] == pytest.approx(2.3 / 6, abs=1e-6)
     assert told["per_class"][2] == {"name": "z", "examples": 1, "recall": 1.0, "precision": 1.0, "f1": 1.0}
 
 

@@ -13,12 +13,14 @@ import ndvit
 ROOT = Path(ndvit.__file__).parent
 # a room may import rooms of a lower floor, and its own; a new room gets its floor here
 FLOORS = [
-    {"_torchvision", "config", "evaluation", "files"},
+    {"_torchvision"},
+    {"config", "evaluation", "files"},
     {"network", "data"},
     {"weights"},
     {"training", "figures"},
     {"report"},
     {"run", "answers", "estimator"},
+    {"embedding"},
     {"cli"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

@@ -49,6 +49,17 @@ def test_the_order_is_pinned():
     assert flat == expected[0] + expected[1]
 
 
+def test_a_stream_repeats_each_example_and_gives_every_place_a_seed_of_its_own():
+    batches = list(ShuffledStream(5, 4, 6, seed=3, repeats=3, seeded=True))
+    flat = [i for batch in batches for i, _ in batch]
+    assert flat[:15] == [i for i in flat[0:15:3] for _ in range(3)]
+    assert sorted(flat[0:15:3]) == list(range(5))
+    assert [i for batch in ShuffledStream(5, 1, 5, seed=3) for i in batch] == flat[0:15:3]  # the order is the same
+    seeds = [seed for batch in batches for _, seed in batch]
+    assert len(set(seeds)) == len(seeds)
+    assert list(ShuffledStream(5, 4, 6, seed=3, start=2, repeats=3, seeded=True)) == batches[2:]
+
+
 def inputs(source, **given):
     data = load_source(source)
     return Inputs(data.train, fit_preprocess(data, **given))

@@ -120,12 +120,24 @@ def test_curves(page):
         "loss against the step of training: training and validation",
         "accuracy (%) against the step of training: training and validation",
         "learning rate against the step of training: training",
+        "reliability diagram. confidence 79 %: accuracy 100 % of 1; confidence 83 %: accuracy 100 % of 4; "
+        "confidence 89 %: accuracy 75 % of 4; confidence 95 %: accuracy 0 % of 3",
     ]
     assert "no validation split" not in got.text
     assert got.text.count("step") >= 3
     assert [path["d"].count("L") for path in got.curves] == [1, 0, 1, 0, 1]  # two of training, one of validation
     assert len(got.dots) == 2
     assert ["var(--c1)" in dot["style"] for dot in got.dots] == [True, True]
+
+
+@pytest.mark.parametrize(("balanced", "curves"), [(0.5, 6), (0.75, 5), (None, 5)])
+def test_balanced_accuracy_has_a_curve_where_it_differs(page, balanced, curves):
+    got = page(history=[row | {"val_balanced_accuracy": balanced} if "val_loss" in row else row for row in HISTORY])
+    assert len(got.curves) == curves
+    assert ("balanced over the classes" in got.text) == (curves == 6)
+    told = "training and validation" + " and validation, balanced over the classes" * (curves == 6)
+    assert got.all("svg")[1]["aria-label"] == f"accuracy (%) against the step of training: {told}"
+    assert len([dot for dot in got.dots if "var(--c2)" in dot["style"]]) == (curves == 6)
 
 
 def test_accuracy_ends_at_100(page):
@@ -144,7 +156,7 @@ def test_figures_follow_the_theme(page):
         mistakes=[(i, np.where(np.arange(30) == 9, 1, np.nan)[None]) for i in range(4)],
         history=[*HISTORY, HISTORY[0]],
     )
-    assert len(got.all("svg")) == 8
+    assert len(got.all("svg")) == 9
     svg = "".join(re.findall("<svg.*?</svg>", got.source, re.S))
     assert not re.search(r"#0|#f|black|white|rgb|font: ", svg.replace('"#', ""))
     assert "color: currentColor" not in svg
@@ -188,7 +200,33 @@ def test_curves_without_validation_or_history(page):
     assert not any("validation" in svg["aria-label"] for svg in got.all("svg"))
     got = page(history=[])
     assert "No history was recorded" in got.text
-    assert got.all("svg") == []
+    assert [svg["aria-label"][:11] for svg in got.all("svg")] == ["reliability"]
+
+
+def test_reliability(page):
+    """14 answers of confidence 0.95, of which 12 are right, and 3 of 0.55, of which 1 is: a faint bin."""
+    labels = np.array([0] * 12 + [1] * 2 + [0] + [1] * 2)
+    p = np.array([[0.95, 0.05]] * 14 + [[0.55, 0.45]] * 3)
+    ev = Evaluation(("x", "y"), labels, p, tuple(map(str, range(17))))
+    got = page(ev=ev, summary={"probabilities": "not calibrated: no validation data"})
+    told = next(svg["aria-label"] for svg in got.all("svg") if "reliab" in svg["aria-label"])
+    assert told.endswith("confidence 55 %: accuracy 33 % of 3; confidence 95 %: accuracy 86 % of 14")
+    assert "These probabilities: not calibrated: no validation data." in got.text
+    figure = re.search('<figure class="reliability">.*?</figure>', got.source, re.S)[0]
+    assert re.findall("fill: var\\(--c0\\); opacity: ([0-9.]+)", figure) == ["0.2", "0.4", "0.4", "0.8"]  # faint first
+    assert "var(--ink)" in figure
+    assert {"14", "3", "0", "20", "40", "60", "80", "100"} <= set(re.findall(">([0-9]+)<", figure))
+    ece = (14 * abs(12 / 14 - 0.95) + 3 * abs(1 / 3 - 0.55)) / 17
+    assert f"calibration error (ECE){100 * ece:.1f} %" in got.text.replace("\N{NBSP}", " ")
+
+
+def test_unbalanced_data_is_headed_by_both_accuracies(page):
+    assert "balanced" not in "".join(page().words[:8]).partition("test accuracy")[0]
+    ev = Evaluation(("x", "y"), np.array([0, 0, 0, 0, 1]), np.eye(2)[[0, 0, 0, 0, 0]], tuple("abcde"))
+    got = page(ev=ev)
+    assert "80.0 % test accuracy, 50.0 % balanced" in got.text.replace("\N{NBSP}", " ")
+    assert "the fairer number, as class sizes differ" in got.text
+    assert "the fairer number" not in page().text
 
 
 def test_one_row_of_history_is_a_dot(page):

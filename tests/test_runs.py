@@ -452,7 +452,7 @@ def test_classes_are_matched_by_name(home):
 
 def test_what_cannot_be_evaluated(home):
     x, _ = toy(4)
-    with pytest.raises(ValueError, match=r"arrays has classes that the model does not know: d, e\. It knows a, b, c"):
+    with pytest.raises(ValueError, match=r"arrays: classes that the model does not know: d, e\. It knows a, b, c"):
         evaluate(home / "run", (x, ["a", "d", "e", "b"]), **QUIET)
     with pytest.raises(ValueError, match="pictures holds images, and the model was trained on signals"):
         evaluate(home / "run", home / "pictures", **QUIET)

@@ -478,7 +478,10 @@ def test_validation_numbers_by_hand(tmp_path):
     row = run.fit.history[-1]
     assert len(labels) == 16  # two batches of six and one of four: a mean over examples, not over batches
     assert row["val_loss"] == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
-    assert row["val_accuracy"] == pytest.approx((logits.argmax(1) == labels).float().mean().item())
+    right = (logits.argmax(1) == labels).float()
+    assert row["val_accuracy"] == pytest.approx(right.mean().item())
+    each = [right[labels == label].mean().item() for label in (0, 1)]
+    assert row["val_balanced_accuracy"] == pytest.approx(sum(each) / 2)
 
 
 def test_early_stop_keeps_the_best_weights(tmp_path):

@@ -133,6 +133,9 @@ def test_a_folder_is_all_that_the_library_needs(name, library, tmp_path):
             told = timm.data.resolve_model_data_config(other)
             assert tuple(told["mean"]) == ours.preprocess.mean
             assert told["crop_pct"] == 0.8
+        if ours.config.num_classes:  # and it can be fine-tuned there
+            fresh = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True, num_classes=7)
+            assert torch.equal(fresh.state_dict()["blocks.0.mlp.fc1.weight"], ours.blocks[0].mlp.fc1.weight)
     else:
         config = json.loads((tmp_path / "out" / "config.json").read_text())
         kind = getattr(transformers, config["architectures"][0])

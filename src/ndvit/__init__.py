@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from ndvit.answers import evaluate, predict
     from ndvit.config import ViTConfig, list_models
     from ndvit.data.source import load_source
+    from ndvit.embedding import embed
     from ndvit.estimator import ViTClassifier
     from ndvit.network import VisionTransformer, create_model
     from ndvit.run import resume, train
@@ -39,6 +40,7 @@ _HOMES = {
     "resume": "ndvit.run",
     "evaluate": "ndvit.answers",
     "predict": "ndvit.answers",
+    "embed": "ndvit.embedding",
     "ViTClassifier": "ndvit.estimator",
 }
 
@@ -48,6 +50,7 @@ __all__ = [
     "ViTConfig",
     "VisionTransformer",
     "create_model",
+    "embed",
     "evaluate",
     "export_state_dict",
     "find_weights",

@@ -15,6 +15,7 @@ from ndvit.evaluation import Evaluation
 from ndvit.network.ensemble import Model
 from ndvit.training.inference import pick_device, predict_probabilities
 from ndvit.training.recipe import Device
+from ndvit.weights.imagenet import imagenet_classes, like_imagenet, match_classes
 from ndvit.weights.loading import load_model
 
 Split = Literal["auto", "test", "train", "all"]
@@ -60,15 +61,16 @@ def evaluate(
         raise ValueError(f"split must be one of auto, test, train, all; got {split!r}")
     model, classes, preprocess = _trained(run, batch_size, device, say)
     told = model.provenance
-    known = _same_source(source, told.get("source"))
+    known = same_source(source, told.get("source"))
     held = told.get("test_fraction", 0.2) if split in ("test", "train") or (split == "auto" and known) else 0
     data = load_source(source, test_fraction=held, seed=told.get("seed", 0), skip_bad=skip_bad, progress=progress)
-    _same_kind(data.kind, preprocess, data.name)
-    if unknown := [c for c in data.classes if c not in classes]:
-        raise ValueError(
-            f"{data.name} has classes that the model does not know: {', '.join(unknown[:10])}. "
-            f"It knows {', '.join(classes[:20])}{', ...' if len(classes) > 20 else ''}"
-        )
+    same_kind(data.kind, preprocess, data.name)
+    try:
+        index, assumed = match_classes(data.classes, classes)
+    except ValueError as error:
+        raise ValueError(f"{data.name}: {error}") from error
+    for note in assumed:
+        say(f"{data.name}: {note}")
     if split == "auto":
         split = "test" if len(data.test) else "all"
     for note in data.notes:
@@ -81,7 +83,7 @@ def evaluate(
     answers = [
         predict_probabilities(model, Inputs(examples, preprocess), batch_size, device, progress) for examples in chosen
     ]
-    to_model = np.array([classes.index(c) for c in data.classes])
+    to_model = np.array([index[c] for c in data.classes])
     labels = [to_model[examples.labels] for examples in chosen]
     names = tuple(name for examples in chosen for name in examples.names)
     return Evaluation(classes, np.concatenate(labels), np.concatenate(answers), names)
@@ -120,7 +122,7 @@ def predict(
     def answers() -> Iterator[Prediction]:
         for path in paths:
             kind, examples, notes = load_examples(path, skip_bad=skip_bad, dims=dims, channels=preprocess.channels)
-            _same_kind(kind, preprocess, str(path) if isinstance(path, str | Path) else "X")
+            same_kind(kind, preprocess, str(path) if isinstance(path, str | Path) else "X")
             for note in notes:
                 say(note)
             if longer := note_longer([examples], preprocess):
@@ -147,15 +149,20 @@ def _trained(
             f"{len(model.untrained)} tensors of the model ({some}) are newly initialised, so its answers would mean "
             "nothing: train it first (ndvit train SOURCE --weights FILE), or set model.untrained = () if you have"
         )
-    if not model.classes or model.preprocess is None:
-        lacking = [n for n, v in (("classes", model.classes), ("preprocessing", model.preprocess)) if not v]
+    classes: tuple[str, ...] = model.classes
+    own = model.load_report is None or model.load_report.kind == "ndvit"  # of other layouts it was asked before
+    if not classes and own and like_imagenet(model.config):
+        classes = imagenet_classes()
+        say("assumed: the classes are those of ImageNet-1k, as there are 1000 outputs")
+    if not classes or model.preprocess is None:
+        lacking = [n for n, v in (("classes", classes), ("preprocessing", model.preprocess)) if not v]
         raise ValueError(f"the model does not know its {' and '.join(lacking)}: train it, or in Python set them on it")
     if model is not run and model.load_report.assumed:
         say(f"assumed of these weights (`ndvit info` says more): {'; '.join(model.load_report.assumed)}")
-    return model, model.classes, model.preprocess
+    return model, classes, model.preprocess
 
 
-def _same_source(source: Any, told: str | None) -> bool:
+def same_source(source: Any, told: str | None) -> bool:
     """Whether a source is the one that a model says it was trained on, however either is written."""
     if told is None or not isinstance(source, str | Path):
         return False
@@ -164,6 +171,7 @@ def _same_source(source: Any, told: str | None) -> bool:
     return str(source) == told or Path(source).expanduser().resolve() == Path(told).expanduser().resolve()
 
 
-def _same_kind(kind: str, preprocess: Preprocess, where: str) -> None:
+def same_kind(kind: str, preprocess: Preprocess, where: str) -> None:
+    """Raise a ValueError where data are not of the kind that a model reads."""
     if kind != preprocess.kind:
         raise ValueError(f"{where} holds {kind}s, and the model was trained on {preprocess.kind}s")

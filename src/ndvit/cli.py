@@ -46,6 +46,7 @@ ModelOptions = TypedDict(  # type: ignore[misc]
     total=False,
 )
 RecipeOptions = TypedDict("RecipeOptions", _flags(Recipe, tell=True), total=False)  # type: ignore[misc]
+_MOST_ABSENT = 20  # classes without examples that a table has rows for
 _MODEL, _RECIPE = Group("Model", sort_key=2), Group("Recipe", sort_key=3)
 
 app = App(
@@ -79,13 +80,13 @@ def train(
     """Train a classifier on a source, and leave a run folder with the model and a report.
 
     Args:
-        source: A built-in set (digits, gunpoint, ...), ucr:NAME, a folder with one folder a class, or a .ts, .tsv,
-            .npz or .npy file.
-        preset: A network and a recipe that were measured together: signal (the best for signals, minutes), fast
-            (signals, in seconds) or plain (the Vision Transformer as published); auto is signal for signals. Every
-            other flag takes the place of the preset's value.
-        model: A name that `ndvit models` lists; vit_SIZE and signal_SIZE take dimensions and patch from the data.
-            [default: the preset's, or the network of the weights]
+        source: A built-in set (digits, gunpoint, ...), ucr:NAME, hf:owner/name (pictures of the hub), a folder with
+            one folder a class, a .csv of paths and labels, or a .ts, .tsv, .npz or .npy file.
+        preset: A network and a recipe that belong together; `ndvit presets` lists them. auto is signal for signals,
+            finetune for pictures with --weights, small_data for pictures without. Every other flag takes the place of
+            the preset's value.
+        model: A name that `ndvit models` lists; vit_SIZE, signal_SIZE and compact_SIZE take dimensions
+            and patch from the data. [default: the preset's, or the network of the weights]
         weights: Trained weights to begin with: a file, a run folder, a name that `ndvit weights` lists, or
             hf:owner/name.
         members: Networks in an ensemble, trained one after the other from the seeds seed, seed + 1, ...
@@ -192,6 +193,67 @@ def predict(
 
 
 @app.command
+def embed(
+    run: str,
+    source: str,
+    *,
+    output: Path | None = None,
+    knn: bool = False,
+    linear: bool = False,
+    split: Literal["auto", "test", "train", "all"] = "auto",
+    test_fraction: float | None = None,
+    seed: int | None = None,
+    force: bool = False,
+    skip_bad: bool = False,
+    batch_size: int = 64,
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
+) -> None:
+    """Write what a network makes of examples before its head, or say what it is worth for classification as it is.
+
+    Args:
+        run: A run folder, or weights as `info` takes them.
+        source: Labelled data, as for train; or files and folders, as for predict.
+        output: A .npz or .parquet file for embeddings, names, labels and splits.
+        knn: Classify the test split by the nearest neighbours in the training split.
+        linear: Classify the test split by a logistic regression on the training split.
+        split: Only these examples; auto is all, with labels or without.
+        test_fraction: Share of each class that is the test split where the source has none. [default: as the model was
+            trained, if on this source; else 0.2]
+        seed: Seed of that split. [default: likewise, or 0]
+        force: Replace an output that exists.
+        skip_bad: Leave unreadable files out instead of stopping.
+        batch_size: Examples at a time.
+        device: Where to compute.
+    """
+    from ndvit import embedding
+
+    if output is None and not (knn or linear):
+        raise ValueError("where to? Give --output FILE.npz (or .parquet), or --knn or --linear to score the embeddings")
+    if (knn or linear) and split in ("test", "train"):
+        raise ValueError(f"--knn and --linear learn from one split and test on another: leave --split {split} out")
+    made = embedding.embed(
+        run,
+        source,
+        output=output,
+        force=force,
+        split="all" if knn or linear else split,
+        test_fraction=test_fraction,
+        seed=seed,
+        skip_bad=skip_bad,
+        batch_size=batch_size,
+        device=device,
+        say=_remark,
+    )
+    if output is not None:
+        print(f"{output}: {len(made):,} embeddings of {made.vectors.shape[1]} numbers")
+    for how in [name for name, wanted in {"knn": knn, "linear": linear}.items() if wanted]:
+        result = made.score(how, seed or 0)  # type: ignore[arg-type]  # one of the two
+        low, high = result.accuracy_interval
+        right = len(result) - len(result.mistakes)
+        print(f"{how:6} accuracy {result.accuracy:.4f}  ({right:,} of {len(result):,}; 95 % {low:.4f} to {high:.4f})")
+
+
+@app.command
 def models() -> None:
     """List the models: name, input, parameters, multiply-adds of one example."""
     from ndvit.network import count_cost
@@ -203,9 +265,38 @@ def models() -> None:
         size = "x".join(map(str, (config.in_channels, *config.input_size)))
         print(f"{name:26} {size:>14} {parameters:>12,} {macs / 1e9:>9.3f}")
     print(
-        "\nvit_SIZE alone and signal_SIZE take their input and patch from the data; 1000 classes counted, one "
-        "multiply-add is one MAC."
+        "\nvit_SIZE alone, signal_SIZE and compact_SIZE take their input and patch from the data; 1000 classes are "
+        "counted, one multiply-add is one MAC."
     )
+
+
+@app.command
+def presets(name: str | None = None, /) -> None:
+    """List the presets: what each is for, its network, and where its values are from.
+
+    Args:
+        name: Only this one, with every value that differs from the default.
+    """
+    from ndvit.training.presets import PRESETS, check_preset
+
+    if name is None:
+        for known, preset in PRESETS.items():
+            print(f"{known:13} {preset.about}")
+        print("\n`ndvit presets NAME` shows the values of one; every flag of `ndvit train` takes the place of one.")
+        return
+    check_preset(name)
+    if name == "auto":
+        raise ValueError("auto chooses one of the presets by the model and the data: give the name of one")
+    preset = PRESETS[name]
+    print(f"{name}: {preset.about}\nsource   {preset.source or 'measured by ndvit'}")
+    print(f"network  {preset.model or 'that of the trained weights'}")
+    if preset.batch:
+        print(f"batch    {preset.batch:,} examples in a step; the learning rate follows another ({preset.scaling})")
+    for field, value in {**preset.network, **preset.recipe}.items():
+        print(f"  {field:18} {value:.6g}" if isinstance(value, float) else f"  {field:18} {value}")
+    for width, values in preset.by_width.items():
+        told = ", ".join(f"{field} {value}" for field, value in values.items())
+        print(f"  from embed_dim {width} on: {told}")
 
 
 @app.command
@@ -261,6 +352,11 @@ def convert(
         model = get_member(model, member)
     if to != "ndvit":
         export_state_dict(model, to, output, force)
+        if model.temperature != 1:
+            _remark(
+                f"{to} has no place for the temperature {model.temperature:.2f}, which stays behind: divide logits by "
+                "it before the softmax for calibrated probabilities"
+            )
     elif output.suffix != ".safetensors":
         raise ValueError(f"ndvit's models are .safetensors files, got {output}")
     else:
@@ -420,12 +516,19 @@ def _print_evaluation(result: "Evaluation") -> None:
     print(f"accuracy           {result.accuracy:.4f}  ({right:,} of {len(result):,})")
     print(f"95 % interval      {low:.4f} to {high:.4f}")
     print(f"balanced accuracy  {result.balanced_accuracy:.4f}")
-    print(f"log loss           {result.log_loss:.4f}\n")
-    width = max(5, *(len(row.name) for row in result.per_class))
+    print(f"log loss           {result.log_loss:.4f}")
+    print(f"ECE                {result.ece:.4f}  (expected calibration error, 15 bins)\n")
+    rows = [row for row in result.per_class if row.examples]
+    absent = len(result.per_class) - len(rows)
+    if absent <= _MOST_ABSENT:
+        rows, absent = result.per_class, 0
+    width = max(5, *(len(row.name) for row in rows))
     print(f"{'class':{width}}  examples  recall  precision      f1")
-    for row in result.per_class:
+    for row in rows:
         numbers = [f"{v:.3f}" if v is not None else "–" for v in (row.recall, row.precision, row.f1)]
         print(f"{row.name:{width}}  {row.examples:>8,}  {numbers[0]:>6}  {numbers[1]:>9}  {numbers[2]:>6}")
+    if absent:
+        print(f"and {absent:,} classes without examples here")
 
 
 def _print_predictions(predictions: Sequence["Prediction"], format: str) -> None:

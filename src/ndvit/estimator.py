@@ -27,11 +27,11 @@ from ndvit.data.signals import note_longer
 from ndvit.data.source import load_examples, load_source
 from ndvit.network import VisionTransformer
 from ndvit.network.ensemble import Ensemble, Model
+from ndvit.training.calibration import calibrate
 from ndvit.training.inference import pick_device, predict_probabilities
 from ndvit.training.learn import learn
 from ndvit.training.plan import split_options
 from ndvit.training.presets import choose
-from ndvit.training.recipe import Recipe
 from ndvit.weights.file import Described, save_model
 from ndvit.weights.loading import load_model
 from ndvit.weights.opening import open_weights
@@ -68,8 +68,8 @@ class ViTClassifier(ClassifierMixin, BaseEstimator):
     True
 
     Args:
-        preset: a bundle of network and recipe: "signal", "fast" or "plain"; "auto" chooses by `model` or by the data,
-            and is "plain" with `weights`.
+        preset: a bundle of network and recipe, such as "signal", "fast" or "finetune" (`ndvit presets` lists them);
+            "auto" chooses by `model`, `weights` and the data.
         model: a name that `create_model` knows, instead of the preset's.
         weights: trained weights to begin with instead of a new network: a file, a run, a published name, `hf:...`, a
             loaded model, or a fitted ViTClassifier. scikit-learn's `clone`, and so every search, makes unfitted copies
@@ -146,26 +146,36 @@ class ViTClassifier(ClassifierMixin, BaseEstimator):
         if len(classes) < 2:
             raise ValueError(f"y holds one class only ({classes[0]!s}): a classifier needs examples of at least two")
         data = _source(examples, codes, classes)
-        model, recipe, overrides = self._plan(data, y)
-        weights = _open(self.weights, overrides)
+        given = self._given(y)
+        weights = _open(self.weights, split_options(given)[1])  # refuses what is wrong before anything is calculated
         if isinstance(self.teacher, ViTClassifier):
             _check_fitted(self.teacher, "teacher")
         if weights is not None and self.model is not None:
             raise ValueError(f"weights bring their own network: give model={self.model!r} or weights, not both")
+        choice = choose(self.preset, data, self.model, given, None if weights is None else weights.config)
+        recipe, overrides = split_options(choice.options)
+        say = print if self.verbose else _hush
+        for note in choice.notes:
+            say(note)
         with _own_generator(self.device):
             learned = learn(
                 data,
                 recipe,
                 overrides,
-                model=model if weights is None else None,
+                model=choice.model,
                 weights=weights,
                 members=self.members,
                 teacher=self.teacher,
                 progress=bool(self.verbose),
-                say=print if self.verbose else _hush,
+                say=say,
             )
-        if learned.interrupted:
-            raise KeyboardInterrupt
+            if learned.interrupted:
+                raise KeyboardInterrupt
+            val = None if learned.data.val is None else Inputs(learned.data.val, learned.model.preprocess)
+            calibration = calibrate(learned.model, val, _BATCH, self.device, bool(self.verbose))
+            learned.model.cpu()
+        if calibration.examples:
+            say(str(calibration))
         self._keep(learned.model, classes, columns)
         self.n_iter_ = learned.fits[0].steps
         self.history_ = [{"member": i, **row} for i, result in enumerate(learned.fits) for row in result.history]
@@ -272,8 +282,8 @@ class ViTClassifier(ClassifierMixin, BaseEstimator):
         examples = check_examples(X, check_table)
         return examples, examples.shape[1] if isinstance(examples, np.ndarray) and examples.ndim == 2 else None
 
-    def _plan(self, data: Source, y: np.ndarray) -> tuple[str | None, Recipe, dict[str, Any]]:
-        """The name of the network, the recipe and the overrides of its config."""
+    def _given(self, y: np.ndarray) -> dict[str, Any]:
+        """The user's part of the fields of Recipe and ViTConfig."""
         given = dict(self.options or {})
         for name in ("seed", *_OWN):
             if name in given:
@@ -285,9 +295,7 @@ class ViTClassifier(ClassifierMixin, BaseEstimator):
             given["class_weight"] = compute_class_weight(self.class_weight, classes=np.unique(y), y=y).tolist()
         if given.get("val_fraction") is None:  # what is held out is lost, unless somebody stops by it
             given["val_fraction"] = 0.1 if given.get("early_stop") else 0.0
-        split_options(given)  # refuses what is wrong before anything is calculated with it
-        choice = choose(self.preset, data, self.model, given, trained=self.weights is not None)
-        return choice.model, *split_options(choice.options)
+        return given
 
     def __getstate__(self) -> dict[str, Any]:
         """The state for pickle, with networks where every machine can load them."""

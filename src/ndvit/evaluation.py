@@ -1,6 +1,7 @@
 """What a classifier's answers are worth: one object that holds them and the numbers that follow from them.
 
-The numbers are scikit-learn's; a number that a class without examples or predictions leaves undefined is None here.
+The numbers are scikit-learn's, and torchmetrics' where scikit-learn has none; a number that a class without examples or
+predictions leaves undefined is None here.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+ECE_BINS = 15  # of equal width, as in Guo et al. (2017), whose numbers others report
+
 
 class ClassRow(NamedTuple):
     """How one class fared; a number that would divide by zero examples is None."""
@@ -21,6 +24,54 @@ class ClassRow(NamedTuple):
     recall: float | None
     precision: float | None
     f1: float | None
+
+
+class ConfidenceBin(NamedTuple):
+    """The examples whose predicted class was given a probability from `low` to below `high`; the last has 1, too."""
+
+    low: float
+    high: float
+    examples: int
+    confidence: float
+    """The mean of those probabilities."""
+    accuracy: float
+    """The share of them that were predicted rightly."""
+
+
+def calibration_error(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    """The expected calibration error: how far confidence lies from accuracy, 0 to 1, on average over 15 equal bins.
+
+    It is of the predicted class ("On Calibration of Modern Neural Networks", Guo et al., 2017). It depends on the bins,
+    and of few examples it is too large: even perfect probabilities have some by chance.
+
+    Args:
+        probabilities: (n, classes).
+        labels: (n,) integers from 0.
+    """
+    if probabilities.shape[1] == 1:  # torchmetrics asks for two classes
+        return 0.0
+    import ndvit._torchvision  # noqa: F401  (torchmetrics imports torchvision)
+
+    # isort: split
+    import torch
+    from torchmetrics.functional.classification import multiclass_calibration_error
+
+    said, true = torch.from_numpy(_below_one(probabilities)), torch.from_numpy(np.asarray(labels, dtype=np.int64))
+    return float(multiclass_calibration_error(said, true, probabilities.shape[1], n_bins=ECE_BINS))
+
+
+def unbalanced(labels: np.ndarray) -> bool:
+    """Whether the largest class has at least twice the examples of the smallest that has any; labels (n,) from 0."""
+    counts = np.bincount(labels)
+    return bool(counts.max() >= 2 * counts[counts > 0].min())
+
+
+def _below_one(probabilities: np.ndarray) -> np.ndarray:
+    """Probabilities for binning: torchmetrics has a bin of its own for 1, and takes what is above 1 for logits.
+
+    Above it are some of rows that were rounded to half precision.
+    """
+    return probabilities.astype(np.float32).clip(0, np.nextafter(np.float32(1), np.float32(0)))
 
 
 @dataclass(frozen=True, eq=False)  # eq: comparing arrays gives no single truth value
@@ -127,6 +178,11 @@ class Evaluation:
         return float(recall_score(self.labels, self.predicted, labels=np.unique(self.labels), average="macro"))
 
     @property
+    def unbalanced(self) -> bool:
+        """Whether the classes differ so much in size that accuracy alone misleads, see the function of this name."""
+        return unbalanced(self.labels)
+
+    @property
     def majority_share(self) -> float:
         """The accuracy of always naming the commonest class, below which nothing was learnt."""
         return float(self.confusion.sum(axis=1).max() / len(self))
@@ -139,6 +195,25 @@ class Evaluation:
         # As the true class against the others together, which spares the memory of one column a class.
         true = self.probabilities[np.arange(len(self)), self.labels].clip(max=1)
         return float(log_loss(np.ones(len(self), dtype=int), np.stack([1 - true, true], axis=1), labels=[0, 1]))
+
+    @cached_property
+    def ece(self) -> float:
+        """The expected calibration error, see `calibration_error`."""
+        return calibration_error(self.probabilities, self.labels)
+
+    @cached_property
+    def reliability(self) -> list[ConfidenceBin]:
+        """The bins of `ece` that have examples: the mean of |accuracy - confidence|, weighted by examples, is it."""
+        edges = np.linspace(0, 1, ECE_BINS + 1, dtype=np.float32)  # the type in which torchmetrics has them
+        confidence = _below_one(self.confidence)
+        place = np.digitize(confidence, edges[1:-1])
+        right = self.predicted == self.labels
+        bins = []
+        for i in np.unique(place):
+            here = place == i
+            low, high, examples = float(edges[i]), float(edges[i + 1]), int(here.sum())
+            bins.append(ConfidenceBin(low, high, examples, float(confidence[here].mean()), float(right[here].mean())))
+        return bins
 
     @cached_property
     def per_class(self) -> list[ClassRow]:
@@ -172,6 +247,7 @@ class Evaluation:
             "balanced_accuracy": self.balanced_accuracy,
             "majority_share": self.majority_share,
             "log_loss": self.log_loss,
+            "ece": self.ece,
             "mistakes": len(self.mistakes),
             "per_class": [row._asdict() for row in self.per_class],
             "confusion": self.confusion.tolist(),

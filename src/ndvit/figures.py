@@ -20,11 +20,15 @@ if TYPE_CHECKING:
     from markupsafe import Markup
     from matplotlib.axes import Axes
 
+    from ndvit.evaluation import ConfidenceBin
+
+FEW = 10  # examples of a bin below which its accuracy says little
 MAX_CHANNELS = 8  # channels of a signal drawn over each other; as many colours as the template has
 
 # matplotlib knows no CSS: figures are drawn in colours that stand for the page's, which then take their place.
 CURVES = [f"#00fe0{i}" for i in range(MAX_CHANNELS)]
-KINDS = {"training": CURVES[0], "validation": CURVES[1]}  # as in the page's legend
+BALANCED = "validation, balanced over the classes"
+KINDS = dict(zip(("training", "validation", BALANCED), CURVES))  # as in the page's legend
 TEXT, STRONG, GRID = "#00fe0a", "#00fe0b", "#00fe0c"
 INKS = {TEXT: "currentColor", STRONG: "var(--ink)", GRID: "var(--line)"}
 INKS |= {colour: f"var(--c{i})" for i, colour in enumerate(CURVES)}
@@ -37,8 +41,11 @@ STYLE |= dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "xtick.color", "yti
 STYLE |= {"grid.color": GRID, "lines.linewidth": 1.6, "lines.marker": "o", "lines.markersize": 5}
 
 
-def _draw(size: tuple[int, int], name: str, told: str, paint: Callable[[Axes], None]) -> Markup:
-    """A figure of a size in pixels as SVG; its ids follow from its name, and it is told to who cannot see it."""
+def _draw(size: tuple[int, int], name: str, told: str, paint: Callable[[Any], None], **panels: Any) -> Markup:
+    """A figure of a size in pixels as SVG; its ids follow from its name, and it is told to who cannot see it.
+
+    What paints it is given its axes; more than one pair where `panels`, of matplotlib's `Figure.subplots`, ask for it.
+    """
     from markupsafe import Markup
     from matplotlib import style
     from matplotlib.figure import Figure
@@ -47,7 +54,7 @@ def _draw(size: tuple[int, int], name: str, told: str, paint: Callable[[Axes], N
     with style.context(["default", STYLE | {"svg.hashsalt": name}]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from")  # the reader's browser has fonts of its own
         figure = Figure(figsize=(size[0] / 72, size[1] / 72), layout="constrained")
-        paint(figure.subplots())
+        paint(figure.subplots(**panels))
         figure.savefig(buffer, format="svg")
     svg = buffer.getvalue().decode()
     # Names stand between tags, with their < and > escaped, and never inside of one: only tags are rewritten.
@@ -87,7 +94,7 @@ def chart(
             x, y = _thin(x, y, size[0] // 2)
             seen = np.isfinite(y)
             dots = seen & ~np.append(False, seen[:-1]) & ~np.append(seen[1:], False)  # without neighbours, no line
-            if title and colour == KINDS["validation"] and len(x) <= 60:
+            if title and colour != KINDS["training"] and len(x) <= 60:
                 dots = seen  # of validation, to show where it was measured
             axes.plot(x, y, color=colour, markevery=dots, clip_on=False)
         xs = np.concatenate([x for x, _ in series.values()])
@@ -114,15 +121,21 @@ def _thin(x: np.ndarray, y: np.ndarray, bins: int) -> tuple[np.ndarray, np.ndarr
     return x[starts].repeat(2), outline.ravel()
 
 
-def learning_curves(history: list[dict[str, float]]) -> tuple[list[Markup], int, bool]:
-    """The learning curves, how many values are not finite and so cannot be drawn, and whether any is of validation."""
-    charts, unseen, validated = [], 0, False
+def learning_curves(history: list[dict[str, float]]) -> tuple[list[Markup], int, dict[str, str]]:
+    """The learning curves, how many values are not finite and so cannot be drawn, and the legend: name and CSS colour.
+
+    Balanced accuracy has no curve where it is the accuracy, as it is where all classes have as many examples.
+    """
+    charts, unseen, kinds = [], 0, set[str]()
     for row in history:
         if "step" not in row:
             raise ValueError(f"every row of the history needs a 'step', got one with {sorted(row)}")
+    pairs = [(row.get("val_accuracy"), row.get("val_balanced_accuracy")) for row in history]
+    differ = any(b is not None and (a is None or abs(a - b) > 1e-6) for a, b in pairs)
+    balanced = {BALANCED: "val_balanced_accuracy"} if differ else {}
     plan = (
         ("loss", 1, 230, {"training": "train_loss", "validation": "val_loss"}),
-        ("accuracy (%)", 100, 230, {"training": "train_accuracy", "validation": "val_accuracy"}),
+        ("accuracy (%)", 100, 230, {"training": "train_accuracy", "validation": "val_accuracy", **balanced}),
         ("learning rate", 1, 150, {"training": "learning_rate"}),
     )
     for title, scale, height, columns in plan:
@@ -134,12 +147,55 @@ def learning_curves(history: list[dict[str, float]]) -> tuple[list[Markup], int,
             unseen += int(np.count_nonzero(~seen))
             if seen.any():
                 series[name] = (x[seen], scale * y[seen])
-        validated |= "validation" in series
+        kinds |= series.keys()
         if series:
             told = f"{title} against the step of training: {' and '.join(series)}"
             coloured = {KINDS[name]: curve for name, curve in series.items()}
             charts.append(chart(coloured, (360, height), "step", title, title, told))
-    return charts, unseen, validated
+    return charts, unseen, {name: INKS[colour] for name, colour in KINDS.items() if name in kinds}
+
+
+def reliability_diagram(bins: Sequence[ConfidenceBin]) -> Markup:
+    """Accuracy against confidence, and below how many examples each bin has; bins of few examples are faint.
+
+    Both axes run from 0 to 100 %. A dot stands at the mean confidence of its bin, which need not be the middle, with
+    the 95 % interval of its accuracy (Wilson): whether it is off the dashed line by chance.
+
+    Args:
+        bins: those that have examples.
+    """
+    from scipy.stats import binomtest
+
+    def paint(panels: Sequence[Axes]) -> None:
+        upper, lower = panels
+        upper.plot([0, 100], [0, 100], color=TEXT, linewidth=1.2, linestyle=(0, (5, 4)), marker="", clip_on=False)
+        for one in bins:
+            x, width = 100 * (one.low + one.high) / 2, 92 * (one.high - one.low)
+            ink_alpha, bar_alpha, count_alpha = (1, 0.4, 0.8) if one.examples >= FEW else (0.4, 0.2, 0.4)
+            bar: dict[str, Any] = {"width": width, "color": CURVES[0], "linewidth": 0, "clip_on": False}
+            upper.bar(x, 100 * one.accuracy, alpha=bar_alpha, **bar)
+            span = binomtest(round(one.accuracy * one.examples), one.examples).proportion_ci(0.95, method="wilson")
+            ink: dict[str, Any] = {"color": STRONG, "alpha": ink_alpha, "clip_on": False}
+            at = 100 * one.confidence
+            upper.plot([at, at], [100 * span.low, 100 * span.high], linewidth=1.3, marker="", **ink)
+            upper.plot([at], [100 * one.accuracy], markeredgewidth=0, linestyle="", **ink)
+            lower.bar(x, one.examples, alpha=count_alpha, **bar)
+            count = f"{one.examples}" if one.examples < 1000 else f"{one.examples / 1000:.3g}k"
+            lower.annotate(
+                count, (x, one.examples), (0, 2), textcoords="offset points", ha="center", fontsize=10, color=TEXT
+            )
+        upper.set(xlim=(0, 100), ylim=(0, 100), title="accuracy (%)")
+        upper.grid(axis="y", clip_on=False)
+        upper.set_axisbelow(True)
+        lower.set(xlabel="confidence (%)", title="examples", yticks=[])
+        lower.set_ylim(0, 1.25 * max(one.examples for one in bins))
+
+    told = "; ".join(
+        f"confidence {100 * one.confidence:.0f} %: accuracy {100 * one.accuracy:.0f} % of {one.examples}"
+        for one in bins
+    )
+    shape = {"nrows": 2, "sharex": True, "height_ratios": (3.4, 1)}
+    return _draw((460, 500), "reliability", f"reliability diagram. {told}", paint, **shape)
 
 
 def matrix(classes: Sequence[str], shares: np.ndarray) -> Markup:

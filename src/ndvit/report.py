@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ndvit.evaluation import Evaluation
-from ndvit.figures import CURVES, MAX_CHANNELS, chart, learning_curves, matrix
+from ndvit.figures import CURVES, FEW, MAX_CHANNELS, chart, learning_curves, matrix, reliability_diagram
 from ndvit.files import replace_file
 
 if TYPE_CHECKING:
@@ -36,11 +36,13 @@ class Report:
     title: str
     """What was trained on what: "gunpoint · vit_nano"."""
     summary: dict[str, str]
-    """Facts in the order they are shown: model, parameters, examples, steps, time, device, versions, seed."""
+    """Facts in the order they are shown: model, parameters, examples, steps, probabilities, time, device, versions,
+    seed; "probabilities" says whether they were calibrated, and how."""
     notes: tuple[str, ...]
     """What was decided about the data: "no split given: ..."."""
     history: list[dict[str, float]]
-    """Rows with a "step" and any of train_loss, val_loss, train_accuracy, val_accuracy, learning_rate; may be empty."""
+    """Rows with a "step" and any of train_loss, val_loss, train_accuracy, val_accuracy, val_balanced_accuracy,
+    learning_rate, of which curves are drawn; others are allowed. May be empty."""
     evaluation: Evaluation
     """The answers on the test set."""
     mistakes: list[tuple[int, Any]]
@@ -85,7 +87,7 @@ def render(report: Report) -> str:
     # Many classes are read from the worst; a class without examples has nothing to say and comes last.
     rows = sorted(ev.per_class, key=lambda row: 2.0 if row.recall is None else row.recall) if many else ev.per_class
     shares = ev.confusion / np.maximum(ev.confusion.sum(axis=1, keepdims=True), 1)
-    charts, unseen, validated = learning_curves(report.history)
+    charts, unseen, kinds = learning_curves(report.history)
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["percent"] = _percent
     template = environment.from_string(files("ndvit").joinpath("report.html.jinja").read_text(encoding="utf-8"))
@@ -97,11 +99,14 @@ def render(report: Report) -> str:
         shares=shares,
         matrix=matrix(ev.classes, shares) if many else "",
         confused=_confused(ev),
+        reliability=reliability_diagram(ev.reliability),
+        calibrated=report.summary.get("probabilities", ""),
+        few=FEW,
         rows=rows,
         max_rows=MAX_ROWS,
         charts=charts,
         unseen=unseen,
-        validated=validated,
+        kinds=kinds,
         cards=[_card(ev, *mistake, f"mistake {i}") for i, mistake in enumerate(report.mistakes[:MAX_CARDS])],
     )
 

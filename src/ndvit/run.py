@@ -16,10 +16,11 @@ from ndvit import __version__
 from ndvit.data.examples import Source
 from ndvit.data.loading import Inputs
 from ndvit.data.source import builtin_sources, load_source
-from ndvit.evaluation import Evaluation
+from ndvit.evaluation import Evaluation, unbalanced
 from ndvit.files import replace_file
 from ndvit.network.ensemble import Model
 from ndvit.report import MAX_CARDS, Report, write_report
+from ndvit.training.calibration import calibrate
 from ndvit.training.fit import FitResult, check_tracker
 from ndvit.training.inference import pick_device, predict_probabilities
 from ndvit.training.learn import Adapted, Say, open_to_train, prepare, source_name
@@ -90,8 +91,8 @@ def train(
 
     Args:
         source: a built-in name, `ucr:NAME`, a path, or arrays (X, y) or (X_train, y_train, X_test, y_test).
-        preset: a network and a recipe that were measured together: "signal", "fast" or "plain"; "auto" chooses by the
-            model or the data. What is given besides takes the place of the preset's.
+        preset: a network and a recipe that belong together, see `PRESETS`: "signal", "fast", "finetune", ...; "auto"
+            chooses by the model or the data. What is given besides takes the place of the preset's.
         model: a name that `create_model` knows; `vit_SIZE` and `signal_SIZE` take dimensions and patch from the data.
             None is the preset's, or the network of the weights.
         weights: trained weights to begin with, as `load_model` takes them: a file, a run, a published name, `hf:...`.
@@ -152,7 +153,7 @@ def resume(
         raise FileNotFoundError(f"{folder} holds no run to resume: it has no {CONFIG_FILE}")
     if (folder / MODEL_FILE).is_file():
         raise ValueError(f"{folder} is finished: it has a {MODEL_FILE}. Train anew with another output folder")
-    lacking = {"preset": "plain", "weights": None, "members": 1, "teacher": None}  # in older runs
+    lacking = {"preset": "basic", "weights": None, "members": 1, "teacher": None}  # in older runs
     settings = lacking | read_config(folder / CONFIG_FILE)
     for name, kind in _SETTINGS.items():
         if name not in settings or not isinstance(settings[name], kind):
@@ -199,7 +200,10 @@ def _run(
     )
     if not resume:
         given = {name: value for name, value in settings.items() if name not in _SETTINGS}
-        choice = choose(about["preset"], data, about["model"], given, trained=about["weights"] is not None)
+        trained = weights.config if isinstance(weights, Described) else None
+        choice = choose(about["preset"], data, about["model"], given, trained)
+        for note in choice.notes:
+            say(note)
         about |= {"preset": choice.preset, "model": choice.model}
         recipe, overrides = split_options(choice.options)
     told = {name: about[name] for name in ("source", "test_fraction")}
@@ -213,6 +217,10 @@ def _run(
         say(f"stopped at step {learned.fits[-1].steps:,}; go on with: ndvit train --resume {shlex.quote(str(folder))}")
         return Run(folder, model, None, result)
 
+    val = None if learned.data.val is None else Inputs(learned.data.val, model.preprocess)
+    calibration = calibrate(model, val, recipe.batch_size, recipe.device, progress)
+    if calibration.examples:
+        say(str(calibration))
     inputs = Inputs(data.test, model.preprocess)
     answers = predict_probabilities(model, inputs, recipe.batch_size, recipe.device, progress)
     assert data.test.labels is not None
@@ -220,6 +228,7 @@ def _run(
     model.provenance["test_accuracy"] = evaluation.accuracy
     last_seed = recipe.seed + about["members"] - 1
     facts = learned.facts | {
+        "probabilities": str(calibration),
         "time": f"{result.seconds:.0f} s of training{' since the run was resumed' if resume else ''}, "
         f"{time.perf_counter() - started:.0f} s in all",
         "device": f"{result.device}, threads: {torch.get_num_threads()}",
@@ -229,8 +238,10 @@ def _run(
     run = Run(folder, model.cpu(), evaluation, result)
     _write_results(run, learned.data, facts)
     right = len(evaluation) - len(evaluation.mistakes)
+    uneven = any(unbalanced(part.labels) for part in (data.train, data.test) if part.labels is not None)
+    balanced = f", balanced accuracy {evaluation.balanced_accuracy:.4f}," if uneven else ""
     say(
-        f"test accuracy {evaluation.accuracy:.4f} ({right:,} of {len(evaluation):,}) "
+        f"test accuracy {evaluation.accuracy:.4f} ({right:,} of {len(evaluation):,}){balanced} "
         f"after {result.seconds:.0f} s of training"
     )
     say(f"report: {run.report}")

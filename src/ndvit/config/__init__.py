@@ -5,6 +5,7 @@ Nothing here imports torch, so the command line can list, check and explain mode
 
 from ndvit.config.checks import check_field_names, unwrap_numbers
 from ndvit.config.names import (
+    COMPACT_SIZES,
     SIGNAL_SIZES,
     SIZES,
     list_models,
@@ -16,6 +17,7 @@ from ndvit.config.names import (
 from ndvit.config.vit import StemNumerics, ViTConfig, stem_stride
 
 __all__ = [
+    "COMPACT_SIZES",
     "SIGNAL_SIZES",
     "SIZES",
     "StemNumerics",

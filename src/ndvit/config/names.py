@@ -39,8 +39,29 @@ _SIGNAL: dict[str, Any] = {
     "stem_head": True,
     "rocket_features": 10_000,
 }
+COMPACT_SIZES: dict[str, dict[str, Any]] = {
+    # For little data of two and three axes: the same idea with small kernels, without the random convolutions.
+    "small": {"embed_dim": 96, "depth": 3, "stem_depths": (2, 2), "stem_width": 16},
+    "base": {"embed_dim": 192, "depth": 6, "stem_depths": (3, 3), "stem_width": 32},
+}
+_COMPACT: dict[str, Any] = {
+    "input_size": (64, 64),
+    "num_heads": 4,
+    "stem": "inception",
+    "stem_kernel": 3,
+    "stem_dilations": (1, 2),
+    "stem_strides": (2, 2),
+    "pooling": "stem_tokens",
+    "head_norm": "batch",
+    "stem_head": True,
+}
+_LIGHT: dict[str, tuple[dict[str, Any], dict[str, dict[str, Any]]]] = {
+    # names without dimensions whose networks have a light stem: what the sizes have in common, and the sizes
+    "signal": (_SIGNAL, SIGNAL_SIZES),
+    "compact": (_COMPACT, COMPACT_SIZES),
+}
 _NAME = re.compile(r"vit_(?P<size>[a-z]+)(?:_patch(?P<patch>[1-9]\d*)_(?P<input>[1-9]\d*))?")
-_SIGNAL_NAME = re.compile(r"signal_(?P<size>[a-z]+)")
+_LIGHT_NAME = re.compile(r"(?P<family>signal|compact)_(?P<size>[a-z]+)")
 _LISTED_INPUTS = {8: (224, 384), 14: (224, 518), 16: (224, 384), 32: (224, 384)}
 
 # Most patch tokens along an axis when the patch is chosen from the data: 64 time steps, a 14 x 14 picture (ViT/16 at
@@ -52,13 +73,14 @@ def list_models() -> list[str]:
     """Names that `create_model` knows.
 
     `vit_SIZE` has no dimensions of its own: it takes them from `input_size` or, in training, from the data.
-    `signal_SIZE` does, too: a light stem of convolutions and few tokens, for signals above all.
+    `signal_SIZE` and `compact_SIZE` do, too: a light stem of convolutions and few tokens, the one for signals above
+    all, the other for little data of two or three axes.
     `vit_SIZE_patchP_S` is the 2-D network for S x S pictures; any P that divides S is understood, the usual are listed.
     """
     published = [s for s in SIZES if s not in ("pico", "nano")]
     return [
         *(f"vit_{size}" for size in SIZES),
-        *(f"signal_{size}" for size in SIGNAL_SIZES),
+        *(f"{family}_{size}" for family, (_, sizes) in _LIGHT.items() for size in sizes),
         *(
             f"vit_{size}_patch{patch}_{side}"
             for size in published
@@ -72,25 +94,27 @@ def named_config(name: str, **overrides: Any) -> ViTConfig:
     """The config of a named model, with any field of `ViTConfig` overridden.
 
     An int for `input_size` follows the name: in `vit_base_patch16_224`, a 2-D model, it is the side of a square; in
-    `vit_base` and `signal_base`, which have no dimensions of their own, it is a length, as in `ViTConfig`. A tuple is
-    always taken as it is. Without `patch_size`, they take the one that `plan_grid` chooses for `input_size`, or for
-    what a light stem leaves of it; behind a resnet stem it is 1.
+    `vit_base`, `signal_base` and `compact_base`, which have no dimensions of their own, it is a length, as in
+    `ViTConfig`. A tuple is always taken as it is. Without `patch_size`, they take the one that `plan_grid` chooses for
+    `input_size`, or for what a light stem leaves of it; behind a resnet stem it is 1.
 
     Raises:
         ValueError: for an unknown name or field (naming the nearest known), or values that make no network.
     """
-    match, signal = _NAME.fullmatch(name), _SIGNAL_NAME.fullmatch(name)
+    match, light = _NAME.fullmatch(name), _LIGHT_NAME.fullmatch(name)
     if match is not None and match["size"] in SIZES:
         row = SIZES[match["size"]]
-    elif signal is not None and signal["size"] in SIGNAL_SIZES:
-        row = _SIGNAL | SIGNAL_SIZES[signal["size"]]
+    elif light is not None and light["size"] in _LIGHT[light["family"]][1]:
+        common, sizes = _LIGHT[light["family"]]
+        row = common | sizes[light["size"]]
     else:
         near = difflib.get_close_matches(name, list_models(), n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ValueError(
             f"unknown model {name!r}.{hint} Names are vit_SIZE or vit_SIZE_patchP_S with SIZE one of "
-            f"{', '.join(SIZES)}, for example vit_tiny or vit_base_patch16_224, and signal_SIZE with SIZE one of "
-            f"{', '.join(SIGNAL_SIZES)}; `ndvit models` lists them"
+            f"{', '.join(SIZES)}, for example vit_tiny or vit_base_patch16_224, signal_SIZE with SIZE one of "
+            f"{', '.join(SIGNAL_SIZES)}, and compact_SIZE with SIZE one of {', '.join(COMPACT_SIZES)}; `ndvit models` "
+            "lists them"
         )
     check_field_names(ViTConfig, overrides)
     values = row | overrides
@@ -127,15 +151,22 @@ def _plan_patch(values: dict[str, Any]) -> tuple[int, ...] | int:
     return patch if whole == size else 1
 
 
-def plan_strides(length: int, stages: int) -> tuple[int, ...]:
-    """Choose the strides of a light stem's stages for signals of this length.
+def plan_strides(size: tuple[int, ...], stages: int) -> tuple[int, ...]:
+    """Choose the strides of a light stem's stages for inputs of this size.
 
-    Full resolution below 64 samples, half of it below 512, then as many halvings as leave at most 128 places:
-    convolutions cost nearly all of the time, in proportion to the places they are computed at. Patterns are best seen
-    before places are left out, so the second stage makes the stride where the first can afford the full length (below
-    150), and more of the halvings than the first where they are many.
+    For signals: full resolution below 64 samples, half of it below 512, then as many halvings as leave at most 128
+    places: convolutions cost nearly all of the time, in proportion to the places they are computed at. Patterns are
+    best seen before places are left out, so the second stage makes the stride where the first can afford the full
+    length (below 150), and more of the halvings than the first where they are many.
+
+    For pictures and volumes: as many halvings as leave 16 to 31 places along the longest axis, most of them at once, as
+    the cost goes with the product of the axes.
     """
-    if length < 64:
+    length = max(size)
+    if len(size) > 1:
+        halvings = max(0, math.floor(math.log2(length / 16)))
+        first, second = 2 ** math.ceil(halvings / 2), 2 ** (halvings // 2)
+    elif length < 64:
         first, second = 1, 1
     elif length < 150:
         first, second = 1, 2

@@ -11,7 +11,8 @@ from functools import cache
 from itertools import takewhile
 from pathlib import Path
 
-from ndvit.data.arrays import Part, read_table
+from ndvit.data.arrays import Part
+from ndvit.data.tables import read_table
 
 
 def read_set(path: Path) -> tuple[str, dict[str, Part], list[str]]:

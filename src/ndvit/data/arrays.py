@@ -1,10 +1,11 @@
-"""Numbers from arrays in memory, and from files of many examples: .ts, .tsv, .npz, .npy with labels beside it."""
+"""Numbers from arrays in memory, and from numpy's files."""
 
 import re
 import warnings
 import zipfile
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,9 +13,6 @@ import numpy as np
 from PIL import Image
 
 from ndvit.data.images import plain
-
-TABLES = (".ts", ".tsv", ".npz", ".npy")
-"""Files of many examples, by ending."""
 
 _NPY, _ZIP = b"\x93NUMPY", b"PK"  # what .npy and .npz files begin with
 
@@ -126,98 +124,17 @@ def label_names(y: Any, where: str) -> list[str | None]:
     if not isinstance(values, list | tuple) or any(isinstance(value, list | tuple) for value in values):
         raise ValueError(f"{where} has shape {np.shape(y)}; expected one label for each example, (n,)")
     try:
-        return [_label(value) for value in values]
+        return [label_name(value) for value in values]
     except UnicodeDecodeError as error:
         raise ValueError(f"{where} holds bytes that are not UTF-8, {error.object!r}; give labels as text") from error
 
 
-def _label(value: Any) -> str | None:
+def label_name(value: Any) -> str | None:
+    """Return one label as text; UnicodeDecodeError for bytes that are none."""
     text = "" if value is None else (value.decode() if isinstance(value, bytes) else str(value)).strip()
     if re.fullmatch(r"[-+]?\d+\.\d*(e[-+]?\d+)?", text, re.IGNORECASE) and float(text).is_integer():
         return str(int(float(text)))
     return None if text.lower() in ("", "?", "nan") else text
-
-
-def read_table(path: Path) -> dict[str, Part]:
-    """Read a file of many examples: {"train": ...}, and "test" and "val" where one .npz holds them.
-
-    Raises:
-        ValueError: what is wrong in which file (and line).
-    """
-    reader = {".ts": _read_ts, ".tsv": _read_tsv, ".npz": _read_npz, ".npy": _read_npy}[path.suffix.lower()]
-    try:
-        return reader(path)
-    except (OSError, ValueError) as error:
-        message = str(error)
-        raise ValueError(message if path.name in message else f"{path}: {message}") from error
-
-
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    # old archives are in any encoding; what is not UTF-8 stays apart as \xe9, so that no two labels become one
-    with path.open(encoding="utf-8-sig", errors="backslashreplace") as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                yield number, line.strip("\r\n ")
-
-
-def _series(fields: list[str], where: str) -> np.ndarray:
-    values = [field if field.strip() not in ("?", "") else "nan" for field in fields]
-    try:
-        with np.errstate(over="ignore"):  # as in `numbers`
-            return np.array(values, dtype=np.float32)
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}; expected numbers, NaN or ?") from error
-
-
-def _read_ts(path: Path) -> dict[str, Part]:
-    """The format of the UCR/UEA archives: @tags, then a line an example, channel:channel:label, values by commas.
-
-    Not aeon's reader, because that one turns labels to lower case ("banana" to "baNaNa"), drops the minus signs of
-    series with time stamps, and stops at channels of unequal length, which here end in missing values.
-    """
-    tags: dict[str, bool] = {}
-    items: list[np.ndarray] = []
-    labels: list[str | None] = []
-    for number, line in _lines(path):
-        where = f"{path}, line {number}"
-        if line.startswith(("#", "%")):
-            continue
-        if "data" not in tags:
-            if not line.startswith("@"):
-                raise ValueError(f"{where}: expected a comment or a tag such as @data, got {line[:40]!r}")
-            tag, *words = line[1:].lower().split() or [""]
-            tags[tag] = words[:1] == ["true"]
-            if tags.get("timestamps"):
-                raise ValueError(f"{where}: time stamps are not read; save plain values (@timeStamps false)")
-            if tags.get("targetlabel"):
-                raise ValueError(f"{where}: the set is for regression (@targetLabel); classes are needed")
-            continue
-        channels = line.split(":")
-        if tags.get("classlabel"):
-            labels.append(_label(channels.pop()))
-        rows = [_series(channel.split(","), where) for channel in channels]
-        if not rows:
-            raise ValueError(f"{where}: expected values, a colon and a label, got {line[:40]!r}")
-        values = np.full((len(rows), max(map(len, rows))), np.nan, dtype=np.float32)
-        for row, into in zip(rows, values):
-            into[: len(row)] = row
-        items.append(values)
-    if "data" not in tags:
-        raise ValueError(f"{path}: no @data line; the file is no .ts file or was cut off")
-    names = [f"{path.name}[{i}]" for i in range(len(items))]
-    return {"train": Part(items, labels if tags.get("classlabel") else None, names)}
-
-
-def _read_tsv(path: Path) -> dict[str, Part]:
-    """UCR's .tsv: a line an example, its label first, then its values, with tabs between."""
-    items, labels = [], []
-    for number, line in _lines(path):
-        label, *fields = line.split("\t")
-        if not fields:
-            raise ValueError(f"{path}, line {number}: expected a label and values with tabs between, got {line[:40]!r}")
-        labels.append(_label(label))
-        items.append(_series(fields, f"{path}, line {number}")[None])
-    return {"train": Part(items, labels, [f"{path.name}[{i}]" for i in range(len(items))])}
 
 
 def load_numpy(path: str | Path) -> dict[str, np.ndarray]:
@@ -229,13 +146,19 @@ def load_numpy(path: str | Path) -> dict[str, np.ndarray]:
     with open(path, "rb") as file:  # numpy given a path leaves a damaged .npz open
         _check_magic(file.read(6), (_NPY, _ZIP))
         file.seek(0)
-        try:
+        with _plain_errors():
             loaded = np.load(file, allow_pickle=False)
             return {"": loaded} if isinstance(loaded, np.ndarray) else {key: loaded[key] for key in loaded.files}
-        except (ValueError, OSError, EOFError, KeyError, zlib.error, zipfile.BadZipFile) as error:
-            if "allow_pickle" in str(error):
-                raise ValueError("holds Python objects, which could run code; save plain numbers") from error
-            raise ValueError(f"is damaged or cut off ({error})") from error
+
+
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, OSError, EOFError, KeyError, zlib.error, zipfile.BadZipFile) as error:
+        if "allow_pickle" in str(error):
+            raise ValueError("holds Python objects, which could run code; save plain numbers") from error
+        raise ValueError(f"is damaged or cut off ({error})") from error
 
 
 def _check_magic(magic: bytes, allowed: tuple[bytes, ...]) -> None:
@@ -244,25 +167,56 @@ def _check_magic(magic: bytes, allowed: tuple[bytes, ...]) -> None:
         raise ValueError("holds Python objects, which could run code; save plain numbers with numpy.save")
     if magic.startswith(_ZIP) and _ZIP not in allowed:
         raise ValueError("is a zip of arrays, expected a single one; name it .npz, or save the array with numpy.save")
+    if magic.startswith(_NPY) and _NPY not in allowed:
+        raise ValueError("is a single array, expected a zip of one; name it .npy, or save it with numpy.savez")
     if not magic.startswith(allowed):
         raise ValueError("is no numpy file" if magic else "is empty (0 bytes)")
 
 
-def _load_array(path: str | Path, header: bool = False) -> np.ndarray:
+def load_array(path: str | Path, header: bool = False) -> np.ndarray:
     """Read an .npy file, or with `header` leave its values on the disk; raises as `load_numpy`."""
     with open(path, "rb") as file:
         _check_magic(file.read(6), (_NPY,))
     return np.load(path, mmap_mode="r", allow_pickle=False) if header else load_numpy(path)[""]
 
 
+def _only_array(path: str | Path, header: bool = False) -> np.ndarray:
+    """Read the array of an .npz file that holds a single one; with `header` its values are not to be looked at."""
+    with open(path, "rb") as file:
+        _check_magic(file.read(6), (_ZIP,))
+        file.seek(0)
+        with _plain_errors():
+            arrays = np.load(file, allow_pickle=False)
+            names = arrays.files
+            if len(names) == 1 and not header:
+                array: np.ndarray = arrays[names[0]]
+                return array
+            if len(names) == 1:
+                with arrays.zip.open(f"{names[0]}.npy") as inner:
+                    version = np.lib.format.read_magic(inner)
+                    read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+                    shape, _, dtype = read[version](inner)
+                    return np.broadcast_to(np.empty((), dtype), shape)
+    raise ValueError(f"holds {len(names)} arrays ({', '.join(names[:5])}); as one example it needs a single one")
+
+
+def _array_of(path: str | Path, header: bool = False) -> np.ndarray:
+    read = _only_array if str(path).lower().endswith(".npz") else load_array
+    return read(path, header)
+
+
 def read_npy(path: str | Path) -> np.ndarray:
-    """Read one example, (time,) or (channels, *grid), as (channels, *grid) float32."""
-    return _with_channels(numbers(_load_array(path), "the array"), "the array")
+    """Read one example, (time,) or (channels, *grid), as (channels, *grid) float32, from an .npy or .npz file."""
+    return _with_channels(numbers(_array_of(path), "the array"), "the array")
 
 
 def npy_shape(path: str | Path) -> tuple[int, ...]:
-    """Return (channels, *grid) from the header of an .npy file."""
-    array = _load_array(path, header=True)
+    """Return (channels, *grid) from the header of a file that holds one example: .npy, .npz or a raster."""
+    from ndvit.data.rasters import TIFFS, raster_shape  # which need this room
+
+    if str(path).lower().endswith(TIFFS):
+        return raster_shape(path)
+    array = _array_of(path, header=True)
     _check_type(array, "the array")
     return _with_channels(array, "the array").shape
 
@@ -270,41 +224,20 @@ def npy_shape(path: str | Path) -> tuple[int, ...]:
 def npy_many(path: str | Path, dims: int, channels: int) -> bool:
     """Say whether an .npy file holds many examples for a model of so many axes and channels, by its header."""
     try:
-        axes = _load_array(path, header=True).ndim
+        axes = load_array(path, header=True).ndim
     except (OSError, ValueError, EOFError):  # whoever reads the file says what is wrong with it
         return False
     return axes == dims + 2 or (axes == dims + 1 and channels == 1)
 
 
-def _read_npz(path: Path) -> dict[str, Part]:
-    arrays = {key.lower(): array for key, array in load_numpy(path).items()}
-    if "x" in arrays:
-        return {"train": as_part(arrays["x"], arrays.get("y"), path.name, f"y in {path.name}")}
-    parts = {
-        part: as_part(arrays[f"x_{part}"], arrays.get(f"y_{part}"), f"{path.name}:X_{part}", f"y_{part} in {path.name}")
-        for part in ("train", "test", "val")
-        if f"x_{part}" in arrays
-    }
-    if "train" not in parts and "test" not in parts:
-        raise ValueError(
-            f"{path}: expected arrays X and y, or X_train, y_train, X_test, y_test; "
-            f"got {', '.join(arrays) if all(arrays) else 'a single array; name it .npy'}"
-        )
-    return parts
-
-
-def _read_npy(path: Path) -> dict[str, Part]:
-    beside = [path.with_name(f"{path.stem}_labels{ending}") for ending in (".npy", ".txt")]
-    if path.stem[0] in "xX":
-        beside += [path.with_name(y + path.stem[1:] + ending) for y in "yY" for ending in (".npy", ".txt")]
-    found = next((file for file in beside if file.is_file()), None)
-    y: Any = None
+def npz_single(path: str | Path, dims: int | None, channels: int) -> bool:
+    """Say whether an .npz file holds one example: a single array, and not many of them by its name or its axes."""
     try:
-        if found is not None and found.suffix == ".txt":
-            y = found.read_text(encoding="utf-8-sig").rstrip().split("\n")
-        elif found is not None:
-            y = _load_array(found)
-    except ValueError as error:
-        fault = "is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else error
-        raise ValueError(f"{found}, the labels of {path.name}: {fault}") from error
-    return {"train": as_part(_load_array(path), y, path.name, found.name if found else "y")}
+        with open(path, "rb") as file:  # as in `load_numpy`
+            (name,) = np.load(file, allow_pickle=False).files
+        if name.lower() not in ("x", "x_train", "x_test", "x_val"):
+            return True
+        axes = _only_array(path, header=True).ndim
+    except Exception:  # it is read as a table, and what is wrong with it is said then
+        return False
+    return dims is not None and axes != dims + 2 and not (axes == dims + 1 and channels == 1)

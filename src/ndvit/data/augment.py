@@ -5,6 +5,8 @@ generator, and returns new tensors. A training step seeds that generator, so wha
 alone.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -13,6 +15,8 @@ def random_crop_resize(
     x: Tensor, mask: Tensor | None, smallest: float, warp: float = 0.0, probability: float = 1.0
 ) -> tuple[Tensor, Tensor | None]:
     """Cut a random box out of each example and stretch it to the example's size, linearly, one axis after another.
+
+    Each axis keeps a share of itself for itself, so the aspect varies, too.
 
     For a signal this is window slicing ("Data augmentation for time series classification using CNNs", 2016), for an
     image a random resized crop. With `warp`, a window of each axis is played faster or slower as well, and the rest
@@ -24,11 +28,12 @@ def random_crop_resize(
     Args:
         x: the batch.
         mask: where values were observed; it is cut, warped and stretched with them.
-        smallest: the least share of each axis that is kept, in (0, 1].
+        smallest: the least share of the length, area or volume that is kept, in (0, 1].
         warp: the largest logarithm of a window's speed; 0 leaves warping out.
         probability: of each example to be cut and warped at all.
     """
     batch, given, given_mask = len(x), x, mask
+    smallest **= 1 / max(1, sum(length > 1 for length in x.shape[2:]))  # of each axis that can be cut
     for axis, length in enumerate(x.shape[2:], start=2):
         if length == 1:
             continue
@@ -96,6 +101,27 @@ def random_flip(x: Tensor, mask: Tensor | None, probability: float) -> tuple[Ten
     if mask is not None:
         mask = torch.where(flip.view(-1, *[1] * (mask.ndim - 1)), mask.flip(-1), mask)
     return x, mask
+
+
+def random_erase(x: Tensor, probability: float) -> Tensor:
+    """Put noise in place of a random box of each example with this probability ("Random Erasing", Zhong et al., 2020).
+
+    A box has a fiftieth to a third of the volume, its sides differ by up to 10 to 3, and it lies inside. The noise is
+    standard normal, as strong as standardised examples are.
+    """
+    batch, dims = len(x), x.ndim - 2
+    share = 0.02 + (1 / 3 - 0.02) * torch.rand(batch, 1, device=x.device)
+    stretch = math.log(10 / 3) / 2 * (2 * torch.rand(batch, dims, device=x.device) - 1)
+    stretch = stretch - stretch.mean(1, keepdim=True)  # sides change, the volume does not
+    side = (share ** (1 / dims) * stretch.exp()).clamp(max=1)
+    first = (1 - side) * torch.rand(batch, dims, device=x.device)
+    inside = torch.rand(batch, *[1] * dims, device=x.device) < probability
+    for axis, length in enumerate(x.shape[2:]):
+        position = (torch.arange(length, device=x.device) + 0.5) / length
+        begin, end = first[:, axis, None], (first + side)[:, axis, None]
+        hit = (begin <= position) & (position < end)  # (B, length)
+        inside = inside & hit.view(batch, *[length if i == axis else 1 for i in range(dims)])
+    return torch.where(inside[:, None], torch.randn_like(x), x)
 
 
 def random_scale(x: Tensor, std: float) -> Tensor:

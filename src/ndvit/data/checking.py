@@ -14,9 +14,11 @@ import numpy as np
 from PIL import Image
 
 from ndvit.data.arrays import Part
+from ndvit.data.examples import Encoded
 from ndvit.data.folders import decode, listing, medium, reason
 from ndvit.data.images import image_size
 from ndvit.data.preprocess import Raw, Recording
+from ndvit.data.rasters import is_raster
 from ndvit.data.signals import signal_header
 
 _DECODE_AT_MOST = 50_000  # files that are decoded to find bad ones; beyond that, headers are read
@@ -70,7 +72,7 @@ def without_bad(
             "Mend or remove them, or leave them out with --skip-bad (skip_bad=True in Python)."
         )
     notes = []
-    if not whole and isinstance(next(iter(parts.values())).items[0], str):
+    if not whole and isinstance(next(iter(parts.values())).items[0], str | Encoded):
         notes.append(f"{total:,} files: only their headers were read, so a damaged one may show up in training")
     if bad:
         notes.append(f"{len(bad):,} of {total:,} examples left out as bad: {listing(bad, 20)}")
@@ -86,12 +88,21 @@ def _mark_odd(looks: dict[str, list[Look]]) -> None:
     shapes = Counter((one.channels, len(one.grid)) for found in looks.values() for one in found if one.fault is None)
     if len(shapes) < 2:
         return
-    channels, axes = shapes.most_common(1)[0][0]
+    most = shapes.most_common(1)[0][0]
     for found in looks.values():
         for i, one in enumerate(found):
-            if one.fault is None and (one.channels, len(one.grid)) != (channels, axes):
-                fault = f"{one.channels} channels and {len(one.grid)} axes, most have {channels} and {axes}"
-                found[i] = one._replace(fault=fault)
+            shape = one.channels, len(one.grid)
+            if one.fault is not None or shape == most:
+                continue
+            if all(axes for _, axes in (shape, most)):
+                fault = f"{shape[0]} channels and {shape[1]} axes, most have {most[0]} and {most[1]}"
+            else:  # TIFFs
+                fault = f"is a {_tiff(shape[0])}, most are a {_tiff(most[0])}; one data set needs one kind"
+            found[i] = one._replace(fault=fault)
+
+
+def _tiff(channels: int) -> str:
+    return f"raster of {channels} band{'s' * (channels > 1)}" if channels else "picture in grey or colour"
 
 
 def _mixed(looks: list[Look]) -> list[str]:
@@ -135,7 +146,7 @@ def _uneven(looks: dict[str, list[Look]]) -> list[str]:
 
 
 def _look(items: Sequence[Any], whole: bool, progress: bool) -> list[Look]:
-    if not isinstance(items[0], str):
+    if not isinstance(items[0], str | Encoded):
         return [_look_at(item) for item in items]
     from tqdm import tqdm
 
@@ -145,15 +156,15 @@ def _look(items: Sequence[Any], whole: bool, progress: bool) -> list[Look]:
         return list(tqdm(looks, "checking files", len(items), leave=False, disable=hidden, unit="file"))
 
 
-def _look_into(path: str, whole: bool) -> Look:
-    """A look at a file: at all of it, or at its header."""
+def _look_into(item: str | Encoded, whole: bool) -> Look:
+    """A look at a file or a row: at all of it, or at its header."""
     try:
         if whole:
-            return _look_at(decode(path))
-        if medium(path) == "images":
-            height, width = image_size(path)
+            return _look_at(decode(item))
+        if isinstance(item, Encoded) or (medium(item) == "images" and not is_raster(item)):
+            height, width = image_size(item.open() if isinstance(item, Encoded) else item)
             return Look(seen=(width, height))
-        return _measured(path)
+        return _measured(item)
     except Exception as error:  # decoders raise whatever they like on a damaged file
         return Look(fault=reason(error))
 

@@ -1,14 +1,23 @@
 """What the other rooms see of data: the examples of a split, a source of train and test sets, and splitting one off."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
 from ndvit.data.preprocess import Raw
 
 Kind = Literal["signal", "image"]
+
+
+class Encoded(ABC):
+    """A picture that lies in a table as the bytes of its file; `str` names it."""
+
+    @abstractmethod
+    def open(self) -> BinaryIO:
+        """Return the bytes as an open file."""
 
 
 class Examples:

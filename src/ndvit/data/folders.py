@@ -9,22 +9,30 @@ from pathlib import Path
 from PIL import Image, UnidentifiedImageError
 
 from ndvit.data.arrays import Part, read_npy
+from ndvit.data.examples import Encoded
 from ndvit.data.images import read_image
 from ndvit.data.preprocess import Raw
+from ndvit.data.rasters import TIFFS, read_raster
 from ndvit.data.signals import SOUNDS, read_audio
 
 MEDIA = {
     "images": (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif"),
     "sound files": SOUNDS,
     "npy files": (".npy",),
+    "npz files": (".npz",),
 }
 """Kinds of files that hold one example each, by ending."""
 
 _MEDIUM = {ending: medium for medium, endings in MEDIA.items() for ending in endings}
-_SPLITS = {"train": "train", "test": "test", "val": "val", "valid": "val", "validation": "val"}
+SPLITS = {"train": "train", "test": "test", "val": "val", "valid": "val", "validation": "val"}
+"""What folders and columns call the parts of a data set."""
+
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
-LAYOUT = "expected one folder a class with its files inside, with or without train/ and test/ (or val/) above"
+LAYOUT = (
+    "expected one folder a class with its files inside, with or without train/ and test/ (or val/) above; or give a "
+    ".csv with the columns path and label"
+)
 
 
 def medium(path: str | Path) -> str | None:
@@ -32,25 +40,29 @@ def medium(path: str | Path) -> str | None:
     return _MEDIUM.get(Path(path).suffix.lower())
 
 
-def read_example(path: str) -> Raw:
-    """Read one file as an image, a `Recording` or an array.
+def read_example(item: str | Encoded) -> Raw:
+    """Read one file, or one row of a table, as an image, a `Recording` or an array.
 
     Raises:
         ValueError: the file and what is wrong with it.
     """
     try:
-        return decode(path)
+        return decode(item)
     except Exception as error:  # decoders raise whatever they like on a damaged file
-        raise ValueError(f"{printable(path)}: {reason(error)}") from error
+        raise ValueError(f"{printable(str(item))}: {reason(error)}") from error
 
 
-def decode(path: str) -> Raw:
-    """Read one file, raising what its decoder raises: see `reason`."""
+def decode(item: str | Encoded) -> Raw:
+    """Read one file or row, raising what its decoder raises: see `reason`."""
+    if isinstance(item, Encoded):
+        return read_image(item.open())
+    path = item
     if os.path.getsize(path) == 0:
         raise ValueError("is empty (0 bytes)")
     kind = medium(path)
     if kind == "images":
-        return read_image(path)
+        raster = read_raster(path) if path.lower().endswith(TIFFS) else None
+        return read_image(path) if raster is None else raster
     return read_audio(path) if kind == "sound files" else read_npy(path)
 
 
@@ -88,7 +100,7 @@ def scan(root: Path) -> tuple[dict[str, Part], list[str]]:
     folders, _ = scanner.children(root)
     splits: dict[str, Path] = {}
     for folder in folders:
-        split = _SPLITS.get(folder.name.lower())
+        split = SPLITS.get(folder.name.lower())
         if split in splits:
             raise ValueError(
                 f"{root}: both {splits[split].name}/ and {folder.name}/ could be the {split} set; keep one"
@@ -110,7 +122,7 @@ def flat(root: Path) -> tuple[Part, list[str]]:
     """Find the examples of a folder of files without classes, and notes on what was left out."""
     scanner = _Scanner(root)
     folders, files = scanner.children(root)
-    paths = [str(path) for path in scanner.known(files)]
+    paths = [str(path) for path in scanner.main(scanner.known(files))]
     scanner.leave("being folders", folders)
     if not paths:
         if any(medium(path) for folder in folders for path in scanner.children(folder)[1]):
@@ -184,6 +196,14 @@ class _Scanner:
         self.leave("of a type not read here", (path for path in files if medium(path) is None))
         return [path for path in files if medium(path)]
 
+    def main(self, files: list[Path]) -> list[Path]:
+        """Leave out .npz files that lie beside examples of another kind: they are seldom examples themselves."""
+        tables = [path for path in files if medium(path) == "npz files"]
+        if len(tables) in (0, len(files)):
+            return files
+        self.leave("beside files of another kind", tables)
+        return [path for path in files if path not in set(tables)]
+
     def walk(self, folder: Path) -> list[Path]:
         folders, files = self.children(folder)
         return self.known(files) + [path for inner in folders for path in self.walk(inner)]
@@ -198,7 +218,7 @@ class _Scanner:
         paths: list[Path] = []
         labels: list[str | None] = []
         for inner in folders:
-            members = self.walk(inner)
+            members = self.main(self.walk(inner))
             if not members:
                 more = f" ({'; '.join(self.notes())})" if self.notes() else ""
                 raise ValueError(

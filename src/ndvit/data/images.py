@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, BinaryIO, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -11,14 +11,14 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from ndvit.data import preprocess
-from ndvit.data.examples import Examples
+from ndvit.data.examples import Encoded, Examples
 from ndvit.data.preprocess import Moments, Raw
 
 _SAMPLE = 1_000  # pictures that statistics are taken from: more would change the third digit of a mean
 _LARGEST = 224  # the shorter side where no size is asked for; the size that most published weights were trained at
 
 
-def read_image(path: str | Path) -> Image.Image:
+def read_image(path: str | Path | BinaryIO) -> Image.Image:
     """Read the first frame of a picture completely, upright, as mode "L" or "RGB"; the file is closed again.
 
     Raises:
@@ -29,7 +29,7 @@ def read_image(path: str | Path) -> Image.Image:
         return plain(image)
 
 
-def image_size(path: str | Path) -> tuple[int, int]:
+def image_size(path: str | Path | BinaryIO) -> tuple[int, int]:
     """Return (height, width) of the upright picture from the file's header."""
     with Image.open(path) as image:
         width, height = image.size
@@ -124,9 +124,11 @@ class ImagePreprocess:
             size: (height, width) or one number for a square; None takes the median of each side, and scales both down
                 together where the shorter one exceeds 224.
         """
-        drawn = np.sort(np.random.default_rng(0).permutation(len(examples))[:_SAMPLE]).tolist()
+        drawn = _drawn(examples)
         if size is None:
-            size = _median_size(examples, drawn)
+            height, width = median_size(examples)
+            scale = min(1.0, _LARGEST / min(height, width))
+            size = (max(1, round(height * scale)), max(1, round(width * scale)))
         size = (size, size) if isinstance(size, int) else tuple(int(n) for n in size)
         colour = cls(size, (0.0,) * 3, (1.0,) * 3)
         moments, grey_moments, grey = Moments(3), Moments(1), True
@@ -145,7 +147,14 @@ class ImagePreprocess:
         Raises:
             ValueError: an array of another layout or type than stated above, or a picture that `plain` refuses.
         """
-        image = plain(_as_image(raw)).convert(self.mode)
+        return self.standardised(self.resized(self.converted(raw)))
+
+    def converted(self, raw: Raw) -> Image.Image:
+        """Return the picture upright, in this mode; errors as above."""
+        return plain(_as_image(raw)).convert(self.mode)
+
+    def resized(self, image: Image.Image) -> Image.Image:
+        """Return what the network sees of a picture, (width, height) = `size`, as PIL calls it."""
         (height, width), (tall, wide) = self.size, (image.height, image.width)
         # Rounding down is what torchvision and timm do; 1e-6 is for quotients that fall just short of a whole number.
         over_h, over_w = int(height / self.crop_fraction + 1e-6), int(width / self.crop_fraction + 1e-6)
@@ -158,10 +167,14 @@ class ImagePreprocess:
         if cover != image.size:
             image = image.resize(cover, Image.Resampling[self.interpolation.upper()])
         left, top = round((cover[0] - width) / 2), round((cover[1] - height) / 2)
-        pixels = np.asarray(image.crop((left, top, left + width, top + height)), dtype=np.float32)
-        tensor = torch.from_numpy(pixels.reshape(height, width, self.channels)).permute(2, 0, 1) / 255
+        return image.crop((left, top, left + width, top + height))
+
+    def standardised(self, image: Image.Image) -> Tensor:
+        """Return the tensor of a picture of `size` and `mode`."""
+        pixels = torch.from_numpy(np.array(image).reshape(image.height, image.width, self.channels)).permute(2, 0, 1)
+        tensor = pixels.to(torch.float32, memory_format=torch.contiguous_format)  # channels apart while they are bytes
         mean, std = torch.tensor(self.mean)[:, None, None], torch.tensor(self.std)[:, None, None]
-        return ((tensor - mean) / std).contiguous()
+        return tensor.div_(255).sub_(mean).div_(std)
 
     def masked(self, raw: Raw) -> tuple[Tensor, Tensor | None]:
         """Return the tensor and None: pictures are always fully observed."""
@@ -189,14 +202,20 @@ def _as_image(raw: Raw) -> Image.Image:
     return Image.fromarray(raw[..., 0] if raw.shape[2:] == (1,) else raw)
 
 
-def _median_size(examples: Examples, drawn: list[int]) -> tuple[int, int]:
+def _drawn(examples: Examples) -> list[int]:
+    """Indices of the pictures that statistics are taken from."""
+    return sorted(np.random.default_rng(0).permutation(len(examples))[:_SAMPLE].tolist())
+
+
+def median_size(examples: Examples) -> tuple[float, float]:
+    """Return the median height and the median width of at most 1,000 pictures, drawn with a fixed seed."""
     sizes = []
-    for i in drawn:
+    for i in _drawn(examples):
         if examples.in_memory:
             image = _as_image(examples[i])
             sizes.append((image.height, image.width))
         else:
-            sizes.append(image_size(examples.items[i]))
+            item = examples.items[i]
+            sizes.append(image_size(item.open() if isinstance(item, Encoded) else item))
     height, width = np.median(sizes, axis=0)
-    scale = min(1.0, _LARGEST / min(height, width))
-    return max(1, round(height * scale)), max(1, round(width * scale))
+    return float(height), float(width)

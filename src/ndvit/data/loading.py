@@ -3,7 +3,8 @@
 import math
 import os
 import signal
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ndvit.data.examples import Examples
-from ndvit.data.preprocess import Preprocess
+from ndvit.data.preprocess import Preprocess, Raw
 
 _MOST_BYTES = 2**30  # of preprocessed examples that are kept
 _FEW = 64  # files that are read without worker processes
@@ -24,6 +25,10 @@ class Batch(NamedTuple):
     x: Tensor
     mask: Tensor | None
     labels: Tensor | None
+
+
+Vary = Callable[[Raw, int], Tensor]
+"""An example and a seed -> the tensor that is learned from."""
 
 
 class UnusableExample(ValueError):
@@ -46,11 +51,13 @@ class Inputs(Dataset[Batch]):
     Args:
         examples: what is read.
         preprocess: what makes tensors of it.
+        vary: what makes tensors of it in training, of an example and a seed; None for the preprocessing itself.
     """
 
-    def __init__(self, examples: Examples, preprocess: Preprocess) -> None:
+    def __init__(self, examples: Examples, preprocess: Preprocess, vary: Vary | None = None) -> None:
         self.examples = examples
         self.preprocess = preprocess
+        self.vary = vary
         self.labels = None if examples.labels is None else torch.from_numpy(np.asarray(examples.labels, dtype=np.int64))
         size = 4 * len(examples) * preprocess.channels * math.prod(preprocess.size)  # bytes of float32
         self._all = self._read(range(len(examples))) if examples.in_memory and 0 < size <= _MOST_BYTES else None
@@ -61,19 +68,29 @@ class Inputs(Dataset[Batch]):
     def __getitem__(self, index: int) -> Batch:
         return self.__getitems__([index])
 
-    def __getitems__(self, indices: Sequence[int]) -> Batch:
-        """The batch of these examples; torch's DataLoader calls this once for a whole batch."""
+    def __getitems__(self, indices: Sequence[int] | Sequence[tuple[int, int]]) -> Batch:
+        """The batch of these examples, varied by the seed that stands beside each index, if one does.
+
+        torch's DataLoader calls this once for a whole batch.
+        """
+        if isinstance(indices[0], tuple):
+            chosen, seeds = zip(*indices, strict=True)  # all are pairs, or none
+            return self._read(chosen, seeds)
         if self._all is None:
-            return self._read(indices)
+            return self._read(indices)  # type: ignore[arg-type]
         x, mask, labels = self._all
         index = torch.as_tensor(indices)
         return Batch(x[index], None if mask is None else mask[index], None if labels is None else labels[index])
 
-    def _read(self, indices: Sequence[int]) -> Batch:
-        pairs = []
-        for i in indices:
+    def _read(self, indices: Sequence[int], seeds: Sequence[int] | None = None) -> Batch:
+        pairs: list[tuple[Tensor, Tensor | None]] = []
+        for place, i in enumerate(indices):
             try:
-                pairs.append(self.preprocess.masked(self.examples[i]))
+                example = self.examples[i]
+                if seeds is None or self.vary is None:
+                    pairs.append(self.preprocess.masked(example))
+                else:
+                    pairs.append((self.vary(example, seeds[place]), None))
             except (ValueError, OSError) as error:
                 raise UnusableExample(f"{self.examples.names[i]}: {error}") from error
         x = torch.stack([x for x, _ in pairs])
@@ -83,22 +100,23 @@ class Inputs(Dataset[Batch]):
             mask = torch.stack([full[0] if m is None else m for _, m in pairs])
         return Batch(x, mask, None if self.labels is None else self.labels[torch.as_tensor(indices)])
 
-    def loader(
-        self, batch_size: int, workers: int | None = None, chosen: Sequence[int] | None = None
-    ) -> DataLoader[Batch]:
+    def loader(self, batch_size: int, workers: int | None = None, chosen: Sequence[int] | None = None) -> "TimedLoader":
         """All examples once, in order, or those that are chosen."""
         order = range(len(self)) if chosen is None else chosen
         return self._loader([list(order[i : i + batch_size]) for i in range(0, len(order), batch_size)], workers)
 
-    def stream(self, batch_size: int, batches: int, seed: int, start: int, workers: int | None) -> DataLoader[Batch]:
+    def stream(
+        self, batch_size: int, batches: int, seed: int, start: int, workers: int | None, repeats: int = 1
+    ) -> "TimedLoader":
         """The training stream, see `ShuffledStream`."""
-        return self._loader(ShuffledStream(len(self), batch_size, batches, seed, start), workers)
+        varied = self.vary is not None
+        return self._loader(ShuffledStream(len(self), batch_size, batches, seed, start, repeats, varied), workers)
 
-    def _loader(self, batches: Any, workers: int | None) -> DataLoader[Batch]:
+    def _loader(self, batches: Any, workers: int | None) -> "TimedLoader":
         if workers is None:
             few = self.examples.in_memory or len(self) <= _FEW  # starting a process costs more than reading a few files
             workers = 0 if few else min(4, max(1, (os.cpu_count() or 2) - 1))
-        return DataLoader(
+        return TimedLoader(
             self,
             batch_sampler=batches,
             collate_fn=_as_it_is,
@@ -107,6 +125,31 @@ class Inputs(Dataset[Batch]):
             persistent_workers=workers > 0,
             worker_init_fn=_ignore_interrupts,
         )
+
+
+class TimedLoader(DataLoader[Batch]):
+    """A DataLoader that knows how long each batch was waited for.
+
+    Attributes:
+        waited: seconds that whoever iterates spent waiting for the newest batch.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.waited = 0.0
+
+    def __iter__(self) -> Any:
+        return self._timed(super().__iter__())
+
+    def _timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        while True:
+            start = time.perf_counter()
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            self.waited = time.perf_counter() - start
+            yield batch
 
 
 def _ignore_interrupts(worker: int) -> None:
@@ -119,11 +162,11 @@ def _as_it_is(batch: Any) -> Any:
     return batch
 
 
-class ShuffledStream(Sampler[list[int]]):
+class ShuffledStream(Sampler[list[Any]]):
     """Batches cut from an endless sequence of shuffled passes over n examples.
 
     Batch b is a function of (seed, b) alone, so a run can go on from any batch. A batch may span two passes, and every
-    batch is full even if it is larger than the data set.
+    batch is full even if it is larger than the data set. It is a list of indices, or of (index, seed).
 
     Args:
         n: examples.
@@ -131,22 +174,40 @@ class ShuffledStream(Sampler[list[int]]):
         batches: length of the stream, counted from batch 0.
         seed: of the shuffling.
         start: the batch that iteration begins with; the length does not change with it.
+        repeats: how often each example of a pass comes, one time after the other ("Augment Your Batch", Hoffer et al.,
+            2020).
+        seeded: whether each index has a seed beside it, another one at every place of the stream.
     """
 
-    def __init__(self, n: int, batch_size: int, batches: int, seed: int, start: int = 0) -> None:
+    def __init__(
+        self,
+        n: int,
+        batch_size: int,
+        batches: int,
+        seed: int,
+        start: int = 0,
+        repeats: int = 1,
+        seeded: bool = False,
+    ) -> None:
         self.n, self.batch_size, self.batches, self.seed, self.start = n, batch_size, batches, seed, start
+        self.repeats, self.seeded = repeats, seeded
 
     def __len__(self) -> int:
         return self.batches
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[list[Any]]:
         order, current = np.empty(0, dtype=np.int64), -1
         for batch in range(self.start, self.batches):
             indices: list[int] = []
             position = batch * self.batch_size
             while len(indices) < self.batch_size:
-                turn, offset = divmod(position + len(indices), self.n)
+                turn, offset = divmod(position + len(indices), self.n * self.repeats)
                 if turn != current:
                     order, current = np.random.default_rng((self.seed, turn)).permutation(self.n), turn
+                    order = order.repeat(self.repeats)
                 indices += order[offset : offset + self.batch_size - len(indices)].tolist()
-            yield indices
+            if self.seeded:
+                seeds = np.random.SeedSequence((self.seed, batch)).generate_state(self.batch_size).tolist()
+                yield list(zip(indices, seeds, strict=True))
+            else:
+                yield indices

@@ -14,12 +14,16 @@ from PIL import Image
 
 from ndvit.data import folders
 from ndvit.data.archives import bundled, download, read_set, table_in
-from ndvit.data.arrays import TABLES, Part, as_part, npy_many, read_table
+from ndvit.data.arrays import Part, as_part, npy_many, npz_single
 from ndvit.data.checking import without_bad
-from ndvit.data.examples import Examples, Kind, Source, hold_out
+from ndvit.data.examples import Encoded, Examples, Kind, Source, hold_out
+from ndvit.data.hub import is_hub, read_hub
 from ndvit.data.images import ImagePreprocess
+from ndvit.data.lists import is_list, read_list
 from ndvit.data.preprocess import Preprocess
+from ndvit.data.rasters import is_raster
 from ndvit.data.signals import SignalPreprocess
+from ndvit.data.tables import TABLES, read_table
 
 
 def load_source(
@@ -28,8 +32,10 @@ def load_source(
     """Load a data set.
 
     Args:
-        source: The name of a built-in set; `ucr:NAME`; a folder of classes; a .ts, .tsv, .npz or .npy file; or in
-            Python `(X, y)`, `(X_train, y_train, X_test, y_test)` or a dict with such keys.
+        source: The name of a built-in set; `ucr:NAME`; `hf:owner/name`, a data set of pictures on the Hugging Face
+            hub (see `read_hub`); a folder of classes; a .csv with the columns path and label (see `read_list`); a .ts,
+            .tsv, .npz or .npy file; or in Python `(X, y)`, `(X_train, y_train, X_test, y_test)` or a dict with such
+            keys.
         test_fraction: The part of each class that is held out for testing, where the data has no split of its own; 0
             holds nothing out and leaves `test` empty, for data that is only to be tested on.
         seed: Seed of that split.
@@ -42,7 +48,7 @@ def load_source(
     """
     if not 0 <= test_fraction < 1:
         raise ValueError(f"test_fraction must be at least 0 and below 1, got {test_fraction}")
-    name, parts, notes = _find(source)
+    name, parts, notes = _find(source, skip_bad, progress)
     name = folders.printable(name)
     where = name if isinstance(source, tuple | dict) else folders.printable(str(source))
     if "train" not in parts:
@@ -77,9 +83,9 @@ def load_examples(
     """Load examples to predict: one file, a folder of files, or arrays.
 
     Args:
-        path: A picture, a sound file, an .npy of one example, a table (.ts, .tsv, .npz with X or X_test), or a folder
-            of files without class folders; or in Python an array (n, time) or (n, channels, time, ...), a list of
-            arrays of any length, or a list of PIL images.
+        path: A picture, a sound file, an .npy or .npz of one example, a table (.ts, .tsv, .npz with X or X_test), a
+            .csv with a column path, `hf:owner/name`, or a folder of files without class folders; or in Python an array
+            (n, time) or (n, channels, time, ...), a list of arrays of any length, or a list of PIL images.
         classes: The model's classes; labels in the file are kept where they are all among them.
         skip_bad: Leave bad examples out, and say so in the notes, instead of raising.
         dims: The model's axes. With them an .npy of `dims` + 2 axes, or of `dims` + 1 for a model of one channel, holds
@@ -99,27 +105,40 @@ def load_examples(
         raise ValueError("the path is empty; the current folder is written .")
     given, path = os.fspath(path), Path(path).expanduser()
     notes: list[str] = []
-    if path.is_dir():
+    tables: dict[str, Part] = {}
+    if is_hub(given):
+        tables, notes = read_hub(given, labelled=False, progress=True)
+    elif path.is_dir():
         part, notes = folders.flat(path)
     elif not path.exists():
         raise FileNotFoundError(f"{path}: no such file or folder")
     elif dims is not None and folders.medium(path) == "npy files" and npy_many(path, dims, channels):
         part = read_table(path)["train"]
         notes.append(f"{path.name}: taken as {len(part.items):,} examples, by its number of axes")
-    elif folders.medium(path):
+    elif is_list(path):
+        tables, notes = read_list(path, labelled=False, skip_bad=skip_bad)
+    elif folders.medium(path) and (path.suffix.lower() != ".npz" or npz_single(path, dims, channels)):
         part = Part([str(path)], None, [path.name])
         if dims is not None and folders.medium(path) == "npy files":
             notes.append(f"{path.name}: taken as one example, by its number of axes")
     else:
         tables = read_table(_table(path))
-        part = tables.get("test") or tables["train"]
+    if tables:
+        split = next(split for split in ("test", "val", "train") if split in tables)
+        part = tables[split]
         if len(tables) > 1:
-            notes.append(f"{path.name} holds {' and '.join(tables)}: the test set is taken")
-    folder = given if path.is_dir() else os.path.dirname(given)  # so that a/0.wav and b/0.wav can be told apart
+            name = given if is_hub(given) else path.name
+            *others, last = tables
+            notes.append(f"{name} holds {', '.join(others)} and {last}: the {split} set is taken")
+    folder = (
+        given if is_hub(given) or path.is_dir() else os.path.dirname(given)
+    )  # so that a/0.wav and b/0.wav can be told apart
     part = _printable(part._replace(names=[os.path.join(folder, name) for name in part.names]))
     good, more = without_bad({"test": part}, folders.printable(given), skip_bad, progress=True)
     part, notes = good["test"], notes + more
     known = set(classes or ())
+    if part.labels is not None and not any(part.labels):  # a column that is there and has nothing in it
+        part = part._replace(labels=None)
     if part.labels is not None and classes and not known.issuperset(part.labels):
         strange = sorted({label or "?" for label in part.labels} - known)
         notes.append(f"labels left out: {folders.listing(strange)} not among the model's classes")
@@ -139,7 +158,7 @@ def builtin_sources() -> tuple[str, ...]:
     return "digits", *bundled()
 
 
-def _find(source: Any) -> tuple[str, dict[str, Part], list[str]]:
+def _find(source: Any, skip_bad: bool, progress: bool) -> tuple[str, dict[str, Part], list[str]]:
     """Return name, parts ("train" and, where the data has them, "test" and "val") and notes of a source."""
     if isinstance(source, tuple | dict):
         return "arrays", _from_arrays(source), []
@@ -158,18 +177,23 @@ def _find(source: Any) -> tuple[str, dict[str, Part], list[str]]:
         return name.lower(), parts, notes + more
     if text.lower().startswith("ucr:"):
         return read_set(download(text[4:].strip()))
+    if is_hub(text):
+        return text.partition("?")[0], *read_hub(text, labelled=True, progress=progress)
     if path.is_dir():
         table = table_in(path)
         if table:
             return read_set(table)
         parts, notes = folders.scan(path)
         return path.resolve().name, parts, notes
+    if path.exists() and is_list(path):
+        return path.stem, *read_list(path, labelled=True, skip_bad=skip_bad)
     if path.exists():
         return read_set(_table(path))
     close = difflib.get_close_matches(text.lower(), builtin_sources(), n=1)
     raise FileNotFoundError(
         f"{text}: no such file or folder, and no built-in source.{f' Did you mean {close[0]}?' if close else ''} "
-        f"Built in: {', '.join(builtin_sources())}. Other sets of the UCR archive: ucr:NAME"
+        f"Built in: {', '.join(builtin_sources())}. Other sets of the UCR archive: ucr:NAME; of the Hugging Face hub: "
+        "hf:owner/name"
     )
 
 
@@ -210,7 +234,7 @@ def _table(path: Path) -> Path:
         return path
     if folders.medium(path):
         raise ValueError(f"{path}: is a single example; to train, {folders.LAYOUT}")
-    known = f"{', '.join(TABLES)} for many examples, {folders.known_endings()} for one each"
+    known = f"{', '.join(TABLES)} for many examples, {folders.known_endings()} for one each, .csv for a list of files"
     raise ValueError(f"{path}: unknown type of file {path.suffix!r}; known: {known}")
 
 
@@ -226,7 +250,7 @@ def _classes(parts: dict[str, Part], where: str, at_least: int) -> tuple[str, ..
         if part.labels is None:
             raise ValueError(
                 f"{where}: the {split} set has no labels; every example needs one"
-                " (.ts: @classLabel true; .npz: y; .npy: NAME_labels.npy or .txt beside it)"
+                " (.ts: @classLabel true; .npz: y; .npy: NAME_labels.npy or .txt beside it; .csv: a column label)"
             )
         without = [name for name, label in zip(part.names, part.labels) if label is None]
         if without:
@@ -251,11 +275,14 @@ def _classes(parts: dict[str, Part], where: str, at_least: int) -> tuple[str, ..
 
 def _kind(part: Part) -> Kind:
     first = part.items[0]
-    picture = isinstance(first, Image.Image) or (isinstance(first, str) and folders.medium(first) == "images")
+    picture = isinstance(first, Image.Image | Encoded) or (
+        isinstance(first, str) and folders.medium(first) == "images" and not is_raster(first)
+    )
     return "image" if picture else "signal"
 
 
 def _examples(part: Part, classes: tuple[str, ...]) -> Examples:
     index = {name: i for i, name in enumerate(classes)}
     labels = None if part.labels is None or not classes else [index[str(label)] for label in part.labels]
-    return Examples(part.items, labels, part.names, folders.read_example if isinstance(part.items[0], str) else None)
+    stored = isinstance(part.items[0], str | Encoded)
+    return Examples(part.items, labels, part.names, folders.read_example if stored else None)

@@ -24,10 +24,13 @@ class Ensemble(nn.Module):
         members: the networks; each is a model of its own, too.
         config: of every member.
         classes, preprocess, provenance, untrained, load_report: as those of `VisionTransformer`, for all members.
+        temperature: of the mean; those of the members have no say in it.
 
     Raises:
         ValueError: if the members differ in anything but their weights, or there is nothing to average.
     """
+
+    temperature: float = 1.0
 
     def __init__(self, members: Sequence[VisionTransformer]) -> None:
         super().__init__()

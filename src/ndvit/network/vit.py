@@ -49,6 +49,7 @@ class VisionTransformer(nn.Module):
         untrained: names of tensors that were newly initialised in a network of trained weights, a new head for example;
             the answers of such a model mean nothing before it is trained. Empty for a network that is new as a whole.
         provenance: plain facts about the training, which travel in the model's file.
+        temperature: what `predict_probabilities` divides the logits by, see `training.calibration`; 1 changes nothing.
         load_report: what `load_model` did to every tensor; None for a network that was not loaded.
     """
 
@@ -56,6 +57,7 @@ class VisionTransformer(nn.Module):
     classes: tuple[str, ...] = ()
     preprocess: Any = None
     untrained: tuple[str, ...] = ()
+    temperature: float = 1.0
     load_report: Any = None
     rope_periods: Tensor
     head: nn.Module
@@ -226,7 +228,7 @@ class VisionTransformer(nn.Module):
     def reset_head(self, num_classes: int) -> None:
         """Replace every head by a new one for `num_classes`; 0 leaves the features bare."""
         self.config = replace(self.config, num_classes=num_classes)
-        self.classes = ()  # the new outputs have no names yet
+        self.classes, self.temperature = (), 1.0  # the new outputs have no names yet
         like = self.patch_embed.proj.weight
         for name, width in self._head_widths().items():
             head = nn.Linear(width, num_classes).to(like) if num_classes else nn.Identity()
@@ -269,13 +271,14 @@ class VisionTransformer(nn.Module):
             if not parameter.requires_grad:
                 continue
             bare = name in undecayed or name.endswith("relative_bias")
-            key = self._depth_of(name), parameter.ndim > 1 and not bare
+            key = self.depth_of(name), parameter.ndim > 1 and not bare
             group = groups.setdefault(key, {"depth": key[0], "decay": key[1], "names": [], "params": []})
             group["names"].append(name)
             group["params"].append(parameter)
         return [groups[key] for key in sorted(groups)]
 
-    def _depth_of(self, name: str) -> int:
+    def depth_of(self, name: str) -> int:
+        """The depth of a parameter of this name, as in `parameter_groups`."""
         part, _, rest = name.partition(".")
         if part == "blocks":
             return int(rest.partition(".")[0]) + 1

@@ -5,10 +5,12 @@ import ndvit._torchvision  # noqa: F401  (lightning imports torchvision)
 # isort: split
 import csv
 import io
+import os
 import re
 import signal
 import sys
 import threading
+import time
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,7 +27,7 @@ from lightning.pytorch.loggers import Logger
 from torch import Tensor
 
 from ndvit.config import ViTConfig
-from ndvit.data.loading import Inputs
+from ndvit.data.loading import Batch, Inputs, TimedLoader
 from ndvit.files import replace_file
 from ndvit.training.recipe import Recipe
 
@@ -181,6 +183,72 @@ class BestWeights(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """From the checkpoint."""
         self.loss, self.weights = state_dict["loss"], state_dict["weights"]
+
+
+class ReadingWatch(Callback):
+    """Measures how much of the training goes into waiting for batches, and says so where that is too much.
+
+    The first steps are not counted, in which worker processes start. Validations and checkpoints are not, either. A GPU
+    still works while its next batch is waited for, so there each step that is measured ends when the GPU is done; and
+    as that costs time, they are 20 in every 200.
+
+    Args:
+        loader: the training batches.
+        train: the examples in them.
+    """
+
+    SKIPPED, LEAST, EVERY = 10, 20, 200  # steps
+    SHARE = 1 / 3  # of the time; what is less is not worth a word
+
+    def __init__(self, loader: TimedLoader, train: Inputs) -> None:
+        self.loader, self.train = loader, train
+        self.steps = self.examples = self._batch = 0
+        self.waiting = self.working = self._start = 0.0
+        self._on_cpu = True
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Find out where it runs."""
+        self._on_cpu = trainer.strategy.root_device.type == "cpu"
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Batch, batch_idx: int) -> None:
+        """A batch has come."""
+        self._start = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """A batch is done, and the next one will be asked for."""
+        step, self._batch = self._batch, self._batch + 1
+        if not self._on_cpu and (self._counts(step) or self._counts(step + 1)):
+            torch.accelerator.synchronize()
+        if self._counts(step):
+            self.steps += 1
+            self.examples += len(batch.x)
+            self.waiting += self.loader.waited
+            self.working += time.perf_counter() - self._start
+
+    def _counts(self, step: int) -> bool:
+        """Whether the step is measured."""
+        place = step if self._on_cpu else step % self.EVERY
+        return place >= self.SKIPPED and (self._on_cpu or place < self.SKIPPED + self.LEAST)
+
+    @property
+    def note(self) -> str | None:
+        """What the user should hear, if reading was the brake."""
+        total = self.waiting + self.working
+        if self.steps < self.LEAST or self.waiting <= self.SHARE * total:
+            return None
+        preprocess, workers = self.train.preprocess, self.loader.num_workers
+        cures = [f"more --workers (now {workers})"] if workers < (os.cpu_count() or 1) else []
+        if not self.train.examples.in_memory:
+            cures.append(f"smaller files (the network sees {' x '.join(map(str, preprocess.size))})")
+        if getattr(self.train.vary, "policy", "none") != "none":
+            cures.append("a lighter --policy")
+        what = "pictures" if preprocess.kind == "image" else "examples"
+        return (
+            f"reading was the brake: {100 * self.waiting / total:.0f} % of the training time waited for {what} "
+            f"({self.examples / total:,.0f} {what}/s)" + (f": try {', or '.join(cures)}" if cures else "")
+        )
 
 
 class Checkpoints(Checkpoint):

@@ -8,7 +8,7 @@ import logging
 import math
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +18,11 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 from lightning.pytorch.loggers import Logger
-from torch import Tensor
+from torch import Tensor, nn
 
 from ndvit.data.loading import Inputs
 from ndvit.network import VisionTransformer
+from ndvit.training.adapters import learning_part
 from ndvit.training.callbacks import (
     METRICS_FILE,
     BestWeights,
@@ -29,6 +30,7 @@ from ndvit.training.callbacks import (
     MetricsFile,
     MovingAverage,
     ProgressBar,
+    ReadingWatch,
     SameRun,
     latest_checkpoint,
     read_checkpoint,
@@ -36,9 +38,10 @@ from ndvit.training.callbacks import (
 )
 from ndvit.training.distillation import Teacher
 from ndvit.training.inference import pick_device
+from ndvit.training.probe import solve_head
 from ndvit.training.recipe import Recipe
 from ndvit.training.rocket import solve_rocket
-from ndvit.training.supervised import SupervisedTask
+from ndvit.training.supervised import SupervisedTask, class_weights
 
 METRIC_ROWS = 200  # rows of training metrics over a run: enough for a curve, few enough to read
 CHECKPOINTS = 20  # and validations, over a run
@@ -54,6 +57,7 @@ class FitResult:
         seconds: wall time of this call, without what came before a resume.
         history: rows of metrics, each with its "step".
         device: where it ran.
+        note: what the user should hear of it, see `ReadingWatch`; None for nothing.
     """
 
     steps: int
@@ -61,6 +65,7 @@ class FitResult:
     seconds: float
     history: list[dict[str, float]]
     device: str
+    note: str | None = None
 
 
 def fit(
@@ -82,16 +87,61 @@ def fit(
     Raises:
         ValueError: if the checkpoint is damaged or of another run.
     """
+    if recipe.head == "solved":
+        return _solve(model, train, val, recipe, folder, progress)
+    with learning_part(model, recipe) as still:
+        return _descend(model, train, val, recipe, folder, resume, progress, teacher, still)
+
+
+def _solve(
+    model: VisionTransformer, train: Inputs, val: Inputs | None, recipe: Recipe, folder: Path | None, progress: bool
+) -> FitResult:
+    """`fit` where only the head learns, and is solved: there are no steps, and nothing to resume."""
+    start, device = time.perf_counter(), pick_device(recipe.device)
+    assert train.labels is not None
+    weight = class_weights(recipe, train.labels, model.config.num_classes)
+    if model.rocket is not None:
+        solve_rocket(model.rocket, train, recipe.seed, weight, recipe.workers)
+    found = solve_head(
+        model, train, val, class_weight=weight, seed=recipe.seed, device=recipe.device, progress=progress
+    )
+    metrics = MetricsFile(folder and folder / METRICS_FILE)
+    metrics.log_metrics(found, 0)
+    metrics.save()
+    return FitResult(0, False, time.perf_counter() - start, metrics.rows, device)
+
+
+def _descend(
+    model: VisionTransformer,
+    train: Inputs,
+    val: Inputs | None,
+    recipe: Recipe,
+    folder: Path | None,
+    resume: bool,
+    progress: bool,
+    teacher: Teacher | None,
+    still: Sequence[nn.Module],
+) -> FitResult:
+    """`fit`, of whatever has gradients; the modules that stand still do not learn."""
     start = time.perf_counter()
     assert val is not None or not recipe.early_stop
     steps = recipe.total_steps(len(train))
     every = min(steps, recipe.val_every or math.ceil(steps / CHECKPOINTS))
     log_every = max(1, math.ceil(steps / METRIC_ROWS))
-    task = SupervisedTask(model, recipe, steps, log_every, labels=train.labels, teacher=teacher)
+    task = SupervisedTask(
+        model,
+        recipe,
+        steps,
+        log_every,
+        labels=train.labels,
+        teacher=teacher,
+        varied=train.vary is not None,
+        still=still,
+    )
     if recipe.compile:
         model.compile()
     model.grad_checkpointing = recipe.grad_checkpointing
-    model.train()  # loaded networks come in eval mode, which Lightning would keep
+    task.train()  # loaded networks come in eval mode, which Lightning would keep
 
     latest = latest_checkpoint(folder) if resume and folder else None
     if latest:
@@ -110,7 +160,14 @@ def fit(
         callbacks.append(MovingAverage(recipe.ema_decay))
     if progress:
         callbacks.append(ProgressBar(steps))
-    callbacks.append(newest)  # after all others (Lightning runs checkpoints last, in this order), to hold what they did
+    # one Lightning epoch is the whole run: a stream of batches that can start at any step
+    first = done * recipe.accumulate
+    stream = train.stream(
+        recipe.batch_size, steps * recipe.accumulate, recipe.seed, first, recipe.workers, recipe.repeats
+    )
+    reading = ReadingWatch(stream, train)
+    # checkpoints after all others (Lightning runs them last, in this order), to hold what they did
+    callbacks += [reading, newest]
 
     with _quiet():
         trainer = pl.Trainer(
@@ -130,9 +187,6 @@ def fit(
             use_distributed_sampler=False,
             default_root_dir=folder,
         )
-        # one Lightning epoch is the whole run: a stream of batches that can start at any step
-        first = done * recipe.accumulate
-        stream = train.stream(recipe.batch_size, steps * recipe.accumulate, recipe.seed, first, recipe.workers)
         watch = None if val is None else val.loader(recipe.batch_size, recipe.workers)
         with newest.listening():
             try:
@@ -145,7 +199,7 @@ def fit(
     elif latest and done == steps:  # nothing was left to do, and Lightning does not do its end either
         model.load_state_dict(_weights(latest))
     device = str(trainer.strategy.root_device)
-    return FitResult(trainer.global_step, newest.requested, seconds, metrics.rows, device)
+    return FitResult(trainer.global_step, newest.requested, seconds, metrics.rows, device, reading.note)
 
 
 def check_same_run(model: VisionTransformer, train: Inputs, recipe: Recipe, folder: Path) -> None:
@@ -207,6 +261,7 @@ def _quiet() -> Iterator[None]:
             warnings.filterwarnings("ignore", message=".*does not have many workers.*")
             warnings.filterwarnings("ignore", message=".*have no `val_dataloader`.*")  # small data has none to spare
             warnings.filterwarnings("ignore", message=".*dataloader is not resumable.*")  # ours starts where it should
+            warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # what is frozen
             warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
             yield
     finally:

@@ -1,6 +1,7 @@
 """From data, a name and a recipe to a trained model: one network, or an ensemble of them."""
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -11,11 +12,14 @@ import torch
 from ndvit import __version__
 from ndvit.config import ViTConfig
 from ndvit.data.examples import Source
+from ndvit.data.images import ImagePreprocess
 from ndvit.data.loading import Inputs
+from ndvit.data.policies import Variation
 from ndvit.data.preprocess import Preprocess, preprocess_from_dict
 from ndvit.files import replace_file
 from ndvit.network import VisionTransformer
 from ndvit.network.ensemble import Ensemble, Model
+from ndvit.training.adapters import check_adapters
 from ndvit.training.distillation import Teacher, make_teacher
 from ndvit.training.fit import FitResult, check_same_run, fit, result_of
 from ndvit.training.plan import plan_fine_tuning, plan_model, with_validation
@@ -26,6 +30,7 @@ from ndvit.weights.opening import open_weights
 from ndvit.weights.report import LoadReport
 
 _NETWORK_FILE = "checkpoints/network.json"
+_VARIED = ("crop", "crop_prob", "flip", "policy", "operations", "magnitude", "jitter")  # fields of both
 Say = Callable[[str], None]
 
 
@@ -64,6 +69,7 @@ class Learned:
             seconds=sum(result.seconds for result in self.fits),
             history=[_mean(rows[step]) for step in sorted(rows)],
             device=self.fits[-1].device,
+            note=next((result.note for result in reversed(self.fits) if result.note), None),
         )
 
 
@@ -191,12 +197,15 @@ class Prepared:
             fits.append(result)
             if result.interrupted:
                 break
-        if self.members == 1:
-            return Learned(networks[0], fits, self.facts, self.data)
-        ensemble = Ensemble(networks)
-        ensemble.provenance = self.provenance | {"members": len(networks), "steps": fits[0].steps}
-        ensemble.load_report = self.first.load_report
-        return Learned(ensemble, fits, self.facts, self.data)
+        model: Model = networks[0]
+        if self.members > 1:
+            model = Ensemble(networks)
+            model.provenance = self.provenance | {"members": len(networks), "steps": fits[0].steps}
+            model.load_report = self.first.load_report
+        learned = Learned(model, fits, self.facts, self.data)
+        if note := learned.fit.note:  # once, not of each member
+            say(note)
+        return learned
 
     def _member(self, i: int, home: Path | None, resume: bool, progress: bool) -> tuple[VisionTransformer, FitResult]:
         """Train one member, or take it from its folder if it is finished."""
@@ -208,7 +217,7 @@ class Prepared:
             assert isinstance(network, VisionTransformer)
             check_same_run(network, train, recipe, home)
             return network, result_of(home, network.provenance["steps"])
-        network = self.first if i == 0 else _network(self.make, recipe.seed, self.data, train.preprocess)
+        network = self.first if i == 0 else _network(self.make, recipe, self.data, train.preprocess)
         network.provenance = dict(self.provenance) if alone else self.provenance | {"member": i}
         if home is not None:
             home.mkdir(parents=True, exist_ok=True)
@@ -240,7 +249,8 @@ def prepare(
         raise ValueError(f"members must be a whole number of at least 1, got {members!r}")
     data = with_validation(data, recipe)
     preprocess, make = _plan(data, recipe, overrides, model, weights)
-    first = _network(make, recipe.seed, data, preprocess)
+    first = _network(make, recipe, data, preprocess)
+    check_adapters(recipe, first.config.depth, taught=teacher is not None)
     if recipe.batch_size == 1 and first.config.head_norm == "batch":
         raise ValueError("batch_size is 1, but BatchNorm before the head needs 2 at least: or set head_norm='none'")
     report = first.load_report
@@ -257,7 +267,8 @@ def prepare(
     facts = _facts(data, recipe, first, name, members)
     for line in (*data.notes, "; ".join(f"{k}: {v}" for k, v in facts.items())):
         say(line)
-    inputs = Inputs(data.train, preprocess), None if data.val is None else Inputs(data.val, preprocess)
+    vary = _variation(preprocess, recipe)
+    inputs = Inputs(data.train, preprocess, vary), None if data.val is None else Inputs(data.val, preprocess)
     taught = None if teacher is None else make_teacher(teacher, first, inputs[0], recipe)
     return Prepared(data, recipe, facts, inputs, make, first, members, taught, provenance, adapted)
 
@@ -283,10 +294,20 @@ def source_name(source: Any) -> str:
         return "arrays"
     text = str(source)
     if not Path(text).exists() and text.startswith(("ucr:", "hf:")):
-        return text.partition(":")[2].replace("/", "-").lower()
+        return text.partition(":")[2].partition("?")[0].replace("/", "-").lower()
     path = Path(text).resolve()
     name = path.stem if path.suffix and (path.exists() or "/" in text) else path.name
     return name.removesuffix("_TRAIN").lower() or "data"
+
+
+def _variation(preprocess: Preprocess, recipe: Recipe) -> Variation | None:
+    """How training examples vary when they are read; None for what is not a picture, which varies batch by batch."""
+    asked = {name for name in ("policy", "jitter") if getattr(recipe, name) != getattr(Recipe, name)}
+    if isinstance(preprocess, ImagePreprocess):
+        return Variation(preprocess, **{name: getattr(recipe, name) for name in _VARIED})
+    if asked:
+        raise ValueError(f"{' and '.join(sorted(asked))} are for pictures, and these examples are {preprocess.kind}s")
+    return None
 
 
 def _plan(
@@ -309,11 +330,16 @@ def _plan(
 
 
 def _network(
-    make: Callable[[], VisionTransformer], seed: int, data: Source, preprocess: Preprocess
+    make: Callable[[], VisionTransformer], recipe: Recipe, data: Source, preprocess: Preprocess
 ) -> VisionTransformer:
-    torch.manual_seed(seed)
+    torch.manual_seed(recipe.seed)
     network = make()
     network.classes, network.preprocess = data.classes, preprocess
+    if recipe.loss == "sigmoid":
+        for name, parameter in network.named_parameters():
+            new = network.load_report is None or name in network.untrained
+            if new and name in ("head.bias", "head_dist.bias", "stem_head.bias"):
+                torch.nn.init.constant_(parameter, -math.log(len(data.classes)))
     return network
 
 
@@ -328,7 +354,9 @@ def _facts(data: Source, recipe: Recipe, network: VisionTransformer, name: str, 
         "input": f"{config.in_channels} x {_by(config.input_size)}, in patches of {_by(config.patch_size)}",
         "examples": f"{len(data.train):,} training, {len(data.val or ()):,} validation, {len(data.test):,} test",
         "classes": f"{len(data.classes)}",
-        "steps": f"{recipe.total_steps(len(data.train)):,} of {recipe.batch_size * recipe.accumulate} examples, "
+        "steps": "none: the head is solved over the features of the network as it is"
+        if recipe.head == "solved"
+        else f"{recipe.total_steps(len(data.train)):,} of {recipe.batch_size * recipe.accumulate} examples, "
         f"peak learning rate {peak:.2g}",
     }
 

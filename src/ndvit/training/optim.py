@@ -1,6 +1,8 @@
 """Optimisers and schedules: parameter groups by depth, layer-wise decay, warm-up and cosine."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,9 +29,69 @@ def build_optimizer(model: VisionTransformer, recipe: Recipe) -> Optimizer:
     parts = [{"params": params, "lr": rate, "weight_decay": decay} for (rate, decay), params in groups.items()]
     if recipe.optimizer == "sgd":
         return SGD(parts, momentum=0.9, nesterov=True)
+    if recipe.optimizer == "lamb":
+        return Lamb(parts, betas=recipe.betas)
     # in fp16 the fused kernel would unscale gradients itself, after they were clipped
     fused = recipe.precision != "16-mixed" and _fused(model)
     return AdamW(parts, betas=recipe.betas, fused=fused)
+
+
+class Lamb(Optimizer):
+    """Adam whose step is as long as a share of the tensor it changes ("LAMB", You et al., 2020).
+
+    Tensors without weight decay (norms, biases, tokens) take Adam's own step, as in the authors' code.
+
+    Args:
+        params: tensors, or groups of them with "lr" and "weight_decay".
+        lr: the learning rate, which is that share.
+        betas: Adam's two decay rates.
+        eps: added to Adam's denominator.
+        weight_decay: added to the step in proportion to the weights.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "steps": 0})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step; `closure` computes the gradients anew, if it is given, and its loss is returned."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            group["steps"] += 1
+            params = [p for p in group["params"] if p.grad is not None]
+            for p in params:
+                if not self.state[p]:
+                    self.state[p] |= {"mean": torch.zeros_like(p), "square": torch.zeros_like(p)}
+            if params:
+                self._update(params, group)
+        return loss
+
+    def _update(self, params: list[Tensor], group: dict[str, Any]) -> None:
+        (first, second), count = group["betas"], group["steps"]
+        grads = [p.grad for p in params if p.grad is not None]
+        means = [self.state[p]["mean"] for p in params]
+        squares = [self.state[p]["square"] for p in params]
+        torch._foreach_lerp_(means, grads, 1 - first)
+        torch._foreach_mul_(squares, second)
+        torch._foreach_addcmul_(squares, grads, grads, 1 - second)
+        scale = torch._foreach_sqrt(torch._foreach_div(squares, 1 - second**count))
+        torch._foreach_add_(scale, group["eps"])
+        updates = torch._foreach_div(torch._foreach_div(means, 1 - first**count), scale)
+        if group["weight_decay"]:
+            torch._foreach_add_(updates, params, alpha=group["weight_decay"])
+            for update, length, own in zip(updates, torch._foreach_norm(params), torch._foreach_norm(updates)):
+                update.mul_(torch.where((length > 0) & (own > 0), length / own, 1.0))  # no branch: nothing waits here
+        torch._foreach_add_(params, updates, alpha=-group["lr"])
 
 
 def build_schedule(optimizer: Optimizer, recipe: Recipe, steps: int) -> LambdaLR:

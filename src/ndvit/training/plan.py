@@ -55,8 +55,8 @@ def plan_model(data: Source, name: str, recipe: Recipe, overrides: Mapping[str, 
     )
     preprocess = _fit_size(data, size)
     light = probe.stem in ("inception", "residual")
-    if light and dims == 1 and "stem_strides" not in overrides:
-        strides = plan_strides(preprocess.size[0], len(probe.stem_depths))
+    if light and "stem_strides" not in overrides:
+        strides = plan_strides(preprocess.size, len(probe.stem_depths))
     preprocess, patch = _fit_patch(preprocess, size, patch, stem, stem_stride(stem, depths, strides))
     # the article's weights need more steps than little data deserves, see ViTConfig.weight_init
     values = {"weight_init": "balanced", **overrides} | {

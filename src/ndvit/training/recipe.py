@@ -7,11 +7,14 @@ from typing import Any, Literal, get_args
 
 from ndvit.config import check_field_names, unwrap_numbers
 
-Optimizer = Literal["adamw", "sgd"]
+Optimizer = Literal["adamw", "sgd", "lamb"]
 Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Tracker = Literal["none", "tensorboard", "wandb"]
 Distillation = Literal["hard", "soft"]
+Policy = Literal["none", "randaugment", "trivialaugment", "3-augment"]
+Loss = Literal["softmax", "sigmoid"]
+Head = Literal["trained", "solved"]
 
 DEFAULT_STEPS = 1000
 
@@ -39,7 +42,7 @@ class Recipe:
     accumulate: int = 1
     """Forward passes in one optimiser step; the effective batch is batch_size times this."""
     optimizer: Optimizer = "adamw"
-    """adamw (fused where torch can), or sgd with Nesterov momentum .9."""
+    """adamw (fused where torch can), sgd with Nesterov momentum .9, or lamb (steps in proportion to the weights)."""
     learning_rate: float | None = None
     """Peak learning rate, reached after warm-up; none means 0.016 / sqrt(embed_dim): .002 at 64, .0006 at 768; and a
     tenth of it for a network that begins with trained weights."""
@@ -49,12 +52,24 @@ class Recipe:
     """Adam's two decay rates."""
     layer_decay: float | None = None
     """Factor on the learning rate for each block further from the head (BEiT, MAE fine-tuning)."""
+    freeze: int | None = None
+    """Blocks from the input on that stay as they are, with patches, tokens, positions and stem; 0 is those alone, the
+    depth leaves the final norm and the heads to learn."""
+    lora: int | None = None
+    """Rank of low-rank adapters (LoRA, by the peft library) of every linear layer in the blocks: they learn in place of
+    all but the heads, and are merged into the weights at the end."""
+    head: Head = "trained"
+    """trained by gradients with all else; or solved: nothing else learns, and the head is a logistic regression over
+    the features of the examples as they are, computed once (a linear probe)."""
     warmup: float = 0.1
     """Share of the steps over which the learning rate rises linearly from 0."""
     min_learning_rate: float = 0.01
     """Where the cosine ends, as a share of the peak."""
     grad_clip: float = 1.0
     """Largest norm of the gradient; 0 switches clipping off."""
+    loss: Loss = "softmax"
+    """Cross-entropy over the classes together (softmax), or of each class by itself (sigmoid, as AugReg and DeiT III;
+    new heads then begin with AugReg's bias, which gives each class 1 / classes)."""
     label_smoothing: float = 0.1
     """Share of each target spread evenly over the classes."""
     mixup: float = 0.2
@@ -64,13 +79,25 @@ class Recipe:
     mix_prob: float = 0.5
     """Share of batches that are mixed."""
     crop: float = 0.85
-    """Smallest share of each axis that random crop-and-resize keeps; 1 switches it off."""
+    """Smallest share of an example that random crop-and-resize keeps, of its length, area or volume; 1 is off."""
     warp: float = 0.0
     """Window warping: a fifth of each axis, anywhere, is played up to exp(warp) times faster or slower; 0 is off."""
     crop_prob: float = 1.0
     """Share of examples that are cropped and warped; the others stay as they are, which is how they will be tested."""
     flip: float = 0.0
     """Probability of mirroring an example along its last axis. Off: left and right often mean something."""
+    policy: Policy = "none"
+    """How pictures are distorted: randaugment, trivialaugment, or 3-augment (grey, solarised or blurred; DeiT III)."""
+    operations: int = 2
+    """How many distortions randaugment does to a picture."""
+    magnitude: int = 9
+    """How strong randaugment's are, from 0 to 10."""
+    jitter: float = 0.0
+    """Brightness, contrast and saturation of pictures are multiplied by up to 1 +- jitter."""
+    erase: float = 0.0
+    """Probability that a box of an example, a fiftieth to a third of it, is replaced by noise (random erasing)."""
+    repeats: int = 1
+    """Times that each training example of a pass is shown, one after the other, each time varied anew (DeiT has 3)."""
     noise: float = 0.0
     """Standard deviation of Gaussian noise on the standardised input."""
     scale: float = 0.0
@@ -118,15 +145,17 @@ class Recipe:
                 object.__setattr__(self, name, tuple(getattr(self, name)))
         if self.steps is not None and self.epochs is not None:
             raise ValueError(f"give steps or epochs, not both (got steps={self.steps}, epochs={self.epochs})")
-        for name in ("steps", "epochs", "batch_size", "accumulate", "early_stop", "val_every"):
+        lengths = ("steps", "epochs", "batch_size", "accumulate", "early_stop", "val_every")
+        for name in (*lengths, "operations", "repeats", "lora"):
             self._check(name, whole=True, low=1)
-        for name in ("seed", "workers"):
+        self._check("magnitude", whole=True, low=0, high=10)
+        for name in ("seed", "workers", "freeze"):
             self._check(name, whole=True, low=0)
-        for name in ("weight_decay", "grad_clip", "mixup", "cutmix", "warp", "noise", "scale", "stem_loss"):
+        for name in ("weight_decay", "grad_clip", "mixup", "cutmix", "warp", "noise", "scale", "stem_loss", "jitter"):
             self._check(name, low=0)
         for name in ("label_smoothing", "warmup", "channel_drop", "drop_path_rate", "ema_decay", "val_fraction"):
             self._check(name, low=0, below=1)
-        for name in ("min_learning_rate", "mix_prob", "crop_prob", "flip", "distillation_weight"):
+        for name in ("min_learning_rate", "mix_prob", "crop_prob", "flip", "erase", "distillation_weight"):
             self._check(name, low=0, high=1)
         for name in ("learning_rate", "temperature"):
             self._check(name, above=0)
@@ -145,6 +174,9 @@ class Recipe:
         choices = {
             "optimizer": Optimizer,
             "distillation": Distillation,
+            "policy": Policy,
+            "loss": Loss,
+            "head": Head,
             "precision": Precision,
             "device": Device,
             "tracker": Tracker,

@@ -4,19 +4,22 @@ import ndvit._torchvision  # noqa: F401  (lightning imports torchvision)
 
 # isort: split
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torchmetrics.classification import MulticlassStatScores
 
 from ndvit.data.augment import (
     channel_drop,
     cutmix,
     mixup,
     random_crop_resize,
+    random_erase,
     random_flip,
     random_noise,
     random_scale,
@@ -52,18 +55,31 @@ def supervised_loss(
         teacher: its logits (B, classes). Where there is no distillation head, the one head learns from both.
     """
     logits, second = output if isinstance(output, tuple) else (output, None)
-    loss = F.cross_entropy(logits, targets, class_weight)
+    loss = label_loss(logits, targets, recipe, class_weight)
     share = recipe.distillation_weight
     if distilled:
         assert second is not None
         if teacher is None:
-            return (loss + F.cross_entropy(second, targets, class_weight)) / 2
+            return (loss + label_loss(second, targets, recipe, class_weight)) / 2
         return (1 - share) * loss + share * distillation_loss(second, teacher, recipe)
     if teacher is not None:
         loss = (1 - share) * loss + share * distillation_loss(logits, teacher, recipe)
     if second is not None:
-        loss = loss + recipe.stem_loss * F.cross_entropy(second, targets, class_weight)
+        loss = loss + recipe.stem_loss * label_loss(second, targets, recipe, class_weight)
     return loss
+
+
+def label_loss(logits: Tensor, targets: Tensor, recipe: Recipe, class_weight: Tensor | None) -> Tensor:
+    """Cross-entropy of logits (B, classes) against distributions over the classes, or of each class by itself.
+
+    By itself, every class that has more than smoothing gives it is there: of two mixed pictures both are (DeiT III).
+    """
+    if recipe.loss == "softmax":
+        return F.cross_entropy(logits, targets, class_weight)
+    smoothing = recipe.label_smoothing
+    there = (targets > smoothing / targets.shape[1] + 1e-6).to(logits.dtype)
+    there = there * (1 - smoothing) + smoothing / targets.shape[1]
+    return F.binary_cross_entropy_with_logits(logits, there, class_weight)
 
 
 def class_weights(recipe: Recipe, labels: Tensor, classes: int) -> Tensor | None:
@@ -105,6 +121,8 @@ class SupervisedTask(pl.LightningModule):
         log_every: optimiser steps between rows of metrics; a row holds means since the last.
         labels: (n,) of the training examples, which class weights need.
         teacher: whom the network learns from beside the labels. It is no submodule, and in no checkpoint.
+        varied: whether examples were cropped and mirrored when they were read, as pictures are.
+        still: modules that do not learn, and stay in eval mode.
     """
 
     class_weight: Tensor | None
@@ -119,9 +137,13 @@ class SupervisedTask(pl.LightningModule):
         *,
         labels: Tensor | None = None,
         teacher: Teacher | None = None,
+        varied: bool = False,
+        still: Sequence[nn.Module] = (),
     ) -> None:
         super().__init__()
         self.model = model
+        self._still = tuple(still)  # a tuple: they are submodules already
+        self.varied = varied
         self.recipe = recipe
         self.steps = steps
         self.teacher = teacher
@@ -129,8 +151,16 @@ class SupervisedTask(pl.LightningModule):
         weight = None if labels is None else class_weights(recipe, labels, model.config.num_classes)
         self.register_buffer("class_weight", weight, persistent=False)
         self.log_every = log_every * recipe.accumulate
+        self.counts = MulticlassStatScores(max(2, model.config.num_classes), average="none", validate_args=False)
         # of loss and accuracy, and their number; in checkpoints, so that a resumed run logs what an unbroken one does
         self.register_buffer("sums", torch.zeros(3))
+
+    def train(self, mode: bool = True) -> "SupervisedTask":
+        """Training mode for all that learns."""
+        super().train(mode)
+        for module in self._still:
+            module.eval()
+        return self
 
     def augment(self, batch: Batch) -> tuple[Tensor, Tensor | None, Tensor]:
         """The batch as the network sees it in training: x, mask and target distributions (B, classes)."""
@@ -139,9 +169,9 @@ class SupervisedTask(pl.LightningModule):
         assert batch.labels is not None
         classes = self.model.config.num_classes
         targets = F.one_hot(batch.labels, classes) * (1 - recipe.label_smoothing) + recipe.label_smoothing / classes
-        if recipe.crop < 1 or recipe.warp:
+        if (recipe.crop < 1 or recipe.warp) and not self.varied:
             x, mask = random_crop_resize(x, mask, recipe.crop, recipe.warp, recipe.crop_prob)
-        if recipe.flip:
+        if recipe.flip and not self.varied:
             x, mask = random_flip(x, mask, recipe.flip)
         if recipe.scale:
             x = random_scale(x, recipe.scale)
@@ -149,6 +179,8 @@ class SupervisedTask(pl.LightningModule):
             x = channel_drop(x, recipe.channel_drop)
         if recipe.noise:
             x = random_noise(x, recipe.noise)
+        if recipe.erase:
+            x = random_erase(x, recipe.erase)
         mixes = [(f, alpha) for f, alpha in ((mixup, recipe.mixup), (cutmix, recipe.cutmix)) if alpha]
         if mixes and torch.rand(()) < recipe.mix_prob:
             mix, alpha = mixes[int(torch.randint(len(mixes), ()))]
@@ -196,14 +228,23 @@ class SupervisedTask(pl.LightningModule):
             )
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Loss and accuracy on validation data."""
+        """Loss of validation data: the mean over its examples, as batches weigh by their size; counts of answers."""
         assert batch.labels is not None
         logits = self.model(batch.x, batch.mask)
-        values = {
-            "val_loss": F.cross_entropy(logits, batch.labels),
-            "val_accuracy": (logits.argmax(1) == batch.labels).float().mean(),
-        }
-        self.log_dict(values, prog_bar=True, batch_size=len(batch.labels))
+        self.counts.update(logits.argmax(1), batch.labels)
+        self.log("val_loss", F.cross_entropy(logits.float(), batch.labels), prog_bar=True, batch_size=len(batch.labels))
+
+    def on_validation_epoch_end(self) -> None:
+        """Accuracy over the whole validation set, and balanced: the mean recall of the classes that are in it.
+
+        torchmetrics' own macro average counts a class that is not in it, too, as a recall of 0, if it was predicted.
+        """
+        counts = self.counts.compute().float()  # (classes, 5)
+        self.counts.reset()
+        right, there = counts[:, 0], counts[:, 4]
+        balanced = (right / there)[there > 0].mean()
+        self.log("val_accuracy", right.sum() / there.sum(), prog_bar=True)
+        self.log("val_balanced_accuracy", balanced)
 
     def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
         """The recipe's; Lightning's own refuses fused optimisers in bf16, too, where gradients are not scaled."""

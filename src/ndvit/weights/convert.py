@@ -23,6 +23,8 @@ def export_state_dict(model: Model, library: Library, path: str | Path | None = 
     file, or to a folder with a config.json, which `timm.create_model("local-dir:FOLDER", pretrained=True)` and
     transformers' `from_pretrained` take as it is.
 
+    `model.temperature` stays behind, as those networks have none: they answer with the raw logits.
+
     Args:
         model: the network.
         library: "timm", "transformers" or "torchvision".
@@ -92,6 +94,8 @@ def _timm_folder(model: VisionTransformer) -> dict[str, Any]:
             "crop_pct": p.crop_fraction,
             "crop_mode": "center" if p.resize == "cover" else "squash",
         }
+    if classes:  # timm takes these off for other classes
+        pretrained["classifier"] = ["head", "head_dist"] if model.config.distilled else "head"
     out = {"architecture": name, "num_classes": classes, "model_args": arguments, "pretrained_cfg": pretrained}
     return out | ({"label_names": list(model.classes)} if model.classes else {})
 

@@ -22,9 +22,12 @@ MODEL_FILE = "model.safetensors"
 
 
 def save_model(model: Model, path: str | Path) -> None:
-    """Write a network or an ensemble with its config, `classes`, `preprocess` and `provenance` into one file.
+    """Write a network or an ensemble with config, `classes`, `preprocess`, `provenance` and so on into one file.
 
     The file appears whole or not at all. It holds plain tensors and JSON: nothing in it can run.
+
+    Raises:
+        ValueError: if the temperature cannot divide logits.
     """
     path = Path(path)
     header = {"ndvit": FORMAT}
@@ -37,6 +40,8 @@ def save_model(model: Model, path: str | Path) -> None:
         "provenance": json.dumps(dict(model.provenance)),
         "untrained": json.dumps(list(model.untrained)),
     }
+    if (temperature := _checked_temperature(model.temperature)) != 1:  # without it, files are as they always were
+        header["temperature"] = json.dumps(temperature)
     tensors = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
     replace_file(path, save(tensors, metadata=header))
 
@@ -59,6 +64,7 @@ class Described:
     preprocess: Preprocess | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
     untrained: tuple[str, ...] = ()
+    temperature: float = 1.0
     ignored: dict[str, str] = field(default_factory=dict)
     assumed: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -78,6 +84,7 @@ class Described:
                 tensors=parts[i],
                 untrained=tuple(name for name in parts[i] if member_name(i, name) in untrained),
                 provenance=told | {"member": i},
+                temperature=1.0,  # the file's is of their mean
             )
             for i in sorted(parts)
         ]
@@ -106,12 +113,23 @@ def describe(path: Path, header: Mapping[str, str], tensors: dict[str, Tensor]) 
             preprocess=None if parts["preprocess"] is None else preprocess_from_dict(parts["preprocess"]),
             provenance=dict(parts["provenance"]),
             untrained=tuple(map(str, json.loads(header.get("untrained", "[]")))),
+            temperature=_checked_temperature(json.loads(header.get("temperature", "1"))),
         )
         if described.classes and len(described.classes) != described.config.num_classes:
             raise ValueError(f"{len(described.classes)} classes for {described.config.num_classes} outputs")
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: the header does not describe a model: {error}") from error
     return described
+
+
+def _checked_temperature(value: object) -> float:
+    """A temperature that logits can be divided by without overflow: not just finite and above 0, but far from both."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 1e-3 <= value <= 1e3:  # NaN is neither
+        raise ValueError(
+            f"temperature must be a finite number above 0, from 0.001 to 1000, got {str(value)[:20]}: "
+            "1 leaves probabilities as they are"
+        )
+    return float(value)
 
 
 def _check_members(said: str, names: Iterable[str]) -> None:

@@ -50,7 +50,8 @@ def load_model(
 
     Returns:
         The `VisionTransformer`, or the `Ensemble` where the file holds one, in eval mode with `config`, `classes`,
-        `preprocess`, `provenance`, `untrained` and `load_report`.
+        `preprocess`, `provenance`, `untrained`, `temperature` and `load_report`; the temperature is 1 if anything was
+        adapted.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -106,6 +107,8 @@ def build_model(
     model.provenance = dict(described.provenance)
     if fitted.adapted or fitted.new:  # what was measured was measured of another network
         model.provenance.pop("test_accuracy", None)
+    if not (fitted.adapted or fitted.new or new_head):  # with a new_head it is trained on, and calibrated anew
+        model.temperature = described.temperature
     model.untrained = (*(n for n in described.untrained if n in fitted.tensors), *fitted.new)
     changed = {change.name for change in fitted.adapted}
     settled = {*overrides, *(preprocess or {})}  # what was assumed of these does not matter any more
@@ -142,6 +145,8 @@ def _ensemble(described: Described, networks: list[VisionTransformer]) -> Ensemb
     model.provenance = dict(described.provenance)
     if first.adapted or first.new:
         model.provenance.pop("test_accuracy", None)
+    else:
+        model.temperature = described.temperature
     return model
 
 

@@ -17,10 +17,11 @@ from ndvit.weights.architecture import infer, refute
 from ndvit.weights.file import Described, check_tensors, describe
 from ndvit.weights.formats import recognise
 from ndvit.weights.hub import resolve
+from ndvit.weights.imagenet import are_imagenet, imagenet_classes, like_imagenet
 from ndvit.weights.layout import convert
 from ndvit.weights.reading import Checkpoint, read_checkpoint
 from ndvit.weights.sidecars import Facts, read_facts
-from ndvit.weights.zoo import Weights, imagenet_classes
+from ndvit.weights.zoo import Weights
 
 # timm's networks that have the tensors of a plain ViT, some of them exactly, and compute something else
 _OTHERWISE = re.compile(r"rope|_pe_|_rpn_|^eva|^beit")
@@ -124,8 +125,8 @@ def _preprocess(
 
 def _classes(config: ViTConfig, row: Weights | None, facts: Facts, assumed: dict[str, str]) -> tuple[str, ...]:
     if facts.classes and len(facts.classes) == config.num_classes:
-        return facts.classes
-    if config.num_classes != 1000 or len(config.input_size) != 2 or config.in_channels != 3:
+        return imagenet_classes() if are_imagenet(facts.classes) else facts.classes  # one name each, whoever published
+    if not like_imagenet(config):
         return ()
     if row is None:
         assumed["classes"] = "classes those of ImageNet-1k, as there are 1000 outputs; set classes="

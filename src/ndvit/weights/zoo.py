@@ -89,14 +89,6 @@ def near_weights(name: str, count: int = 3) -> list[str]:
     return tags or difflib.get_close_matches(name, _table(), n=count, cutoff=0.7)
 
 
-def imagenet_classes() -> tuple[str, ...]:
-    """The 1,000 classes of ImageNet-1k in the order of every published head."""
-    import ndvit._torchvision  # noqa: F401, I001  # makes the next import safe beside a CPU torch
-    from torchvision.models import ViT_B_16_Weights
-
-    return tuple(ViT_B_16_Weights.IMAGENET1K_V1.meta["categories"])
-
-
 @cache
 def _table() -> dict[str, Weights]:
     with _TABLE.open(encoding="utf-8", newline="") as file:

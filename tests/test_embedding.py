@@ -1,0 +1,355 @@
+"""Embeddings of examples, as tables and as scores."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from datafiles import picture, pictures
+from ndvit import create_model, embed, load_source, save_model
+from ndvit.data.examples import Examples
+from ndvit.data.images import ImagePreprocess
+from ndvit.embedding import Embeddings
+from ndvit.network.ensemble import Ensemble
+from tinyruns import command, run_tiny, toy
+
+QUIET = {"progress": False, "say": lambda line: None}
+LETTERS = np.array(["a", "b", "c"])
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return run_tiny(toy(60, classes=3), tmp_path_factory.mktemp("embed") / "run", steps=3)
+
+
+def reader(**options):
+    """A network for pictures, new but for all that a test asks."""
+    torch.manual_seed(0)
+    size = {"input_size": (16, 16), "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2, "num_classes": 0}
+    model = create_model("vit_pico", **{**size, **options}).eval()
+    model.preprocess = ImagePreprocess((16, 16), (0.5,) * 3, (0.2,) * 3)
+    return model
+
+
+def told(model, source, **options):
+    said: list[str] = []
+    return embed(model, source, progress=False, say=said.append, **options), said
+
+
+# what is embedded
+
+
+def test_embeddings_of_labelled_data_know_labels_and_splits(run):
+    x, y = toy(60, classes=3)
+    made, said = told(run.model, (x, LETTERS[y]))
+    assert made.vectors.shape == (60, 16)
+    assert made.vectors.dtype == np.float32
+    assert made.classes == ("a", "b", "c")
+    order = np.argsort([int(name.strip("X[]")) for name in made.names])
+    assert made.labels[order].tolist() == LETTERS[y].tolist()
+    with torch.no_grad():
+        tokens = run.model.forward_features(run.model.preprocess(x[5])[None])
+    assert np.allclose(made.vectors[order][5], tokens[0, 0].numpy(), atol=1e-5)
+    assert "no split given: 20% of each class are called test (12 examples), seed 0" in said
+    as_training = load_source((x, LETTERS[y]), progress=False)  # the same examples that a training would hold out
+    assert sorted(made.names[made.splits == "test"]) == sorted(as_training.test.names)
+
+
+def test_given_splits_stay(tmp_path):
+    for split in ("train", "val", "test"):
+        pictures(tmp_path / split, count=2)
+    made, _ = told(reader(), tmp_path)
+    assert made.splits.tolist() == ["train"] * 4 + ["val"] * 4 + ["test"] * 4
+    assert made.labels.tolist() == ["cat", "cat", "dog", "dog"] * 3
+    assert set(told(reader(), tmp_path, split="test")[0].splits) == {"test"}
+    assert len(told(reader(), tmp_path, split="all")[0]) == 12
+    np.testing.assert_array_equal(told(reader(), tmp_path, split="train")[0].vectors, made.vectors[:4])
+
+
+def test_the_source_that_a_model_was_trained_on_is_split_as_it_was(tmp_path):
+    x, y = toy(60, classes=3)
+    np.savez(tmp_path / "toy.npz", X=x, y=y)
+    run = run_tiny(str(tmp_path / "toy.npz"), tmp_path / "run", steps=2, seed=3, test_fraction=0.3)
+    made, _ = told(tmp_path / "run", tmp_path / "toy.npz")
+    tested = load_source(str(tmp_path / "toy.npz"), test_fraction=0.3, seed=3, progress=False).test.names
+    assert len(tested) == len(run.evaluation) == 18
+    assert sorted(made.names[made.splits == "test"]) == sorted(map(str, tested))
+    assert (told(run.model, tmp_path / "toy.npz", test_fraction=0.5, seed=0)[0].splits == "test").sum() == 30
+
+
+def test_classes_of_one_example_and_single_classes_can_be_embedded(tmp_path):
+    pictures(tmp_path, ("cat", "dog"), count=3)
+    picture(tmp_path / "owl" / "1.png")
+    made, _ = told(reader(), tmp_path)
+    assert made.splits[made.labels == "owl"].tolist() == ["train"]
+    pictures(tmp_path / "one", ("cat",), count=2)
+    assert told(reader(), tmp_path / "one")[0].classes == ("cat",)
+    with pytest.raises(ValueError, match="got 1 of the train split and 0 of the test split"):
+        told(reader(), ([Image.new("RGB", (16, 16))], ["x"]))[0].score("knn")
+
+
+def test_files_without_labels(tmp_path):
+    for i in range(3):
+        Image.new("RGB", (20, 20), (60 * i, 0, 0)).save(tmp_path / f"{i}.png")
+    made, said = told(reader(), tmp_path)
+    assert made.vectors.shape == (3, 16)
+    assert made.labels.tolist() == made.splits.tolist() == [""] * 3
+    assert made.classes == ()
+    assert [name.rpartition("/")[2] for name in made.names] == ["0.png", "1.png", "2.png"]
+    assert not any("without labels" in line for line in said)
+    one, _ = told(reader(), tmp_path / "1.png")
+    np.testing.assert_allclose(one.vectors[0], made.vectors[1], atol=1e-5)
+    with pytest.raises(ValueError, match=r"scores need labelled examples .*got 0 of the train split and 0 of the test"):
+        made.score("knn")
+    with pytest.raises(ValueError, match="files but no class folders"):
+        told(reader(), tmp_path, split="all")
+
+
+def test_arrays_and_tables_without_labels(run, tmp_path):
+    x, _ = toy(5)
+    made, _ = told(run.model, x)
+    assert (made.vectors.shape, set(made.labels)) == ((5, 16), {""})
+    with pytest.raises(ValueError, match=r"split 'all' is of labelled data: give \(X, y\), or leave split out"):
+        told(run.model, x, split="all")
+    np.savez(tmp_path / "x.npz", X=x)
+    table, said = told(run.model, tmp_path / "x.npz")
+    np.testing.assert_allclose(table.vectors, made.vectors, atol=1e-5)
+    assert any(line.startswith("taken without labels: ") for line in said)
+
+
+def test_errors_of_labelled_data_are_not_swallowed(run, tmp_path):
+    pictures(tmp_path / "a", count=2)
+    (tmp_path / "a/cat/0.png").write_bytes(b"no picture")
+    picture(tmp_path / "a/stray.png")  # which could be embedded alone
+    with pytest.raises(ValueError, match=r"0\.png"):
+        told(reader(), tmp_path / "a")
+    made, _ = told(reader(), tmp_path / "a", skip_bad=True)
+    assert made.labels.tolist() == ["cat", "dog", "dog"]
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        told(reader(), str(tmp_path / "nowhere"))
+    with pytest.raises(ValueError, match="given as X, y"):
+        told(reader(), (1, 2, 3))
+    with pytest.raises(ValueError, match="a holds images, and the model was trained on signals"):
+        told(run.model, tmp_path / "a", skip_bad=True)
+
+
+# by what
+
+
+def test_a_head_that_is_new_or_of_other_classes_does_not_matter(tmp_path):
+    model = reader(num_classes=5)
+    save_model(model, tmp_path / "m.safetensors")
+    pictures(tmp_path / "p", count=2)
+    made, _ = told(tmp_path / "m.safetensors", tmp_path / "p")
+    model.reset_head(7)
+    assert model.untrained == ("head.weight", "head.bias")
+    np.testing.assert_array_equal(told(model, tmp_path / "p")[0].vectors, made.vectors)
+
+
+def test_anything_else_that_is_new_does(tmp_path):
+    model = reader()
+    model.untrained = ("patch_embed.proj.weight", "head.weight")
+    picture(tmp_path / "1.png")
+    with pytest.raises(ValueError, match=r"1 tensors before the head \(patch_embed\.proj\.weight\) are newly init"):
+        told(model, tmp_path)
+    with pytest.raises(ValueError, match="newly initialised"):
+        told(Ensemble([reader(num_classes=2), model_with_new_blocks()]), tmp_path)
+
+
+def model_with_new_blocks():
+    model = reader(num_classes=2)
+    model.untrained = ("blocks.0.norm1.weight",)
+    return model
+
+
+def test_without_a_preprocessing_one_is_planned_as_for_training(tmp_path):
+    model, random = reader(), np.random.default_rng(0)
+    model.preprocess = None
+    save_model(model, tmp_path / "m.safetensors")
+    for i in range(4):
+        Image.fromarray(random.integers(100, 200, (20, 24, 3), dtype=np.uint8)).save(tmp_path / f"{i}.png")
+    made, said = told(tmp_path / "m.safetensors", tmp_path)
+    line = next(line for line in said if "bring no preprocessing" in line)
+    assert line.endswith(f"mean and standard deviation are those of {tmp_path}, input 16 x 16")
+    model.preprocess = ImagePreprocess.fit(
+        Examples([Image.open(tmp_path / f"{i}.png") for i in range(4)]), size=(16, 16)
+    )
+    np.testing.assert_allclose(made.vectors, told(model, tmp_path)[0].vectors, atol=1e-5)
+    bare = [reader(num_classes=2) for _ in range(2)]
+    for member in bare:
+        member.preprocess = None
+    with pytest.raises(ValueError, match="the ensemble does not know its preprocessing"):
+        told(Ensemble(bare), tmp_path)
+
+
+def test_signals_of_another_length_without_a_preprocessing():
+    model = create_model("vit_pico", input_size=(16,), patch_size=4, in_channels=2, num_classes=0)
+    x, y = toy(8, shape=(2, 22))
+    made, said = told(model, (x, y))
+    assert made.vectors.shape == (8, model.config.embed_dim)
+    assert any("input 24 (pos_embed: " in line for line in said)  # whole patches of the data's own length
+    assert model.preprocess is None  # the given model stays as it is
+
+
+def test_an_ensemble_embeds_by_all_its_members(run):
+    x, y = toy(60, classes=3)
+    alone, _ = told(run.model, (x, y))
+    both, _ = told(Ensemble([run.model, run.model]), (x, y))
+    np.testing.assert_array_equal(both.vectors, np.concatenate([alone.vectors, alone.vectors], axis=1))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"split": "half"}, "split must be one of auto, test, train, all; got 'half'"),
+        ({"split": "test", "source": "one"}, "data has no examples of the test split"),
+        ({"batch_size": 0}, "batch_size must be a whole number of at least 1, got 0"),
+        ({"test_fraction": 0.0}, r"test_fraction must be above 0 and below 1, got 0\.0"),
+        ({"device": "abacus"}, "there is no device abacus"),
+        ({"output": "e.csv"}, r"embeddings are written as \.npz or \.parquet, got e\.csv"),
+    ],
+)
+def test_what_cannot_be(options, message, tmp_path):
+    pictures(tmp_path / "data", count=1 if "source" in options else 2)
+    options.pop("source", None)
+    with pytest.raises(ValueError, match=message):
+        told(reader(), tmp_path / "data", **options)
+
+
+# tables
+
+
+@pytest.fixture
+def table():
+    names = np.array(["a.png", "größer.png", "c.png"])
+    vectors = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
+    return Embeddings(vectors, names, np.array(["x", "y", ""]), np.array(["train", "test", ""]), ("x", "y"))
+
+
+def read(path):
+    if path.suffix == ".npz":
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    from pyarrow import parquet
+
+    found = parquet.read_table(path)
+    columns = {name: np.array(found[name].to_pylist()) for name in found.column_names}
+    assert found.schema.field("embeddings").type.list_size == 4
+    return columns | {"classes": np.array(json.loads(found.schema.metadata[b"classes"]))}
+
+
+@pytest.mark.parametrize("ending", [".npz", ".parquet"])
+def test_tables_hold_plain_numbers_and_texts(table, tmp_path, ending):
+    path = tmp_path / f"e{ending}"
+    table.save(path)
+    found = read(path)
+    assert found.keys() == {"embeddings", "names", "labels", "splits", "classes"}
+    np.testing.assert_array_equal(found["embeddings"].astype(np.float32), table.vectors)
+    for name in ("names", "labels", "splits", "classes"):
+        assert found[name].tolist() == list(getattr(table, name))
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("ending", [".npz", ".parquet"])
+def test_a_file_is_replaced_by_force_only_and_whole(table, tmp_path, ending, monkeypatch):
+    path = tmp_path / f"e{ending}"
+    path.write_text("mine")
+    with pytest.raises(FileExistsError, match="exists: choose another output, or replace it with --force"):
+        table.save(path)
+
+    def fails(*args, **options):
+        raise OSError("disk full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("numpy.savez" if ending == ".npz" else "pyarrow.parquet.write_table", fails)
+        with pytest.raises(OSError, match="disk full"):
+            table.save(path, force=True)
+    assert path.read_text() == "mine"
+    table.save(path, force=True)
+    assert len(read(path)["names"]) == 3
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_outputs_are_refused_before_anything_is_computed(tmp_path, monkeypatch):
+    monkeypatch.setattr("ndvit.embedding.load_model", lambda run: pytest.fail("too late"))
+    (tmp_path / "folder.npz").mkdir()
+    for output, error, message in (
+        ("folder.npz", FileExistsError, "exists"),
+        ("none/e.npz", FileNotFoundError, "there is no folder"),
+        ("e.txt", ValueError, "written as"),
+    ):
+        with pytest.raises(error, match=message):
+            embed("model", tmp_path, output=tmp_path / output, force=True, **QUIET)
+    monkeypatch.setattr("ndvit.embedding.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"\.parquet needs a package that is not installed: pip install 'ndvit\[parq"):
+        embed("model", tmp_path, output=tmp_path / "e.parquet", **QUIET)
+
+
+def test_embed_writes_what_it_returns(run, tmp_path):
+    made = embed(run.folder, toy(12, classes=3), output=tmp_path / "e.npz", **QUIET)
+    np.testing.assert_array_equal(read(tmp_path / "e.npz")["embeddings"], made.vectors)
+
+
+# scores
+
+
+def separable(classes=2):
+    labels = np.arange(40) % classes
+    vectors = (np.random.default_rng(0).normal(size=(40, 4)) * 0.1 + np.eye(4)[labels]).astype(np.float32)
+    splits = np.array(["train"] * 26 + ["val"] * 4 + ["test"] * 10)
+    names = np.array([str(i) for i in range(40)])
+    return Embeddings(vectors, names, np.array(["x", "y", "z"])[labels], splits, ("x", "y", "z")[:classes])
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("how", ["knn", "linear"])
+def test_separable_embeddings_score_all(how, classes):
+    table = separable(classes)
+    found = table.score(how)
+    assert found.accuracy == 1.0
+    assert found.classes == table.classes
+    assert found.names == tuple(table.names[30:])
+    assert found.labels.tolist() == [i % classes for i in range(30, 40)]
+
+
+@pytest.mark.parametrize("how", ["knn", "linear"])
+def test_scores_learn_from_the_train_split_alone(how):
+    table = separable()
+    whole = table.score(how).probabilities
+    table.labels[26:30] = "x"  # of the val split
+    table.vectors[26:30] = 9
+    np.testing.assert_array_equal(table.score(how).probabilities, whole)
+    table.labels[:26] = np.where(table.labels[:26] == "x", "y", "x")
+    assert table.score(how).accuracy == 0.0
+
+
+def test_other_scores_are_refused():
+    with pytest.raises(ValueError, match="embeddings are scored by knn or linear, got 'tree'"):
+        separable().score("tree")
+
+
+# the command
+
+
+def test_the_command(run, tmp_path, capsys):
+    x, y = toy(60, classes=3)
+    data, output = tmp_path / "data.npz", tmp_path / "e.npz"
+    np.savez(data, X=x, y=y)
+    assert command("embed", run.folder, data, "--output", output, "--knn", "--linear") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"{output}: 60 embeddings of 16 numbers"
+    made = embed(run.folder, data, **QUIET)
+    for line, how in zip(lines[1:], ("knn", "linear"), strict=True):
+        low, high = made.score(how).accuracy_interval
+        assert line.startswith(f"{how:6} accuracy {made.score(how).accuracy:.4f}  (")
+        assert line.endswith(f" of 12; 95 % {low:.4f} to {high:.4f})")
+    assert command("embed", run.folder, data, "--output", output) == 2
+    assert "--force" in capsys.readouterr().err
+    assert command("embed", run.folder, data, "--output", output, "--force", "--split", "test") == 0
+    assert "12 embeddings of 16 numbers" in capsys.readouterr().out
+    assert command("embed", run.folder, data) == 2
+    assert "Give --output FILE.npz" in capsys.readouterr().err
+    assert command("embed", run.folder, data, "--knn", "--split", "test") == 2
+    assert "leave --split test out" in capsys.readouterr().err

@@ -1,0 +1,84 @@
+"""Training pictures: the same picture for the same seed, in the network's size and colours, and otherwise another."""
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ndvit.data.examples import Examples
+from ndvit.data.images import ImagePreprocess
+from ndvit.data.loading import Inputs
+from ndvit.data.policies import Variation
+
+COLOUR = ImagePreprocess((24, 32), (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
+GREY = ImagePreprocess((24, 32), (0.5,), (0.2,), "L")
+CHANGES = {
+    "crop": {"crop": 0.3},
+    "flip": {"flip": 1.0},
+    "randaugment": {"policy": "randaugment", "magnitude": 5},
+    "trivialaugment": {"policy": "trivialaugment"},
+    "3-augment": {"policy": "3-augment"},
+    "jitter": {"jitter": 0.4},
+}
+
+
+def picture(width=60, height=50) -> Image.Image:
+    ramp = np.linspace(0, 255, width * height).reshape(height, width)
+    return Image.fromarray(np.stack([ramp, ramp.T.reshape(height, width), 255 - ramp], 2).astype(np.uint8))
+
+
+@pytest.mark.parametrize("preprocess", [COLOUR, GREY], ids=["colour", "grey"])
+@pytest.mark.parametrize("changes", CHANGES.values(), ids=CHANGES)
+def test_a_seed_gives_one_picture_and_another_seed_another(preprocess, changes):
+    vary = Variation(preprocess, **changes)
+    before = torch.get_rng_state()
+    made = [vary(picture(), seed) for seed in range(12)]
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(x.shape == (preprocess.channels, 24, 32) and x.dtype == torch.float32 for x in made)
+    again = pickle.loads(pickle.dumps(vary))
+    assert all(torch.equal(again(picture(), seed), x) for seed, x in enumerate(made))
+    assert not all(torch.equal(x, preprocess(picture())) for x in made)
+    if "flip" not in changes:
+        assert len({x.numpy().tobytes() for x in made}) > 2
+    low, high = ((torch.tensor([v]) - torch.tensor(preprocess.mean)) / torch.tensor(preprocess.std) for v in (0, 1))
+    for x in made:  # what is drawn are pictures still
+        assert (x.flatten(1).amin(1) >= low - 1e-4).all()
+        assert (x.flatten(1).amax(1) <= high + 1e-4).all()
+
+
+def test_without_any_change_it_is_the_preprocessing():
+    assert torch.equal(Variation(COLOUR)(picture(), 3), COLOUR(picture()))
+
+
+def test_a_flip_is_a_mirror():
+    assert torch.equal(Variation(COLOUR, flip=1.0)(picture(), 3), COLOUR(picture()).flip(2))
+
+
+def test_some_pictures_are_not_cropped():
+    vary = Variation(COLOUR, crop=0.2, crop_prob=0.4)
+    whole = sum(torch.equal(vary(picture(), seed), COLOUR(picture())) for seed in range(200))
+    assert 90 < whole < 150
+
+
+def test_crops_keep_at_least_that_share_of_the_area():
+    ramp = Image.fromarray(np.tile(np.arange(0, 256, dtype=np.uint8), (256, 1)))
+    plain = ImagePreprocess((256, 256), (0.0,), (1.0,), "L", interpolation="bilinear")
+    across = [(x.max() - x.min()).item() for x in (Variation(plain, crop=0.25)(ramp, seed) for seed in range(200))]
+    # a share of the width: the root of area and aspect, sqrt(.25 x 3/4) to 1
+    assert 0.42 < min(across) < 0.6
+    assert max(across) > 0.97
+
+
+def test_inputs_vary_in_the_stream_alone():
+    examples = Examples([picture(50 + i) for i in range(6)], [0, 1, 0, 1, 0, 1])
+    inputs = Inputs(examples, COLOUR, Variation(COLOUR, crop=0.3, policy="randaugment"))
+    assert torch.equal(inputs[2].x[0], COLOUR(examples[2]))
+    one, two = (list(inputs.stream(4, 3, seed=1, start=0, workers=w)) for w in (0, 2))
+    assert all(torch.equal(a.x, b.x) and torch.equal(a.labels, b.labels) for a, b in zip(one, two, strict=True))
+    assert all(torch.equal(a.x, b.x) for a, b in zip(inputs.stream(4, 3, seed=1, start=1, workers=0), one[1:]))
+    assert one[0].mask is None
+    plain = list(Inputs(examples, COLOUR).stream(4, 3, seed=1, start=0, workers=0))
+    assert torch.equal(plain[0].labels, one[0].labels)
+    assert not torch.equal(plain[0].x, one[0].x)
