@@ -112,6 +112,14 @@ def test_a_run_with_adapters_resumes_to_the_same_result(tmp_path, monkeypatch):
     assert not any("lora" in name for name in tensors(tmp_path / "whole"))
 
 
+def test_random_convolutions_are_solved_beside_adapters(tmp_path):
+    pytest.importorskip("peft")
+    sizes = {"model": "signal_tiny", "embed_dim": 16, "num_heads": 2, "stem_width": 4, "rocket_features": 168}
+    run = run_tiny(toy(shape=(1, 24)), tmp_path / "run", lora=2, steps=2, **sizes)
+    assert run.model.rocket.head.weight.abs().sum() > 0
+    assert not run.model.rocket.head.weight.requires_grad
+
+
 @pytest.mark.parametrize("decay", [0.0, 0.3])
 def test_lamb_is_timms(decay):
     timm = pytest.importorskip("timm.optim")

@@ -456,3 +456,13 @@ def test_subset():
     assert (chosen.names, chosen.labels.tolist(), [int(row[0, 0]) for row in chosen]) == (["d", "a"], [1, 0], [3, 0])
     assert Examples([np.zeros((1, 2))]).subset([0]).labels is None
     assert Examples([1, 2]).names == ["[0]", "[1]"]
+
+
+def test_an_npz_with_x_and_a_test_set_keeps_both(tmp_path):
+    x, y = np.zeros((6, 1, 8), dtype=np.float32), np.arange(6) % 2
+    np.savez(tmp_path / "a.npz", X=x, y=y, X_test=x[:4], y_test=y[:4])
+    data = load_source(tmp_path / "a.npz", progress=False)
+    assert (len(data.train), len(data.test)) == (6, 4)
+    np.savez(tmp_path / "b.npz", X=x, y=y, X_train=x, X_test=x[:4], y_test=y[:4])
+    with pytest.raises(ValueError, match="both X and X_train"):
+        load_source(tmp_path / "b.npz", progress=False)

@@ -93,7 +93,7 @@ def test_large_data_is_seen_ten_times():
         ("fest", SIGNALS, "Did you mean 'fast'"),
         ("signal", PICTURES, "one axis"),
         ("fast", CUBES, "have 3"),
-        ("deit", SIGNALS, "'deit' is for pictures, but arrays holds signals"),
+        ("deit", SIGNALS, "'deit' is for pictures, but arrays holds signals: use preset 'signal'"),
         ("finetune", PICTURES, "begins with trained weights"),
         ("linear_probe", SIGNALS, "begins with trained weights"),
     ],

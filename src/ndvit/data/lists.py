@@ -10,10 +10,10 @@ from ndvit.data.arrays import Part, label_name
 from ndvit.data.folders import SPLITS, known_endings, listing, medium, one_medium, printable
 
 _PATHS = ("path", "file", "filename", "image", "file_name", "filepath", "file_path", "image_path")
-_LABELS = ("label", "class", "target")
+_LABELS = ("label", "class", "target", "labels")
 _COLUMNS = {"path": _PATHS, "label": _LABELS, "split": ("split",)}
 _HEADER = (
-    f"expected a header with a column of paths ({', '.join(_PATHS[:4])}) and one of labels ({', '.join(_LABELS)}); "
+    f"expected a header with a column of paths ({', '.join(_PATHS[:4])}) and one of labels ({', '.join(_LABELS[:3])}); "
     "a table of values is read from an .npz with X and y, a .ts, or UCR's .tsv (label first, tabs, no header)"
 )
 

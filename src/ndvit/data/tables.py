@@ -96,6 +96,10 @@ def _read_tsv(path: Path) -> dict[str, Part]:
 
 def _read_npz(path: Path) -> dict[str, Part]:
     arrays = {key.lower(): array for key, array in load_numpy(path).items()}
+    if "x" in arrays and not arrays.keys().isdisjoint({"x_test", "x_val"}):
+        if "x_train" in arrays:
+            raise ValueError(f"{path}: holds both X and X_train; keep the one that is to be trained on")
+        arrays |= {f"{key}_train": arrays.pop(key) for key in ("x", "y") if key in arrays}
     if "x" in arrays:
         return {"train": as_part(arrays["x"], arrays.get("y"), path.name, f"y in {path.name}")}
     parts = {

@@ -69,7 +69,7 @@ def _adapters(model: VisionTransformer, rank: int) -> Iterator[None]:
     config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=linear)
     tuner = LoraModel(model, config, "default")  # changes the network in place, and freezes all else
     for name, parameter in model.named_parameters():
-        if name.partition(".")[0] in HEADS:
+        if name in learning and name.partition(".")[0] in HEADS:  # a head that is solved learns in its own way
             parameter.requires_grad_(True)
     try:
         yield

@@ -306,7 +306,8 @@ def _variation(preprocess: Preprocess, recipe: Recipe) -> Variation | None:
     if isinstance(preprocess, ImagePreprocess):
         return Variation(preprocess, **{name: getattr(recipe, name) for name in _VARIED})
     if asked:
-        raise ValueError(f"{' and '.join(sorted(asked))} are for pictures, and these examples are {preprocess.kind}s")
+        what = " and ".join(sorted(asked))
+        raise ValueError(f"{what}: for pictures of 8 bits only, and these examples are arrays of values: leave it out")
     return None
 
 

@@ -208,7 +208,12 @@ PRESETS = {
         scaling="sqrt",
         kind="image",
     ),
-    "basic": Preset("the Vision Transformer as published, for anything", "vit_pico", {}),
+    "basic": Preset(
+        "the Vision Transformer as published, for anything",
+        "vit_pico",
+        {},
+        source="the defaults of Recipe and ViTConfig",
+    ),
 }
 
 
@@ -243,9 +248,10 @@ def choose(
     if name == "auto":
         name = _by_itself(data, model, trained is not None)
     preset = PRESETS[name]
-    _check_data(name, data, model is not None or trained is not None)
+    other = _by_itself(data, model, trained is not None)
+    _check_data(name, data, model is not None or trained is not None, other)
     if preset.model is None and trained is None:
-        raise ValueError(f"preset {name!r} begins with trained weights: give some (--weights), or use 'small_data'")
+        raise ValueError(f"preset {name!r} begins with trained weights: give some (--weights), or use {other!r}")
     network = {} if trained is not None else dict(preset.network)
     width = given.get("embed_dim") or (trained or named_config(model or preset.model or "")).embed_dim
     fitting = [least for least in preset.by_width if isinstance(width, int) and least <= width]
@@ -284,14 +290,18 @@ def _by_itself(data: Source, model: str | None, trained: bool) -> str:
     return "signal" if count_axes(data) == 1 and not trained else "basic"
 
 
-def _check_data(name: str, data: Source, has_network: bool) -> None:
-    """Raise a ValueError where a preset is for other data; one for signals may train what network it is given."""
+def _check_data(name: str, data: Source, has_network: bool, other: str) -> None:
+    """Raise a ValueError where a preset is for other data; one for signals may train what network it is given.
+
+    `other` is the preset that would fit.
+    """
     preset, axes = PRESETS[name], count_axes(data)
     if preset.kind == "image" and data.kind != "image":
-        raise ValueError(f"preset {name!r} is for pictures, but {data.name} holds {data.kind}s: use preset 'basic'")
+        what = "signals" if axes == 1 else f"arrays of {axes} axes"
+        raise ValueError(f"preset {name!r} is for pictures, but {data.name} holds {what}: use preset {other!r}")
     if preset.dims not in (None, axes) and not has_network:
         raise ValueError(
-            f"preset {name!r} is for signals of one axis, but examples of {data.name} have {axes}: use preset 'basic'"
+            f"preset {name!r} is for signals of one axis, but examples of {data.name} have {axes}: use preset {other!r}"
         )
 
 
