@@ -120,7 +120,9 @@ def work_of(bench: Bench, job: Job, data: Source) -> Work:
         assert bench.weights is not None
         size = open_weights(bench.weights, {}).config.input_size
     weights = bench.weights if ours else bench.folders[model.library]
-    given = bench.given if job.set == bench.name else {k: v for k, v in bench.given.items() if k != "input_size"}
+    without = {"input_size"} if job.set != bench.name else set()
+    without |= {"epochs", "steps"} if model.options.get("preset") == "linear_probe" else set()  # which takes none
+    given = {key: value for key, value in bench.given.items() if key not in without}
     return Work(
         library=model.library,
         source=str(bench.data) if job.set == bench.name else job.set,

@@ -6,10 +6,11 @@ import torch
 
 from ndvit.config import ViTConfig
 from ndvit.network import VisionTransformer
-from ndvit.training.adapters import check_adapters, learning_part
+from ndvit.run import train
+from ndvit.training.adapters import check_adapters, learning_in_words, learning_part
 from ndvit.training.optim import Lamb, build_optimizer
 from ndvit.training.recipe import Recipe
-from tinyruns import resume_quietly, run_tiny, same_result, tensors, toy
+from tinyruns import QUIET, resume_quietly, run_tiny, same_result, tensors, toy
 
 DEPTH = 2
 STEM = {"stem": "inception", "stem_depths": (1,), "stem_width": 4, "stem_dilations": (1, 2)}
@@ -19,6 +20,11 @@ def network(**options) -> VisionTransformer:
     torch.manual_seed(0)
     sizes = {"input_size": (16,), "patch_size": 4, "in_channels": 2, "embed_dim": 8, "num_heads": 2}
     return VisionTransformer(ViTConfig(**sizes, depth=DEPTH, num_classes=3, **options))
+
+
+def tune(data, folder, weights, **options):
+    """A run that begins with the weights of another."""
+    return train(data, output=folder, weights=weights, preset="basic", **QUIET, **options)
 
 
 @pytest.mark.parametrize(
@@ -43,9 +49,10 @@ def test_blocks_from_the_input_on_are_frozen(freeze, learning):
 
 def test_frozen_parts_of_a_run_stand_still_and_the_rest_learns(tmp_path):
     data = toy(classes=3)
-    options = {"learning_rate": 0.05, "warmup": 0.0, "pooling": "stem_tokens", **STEM}
-    run_tiny(data, tmp_path / "short", steps=1, freeze=1, **options)
-    run_tiny(data, tmp_path / "long", steps=4, freeze=1, **options)
+    first, options = tmp_path / "first", {"learning_rate": 0.05, "warmup": 0.0, "freeze": 1}
+    run_tiny(data, first, steps=1, pooling="stem_tokens", **STEM)
+    tune(data, tmp_path / "short", first, steps=1, **options)
+    tune(data, tmp_path / "long", first, steps=4, **options)
     one, four = tensors(tmp_path / "short"), tensors(tmp_path / "long")
     same = {name for name in one if torch.equal(one[name], four[name])}
     first = {n for n in one if n.startswith(("patch_embed", "blocks.0", "cls_token", "pos_embed"))}
@@ -57,10 +64,32 @@ def test_what_cannot_be_frozen_is_refused():
         check_adapters(Recipe(freeze=3), DEPTH)
     with pytest.raises(ValueError, match="freeze and lora say different things"):
         check_adapters(Recipe(freeze=1, lora=2), DEPTH)
-    with pytest.raises(ValueError, match="a teacher and ema_decay cannot be had with head='solved'"):
-        check_adapters(Recipe(head="solved", ema_decay=0.9), DEPTH, taught=True)
+    with pytest.raises(ValueError, match=r"a solved head .* cannot follow a teacher: leave the teacher out"):
+        check_adapters(Recipe(head="solved"), DEPTH, taught=True)
     with pytest.raises(ValueError, match="lora must be a whole number, at least 1; got 0"):
         Recipe(lora=0)
+
+
+@pytest.mark.parametrize("part", [{"freeze": 0}, {"freeze": 1}, {"freeze": 2}, {"lora": 3}])
+@pytest.mark.parametrize("options", [{}, {"activation": "swiglu"}, {"distilled": True}, {"rocket_features": 168}])
+def test_what_learns_is_counted_and_said(part, options):
+    if "lora" in part:
+        pytest.importorskip("peft")
+    model, recipe = network(**options), Recipe(**part)
+    state = torch.get_rng_state()
+    said = learning_in_words(model, recipe)
+    assert torch.equal(torch.get_rng_state(), state)  # adapters are drawn from it later
+    total = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    with learning_part(model, recipe):
+        learning = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert said.startswith(f"{learning:,} of {total:,} parameters (")
+    which = "adapters of rank 3 in all 2" if recipe.lora else f"the first {recipe.freeze} of 2 blocks"
+    assert which in said
+
+
+def test_all_of_a_network_learns_or_the_head_alone():
+    assert learning_in_words(network(), Recipe()) is None
+    assert learning_in_words(network(), Recipe(head="solved")).startswith("27 of ")  # 3 classes of 8 numbers and 1
 
 
 @pytest.mark.parametrize("activation", ["gelu", "swiglu"])
@@ -96,8 +125,9 @@ def test_a_run_with_adapters_resumes_to_the_same_result(tmp_path, monkeypatch):
     pytest.importorskip("peft")
     from ndvit.training.callbacks import Checkpoints
 
-    options = {"lora": 2, "steps": 6, "val_every": 2, "learning_rate": 0.01}
-    run_tiny(toy(), tmp_path / "whole", **options)
+    first, options = tmp_path / "first", {"lora": 2, "steps": 6, "val_every": 2, "learning_rate": 0.01}
+    run_tiny(toy(), first, steps=1)
+    tune(toy(), tmp_path / "whole", first, **options)
     end_step = Checkpoints._end_step
 
     def stop_at_four(self, trainer):
@@ -106,7 +136,7 @@ def test_a_run_with_adapters_resumes_to_the_same_result(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(Checkpoints, "_end_step", stop_at_four)
-        assert run_tiny(toy(), tmp_path / "broken", **options).interrupted
+        assert tune(toy(), tmp_path / "broken", first, **options).interrupted
     resume_quietly(tmp_path / "broken", toy())
     assert same_result(tmp_path / "broken", tmp_path / "whole")
     assert not any("lora" in name for name in tensors(tmp_path / "whole"))
@@ -115,9 +145,21 @@ def test_a_run_with_adapters_resumes_to_the_same_result(tmp_path, monkeypatch):
 def test_random_convolutions_are_solved_beside_adapters(tmp_path):
     pytest.importorskip("peft")
     sizes = {"model": "signal_tiny", "embed_dim": 16, "num_heads": 2, "stem_width": 4, "rocket_features": 168}
-    run = run_tiny(toy(shape=(1, 24)), tmp_path / "run", lora=2, steps=2, **sizes)
+    run_tiny(toy(shape=(1, 24)), tmp_path / "first", steps=1, **sizes)
+    run = tune(toy(shape=(1, 24)), tmp_path / "run", tmp_path / "first", lora=2, steps=2)
     assert run.model.rocket.head.weight.abs().sum() > 0
     assert not run.model.rocket.head.weight.requires_grad
+
+
+def test_batch_norm_in_front_of_adapters_stands_still(tmp_path):
+    pytest.importorskip("peft")
+    run_tiny(toy(), tmp_path / "first", steps=2, pooling="stem_tokens", **STEM)
+    tune(toy(), tmp_path / "run", tmp_path / "first", lora=2, steps=3)
+    before, after = tensors(tmp_path / "first"), tensors(tmp_path / "run")
+    stem = [name for name in before if name.startswith("patch_embed")]
+    assert any(name.endswith("running_mean") for name in stem)
+    assert all(torch.equal(before[name], after[name]) for name in stem)
+    assert not torch.equal(before["blocks.0.attn.qkv.weight"], after["blocks.0.attn.qkv.weight"])
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.3])

@@ -56,6 +56,7 @@ ARRAYS = {
         "2 channels and 2 axes, most have 2 and 1",
     ),
     "test of other channels": ((X, Y, np.zeros((2, 3, 10)), [0, 1]), r"X_test\[0\]: 3 channels"),
+    "pictures and arrays": (([Image.new("L", (3, 3)), X[0]], "ab"), "X mixes pictures and arrays; give a list of PIL"),
     "labels None": ((X, None), "the train set has no labels"),
     "a label None": ((X, [None, *Y[1:]]), r"1 labels are missing in the train set: X\[0\]"),
     "labels NaN": ((X, [*map(float, Y[:6]), NAN, NAN]), r"2 labels are missing in the train set: X\[6\], X\[7\]"),
@@ -173,7 +174,11 @@ FILES = {
         "8 images and 1 sound files|1 sound files and 8",
     ),
     "pictures and arrays": (lambda p: npy(pictures(p) / "cat" / "a.npy", X) and p, "npy files", "one kind"),
-    "test without train": (lambda p: pictures(p / "test").parent, "found test but no train folder"),
+    "test without train": (lambda p: pictures(p / "test").parent, "holds test but nothing to train on"),
+    "links in a circle": (
+        lambda p: with_bad(p, "x.png", lambda f: f.symlink_to(f)),
+        r"cat/x.png: cannot be read \(.*symbolic links",
+    ),
     "val and valid": (
         lambda p: [pictures(p / split) for split in ("train", "val", "valid")] and p,
         "both val/ and valid/ could be the val set",
@@ -377,6 +382,11 @@ def test_a_decoder_that_says_nothing_is_still_a_fault(tmp_path, monkeypatch, err
     monkeypatch.setattr(folders, "read_image", refuse)
     with pytest.raises(ValueError, match=rf"cat/0.png: cannot be read \({error.__name__}\)"):
         load_source(tmp_path)
+
+
+def test_skipping_what_has_no_label_either():
+    source = load_source((changed((3, 2), np.inf), [*Y[:3], None, *Y[4:]]), skip_bad=True)
+    assert len(source.train) + len(source.test) == 7
 
 
 def test_skip_bad_works_for_arrays():

@@ -36,8 +36,9 @@ def test_numbers_are_sorted_by_value(tmp_path):
         (("Train", "TEST", "validation"), {"train", "test", "val"}),
         (("train", "val"), {"train", "test"}),
         (("train",), {"train"}),
+        (("training", "Testing", "dev"), {"train", "test", "val"}),
     ],
-    ids=["test", "all three", "val", "train alone"],
+    ids=["test", "all three", "val", "train alone", "other names"],
 )
 def test_given_splits(tmp_path, splits, found):
     for i, split in enumerate(splits):
@@ -54,8 +55,18 @@ def test_given_splits(tmp_path, splits, found):
         assert len(source.val) == 8
 
 
-def test_a_class_may_be_called_train(tmp_path):
-    assert load_source(pictures(tmp_path, classes=("bus", "train"))).classes == ("bus", "train")
+@pytest.mark.parametrize("name", ["train", "test", "dev"])
+def test_a_class_may_be_called_like_a_split(tmp_path, name):
+    assert load_source(pictures(tmp_path, classes=("bus", name))).classes == ("bus", name)
+
+
+@pytest.mark.parametrize("splits", [("test",), ("dev", "test")])
+def test_splits_without_a_training_set(tmp_path, splits):
+    for split in splits:
+        pictures(tmp_path / split)
+    parts, _ = folders.scan(tmp_path)
+    assert sorted(parts) == sorted({"dev": "val"}.get(split, split) for split in splits)
+    assert parts["test"].labels == ["cat"] * 4 + ["dog"] * 4
 
 
 def test_a_train_folder_of_folders_is_a_split(tmp_path):
@@ -257,4 +268,8 @@ def test_mixed_recordings_and_pictures_are_told(tmp_path, monkeypatch, limit):
     notes = load_source(tmp_path / "p").notes
     span = "pictures of 12 x 10 to 40 x 30 pixels"
     assert f"{span}: each is resized to cover the network's input and centre-cropped" in notes
-    assert ("pictures in grey and in colour: all are converted to one of them" in notes) == (limit > 0)
+    assert ("pictures in grey (1) and in colour (8): all are converted to colour" in notes) == (limit > 0)
+    pictures(tmp_path / "p2" / "train", mode="L")
+    pictures(tmp_path / "p2" / "test", count=1)
+    said = "in grey (8) and in colour (2): all are converted to grey, as those to train on are, or to colour where"
+    assert any(said in note for note in load_source(tmp_path / "p2").notes) == (limit > 0)

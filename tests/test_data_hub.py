@@ -337,6 +337,7 @@ class Hub(BaseHTTPRequestHandler):
     """Enough of the hub's paths for one data set, me/pets."""
 
     files: ClassVar[dict[str, bytes]] = {}
+    fetched: ClassVar[list[tuple[str, int, int]]] = []  # parts of files
 
     def log_message(self, *_):
         pass
@@ -363,8 +364,13 @@ class Hub(BaseHTTPRequestHandler):
     do_HEAD = do_GET
 
     def answer(self, body, status=200, code=""):
+        if ranged := re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", "")):
+            first, last = map(int, ranged.groups())
+            body, status = body[first : last + 1], 206
+            self.fetched.append((self.path, first, last))
         self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
+        self.send_header("Accept-Ranges", "bytes")
         self.send_header("X-Repo-Commit", "c" * 40)
         self.send_header("ETag", f'"{hashlib.sha1(body).hexdigest()}"')
         if code:
@@ -377,10 +383,11 @@ class Hub(BaseHTTPRequestHandler):
 LOADS = """
 import sys
 from ndvit.data.source import load_source
-for address in ("hf:me/pets", "hf:me/none"):
+for address in ("hf:me/pets", "hf:me/none", "hf:me/pets?streaming=1"):
     try:
         source = load_source(address, progress=False)
-        print(source.classes, len(source.train), source.test.names, source.train[2].getpixel((0, 0)))
+        train, test = source.train, source.test
+        print(source.classes, len(train), test.names, train[2].getpixel((0, 0)), train.streamed)
     except (ValueError, OSError) as error:
         print(f"{type(error).__name__}: {error}")
 """
@@ -400,10 +407,13 @@ def test_the_real_client_finds_it_on_a_hub(tmp_path):
     own |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "127.0.0.1"}
     try:
         command = [sys.executable, "-c", LOADS]
-        said = subprocess.run(command, env=own, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+        done = subprocess.run(command, env=own, cwd=tmp_path, capture_output=True, text=True)
     finally:
         server.shutdown()
         server.server_close()
-    first, second = said.splitlines()
-    assert first == "('cat', 'dog') 10 ['test[0]', 'test[1]'] (20, 100, 50)"
+    assert done.returncode == 0, done.stderr
+    first, second, streamed = done.stdout.splitlines()
+    assert first == "('cat', 'dog') 10 ['test[0]', 'test[1]'] (20, 100, 50) False"
     assert re.match("FileNotFoundError: hf:me/none: .*doesn't exist on the Hub.*set HF_TOKEN", second)
+    assert streamed == first.replace("False", "True")
+    assert {path.rpartition("/")[2] for path, _, _ in Hub.fetched} == {"train-00000-of-00001.parquet"}

@@ -147,6 +147,69 @@ def test_smaller_copies_are_not_bands(tmp_path):
     assert raster_shape(tmp_path / "a.tif") == (5, 64, 64)
 
 
+GDAL = {  # tags by which a TIFF has a place on earth, or was written by GDAL
+    "scale": (33550, "d", 3, (10.0, 10.0, 0.0), True),
+    "keys": (34735, "H", 4, (1, 1, 0, 0), True),
+    "metadata": (42112, "s", 0, "<GDALMetadata></GDALMetadata>", True),
+    "no data": (42113, "s", 0, "0", True),
+}
+
+
+def veiled(path, alpha, kind="unassalpha", **save):
+    """Colour of 8 bits and a band that is marked as transparency."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    array = values(6, 8, 4, dtype=np.uint8, most=255) + np.uint8(1)  # nowhere 0
+    array[..., 3] = alpha
+    tifffile.imwrite(path, array, photometric="rgb", extrasamples=[kind], **save)
+    return array
+
+
+@pytest.mark.parametrize("tag", GDAL)
+@pytest.mark.parametrize("kind", ["unassalpha", "assocalpha"])
+def test_a_fourth_band_by_gdal_is_a_band(tmp_path, tag, kind):
+    array = veiled(tmp_path / "a.tif", np.arange(1, 9), kind, extratags=[GDAL[tag]])
+    np.testing.assert_array_equal(read_example(str(tmp_path / "a.tif")), np.moveaxis(array, -1, 0))
+    assert raster_shape(tmp_path / "a.tif") == (4, 6, 8)
+    tifffile.imwrite(tmp_path / "b.tif", array[..., :3], photometric="rgb", extratags=[GDAL[tag]])
+    assert not is_raster(tmp_path / "b.tif")
+
+
+@pytest.mark.parametrize("limit", [0, 100], ids=["headers", "whole"])
+@pytest.mark.parametrize("kind", ["unassalpha", "assocalpha"])
+def test_what_transparency_was_taken_for_is_told(tmp_path, monkeypatch, limit, kind):
+    monkeypatch.setattr(checking, "_DECODE_AT_MOST", limit)
+    for name in ("field", "wood"):
+        for i in range(3):
+            veiled(tmp_path / "pictures" / name / f"{i}.tif", np.arange(8) // 4 * 255, kind)  # none or all
+            veiled(tmp_path / "bands" / name / f"{i}.tif", 77, kind, extratags=[GDAL["scale"]])
+    taken = "transparency that may be a measured band, in {} of 6 pictures"
+    source = load_source(tmp_path / "pictures")
+    assert (source.kind, any(taken.format(6) in note for note in source.notes)) == ("image", limit == 0)
+    if limit:
+        assert not any("transparency" in note for note in source.notes)
+    veiled(tmp_path / "pictures" / "wood" / "0.tif", 77, kind)
+    veiled(tmp_path / "pictures" / "wood" / "1.tif", np.arange(8) // 4 * 254, kind)
+    source = load_source(tmp_path / "pictures")
+    assert any(taken.format(2 if limit else 6) in note for note in source.notes)
+    assert any(".npy (channels, height, width)" in note for note in source.notes)
+    source = load_source(tmp_path / "bands")
+    assert (source.kind, len(source.train[0])) == ("signal", 4)
+    assert any("marked as transparency is read as any other, in 6 of 6 rasters" in note for note in source.notes)
+
+
+def test_transparent_grey_and_other_files_are_judged_too(tmp_path):
+    save = {**MANY, "extrasamples": ["unassalpha"]}
+    tifffile.imwrite(tmp_path / "a.tif", values(6, 8, 2, dtype=np.uint8, most=255), **save)
+    assert rasters.doubtful_alpha(tmp_path / "a.tif")
+    tifffile.imwrite(tmp_path / "a.tif", values(6, 8, 2, dtype=np.uint8, most=2) * np.uint8(255), **save)
+    assert not rasters.doubtful_alpha(tmp_path / "a.tif")
+    assert rasters.doubtful_alpha(tmp_path / "a.tif", whole=False)
+    for mode in ("RGB", "L", "1", "P", "LAB", "CMYK"):
+        assert not rasters.doubtful_alpha(picture(tmp_path / "b.tif", mode=mode), whole=False)
+    Image.new("RGBA", (3, 3), (9, 9, 9, 77)).save(tmp_path / "c.png")  # in which it is never anything else
+    assert not rasters.doubtful_alpha(tmp_path / "c.png")
+
+
 def pages(path, *arrays, **save):
     with tifffile.TiffWriter(path) as file:
         for array in arrays:

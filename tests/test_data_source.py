@@ -189,6 +189,51 @@ def test_arrays_of_any_number_of_axes(shape):
     assert preprocess(source.test[0]).shape == expected
 
 
+@pytest.mark.parametrize(
+    ("shape", "said"),
+    [
+        ((32, 32, 3), "32 channels of 32 x 3 values"),
+        ((28, 28, 1), "28 channels of 28 x 1 values"),
+        ((16, 16, 4), "16 channels of 16 x 4 values"),
+        ((128, 9), "128 channels of 9 values"),
+        ((100, 1), "100 channels of 1 values"),
+        ((9, 9, 9, 3), "9 channels of 9 x 9 x 3 values"),
+        ((3, 32, 32), None),
+        ((13, 8, 64), None),
+        ((32, 32, 6), None),
+        ((1, 28, 28), None),
+        ((28, 1, 28), None),
+        ((1, 1), None),
+        ((1, 30), None),
+        ((6, 4), None),
+        ((2, 8), None),  # the sizes that follow are of UCR's and UEA's sets
+        ((12, 7), None),
+        ((200, 22), None),
+        ((144, 62), None),
+        ((963, 144), None),
+    ],
+    ids=str,
+)
+def test_channels_that_may_be_last_are_told(tmp_path, shape, said):
+    x, y = xy(4, shape)
+    notes = [f"examples of shape {shape} are read as {said}: channels come first; if they are last, give "] * bool(said)
+    assert list(load_source((x, y, x, y)).notes) == [f"{note}np.moveaxis(X, -1, 1)" for note in notes]
+    assert list(load_source((list(x), y, x, y)).notes) == [f"{note}np.moveaxis(X, -1, 1)" for note in notes]
+    for name in "ab":
+        for i in range(2):
+            npy(tmp_path / "train" / name / f"{i}.npy", x[i])
+            npy(tmp_path / "test" / name / f"{i}.npy", x[i])
+    if len(shape) > 1:
+        assert list(load_source(tmp_path).notes) == [f"{note}np.moveaxis(x, -1, 0)" for note in notes]
+
+
+def test_channels_that_may_be_last_are_told_of_unequal_lengths():
+    rows = [np.zeros((n, 3)) for n in (20, 21, 20, 22)]
+    message = r"X\[1\]: 21 channels and 1 axes, most have 20 and 1 \(shape \(21, 3\): channels come first\)"
+    with pytest.raises(ValueError, match=message):
+        load_source((rows, list("abab")))
+
+
 def test_arrays_keep_their_split():
     x, y = xy()
     for given in ((x, y, x[:3], y[:3]), {"X_train": x, "y_train": y, "X_test": x[:3], "y_test": y[:3]}):
@@ -353,6 +398,42 @@ def test_npy_with_a_test_file_beside(tmp_path):
         npy(tmp_path / f"X_{split}.npy", x)
         npy(tmp_path / f"y_{split}.npy", y)
     assert "X_test.npy to test" in load_source(tmp_path / "X_train.npy").notes[0]
+
+
+@pytest.mark.parametrize("given", ["toy", "TRAIN"])
+def test_npz_files_with_a_test_file_beside(tmp_path, given):
+    """Each may name its arrays after its split."""
+    x, y = xy()
+    train, test = ("X_train", "X_test") if given == "TRAIN" else ("X", "X")
+    np.savez(tmp_path / "toy_train.npz", **{train: x, train.replace("X", "y"): y})
+    np.savez(tmp_path / "toy_test.npz", **{test: x[:3], test.replace("X", "y"): y[:3]})
+    source = load_source(tmp_path / "toy_train.npz")
+    assert (len(source.train), len(source.test)) == (8, 3)
+    assert "toy_test.npz to test" in source.notes[0]
+    np.savez(tmp_path / "toy_train.npz", X_train=x, y_train=y, X_test=x[:4], y_test=y[:4])
+    source = load_source(tmp_path / "toy_train.npz")
+    assert (len(source.train), len(source.test)) == (8, 4)
+    assert source.notes[0] == "the split in toy_train.npz, and not toy_test.npz"
+
+
+@pytest.mark.parametrize("val", ["X_val", "x_valid", "X_Validation", "X_dev"])
+@pytest.mark.parametrize("train", ["X", "X_train"])
+def test_an_npz_may_call_its_splits_as_folders_do(tmp_path, val, train):
+    x, y = xy()
+    named = {train: x, train.replace("X", "y"): y, val: x[:2], "y" + val[1:]: y[:2]}
+    np.savez(tmp_path / "a.npz", **named)
+    source = load_source(tmp_path / "a.npz")
+    assert (len(source.train), len(source.test)) == (8, 2)
+    assert "no test set given: the validation set is the test set" in source.notes
+    np.savez(tmp_path / "a.npz", **named, X_testing=x[:3], y_testing=y[:3])
+    source = load_source(tmp_path / "a.npz")
+    assert (len(source.train), len(source.val), len(source.test)) == (8, 2, 3)
+    np.savez(tmp_path / "a.npz", X_train=x, y_train=y, X_val=x, X_valid=x)
+    with pytest.raises(ValueError, match="several arrays that could be X_val, such as X_valid; keep one"):
+        load_source(tmp_path / "a.npz")
+    np.savez(tmp_path / "a.npz", X=x, x=x[:2], y=y)
+    with pytest.raises(ValueError, match="holds two arrays called x, in large and in small letters"):
+        load_source(tmp_path / "a.npz")
 
 
 # Examples to predict

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from datafiles import arrays, npy, picture, pictures, sound
-from ndvit.data.lists import is_list
+from ndvit.data.lists import is_list, read_list
 from ndvit.data.preprocess import Recording
 from ndvit.data.source import load_examples, load_source
 
@@ -110,7 +110,10 @@ def test_paths_are_relative_to_the_list(tmp_path, monkeypatch):
     assert len(load_source(absolute).train) == 6
 
 
-@pytest.mark.parametrize("said", ["../out.png", "cat/../../out.png", "{}/out.png", "link.png", "folder/out.png", ".."])
+OUT = ["../out.png", "cat/../../out.png", "{}/out.png", "link.png", "folder/out.png", "..", f"{'x' * 300}/../../a.png"]
+
+
+@pytest.mark.parametrize("said", OUT)
 @pytest.mark.parametrize("there", [True, False], ids=["there", "missing"])
 @pytest.mark.parametrize("skip_bad", [True, False])
 def test_paths_that_lead_out_are_refused(tmp_path, said, there, skip_bad):
@@ -147,6 +150,9 @@ LINES = {
     "twice": ("cat/../cat/1.png,DOG", "cat/1.png stands in line 3, too"),
     "other type": ("labels.csv,CAT", r"labels.csv is of a type not read here; known: .jpg"),
     "zero byte": ("a\0b.png,CAT", "a name with a zero byte is not there"),
+    "long name": (f"cat/{'x' * 5000}.png,CAT", r"cat/x{196}\.\.\. is not there"),
+    "long folder": (f"{'x' * 300}/{'y/' * 3000}z.png,CAT", r"x{200}\.\.\. is not there"),
+    "circle": ("circle/a.png,CAT", "circle/a.png is not there"),
 }
 
 
@@ -158,6 +164,7 @@ def test_lines_that_cannot_be_used_are_listed(tmp_path, name):
     path = listed(tmp_path, line)
     picture(tmp_path / "more.png")
     (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    (tmp_path / "circle").symlink_to("circle")
     with pytest.raises(ValueError, match=rf"labels.csv: 1 of 9 lines cannot be used:\n  line 10: .*{message}.*\nMend"):
         load_source(path)
     source = load_source(path, skip_bad=True)
@@ -181,8 +188,10 @@ def test_splits_that_are_unknown_or_lack_the_training_set(tmp_path):
     with pytest.raises(ValueError, match="line 9: split is 'fold3'; expected train, val or test"):
         load_source(bad)
     test = csv(tmp_path, "path,label,split", *(line.replace("train", "test") for line in lines))
-    with pytest.raises(ValueError, match="no line says train in the column split; without that column"):
+    with pytest.raises(ValueError, match=r"labels.csv: holds test but nothing to train on"):
         load_source(test)
+    parts, _ = read_list(test, labelled=True, skip_bad=False)
+    assert (list(parts), parts["test"].labels) == (["test"], ["CAT"] * 4 + ["DOG"] * 4)
     assert len(load_examples(test)[1]) == 8
 
 
@@ -197,7 +206,10 @@ CSVS = {
         "rename all but one",
     ),
     "two columns of labels": (["path,label,Class"], "the columns label and Class may mean the same"),
-    "no labels": (["path", "cat/0.png", "dog/0.png"], "the train set has no labels", ".csv: a column label"),
+    "no labels": (
+        ["path,,animal", "cat/0.png,1,cat"],
+        r"no column of labels but path, \(without a name\), animal; call the one with labels label or class or target",
+    ),
     "quotes": (["path,label", '"cat/0.png"x,CAT'], r"labels.csv, line 2: .*quotes stand around whole fields"),
     "mixed": (
         ["path,label", "cat/0.png,a", "0.npy,b"],
@@ -217,10 +229,19 @@ def test_lists_that_are_none(tmp_path, name):
         caught.match(message)
 
 
-def test_other_encodings_are_refused(tmp_path):
-    for encoding in ("latin-1", "utf-16"):
-        with pytest.raises(ValueError, match=r"labels.csv: is not UTF-8 text \(byte \d+\); save it as such"):
-            load_source(csv(tmp_path, "path,label", "käfer.png,a", encoding=encoding))
+@pytest.mark.parametrize(
+    ("encoding", "many", "place"),
+    [
+        ("latin-1", 0, r"line 2: is not UTF-8 text \(offset 12\)"),
+        ("utf-16", 0, r"line 1: is not UTF-8 text \(offset 0\)"),
+        ("latin-1", 20_000, r"line 20002: is not UTF-8 text \(offset 100,012\)"),
+    ],
+)
+def test_other_encodings_are_refused(tmp_path, encoding, many, place):
+    """A long file is decoded in pieces; places count from its beginning."""
+    lines = ["a,CA"] * many
+    with pytest.raises(ValueError, match=rf"labels.csv, {place}; save it as such"):
+        load_source(csv(tmp_path, "path,label", *lines, "käfer.png,a", encoding=encoding))
 
 
 def test_files_that_are_bad_are_named_as_in_the_list(tmp_path):

@@ -97,9 +97,10 @@ def test_files_without_labels(tmp_path):
     assert made.vectors.shape == (3, 16)
     assert made.labels.tolist() == made.splits.tolist() == [""] * 3
     assert made.classes == ()
-    assert [name.rpartition("/")[2] for name in made.names] == ["0.png", "1.png", "2.png"]
+    assert made.names.tolist() == ["0.png", "1.png", "2.png"]
     assert not any("without labels" in line for line in said)
-    one, _ = told(reader(), tmp_path / "1.png")
+    one, said = told(reader(), tmp_path / "1.png")
+    assert (one.names.tolist(), said) == (["1.png"], [])
     np.testing.assert_allclose(one.vectors[0], made.vectors[1], atol=1e-5)
     with pytest.raises(ValueError, match=r"scores need labelled examples .*got 0 of the train split and 0 of the test"):
         made.score("knn")
@@ -116,7 +117,21 @@ def test_arrays_and_tables_without_labels(run, tmp_path):
     np.savez(tmp_path / "x.npz", X=x)
     table, said = told(run.model, tmp_path / "x.npz")
     np.testing.assert_allclose(table.vectors, made.vectors, atol=1e-5)
-    assert any(line.startswith("taken without labels: ") for line in said)
+    assert any(line.startswith("embedded without labels; if some were meant: ") for line in said)
+    np.savez(tmp_path / "x.npz", X=x, y=np.arange(5) % 2)
+    labelled, _ = told(run.model, tmp_path / "x.npz", test_fraction=0.4)
+    assert sorted(labelled.names) == table.names.tolist() == [f"x.npz[{i}]" for i in range(5)]  # one name for either
+
+
+def test_lists_name_examples_alike_with_and_without_labels(tmp_path):
+    pictures(tmp_path / "data", count=2)
+    files = [f"data/{name}/{i}.png" for name in ("cat", "dog") for i in range(2)]
+    (tmp_path / "a.csv").write_text("path,label\n" + "".join(f"{file},{file[5:8]}\n" for file in files))
+    (tmp_path / "b.csv").write_text("path\n" + "".join(f"{file}\n" for file in files))
+    labelled, _ = told(reader(), tmp_path / "a.csv", test_fraction=0.5)
+    bare, said = told(reader(), tmp_path / "b.csv")
+    assert sorted(labelled.names) == bare.names.tolist() == files
+    assert sum("embedded without labels" in line for line in said) == 1
 
 
 def test_errors_of_labelled_data_are_not_swallowed(run, tmp_path):

@@ -15,7 +15,7 @@ from ndvit.training.plan import plan_model, split_options
 from ndvit.training.presets import PRESETS, choose
 from ndvit.training.recipe import Recipe
 from ndvit.weights.file import save_model
-from tinyruns import QUIET
+from tinyruns import QUIET, command
 
 
 def source(*shape: int):
@@ -101,6 +101,76 @@ def test_large_data_is_seen_ten_times():
 def test_what_is_refused(name, data, message):
     with pytest.raises(ValueError, match=message):
         choose(name, data, None, {})
+
+
+@pytest.mark.parametrize("option", [{"steps": 9}, {"mixup": 0.0}, {"learning_rate": 0.1}, {"precision": "32-true"}])
+def test_a_head_that_is_solved_refuses_what_would_do_nothing(option):
+    choice = choose("linear_probe", PICTURES, None, {"mixup": 0.5, **option}, DEIT)
+    names = ", ".join(name for name in asdict(Recipe()) if name in {"mixup", *option})
+    with pytest.raises(ValueError, match=rf"takes no steps, and {names} would do nothing: leave (it|them) out, or"):
+        split_options(choice.options)
+    recipe, _ = split_options(choose("linear_probe", PICTURES, None, {"head": "trained", **option}, DEIT).options)
+    assert {name: getattr(recipe, name) for name in option} == option
+
+
+@pytest.mark.parametrize("name", ["linear_probe", "finetune", "deit", "deit3", "plain"])
+def test_a_head_is_solved_without_what_a_preset_says_of_steps(name):
+    kept = {"seed": 3, "batch_size": 16, "class_weight": "balanced", "val_fraction": 0.2, "device": "cpu", "workers": 1}
+    choice = choose(name, PICTURES, None, {"head": "solved", "input_size": 112, **kept}, DEIT)
+    recipe, _ = split_options(choice.options)
+    assert recipe == Recipe(head="solved", **kept)
+    assert choice.notes == ()
+    assert Recipe.from_dict(recipe.to_dict()) == recipe  # as config.yaml gives it back
+
+
+@pytest.mark.parametrize(
+    ("given", "trained", "message"),
+    [
+        ({"lora": 4}, None, r"lora=4: what stays as it is should have learned .* give trained weights \(--weights\)"),
+        ({"freeze": 0}, None, "freeze=0: what stays"),
+        ({"head": "solved"}, None, "head='solved': what stays"),
+        ({"lora": 193}, DEIT, "lora=193: a rank above the 192 numbers of a token"),
+    ],
+)
+def test_what_stays_as_it_is_needs_trained_weights(given, trained, message):
+    with pytest.raises(ValueError, match=message):
+        choose("auto", PICTURES, None, given, trained)
+    assert choose("auto", PICTURES, None, {"lora": 192}, DEIT).options["lora"] == 192
+
+
+def test_no_learning_rate_is_one_that_follows_from_the_width():
+    choice = choose("deit", PICTURES, None, {"learning_rate": None, "batch_size": 64})
+    assert (choice.options["learning_rate"], choice.notes) == (None, ())
+
+
+def test_presets_are_listed(capsys):
+    assert command("presets") == 0
+    names = [line.partition(" ")[0] for line in capsys.readouterr().out.partition("\n\n")[0].splitlines()]
+    assert names == ["auto", *PRESETS]
+    assert command("presets", "auto") == 0
+    assert "signal for signals of one axis" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_all_that_a_preset_decides_is_shown(name, capsys):
+    assert command("presets", name) == 0
+    out, preset = capsys.readouterr().out, PRESETS[name]
+    values = dict(line.split(maxsplit=1) for line in out.splitlines() if line.startswith("  "))
+    assert list(values) == [*preset.network, *preset.recipe]
+    for field, text in values.items():
+        value = {**preset.network, **preset.recipe}[field]
+        shown, _, meaning = text.partition(" ")
+        assert shown == (f"{value:.6g}" if isinstance(value, float) else str(value))
+        assert len(meaning.strip()) > 10
+    rules = "\n".join(line for line in out.splitlines() if line.startswith("rule "))
+    assert (f"as many as {preset.passes} passes over the training set" in rules) == bool(preset.passes)
+    assert (f"for {preset.batch:,} examples in a step" in rules) == bool(preset.batch)
+    assert ("an eighth of the training set" in rules) == preset.small_batches
+    assert ("seen at their own size" in rules) == preset.small_pictures
+    assert ("begins with trained weights" in rules) == (preset.model is None)
+    assert rules.count("from embed_dim") == len(preset.by_width)
+    assert ("pictures only" in rules) == (preset.kind == "image")
+    assert ("signals of one axis" in rules) == (preset.kind == "signal")
 
 
 @pytest.mark.parametrize(
@@ -337,8 +407,9 @@ def test_every_preset_trains_two_steps(name, tmp_path):
         if not preset.by_width:
             del options["representation_size"]
     data = (recordings if preset.kind == "signal" else pictures, labels)
-    run = train(data, preset=name, batch_size=4, steps=2, output=tmp_path / "run", **QUIET, **options)
-    assert run.fit.steps == (0 if preset.recipe.get("head") == "solved" else 2)
+    steps = {} if preset.recipe.get("head") == "solved" else {"steps": 2}
+    run = train(data, preset=name, batch_size=4, output=tmp_path / "run", **QUIET, **options, **steps)
+    assert run.fit.steps == steps.get("steps", 0)
     assert 0 <= run.evaluation.accuracy <= 1
     config = read_config(tmp_path / "run" / "config.yaml")
     recipe = {field: config[field] for field in asdict(Recipe())}

@@ -439,6 +439,34 @@ def test_other_data_is_tested_whole_or_by_its_own_split(home, tmp_path):
     assert len(evaluate(home / "run", tmp_path / "split.npz", split="all", **QUIET)) == 39
 
 
+@pytest.mark.parametrize("name", ["test", "val"])
+@pytest.mark.parametrize("classes", ["abc", "ccc"])
+def test_data_with_a_test_set_alone(home, tmp_path, name, classes):
+    x, y = toy(12, classes=3)
+    part, labels = f"X_{name}", np.array(list(classes))[y]
+    np.savez(tmp_path / "toy.npz", **{part: x, f"y_{name}": labels})
+    whole = evaluate(home / "run", (x, labels), **QUIET)
+    for split in ("auto", "test", "all"):
+        result = evaluate(home / "run", tmp_path / "toy.npz", split=split, **QUIET)
+        assert [n.removeprefix(f"toy.npz:{part}") for n in result.names] == [n.removeprefix("X") for n in whole.names]
+        np.testing.assert_array_equal(result.probabilities, whole.probabilities)
+        np.testing.assert_array_equal(result.labels, whole.labels)
+    with pytest.raises(ValueError, match="toy has no examples of the train set"):
+        evaluate(home / "run", tmp_path / "toy.npz", split="train", **QUIET)
+    with pytest.raises(ValueError, match=f"holds {name} but nothing to train on .*`ndvit evaluate` tests"):
+        load_source(tmp_path / "toy.npz")
+
+
+def test_pictures_with_a_test_set_alone(home, tmp_path):
+    pictures(tmp_path / "folder" / "test", count=3)
+    lines = [f"test/{name}/{i}.png,{name},test" for name in ("cat", "dog") for i in range(3)]
+    (tmp_path / "folder" / "list.csv").write_text("\n".join(["path,label,split", *lines]))
+    for source in (tmp_path / "folder", tmp_path / "folder" / "list.csv"):
+        result = evaluate(home / "picture_run", source, **QUIET)
+        assert result.names == tuple(line.split(",")[0] for line in lines)
+        assert result.labels.tolist() == [0, 0, 0, 1, 1, 1]
+
+
 def test_classes_are_matched_by_name(home):
     x, y = toy(20, classes=2)
     result = evaluate(home / "run", (x, np.array(["b", "c"])[y]), **QUIET)
@@ -456,7 +484,7 @@ def test_what_cannot_be_evaluated(home):
         evaluate(home / "run", (x, ["a", "d", "e", "b"]), **QUIET)
     with pytest.raises(ValueError, match="pictures holds images, and the model was trained on signals"):
         evaluate(home / "run", home / "pictures", **QUIET)
-    with pytest.raises(ValueError, match="toy holds signals, and the model was trained on images"):
+    with pytest.raises(ValueError, match="toy holds signals or other arrays of values, and the model was"):
         evaluate(home / "picture_run", home / "toy.npz", **QUIET)
     with pytest.raises(ValueError, match="split must be one of auto, test, train, all; got 'val'"):
         evaluate(home / "run", home / "toy.npz", split="val", **QUIET)
@@ -564,7 +592,7 @@ def test_arrays_can_be_predicted(home):
         predict(home / "run", [home / "toy.npz"], **QUIET)
     with pytest.raises(ValueError, match="X: the test set holds no examples"):
         predict(home / "run", [], **QUIET)
-    with pytest.raises(ValueError, match="X holds signals, and the model was trained on images"):
+    with pytest.raises(ValueError, match="X holds signals or other arrays of values, and the model was"):
         predict(home / "picture_run", x, **QUIET)
     from PIL import Image
 

@@ -1,6 +1,7 @@
 """How a model learns, in numbers: schedules, parameter groups, targets, losses, accumulation, clipping, averages."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from ndvit.data.loading import Batch
 from ndvit.data.source import Examples
 from ndvit.training.inference import pick_device, predict_probabilities
 from ndvit.training.optim import build_optimizer, build_schedule
-from ndvit.training.supervised import SupervisedTask, class_weights, predicted_logits, supervised_loss
+from ndvit.training.supervised import SupervisedTask, class_weights, label_loss, predicted_logits, supervised_loss
 from tinyruns import run_tiny, same_result, tensors, toy
 
 PLAIN = {"mixup": 0.0, "crop": 1.0, "label_smoothing": 0.0}  # no augmentation
@@ -205,6 +206,13 @@ def test_each_augmentation_is_switched_on_by_its_field(option):
     assert torch.equal(targets, F.one_hot(given.labels, 4).float())
 
 
+def test_pictures_that_were_cropped_when_they_were_read_are_warped_still():
+    given = Batch(torch.randn(8, 2, 8, 8), None, torch.arange(8) % 4)
+    for options, changed in (({"crop": 0.5, "flip": 1.0}, False), ({"crop": 0.5, "warp": 0.7}, True)):
+        varied = SupervisedTask(small((8, 8)), Recipe(**PLAIN | options), 10, 1, varied=True)
+        assert torch.allclose(varied.augment(given)[0], given.x, atol=1e-2) != changed
+
+
 LOGITS = torch.tensor([[2.0, 0.0], [0.0, 0.0]])
 OTHER = torch.tensor([[0.0, 0.0], [0.0, 3.0]])
 TARGETS = torch.tensor([[1.0, 0.0], [0.25, 0.75]])
@@ -232,6 +240,44 @@ def test_class_weights_weight_the_targets():
     for options in ({"distilled": True}, {}):  # both heads that learn from labels
         plain = supervised_loss((LOGITS, LOGITS), TARGETS, Recipe(stem_loss=0.4), class_weight=weight, **options)
         assert plain.item() == pytest.approx((1 if options else 1.4) * (first + second) / 2)
+
+
+def test_the_loss_of_each_class_by_itself():
+    def there(z):
+        return math.log(1 + math.exp(-z))
+
+    recipe = Recipe(loss="sigmoid", label_smoothing=0.0)
+    logits = torch.tensor([[2.0, 0.0, -1.0], [0.5, 3.0, 0.0]])
+    targets = torch.tensor([[1.0, 0.0, 0.0], [0.3, 0.7, 0.0]])  # the second is mixed of two, and both are there
+    rows = there(2) + there(0) + there(1), there(0.5) + there(3) + there(0)
+    assert label_loss(logits, targets, recipe, None).item() == pytest.approx(sum(rows) / 2)
+    # a new head, by which each class has 1 / classes, begins where that of all classes together does
+    start = label_loss(torch.full((1, 1000), -math.log(1000)), F.one_hot(torch.tensor([3]), 1000).float(), recipe, None)
+    assert math.log(1000) < start.item() < math.log(1000) + 1.001
+    smooth = 0.7 * targets + 0.1
+    found = label_loss(logits, smooth, Recipe(loss="sigmoid", label_smoothing=0.3), None).item()
+    extra = [0.2 * 2.0 + 0.1 * 1.0, 0.2 * 0.5 + 0.2 * 3.0]  # a target t instead of 1 adds (1 - t) z, instead of 0 -t z
+    assert found == pytest.approx((sum(rows) + extra[0] + extra[1]) / 2)
+
+
+@pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
+def test_class_weights_do_what_repeating_examples_would(loss):
+    recipe, labels = Recipe(loss=loss, label_smoothing=0.0), torch.tensor([0, 0, 1])
+    logits, targets = torch.randn(3, 2), F.one_hot(labels, 2).float()
+    weight = class_weights(replace(recipe, class_weight="balanced"), labels, 2)
+    often = torch.tensor([0, 1, 2, 2])
+    repeated = label_loss(logits[often], targets[often], recipe, None)
+    assert label_loss(logits, targets, recipe, weight).item() == pytest.approx(repeated.item())
+
+
+@pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
+def test_losses_of_half_precision_are_in_single(loss):
+    logits, targets = torch.randn(4, 3).bfloat16(), F.one_hot(torch.arange(4) % 3, 3).float()
+    weight = torch.tensor([0.5, 1.0, 1.5])
+    with torch.autocast("cpu", torch.bfloat16):
+        found = label_loss(logits, targets, Recipe(loss=loss), weight)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, label_loss(logits.float(), targets, Recipe(loss=loss), weight))
 
 
 def test_class_weights_by_hand():

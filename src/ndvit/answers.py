@@ -63,7 +63,8 @@ def evaluate(
     told = model.provenance
     known = same_source(source, told.get("source"))
     held = told.get("test_fraction", 0.2) if split in ("test", "train") or (split == "auto" and known) else 0
-    data = load_source(source, test_fraction=held, seed=told.get("seed", 0), skip_bad=skip_bad, progress=progress)
+    seed = told.get("seed", 0)
+    data = load_source(source, test_fraction=held, seed=seed, skip_bad=skip_bad, progress=progress, to_train=False)
     same_kind(data.kind, preprocess, data.name)
     try:
         index, assumed = match_classes(data.classes, classes)
@@ -77,6 +78,8 @@ def evaluate(
         say(note)
     parts = {"train": data.train, "val": data.val, "test": data.test}
     chosen = [e for name, e in parts.items() if e is not None and len(e) and split in (name, "all")]
+    if not chosen:
+        raise ValueError(f"{data.name} has no examples of the {split} set")
     say(f"{data.name}: {sum(map(len, chosen)):,} examples ({'all' if split == 'all' else f'the {split} set'})")
     if longer := note_longer(chosen, preprocess):
         say(longer)
@@ -174,4 +177,5 @@ def same_source(source: Any, told: str | None) -> bool:
 def same_kind(kind: str, preprocess: Preprocess, where: str) -> None:
     """Raise a ValueError where data are not of the kind that a model reads."""
     if kind != preprocess.kind:
-        raise ValueError(f"{where} holds {kind}s, and the model was trained on {preprocess.kind}s")
+        called = {"signal": "signals or other arrays of values", "image": "images"}
+        raise ValueError(f"{where} holds {called[kind]}, and the model was trained on {called[preprocess.kind]}")

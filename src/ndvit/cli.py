@@ -33,9 +33,14 @@ _DECIDED_ELSEWHERE = {
 
 def _flags(options: type, tell: bool = False) -> dict[str, Any]:
     """The flags of a dataclass, whose help, with the default to `tell`, is the docstring of each field."""
-    docs = {p.arg_name: p.description for p in parse_from_object(options).params}
+    docs = _docs(options)
     told = {f.name: f" [default: {f.default}]" if tell and f.default is not None else "" for f in fields(options)}
     return {f.name: Annotated[f.type, Parameter(help=f"{docs[f.name]}{told[f.name]}")] for f in fields(options)}
+
+
+def _docs(options: type) -> dict[str, str]:
+    """The docstring of each field of a dataclass."""
+    return {p.arg_name: " ".join((p.description or "").split()) for p in parse_from_object(options).params}
 
 
 # Only what the user gives overrides a named model or a preset, so these flags have no defaults, as the keys of partial
@@ -272,31 +277,34 @@ def models() -> None:
 
 @app.command
 def presets(name: str | None = None, /) -> None:
-    """List the presets: what each is for, its network, and where its values are from.
+    """List the presets: what each is for; or say all that one decides, and where its values are from.
 
     Args:
-        name: Only this one, with every value that differs from the default.
+        name: Only this one, with its network, its rules, and every value that differs from the default.
     """
-    from ndvit.training.presets import PRESETS, check_preset
+    from ndvit.training.presets import AUTO, PRESETS, check_preset
 
     if name is None:
+        print(f"{'auto':13} the default: one of these, by the model and the data; `ndvit presets auto` says how")
         for known, preset in PRESETS.items():
             print(f"{known:13} {preset.about}")
         print("\n`ndvit presets NAME` shows the values of one; every flag of `ndvit train` takes the place of one.")
         return
     check_preset(name)
     if name == "auto":
-        raise ValueError("auto chooses one of the presets by the model and the data: give the name of one")
+        print(f"auto: {AUTO}")
+        return
     preset = PRESETS[name]
     print(f"{name}: {preset.about}\nsource   {preset.source or 'measured by ndvit'}")
     print(f"network  {preset.model or 'that of the trained weights'}")
-    if preset.batch:
-        print(f"batch    {preset.batch:,} examples in a step; the learning rate follows another ({preset.scaling})")
+    for rule in preset.rules():
+        print(f"rule     {rule}")
+    docs = _docs(ViTConfig) | _docs(Recipe)
     for field, value in {**preset.network, **preset.recipe}.items():
-        print(f"  {field:18} {value:.6g}" if isinstance(value, float) else f"  {field:18} {value}")
-    for width, values in preset.by_width.items():
-        told = ", ".join(f"{field} {value}" for field, value in values.items())
-        print(f"  from embed_dim {width} on: {told}")
+        shown = f"{value:.6g}" if isinstance(value, float) else str(value)
+        meaning = re.split(r"[.;](?: |$)(?![^(]*\))", docs[field])[0]  # the first sentence
+        print(f"  {field:18} {shown:14} {meaning}")
+    print("Every other option has its default, see `ndvit train --help`; one that you give takes the preset's place.")
 
 
 @app.command

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -12,6 +13,8 @@ import numpy as np
 
 from ndvit.answers import Split, same_kind, same_source
 from ndvit.data.examples import Examples, Source, hold_out
+from ndvit.data.folders import medium, printable
+from ndvit.data.hub import is_hub
 from ndvit.data.images import ImagePreprocess
 from ndvit.data.loading import Inputs
 from ndvit.data.source import load_examples, load_source
@@ -35,7 +38,7 @@ class Embeddings:
 
     Attributes:
         vectors: (n, width) float32.
-        names: (n,) of the examples: files, or numbers.
+        names: (n,) of the examples: files below the folder that was given (or beside the file), or numbers.
         labels: (n,) names of their classes; empty texts where they are not known.
         splits: (n,) train, val or test; empty texts for examples without labels.
         classes: names of the data's classes; none without labels.
@@ -203,7 +206,7 @@ def _load(source: Any, model: Model, split: Split, skip_bad: bool, progress: boo
     except ValueError as error:
         if split != "auto" or isinstance(source, tuple | dict) or _has_folders(source):
             raise
-        reason, why = error, f"taken without labels: {error}"
+        reason, why = error, f"embedded without labels; if some were meant: {error}"
     size, channels = model.config.input_size, model.config.in_channels
     dims = None if isinstance(model.preprocess, ImagePreprocess) else len(size)
     try:
@@ -212,9 +215,15 @@ def _load(source: Any, model: Model, split: Split, skip_bad: bool, progress: boo
         if arrays:
             raise
         raise reason from None
-    single = not arrays and Path(source).expanduser().is_dir()  # where nobody expects labels
-    notes = (*notes, why) if why and not single else notes
-    return Source("X" if arrays else str(source), kind, (), examples, Examples([]), None, notes)
+    if arrays:
+        return Source("X", kind, (), examples, Examples([]), None, notes)
+    folder = Path(source).expanduser().is_dir()
+    if not folder and medium(source) not in ("images", "sound files"):  # where nobody expects labels
+        notes = (*notes, why)
+    # names as labelled examples have them
+    above = printable(os.path.join(source if folder or is_hub(str(source)) else os.path.dirname(source), ""))
+    named = Examples(examples.items, None, [name.removeprefix(above) for name in examples.names], examples.read)
+    return Source(str(source), kind, (), named, Examples([]), None, notes)
 
 
 def _has_folders(source: Any) -> bool:

@@ -18,11 +18,13 @@ from ndvit.data.tables import read_table
 def read_set(path: Path) -> tuple[str, dict[str, Part], list[str]]:
     """Read a file of examples, and the _TEST file beside it if it is a _TRAIN file; return name, parts and notes."""
     parts, other = read_table(path), _sibling(path)
-    if other:
-        parts["test"] = read_table(other)["train"]
+    if other and "test" not in parts:
+        found = read_table(other)
+        parts["test"] = found[next(split for split in ("test", "train", "val") if split in found)]
         note = f"the archive's own split: {path.name} to train, {other.name} to test"
         return path.stem[: -len("_train")], parts, [note]
-    return path.stem, parts, [f"the split in {path.name}"] if "test" in parts else []
+    beside = f", and not {other.name}" if other else ""
+    return path.stem, parts, [f"the split in {path.name}{beside}"] if "test" in parts else []
 
 
 def _sibling(path: Path) -> Path | None:

@@ -45,6 +45,8 @@ def as_part(x: Any, y: Any, where: str, labels_where: str = "y") -> Part:
     items: list[Any]
     if isinstance(x, list | tuple) and x and all(isinstance(row, Image.Image) for row in x):
         items = [plain(row) for row in x]
+    elif isinstance(x, list | tuple) and any(isinstance(row, Image.Image) for row in x):
+        raise ValueError(f"{where} mixes pictures and arrays; give a list of PIL images, or of arrays")
     elif isinstance(x, list | tuple):
         items = [_with_channels(numbers(row, f"{where}[{i}]"), f"{where}[{i}]") for i, row in enumerate(x)]
     else:

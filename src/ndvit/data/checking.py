@@ -18,7 +18,7 @@ from ndvit.data.examples import Encoded
 from ndvit.data.folders import decode, listing, medium, reason
 from ndvit.data.images import image_size
 from ndvit.data.preprocess import Raw, Recording
-from ndvit.data.rasters import is_raster
+from ndvit.data.rasters import doubtful_alpha, is_raster
 from ndvit.data.signals import signal_header
 
 _DECODE_AT_MOST = 50_000  # files that are decoded to find bad ones; beyond that, headers are read
@@ -34,6 +34,7 @@ class Look(NamedTuple):
     heard: tuple[int, float] | None = None  # channels and sample rate of a recording
     seen: tuple[int, int] | None = None  # width and height of a picture
     mode: str = ""  # of a decoded picture, "L" or "RGB"
+    alpha: bool = False  # of a file, see `doubtful_alpha`
 
 
 def without_bad(
@@ -59,8 +60,8 @@ def without_bad(
         faults = {i: f"{part.names[i]}: {one.fault}" for i, one in enumerate(looks[split]) if one.fault is not None}
         bad += faults.values()
         good[split] = part.take([i for i in range(len(part.items)) if i not in faults])
-        labels = list(map(str, part.labels or ()))
-        lost = sorted(set(labels) - set(map(str, good[split].labels or ())))
+        labels = part.labels or []
+        lost = sorted(str(label) for label in set(labels) - set(good[split].labels or ()) if label is not None)
         if skip_bad and (lost or not good[split].items):
             which = f"of class {listing(lost)} " if lost else ""
             first = next(fault for i, fault in faults.items() if not lost or labels[i] in lost)
@@ -72,14 +73,15 @@ def without_bad(
             "Mend or remove them, or leave them out with --skip-bad (skip_bad=True in Python)."
         )
     notes = []
-    if not whole and isinstance(next(iter(parts.values())).items[0], str | Encoded):
+    stored = any(isinstance(part.items[0], str | Encoded) for part in parts.values())
+    if not whole and stored:
         notes.append(f"{total:,} files: only their headers were read, so a damaged one may show up in training")
     if bad:
         notes.append(f"{len(bad):,} of {total:,} examples left out as bad: {listing(bad, 20)}")
     sound = {split: [one for one in found if one.fault is None] for split, found in looks.items()}
     notes += _uneven(sound)
     if "train" in sound:
-        notes += _mixed([one for found in sound.values() for one in found])
+        notes += _mixed(sound) + _doubtful([one for found in sound.values() for one in found], stored)
     return good, notes
 
 
@@ -96,6 +98,8 @@ def _mark_odd(looks: dict[str, list[Look]]) -> None:
                 continue
             if all(axes for _, axes in (shape, most)):
                 fault = f"{shape[0]} channels and {shape[1]} axes, most have {most[0]} and {most[1]}"
+                if _channels_last(one):
+                    fault += f" (shape {(one.channels, *one.grid)}: channels come first)"
             else:  # TIFFs
                 fault = f"is a {_tiff(shape[0])}, most are a {_tiff(most[0])}; one data set needs one kind"
             found[i] = one._replace(fault=fault)
@@ -105,9 +109,9 @@ def _tiff(channels: int) -> str:
     return f"raster of {channels} band{'s' * (channels > 1)}" if channels else "picture in grey or colour"
 
 
-def _mixed(looks: list[Look]) -> list[str]:
+def _mixed(found: dict[str, list[Look]]) -> list[str]:
     """Notes on recordings and pictures that differ in what preprocessing will make the same."""
-    notes = []
+    looks, notes = [one for part in found.values() for one in part], []
     rates = sorted({one.heard[1] for one in looks if one.heard})
     if len(rates) > 1:
         notes.append(f"sample rates {', '.join(f'{rate:.15g}' for rate in rates)} Hz: all are resampled to one")
@@ -119,9 +123,39 @@ def _mixed(looks: list[Look]) -> list[str]:
         (w, h), (wide, high) = sizes[0], sizes[-1]
         span = f"{w} x {h} to {wide} x {high} pixels"
         notes.append(f"pictures of {span}: each is resized to cover the network's input and centre-cropped")
-    if len({one.mode for one in looks if one.mode}) > 1:
-        notes.append("pictures in grey and in colour: all are converted to one of them")
+    modes = Counter(one.mode for one in looks)
+    if modes["L"] and modes["RGB"]:
+        grey = "grey, as those to train on are, or to colour where trained weights take that"
+        to = "colour" if any(one.mode == "RGB" for one in found["train"]) else grey
+        notes.append(f"pictures in grey ({modes['L']:,}) and in colour ({modes['RGB']:,}): all are converted to {to}")
     return notes
+
+
+def _doubtful(looks: list[Look], stored: bool) -> list[str]:
+    """Notes on what may be meant in another way than it is read."""
+    notes = []
+    if looks and all(map(_channels_last, looks)):
+        channels, grid = looks[0].channels, looks[0].grid
+        notes.append(
+            f"examples of shape {(channels, *grid)} are read as {channels} channels of {' x '.join(map(str, grid))} "
+            f"values: channels come first; if they are last, give np.moveaxis({'x, -1, 0' if stored else 'X, -1, 1'})"
+        )
+    if alpha := [one for one in looks if one.alpha]:
+        share = f"{len(alpha):,} of {len(looks):,}"
+        notes.append(
+            f"a band that is marked as transparency is read as any other, in {share} rasters: GDAL marks a fourth band "
+            "so by default; if it is transparency, save pictures of three bands"
+            if alpha[0].channels
+            else f"transparency that may be a measured band, in {share} pictures (TIFF): they are laid on white; if it "
+            "was measured, as near infrared is, save them by tifffile with extrasamples=['unspecified'], or as .npy "
+            "(channels, height, width)"
+        )
+    return notes
+
+
+def _channels_last(one: Look) -> bool:
+    """Whether an array looks like one of another library: no axis is longer than the square root of any before it."""
+    return one.channels > 0 and max(2, one.grid[-1] ** 2) <= min((one.channels, *one.grid[:-1]))
 
 
 def _uneven(looks: dict[str, list[Look]]) -> list[str]:
@@ -160,11 +194,13 @@ def _look_into(item: str | Encoded, whole: bool) -> Look:
     """A look at a file or a row: at all of it, or at its header."""
     try:
         if whole:
-            return _look_at(decode(item))
-        if isinstance(item, Encoded) or (medium(item) == "images" and not is_raster(item)):
+            look = _look_at(decode(item))
+        elif isinstance(item, Encoded) or (medium(item) == "images" and not is_raster(item)):
             height, width = image_size(item.open() if isinstance(item, Encoded) else item)
-            return Look(seen=(width, height))
-        return _measured(item)
+            look = Look(seen=(width, height))
+        else:
+            look = _measured(item)
+        return look._replace(alpha=look.fault is None and isinstance(item, str) and doubtful_alpha(item, whole))
     except Exception as error:  # decoders raise whatever they like on a damaged file
         return Look(fault=reason(error))
 

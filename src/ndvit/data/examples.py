@@ -19,6 +19,15 @@ class Encoded(ABC):
     def open(self) -> BinaryIO:
         """Return the bytes as an open file."""
 
+    def block(self) -> int | None:
+        """What it is fetched together with, where it lies elsewhere and is not kept; None where it lies here."""
+        return None
+
+
+def are_streamed(items: Sequence[Any]) -> bool:
+    """Whether items lie elsewhere, and are fetched anew whenever they are asked for."""
+    return len(items) > 0 and isinstance(items[0], Encoded) and items[0].block() is not None
+
 
 class Examples:
     """The examples of one split. Those of a folder are paths, read one by one when asked for; it can be pickled.
@@ -46,6 +55,23 @@ class Examples:
     def in_memory(self) -> bool:
         """Whether the examples are held, not read when asked for."""
         return self.read is None
+
+    @property
+    def streamed(self) -> bool:
+        """See `are_streamed`."""
+        return are_streamed(self.items)
+
+    def blocks(self) -> np.ndarray | None:
+        """(n,) which of them are fetched together; None for all that are not streamed."""
+        return np.array([item.block() for item in self.items]) if self.streamed else None
+
+    def sample(self, count: int) -> list[int]:
+        """Indices of at most so many examples, drawn with a fixed seed; of a stream, from a few whole blocks."""
+        random, blocks = np.random.default_rng(0), self.blocks()
+        order = random.permutation(len(self))
+        if blocks is not None:
+            order = np.argsort(random.permutation(blocks.max() + 1)[blocks], kind="stable")
+        return sorted(order[:count].tolist())
 
     def __len__(self) -> int:
         return len(self.items)

@@ -24,7 +24,11 @@ MEDIA = {
 """Kinds of files that hold one example each, by ending."""
 
 _MEDIUM = {ending: medium for medium, endings in MEDIA.items() for ending in endings}
-SPLITS = {"train": "train", "test": "test", "val": "val", "valid": "val", "validation": "val"}
+SPLITS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("test", "testing"), "test"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
+}
 """What folders and columns call the parts of a data set."""
 
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -84,11 +88,11 @@ def reason(error: Exception) -> str:
 
 
 def scan(root: Path) -> tuple[dict[str, Part], list[str]]:
-    """Find the examples of a folder of classes: {"train": ...} and, where there are such folders, "test" and "val".
+    """Find the examples of a folder of classes: {"train": ...}, or the parts of one with folders of splits.
 
-    Hidden files are skipped; links that leave the folder and links to folders are never followed. A `train` folder
-    makes a split if a `test` or `val` folder stands beside it, or no other folder at all, or if it holds folders only;
-    else it is a class.
+    Hidden files are skipped; links that leave the folder and links to folders are never followed. Folders are splits by
+    their names (see `SPLITS`) if there are no others, or if one of them is `train` and stands beside another split or
+    holds folders only; else they are classes.
 
     Returns:
         The parts, with paths as items, and notes on what was left out.
@@ -107,9 +111,8 @@ def scan(root: Path) -> tuple[dict[str, Part], list[str]]:
             )
         if split:
             splits[split] = folder
-    if splits and "train" not in splits and len(splits) == len(folders):
-        raise ValueError(f"{root}: found {', '.join(f.name for f in folders)} but no train folder; {LAYOUT}")
-    if "train" in splits and (len(splits) > 1 or len(folders) == 1 or not scanner.children(splits["train"])[1]):
+    known = "train" in splits and (len(splits) > 1 or not scanner.children(splits["train"])[1])
+    if splits and (known or len(splits) == len(folders)):
         scanner.leave("beside train/", (f for f in folders if f not in splits.values()))
         parts = {split: scanner.classes(folder) for split, folder in splits.items()}
     else:
@@ -180,11 +183,12 @@ class _Scanner:
                     path = folder / entry.name
                     if entry.name.startswith("."):
                         continue
-                    if entry.is_symlink() and not path.resolve().is_relative_to(self.inside):
+                    # not Path.resolve, which raises for links in a circle
+                    if entry.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(self.inside):
                         self.leave("links that leave the folder", [path])
                     elif entry.is_symlink() and path.is_dir():
                         self.leave("links to folders", [path])
-                    elif entry.is_dir():
+                    elif entry.is_dir(follow_symlinks=False):
                         folders.append(path)
                     else:
                         files.append(path)

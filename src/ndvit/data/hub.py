@@ -14,22 +14,28 @@ from urllib.parse import parse_qsl
 from ndvit.data.arrays import Part, label_name, label_names
 from ndvit.data.examples import Encoded
 from ndvit.data.folders import SPLITS, listing, printable
+from ndvit.data.streams import StreamedRows
 
 _ADDRESS = re.compile(r"hf:(?P<repo>[\w.-]+/[\w.-]+)(?:\?(?P<said>\S*))?", re.ASCII)
-_KEYS = ("image", "label", "config", "revision")
-_HOW = "hf:owner/name?image=COLUMN&label=COLUMN&config=NAME&revision=REVISION, of which any part may be left out"
+_KEYS = ("image", "label", "config", "revision", "streaming")
+_HOW = "hf:owner/name?image=COLUMN&label=COLUMN&config=NAME&revision=REVISION&streaming=1, of which any part may be "
+_HOW += "left out"
 _NAMES = ("label", "labels", "class", "target")  # columns of text or whole numbers that are labels by their name
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where a data set of the hub is, and which of its columns are meant; None where it is to be found out."""
+    """Where a data set of the hub is, and which of its columns are meant; None where it is to be found out.
+
+    With `streaming`, the training set stays on the hub, see `StreamedRows`.
+    """
 
     repo: str
     image: str | None = None
     label: str | None = None
     config: str | None = None
     revision: str | None = None
+    streaming: bool = False
 
     def __str__(self) -> str:
         return f"hf:{self.repo}"
@@ -48,7 +54,12 @@ class Address:
             raise ValueError(f"{text!r} says {', '.join(wrong)}, which is unknown: write {_HOW}")
         if len(dict(said)) < len(said):
             raise ValueError(f"{text!r} says one thing twice: write {_HOW}")
-        return cls(match["repo"], **dict(said))
+        given: dict[str, Any] = dict(said)
+        if given.get("streaming", "1") not in ("0", "1"):
+            raise ValueError(f"{text!r} says streaming={given['streaming']}: it is 1, or left out")
+        if "streaming" in given:
+            given["streaming"] = given["streaming"] == "1"
+        return cls(match["repo"], **given)
 
 
 class Column:
@@ -85,6 +96,11 @@ class Row(Encoded):
         """Return the bytes of its file."""
         return self.column.open(self.index)
 
+    def block(self) -> int | None:
+        """Of a streamed split, the rows that are fetched at once."""
+        rows = self.column.rows
+        return rows.block(self.index) if isinstance(rows, StreamedRows) else None
+
     def __str__(self) -> str:
         return f"{self.column.where} {self.column.split}[{self.index}]"
 
@@ -117,7 +133,7 @@ def read_hub(text: str, *, labelled: bool, progress: bool) -> tuple[dict[str, Pa
     if importlib.util.find_spec("datasets") is None:
         raise ValueError(f"{text} needs a package that is not installed: pip install 'ndvit[datasets]'")
     with _plain_errors(address), _progress(progress):
-        splits = load(address)
+        splits = stream(address, progress) if address.streaming else load(address)
     chosen, notes = _splits(address, {str(name): rows for name, rows in splits.items()})
     first = next(iter(chosen.values()))[1]
     image = _image_column(address, first.features)
@@ -125,11 +141,17 @@ def read_hub(text: str, *, labelled: bool, progress: bool) -> tuple[dict[str, Pa
     notes.insert(0, f"pictures from the column {image}" + (f", labels from {label}" if label else ""))
     parts: dict[str, Part] = {}
     for split, (name, rows) in chosen.items():
-        labels = None if label is None or label not in rows.column_names else _labels(rows, label)
+        with _plain_errors(address):
+            labels = None if label is None or label not in rows.column_names else _labels(rows, label, progress)
         if labelled and split != "train" and not any(labels or ()):
             notes.append(f"the split {name} is left out: it has no labels")
             continue
         parts[split] = _part(address, name, rows, image, labels)
+    if any(isinstance(rows, StreamedRows) for _, rows in chosen.values()):
+        notes.append(
+            "the training set is streamed: its pictures are fetched when they are needed and not kept, none is looked "
+            "at beforehand, and a damaged one ends the training"
+        )
     return parts, notes
 
 
@@ -141,11 +163,36 @@ def load(address: Address) -> Any:
     return datasets.load_dataset(f"hf://datasets/{address.repo}", address.config, revision=address.revision)
 
 
+def stream(address: Address, progress: bool) -> Any:
+    """Return the splits by their names: the training set as it lies on the hub, others as `load` has them.
+
+    Others are small beside it, and read again and again.
+    """
+    import datasets
+
+    where = f"hf://datasets/{address.repo}"
+    builder = datasets.load_dataset_builder(where, address.config, revision=address.revision)
+    files = {str(name): list(map(str, found)) for name, found in (builder.config.data_files or {}).items()}
+    train = next((name for name in files if len(files) == 1 or SPLITS.get(name.lower()) == "train"), None)
+    if train is None:
+        raise ValueError(f"it has no training set to stream, but {listing(list(files)) or 'no files of data'}")
+    if other := [name for name in files[train] if not name.endswith(".parquet")]:
+        raise ValueError(
+            f"{other[0]} is no parquet file, and no others are streamed; the hub has most data sets as parquet, too: "
+            f"hf:{address.repo}?streaming=1&revision=refs/convert/parquet"
+        )
+    rest = {name: found for name, found in files.items() if name != train}
+    splits = dict(datasets.load_dataset("parquet", data_files=rest)) if rest else {}
+    return {train: StreamedRows(files[train], progress), **splits}
+
+
 def _part(address: Address, name: str, rows: Any, image: str, labels: list[str | None] | None) -> Part:
     import datasets
 
-    # undecoded: decoding is done here as for files, and the library would open any path that a table names
-    pictures = rows.select_columns([image]).cast_column(image, datasets.Image(decode=False))
+    if isinstance(rows, StreamedRows):
+        pictures: Any = rows.pictures(image)
+    else:  # undecoded: decoding is done here as for files, and the library would open any path that a table names
+        pictures = rows.select_columns([image]).cast_column(image, datasets.Image(decode=False))
     column = Column(str(address), name, pictures)
     count = len(pictures)
     return Part([Row(column, i) for i in range(count)], labels, [f"{name}[{i}]" for i in range(count)])
@@ -224,8 +271,11 @@ def _types(features: Any) -> str:
     return f"columns: {', '.join(told)}"
 
 
-def _labels(rows: Any, column: str) -> list[str | None]:
-    values = list(rows.with_format(None)[column])
+def _labels(rows: Any, column: str, progress: bool) -> list[str | None]:
+    if isinstance(rows, StreamedRows):
+        values = rows.values(column, progress)
+    else:
+        values = list(rows.with_format(None)[column])
     feature = rows.features[column]
     if type(feature).__name__ != "ClassLabel":
         return label_names(values, column)

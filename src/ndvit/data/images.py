@@ -124,7 +124,7 @@ class ImagePreprocess:
             size: (height, width) or one number for a square; None takes the median of each side, and scales both down
                 together where the shorter one exceeds 224.
         """
-        drawn = _drawn(examples)
+        drawn = examples.sample(_SAMPLE)
         if size is None:
             height, width = median_size(examples)
             scale = min(1.0, _LARGEST / min(height, width))
@@ -202,15 +202,10 @@ def _as_image(raw: Raw) -> Image.Image:
     return Image.fromarray(raw[..., 0] if raw.shape[2:] == (1,) else raw)
 
 
-def _drawn(examples: Examples) -> list[int]:
-    """Indices of the pictures that statistics are taken from."""
-    return sorted(np.random.default_rng(0).permutation(len(examples))[:_SAMPLE].tolist())
-
-
 def median_size(examples: Examples) -> tuple[float, float]:
     """Return the median height and the median width of at most 1,000 pictures, drawn with a fixed seed."""
     sizes = []
-    for i in _drawn(examples):
+    for i in examples.sample(_SAMPLE):
         if examples.in_memory:
             image = _as_image(examples[i])
             sizes.append((image.height, image.width))

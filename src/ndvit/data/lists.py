@@ -11,9 +11,10 @@ from ndvit.data.folders import SPLITS, known_endings, listing, medium, one_mediu
 
 _PATHS = ("path", "file", "filename", "image", "file_name", "filepath", "file_path", "image_path")
 _LABELS = ("label", "class", "target", "labels")
+_LONGEST = 200  # letters of a path that messages show
 _COLUMNS = {"path": _PATHS, "label": _LABELS, "split": ("split",)}
 _HEADER = (
-    f"expected a header with a column of paths ({', '.join(_PATHS[:4])}) and one of labels ({', '.join(_LABELS[:3])}); "
+    f"expected a header with a column of paths ({', '.join(_PATHS)}) and one of labels ({', '.join(_LABELS)}); "
     "a table of values is read from an .npz with X and y, a .ts, or UCR's .tsv (label first, tabs, no header)"
 )
 
@@ -30,7 +31,7 @@ def is_list(path: Path) -> bool:
 
 
 def read_list(path: Path, *, labelled: bool, skip_bad: bool) -> tuple[dict[str, Part], list[str]]:
-    """Find the examples that a list names: {"train": ...}, and what else its column `split` says.
+    """Find the examples that a list names: {"train": ...}, or what its column `split` says.
 
     The first line names the columns, in any order; commas, semicolons or tabs stand between them. Paths are relative to
     the folder of the list, and nothing outside of it is read.
@@ -44,7 +45,8 @@ def read_list(path: Path, *, labelled: bool, skip_bad: bool) -> tuple[dict[str, 
         The parts, with paths as items, and notes on lines and columns that were left out.
 
     Raises:
-        ValueError: no column of paths, a path that leads out of the folder, lines that cannot be used (all by number).
+        ValueError: no column of paths or labels, a path that leads out of the folder, lines that cannot be used (all by
+            number).
     """
     rows = _rows(path)
     _, header = next(rows, (0, []))
@@ -53,6 +55,9 @@ def read_list(path: Path, *, labelled: bool, skip_bad: bool) -> tuple[dict[str, 
     if columns["path"] is None:
         said = f"its first line is {printable(','.join(header)[:60])!r}" if header else "it is empty"
         raise ValueError(f"{path}: {said}; {_HEADER}")
+    if labelled and columns["label"] is None:
+        has = printable(listing([name or "(without a name)" for name in header], 20))
+        raise ValueError(f"{path}: has no column of labels but {has}; call the one with labels {' or '.join(_LABELS)}")
     reader = _Reader(path.parent)
     bad: dict[int, str] = {}
     found: dict[str, list[tuple[str, str | None, str]]] = defaultdict(list)
@@ -67,7 +72,7 @@ def read_list(path: Path, *, labelled: bool, skip_bad: bool) -> tuple[dict[str, 
         label = label_name(fields["label"])
         split = SPLITS.get(fields["split"].lower()) if columns["split"] is not None else "train"
         fault = reader.fault(file, number)
-        if fault is None and labelled and columns["label"] is not None and label is None:
+        if fault is None and labelled and label is None:
             fault = "has no label"
         if fault is None and split is None:
             fault = f"split is {fields['split']!r}; expected train, val or test"
@@ -84,8 +89,6 @@ def read_list(path: Path, *, labelled: bool, skip_bad: bool) -> tuple[dict[str, 
         raise ValueError(_complaint(path, faults, lines))
     if not found:
         raise ValueError(f"{path}: lists no files below its header")
-    if labelled and "train" not in found:
-        raise ValueError(f"{path}: no line says train in the column split; without that column all lines are taken")
     if faults:
         notes.append(f"{len(faults):,} of {lines:,} lines left out: {listing(faults, 20)}")
     one_medium([file for part in found.values() for file, _, _ in part], path)
@@ -126,15 +129,30 @@ def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
                 if any(field.strip() for field in row):
                     yield reader.line_num, row
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: is not UTF-8 text (byte {error.start:,}); save it as such") from error
+        before = _text_before_a_fault(path.read_bytes())  # the error counts from the piece that was read last
+        line = before.count(b"\n") + 1
+        raise ValueError(f"{path}, line {line}: is not UTF-8 text (offset {len(before):,}); save it as such") from error
     except csv.Error as error:
         raise ValueError(f"{path}, line {reader.line_num}: {error}; quotes stand around whole fields") from error
+
+
+def _text_before_a_fault(data: bytes) -> bytes:
+    """The bytes before the first one that is not UTF-8."""
+    try:
+        data.decode()
+    except UnicodeDecodeError as error:
+        return data[: error.start]
+    return data
 
 
 def _names_paths(header: str, sign: str) -> tuple[bool, int]:
     """Whether a column of paths is there if this sign stands between columns, and how many columns then are."""
     names = [name.strip().strip('"').lower() for name in header.split(sign)]
     return any(name in _PATHS for name in names), len(names)
+
+
+def _shown(name: str) -> str:
+    return printable(name if len(name) <= _LONGEST else f"{name[:_LONGEST]}...")
 
 
 class _Reader:
@@ -159,20 +177,20 @@ class _Reader:
         if "\0" not in said:
             above = os.path.dirname(path)
             if above not in self.within:
-                self.within[above] = Path(above).resolve().is_relative_to(self.root)
-            if not self.within[above] or path.name == ".." or (path.is_symlink() and not self._stays(path)):
+                self.within[above] = self._stays(above)
+            if not self.within[above] or path.name == ".." or (os.path.islink(path) and not self._stays(path)):
                 raise ValueError(
-                    f"{where}: {printable(said)} leads out of the folder of the list ({self.folder}), and nothing "
+                    f"{where}: {_shown(said)} leads out of the folder of the list ({self.folder}), and nothing "
                     "outside of it is read: put the list above its files"
                 )
         return path
 
-    def _stays(self, path: Path) -> bool:
-        return path.resolve().is_relative_to(self.root)
+    def _stays(self, path: str | Path) -> bool:
+        return Path(os.path.realpath(path)).is_relative_to(self.root)  # Path.resolve raises for loops and long names
 
     def fault(self, path: Path, line: int) -> str | None:
         """What is wrong with a file, None if nothing is."""
-        name = printable(os.path.relpath(path, self.folder)) if "\0" not in str(path) else "a name with a zero byte"
+        name = _shown(os.path.relpath(path, self.folder)) if "\0" not in str(path) else "a name with a zero byte"
         if path == self.folder:
             return "has no path"
         if not os.path.isfile(path):

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ndvit.data.examples import Examples
 from ndvit.data.preprocess import Preprocess, Raw
+from ndvit.data.streams import LANES, shuffled
 
 _MOST_BYTES = 2**30  # of preprocessed examples that are kept
 _FEW = 64  # files that are read without worker processes
@@ -109,13 +110,16 @@ class Inputs(Dataset[Batch]):
         self, batch_size: int, batches: int, seed: int, start: int, workers: int | None, repeats: int = 1
     ) -> "TimedLoader":
         """The training stream, see `ShuffledStream`."""
-        varied = self.vary is not None
-        return self._loader(ShuffledStream(len(self), batch_size, batches, seed, start, repeats, varied), workers)
+        varied, blocks = self.vary is not None, self.examples.blocks()
+        order = ShuffledStream(len(self), batch_size, batches, seed, start, repeats, varied, blocks)
+        return self._loader(order, workers)
 
     def _loader(self, batches: Any, workers: int | None) -> "TimedLoader":
         if workers is None:
             few = self.examples.in_memory or len(self) <= _FEW  # starting a process costs more than reading a few files
             workers = 0 if few else min(4, max(1, (os.cpu_count() or 2) - 1))
+            if self.examples.streamed and workers == 3:  # which would fetch each other's blocks, see `shuffled`
+                workers = LANES // 2
         return TimedLoader(
             self,
             batch_sampler=batches,
@@ -177,6 +181,7 @@ class ShuffledStream(Sampler[list[Any]]):
         repeats: how often each example of a pass comes, one time after the other ("Augment Your Batch", Hoffer et al.,
             2020).
         seeded: whether each index has a seed beside it, another one at every place of the stream.
+        blocks: (n,) which examples are fetched together, see `shuffled`; None where it makes no difference.
     """
 
     def __init__(
@@ -188,9 +193,10 @@ class ShuffledStream(Sampler[list[Any]]):
         start: int = 0,
         repeats: int = 1,
         seeded: bool = False,
+        blocks: np.ndarray | None = None,
     ) -> None:
         self.n, self.batch_size, self.batches, self.seed, self.start = n, batch_size, batches, seed, start
-        self.repeats, self.seeded = repeats, seeded
+        self.repeats, self.seeded, self.blocks = repeats, seeded, blocks
 
     def __len__(self) -> int:
         return self.batches
@@ -203,11 +209,17 @@ class ShuffledStream(Sampler[list[Any]]):
             while len(indices) < self.batch_size:
                 turn, offset = divmod(position + len(indices), self.n * self.repeats)
                 if turn != current:
-                    order, current = np.random.default_rng((self.seed, turn)).permutation(self.n), turn
-                    order = order.repeat(self.repeats)
+                    order, current = self._pass(turn).repeat(self.repeats), turn
                 indices += order[offset : offset + self.batch_size - len(indices)].tolist()
             if self.seeded:
                 seeds = np.random.SeedSequence((self.seed, batch)).generate_state(self.batch_size).tolist()
                 yield list(zip(indices, seeds, strict=True))
             else:
                 yield indices
+
+    def _pass(self, turn: int) -> np.ndarray:
+        """The order of the examples in one pass."""
+        random = np.random.default_rng((self.seed, turn))
+        if self.blocks is None:
+            return random.permutation(self.n)
+        return shuffled(self.blocks, self.batch_size / self.repeats, turn * self.n, random)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from ndvit.data.arrays import warn_of_rounding
 
@@ -23,7 +24,10 @@ _GREY = (0, 1)  # photometric interpretations: white is zero, black is zero
 _SAMPLES = {0: 1, 1: 1, 2: 3, 3: 1, 4: 1, 5: 4, 6: 3, 8: 3}
 """Samples of a pixel by photometric interpretation: grey, RGB, palette, mask, CMYK, YCbCr, CIE Lab (TIFF 6.0)."""
 _COPY, _MASK = 1, 4  # bits of NewSubfileType: a page that is a smaller copy of another, or its mask
+_ALPHA = (1, 2)  # of ExtraSamples; 0 is a band without a meaning
 _NODATA = 42113  # GDAL_NODATA, a text
+_OF_THE_EARTH = (33550, 34264, 34735, 42112, _NODATA)
+"""Tags of GeoTIFF and of GDAL, which marks the fourth of four bands as alpha unless it is told not to."""
 
 
 class _Raster(NamedTuple):
@@ -36,8 +40,9 @@ class _Raster(NamedTuple):
 def is_raster(path: str | Path) -> bool:
     """Say of any file whether it is a TIFF that is no ordinary picture, by its header.
 
-    Pictures are those of 8 bits in grey or colour and those of 16 bits in grey, with or without transparency. Grey
-    pages of equal size are bands of one raster; smaller copies and masks are not counted.
+    Pictures are those of 8 bits in grey or colour and those of 16 bits in grey, with or without transparency; of what
+    GDAL wrote or what has a place on earth, those without. Grey pages of equal size are bands of one raster; smaller
+    copies and masks are not counted.
     """
     if Path(path).suffix.lower() not in TIFFS:
         return False
@@ -70,6 +75,22 @@ def read_raster(path: str | Path) -> np.ndarray | None:
             planes = page.asarray(squeeze=False, maxworkers=1)[:, 0]  # (planes, height, width, samples)
             bands.append(np.moveaxis(planes, -1, 1).reshape(-1, *planes.shape[1:3]))
         return _observed(np.concatenate(bands), raster.pages[0])
+
+
+def doubtful_alpha(path: str | Path, whole: bool = True) -> bool:
+    """Say of any file whether it is a TIFF whose transparency may be a band that was measured.
+
+    Of a raster that is any band that is marked as transparency; of a picture, one with values between none and all, or
+    any if it is not to be read as a `whole`.
+    """
+    if Path(path).suffix.lower() not in TIFFS:
+        return False
+    with _opened(path) as raster:
+        if raster is not None:
+            return any(kind in _ALPHA for kind in raster.pages[0].extrasamples)
+    with Image.open(path) as image:
+        *_, last = image.getbands()
+        return last in ("A", "a") and (not whole or any(image.getchannel(last).histogram()[1:255]))
 
 
 @contextmanager
@@ -127,7 +148,8 @@ def _is_picture(page: "TiffPage") -> bool:
     """Whether PIL makes of a page all that is in it."""
     colours, extra = _SAMPLES.get(page.photometric, 0), page.extrasamples
     whole = page.samplesperpixel == colours + len(extra)
-    transparency = not extra or (len(extra) == 1 and extra[0] in (1, 2))  # 0 is a band without a meaning
+    meant = not any(tag in page.tags for tag in _OF_THE_EARTH)
+    transparency = not extra or (len(extra) == 1 and extra[0] in _ALPHA and meant)
     if isinstance(page.bitspersample, tuple):
         return True  # of unequal bits, of which PIL has to say whether it can read them
     plain = page.sampleformat == 1 and page.bitspersample <= (16 if colours == 1 else 8) and page.shaped[1] == 1

@@ -16,7 +16,7 @@ from ndvit.data import folders
 from ndvit.data.archives import bundled, download, read_set, table_in
 from ndvit.data.arrays import Part, as_part, npy_many, npz_single
 from ndvit.data.checking import without_bad
-from ndvit.data.examples import Encoded, Examples, Kind, Source, hold_out
+from ndvit.data.examples import Encoded, Examples, Kind, Source, are_streamed, hold_out
 from ndvit.data.hub import is_hub, read_hub
 from ndvit.data.images import ImagePreprocess
 from ndvit.data.lists import is_list, read_list
@@ -27,7 +27,13 @@ from ndvit.data.tables import TABLES, read_table
 
 
 def load_source(
-    source: Any, *, test_fraction: float = 0.2, seed: int = 0, skip_bad: bool = False, progress: bool = True
+    source: Any,
+    *,
+    test_fraction: float = 0.2,
+    seed: int = 0,
+    skip_bad: bool = False,
+    progress: bool = True,
+    to_train: bool = True,
 ) -> Source:
     """Load a data set.
 
@@ -41,6 +47,7 @@ def load_source(
         seed: Seed of that split.
         skip_bad: Leave bad examples out, and say so in the notes, instead of raising.
         progress: Show a progress bar while many files are checked.
+        to_train: Whether there must be a training set, of two classes at least; else `train` may be empty.
 
     Raises:
         FileNotFoundError: neither a name nor a path.
@@ -51,16 +58,21 @@ def load_source(
     name, parts, notes = _find(source, skip_bad, progress)
     name = folders.printable(name)
     where = name if isinstance(source, tuple | dict) else folders.printable(str(source))
-    if "train" not in parts:
-        raise ValueError(f"{where}: holds {', '.join(parts)} but nothing to train on (X_train, y_train)")
+    if to_train and "train" not in parts:
+        raise ValueError(
+            f"{where}: holds {' and '.join(parts)} but nothing to train on (X_train, a folder train/, or lines with "
+            "train in the column split); `ndvit evaluate` tests a trained model on it"
+        )
     if "test" not in parts and "val" in parts:
         parts["test"] = parts.pop("val")
         notes.append("no test set given: the validation set is the test set")
     parts = {split: _printable(parts[split]) for split in ("train", "test", "val") if split in parts}
-    parts, more = without_bad(parts, where, skip_bad, progress)
+    parts, more = _looked_at(parts, where, skip_bad, progress)
     notes += more
-    classes = _classes(parts, where, at_least=2 if test_fraction else 1)
+    classes = _classes(parts, where, at_least=2 if test_fraction and to_train else 1)
     made = {split: _examples(part, classes) for split, part in parts.items()}
+    if "train" not in made:
+        made["train"] = made["test"].subset([])
     if "test" not in made and not test_fraction:
         made["test"] = made["train"].subset([])
     elif "test" not in made:
@@ -68,7 +80,7 @@ def load_source(
         made |= {"train": made["train"].subset(keep), "test": made["train"].subset(held)}
         share = f"{test_fraction:.0%} of each class held out for testing ({len(held):,} examples)"
         notes.append(f"no split given: {share}, stratified, seed {seed}")
-    kind, said = _kind(parts["train"]), tuple(map(folders.printable, notes))
+    kind, said = _kind(next(iter(parts.values()))), tuple(map(folders.printable, notes))
     return Source(name, kind, classes, made["train"], made["test"], made.get("val"), said)
 
 
@@ -134,7 +146,7 @@ def load_examples(
         given if is_hub(given) or path.is_dir() else os.path.dirname(given)
     )  # so that a/0.wav and b/0.wav can be told apart
     part = _printable(part._replace(names=[os.path.join(folder, name) for name in part.names]))
-    good, more = without_bad({"test": part}, folders.printable(given), skip_bad, progress=True)
+    good, more = _looked_at({"test": part}, folders.printable(given), skip_bad, progress=True)
     part, notes = good["test"], notes + more
     known = set(classes or ())
     if part.labels is not None and not any(part.labels):  # a column that is there and has nothing in it
@@ -197,6 +209,13 @@ def _find(source: Any, skip_bad: bool, progress: bool) -> tuple[str, dict[str, P
     )
 
 
+def _looked_at(parts: dict[str, Part], where: str, skip_bad: bool, progress: bool) -> tuple[dict[str, Part], list[str]]:
+    """`without_bad`, of all parts that are not streamed: a look at those would fetch everything."""
+    here = {split: part for split, part in parts.items() if not are_streamed(part.items)}
+    good, notes = without_bad(here, where, skip_bad, progress)
+    return parts | good, notes
+
+
 def _given(x: Any) -> Part:
     """Arrays to predict."""
     if isinstance(x, list | tuple) and any(isinstance(row, str | Path) for row in x):
@@ -245,7 +264,7 @@ def _printable(part: Part) -> Part:
 
 
 def _classes(parts: dict[str, Part], where: str, at_least: int) -> tuple[str, ...]:
-    """The classes of the training set, checked against all parts."""
+    """The classes of the training set, or of all parts where there is none, checked against all parts."""
     for split, part in parts.items():
         if part.labels is None:
             raise ValueError(
@@ -257,7 +276,8 @@ def _classes(parts: dict[str, Part], where: str, at_least: int) -> tuple[str, ..
             raise ValueError(
                 f"{where}: {len(without):,} labels are missing in the {split} set: {folders.listing(without)}"
             )
-    names = {str(label) for label in parts["train"].labels or ()}
+    known = [parts["train"]] if "train" in parts else parts.values()
+    names = {str(label) for part in known for label in part.labels or ()}
     try:
         classes = tuple(sorted(names, key=lambda name: (float(name), name)))
     except ValueError:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from ndvit.data.arrays import Part, as_part, label_name, load_array, load_numpy
+from ndvit.data.folders import SPLITS
 
 TABLES = (".ts", ".tsv", ".npz", ".npy")
 """Files of many examples, by ending."""
@@ -95,19 +96,25 @@ def _read_tsv(path: Path) -> dict[str, Part]:
 
 
 def _read_npz(path: Path) -> dict[str, Part]:
-    arrays = {key.lower(): array for key, array in load_numpy(path).items()}
-    if "x" in arrays and not arrays.keys().isdisjoint({"x_test", "x_val"}):
-        if "x_train" in arrays:
+    arrays: dict[str, np.ndarray] = {}
+    for key, array in load_numpy(path).items():
+        if arrays.setdefault(key.lower(), array) is not array:
+            raise ValueError(f"{path}: holds two arrays called {key}, in large and in small letters; keep one")
+    said = [name for name in SPLITS if f"x_{name}" in arrays]
+    if "x" in arrays and said:
+        if "train" in map(SPLITS.get, said):
             raise ValueError(f"{path}: holds both X and X_train; keep the one that is to be trained on")
         arrays |= {f"{key}_train": arrays.pop(key) for key in ("x", "y") if key in arrays}
+        said.insert(0, "train")
     if "x" in arrays:
         return {"train": as_part(arrays["x"], arrays.get("y"), path.name, f"y in {path.name}")}
-    parts = {
-        part: as_part(arrays[f"x_{part}"], arrays.get(f"y_{part}"), f"{path.name}:X_{part}", f"y_{part} in {path.name}")
-        for part in ("train", "test", "val")
-        if f"x_{part}" in arrays
-    }
-    if "train" not in parts and "test" not in parts:
+    parts: dict[str, Part] = {}
+    for name in said:
+        if SPLITS[name] in parts:
+            raise ValueError(f"{path}: holds several arrays that could be X_{SPLITS[name]}, such as X_{name}; keep one")
+        where = f"y_{name} in {path.name}"
+        parts[SPLITS[name]] = as_part(arrays[f"x_{name}"], arrays.get(f"y_{name}"), f"{path.name}:X_{name}", where)
+    if not parts:
         raise ValueError(
             f"{path}: expected arrays X and y, or X_train, y_train, X_test, y_test; "
             f"got {', '.join(arrays) if all(arrays) else 'a single array; name it .npy'}"

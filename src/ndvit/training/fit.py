@@ -103,7 +103,14 @@ def _solve(
     if model.rocket is not None:
         solve_rocket(model.rocket, train, recipe.seed, weight, recipe.workers)
     found = solve_head(
-        model, train, val, class_weight=weight, seed=recipe.seed, device=recipe.device, progress=progress
+        model,
+        train,
+        val,
+        class_weight=weight,
+        seed=recipe.seed,
+        batch_size=recipe.batch_size,
+        device=recipe.device,
+        progress=progress,
     )
     metrics = MetricsFile(folder and folder / METRICS_FILE)
     metrics.log_metrics(found, 0)

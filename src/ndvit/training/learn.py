@@ -19,7 +19,7 @@ from ndvit.data.preprocess import Preprocess, preprocess_from_dict
 from ndvit.files import replace_file
 from ndvit.network import VisionTransformer
 from ndvit.network.ensemble import Ensemble, Model
-from ndvit.training.adapters import check_adapters
+from ndvit.training.adapters import check_adapters, learning_in_words
 from ndvit.training.distillation import Teacher, make_teacher
 from ndvit.training.fit import FitResult, check_same_run, fit, result_of
 from ndvit.training.plan import plan_fine_tuning, plan_model, with_validation
@@ -351,6 +351,8 @@ def _facts(data: Source, recipe: Recipe, network: VisionTransformer, name: str, 
     parameters = f"{sum(p.numel() for p in network.parameters()):,} parameters"
     facts = {"model": f"{name}, {parameters}" if members == 1 else f"{members} members of {name}, each {parameters}"}
     facts |= {} if report is None else {"weights": _in_short(report)}
+    learning = learning_in_words(network, recipe)
+    facts |= {} if learning is None else {"learning": learning}
     return facts | {
         "input": f"{config.in_channels} x {_by(config.input_size)}, in patches of {_by(config.patch_size)}",
         "examples": f"{len(data.train):,} training, {len(data.val or ()):,} validation, {len(data.test):,} test",

@@ -148,8 +148,13 @@ def with_validation(data: Source, recipe: Recipe) -> Source:
     if data.val is not None:
         return data
     fraction, asked = recipe.val_fraction, recipe.val_fraction is not None
+    if fraction and data.train.streamed:
+        raise ValueError(
+            f"val_fraction {fraction}: {data.name} is streamed, and each validation would fetch all of it again: leave "
+            "val_fraction or streaming=1 out, or take data with a validation set of its own"
+        )
     if fraction is None:
-        fraction = 0.1 if len(data.train) >= 2000 else 0.0
+        fraction = 0.1 if len(data.train) >= 2000 and not data.train.streamed else 0.0
     if not fraction:
         if recipe.early_stop:
             raise ValueError("early_stop needs validation data: set val_fraction (say 0.1) or add a val/ folder")

@@ -10,7 +10,7 @@ from ndvit.config import ViTConfig, named_config
 from ndvit.data.examples import Kind, Source
 from ndvit.data.images import median_size
 from ndvit.training.plan import count_axes
-from ndvit.training.recipe import Recipe
+from ndvit.training.recipe import SOLVED_BY, Recipe
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,30 @@ class Preset:
     small_pictures: bool = False
     kind: Kind | None = None
     dims: int | None = None
+
+    def rules(self) -> list[str]:
+        """What it decides by the data, the network and the batch, in words."""
+        said = []
+        if self.kind is not None:
+            said.append("pictures only" if self.kind == "image" else "signals of one axis, others with a --model")
+        if self.model is None:
+            said.append("begins with trained weights (--weights)")
+        if self.batch:
+            how = "in proportion" if self.scaling == "linear" else "by the root"
+            said.append(f"the learning rate is for {self.batch:,} examples in a step, and follows other numbers {how}")
+        if self.passes:
+            said.append(f"the steps below, or as many as {self.passes} passes over the training set take, if more")
+        if self.small_batches:
+            said.append(f"batches of an eighth of the training set, 8 examples at least, {Recipe.batch_size} at most")
+        if self.small_pictures:
+            said.append(
+                "pictures smaller than the weights' input are seen at their own size, in whole patches, "
+                "but at half the input at least"
+            )
+        for width, values in self.by_width.items():
+            told = ", ".join(f"{name} {value:g}" for name, value in values.items())
+            said.append(f"from embed_dim {width} on: {told}")
+        return said
 
 
 # Window warping and slicing are the best of twelve augmentations on 128 sets of signals (Iwana & Uchida, 2021). Half of
@@ -137,7 +161,7 @@ PRESETS = {
             "weight_decay": 0.05,
             "warmup": 5 / 800,
             "min_learning_rate": 1e-5 / 3e-3,
-            "grad_clip": 1.0,
+            "grad_clip": 0.0,  # the code's 1 is of a mean over 1,000 classes: of their sum it is never reached
             "loss": "sigmoid",
             "label_smoothing": 0.0,
             "mixup": 0.8,
@@ -217,6 +241,13 @@ PRESETS = {
 }
 
 
+AUTO = (
+    "signal for a network signal_*, small_data for pictures under another; where none is named, signal for signals of "
+    "one axis, finetune for pictures with trained weights, small_data without; basic for all else"
+)
+"""What `auto` comes to."""
+
+
 @dataclass(frozen=True)
 class Choice:
     """What a preset comes to: its name, the network's (None where trained weights bring one), options, and remarks."""
@@ -242,7 +273,8 @@ def choose(
         trained: the config of trained weights, where the network begins with such.
 
     Raises:
-        ValueError: for an unknown preset, or one for other data, or one that needs trained weights.
+        ValueError: for an unknown preset, or one for other data, or one that needs trained weights; and for options
+            that need trained weights, or adapters wider than those.
     """
     check_preset(name)
     if name == "auto":
@@ -260,13 +292,19 @@ def choose(
         own.pop("representation_size", None)
         if not preset.batch and "learning_rate" in own:  # for new weights; a recipe knows what trained ones bear
             own.pop("learning_rate")
+    solved = {**own, **given}.get("head") == "solved"
+    if solved:  # the rest is of steps
+        own = {name: v for name, v in own.items() if name in SOLVED_BY or name not in Recipe.__dataclass_fields__}
     options = {**own, **given}
+    _check_kept(options, trained)
     if preset.small_batches and "batch_size" not in given:
         options["batch_size"] = min(Recipe.batch_size, max(8, len(data.train) // 8))
     if "batch_size" in given and "accumulate" not in given:
         options.pop("accumulate", None)  # the batch is the user's, not a part of the preset's
-    _count_steps(options, preset, given, len(data.train))
-    notes = _scale_learning_rate(options, name, given)
+    notes: list[str] = []
+    if not solved:
+        _count_steps(options, preset, given, len(data.train))
+        notes += _scale_learning_rate(options, name, given)
     if preset.small_pictures and trained is not None and "input_size" not in given:
         notes += _shrink_input(options, data, trained)
     return Choice(name, model or (None if trained is not None else preset.model), options, tuple(notes))
@@ -305,6 +343,23 @@ def _check_data(name: str, data: Source, has_network: bool, other: str) -> None:
         )
 
 
+def _check_kept(options: Mapping[str, Any], trained: ViTConfig | None) -> None:
+    """Raise a ValueError where what shall stay as it is has learned nothing, or adapters are larger than that."""
+    kept = [f"{name}={options[name]}" for name in ("freeze", "lora") if options.get(name) is not None]
+    kept += ["head='solved'"] if options.get("head") == "solved" else []
+    if kept and trained is None:
+        raise ValueError(
+            f"{' and '.join(kept)}: what stays as it is should have learned before, and this network is new: give "
+            "trained weights (--weights), or leave the option out"
+        )
+    rank = options.get("lora")
+    if trained is not None and isinstance(rank, int) and rank > trained.embed_dim:
+        raise ValueError(
+            f"lora={rank}: a rank above the {trained.embed_dim} numbers of a token makes adapters larger than the "
+            "layers they stand in for: 4 to 16 are usual"
+        )
+
+
 def _count_steps(options: dict[str, Any], preset: Preset, given: Mapping[str, Any], examples: int) -> None:
     """Let the user's steps or epochs take the place of the preset's, and see that large data is passed over."""
     if given.get("steps") is not None or given.get("epochs") is not None:
@@ -318,7 +373,7 @@ def _scale_learning_rate(options: dict[str, Any], name: str, given: Mapping[str,
     """Fit the preset's learning rate to the effective batch, and say so."""
     preset = PRESETS[name]
     batch = options.get("batch_size", Recipe.batch_size) * options.get("accumulate", Recipe.accumulate)
-    if not preset.batch or given.get("learning_rate") is not None or batch == preset.batch:
+    if not preset.batch or "learning_rate" in given or batch == preset.batch:
         return []
     usual = options["learning_rate"]
     share = batch / preset.batch

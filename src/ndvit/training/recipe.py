@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
 from ndvit.config import check_field_names, unwrap_numbers
@@ -17,6 +17,8 @@ Loss = Literal["softmax", "sigmoid"]
 Head = Literal["trained", "solved"]
 
 DEFAULT_STEPS = 1000
+SOLVED_BY = frozenset({"seed", "head", "batch_size", "class_weight", "val_fraction", "device", "workers"})
+"""Fields of `Recipe` that mean something where the head is solved; all others are of learning by steps."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +61,8 @@ class Recipe:
     """Rank of low-rank adapters (LoRA, by the peft library) of every linear layer in the blocks: they learn in place of
     all but the heads, and are merged into the weights at the end."""
     head: Head = "trained"
-    """trained by gradients with all else; or solved: nothing else learns, and the head is a logistic regression over
-    the features of the examples as they are, computed once (a linear probe)."""
+    """trained by gradients with all else, or solved (a linear probe: nothing else learns, and the head is a logistic
+    regression over the features of the examples as they are, computed once)."""
     warmup: float = 0.1
     """Share of the steps over which the learning rate rises linearly from 0."""
     min_learning_rate: float = 0.01
@@ -184,6 +186,7 @@ class Recipe:
         for name, kind in choices.items():
             if getattr(self, name) not in get_args(kind):
                 raise ValueError(f"{name} must be one of {', '.join(get_args(kind))}; got {getattr(self, name)!r}")
+        self._check_head()
 
     def _check(
         self,
@@ -214,6 +217,15 @@ class Recipe:
         ]
         kind = "a whole number" if whole else "a number"
         raise ValueError(f"{name} must be {kind}{', ' * bool(limits)}{' and '.join(limits)}; got {value!r}")
+
+    def _check_head(self) -> None:
+        idle = [f.name for f in fields(self) if f.name not in SOLVED_BY and getattr(self, f.name) != f.default]
+        if self.head == "solved" and idle:
+            raise ValueError(
+                f"a solved head (head='solved', as in preset linear_probe) takes no steps, and {', '.join(idle)} would "
+                f"do nothing: leave {'it' if len(idle) == 1 else 'them'} out, or learn by steps with --head trained "
+                "(head='trained')"
+            )
 
     def _check_class_weight(self) -> None:
         given = self.class_weight

@@ -72,14 +72,19 @@ def supervised_loss(
 def label_loss(logits: Tensor, targets: Tensor, recipe: Recipe, class_weight: Tensor | None) -> Tensor:
     """Cross-entropy of logits (B, classes) against distributions over the classes, or of each class by itself.
 
-    By itself, every class that has more than smoothing gives it is there: of two mixed pictures both are (DeiT III).
+    By itself, every class that has more than smoothing gives it is there: of two mixed pictures both are (DeiT III);
+    and an example has the sum over the classes (AugReg), which is as large as the loss of all classes together.
     """
+    logits = logits.float()
     if recipe.loss == "softmax":
         return F.cross_entropy(logits, targets, class_weight)
     smoothing = recipe.label_smoothing
     there = (targets > smoothing / targets.shape[1] + 1e-6).to(logits.dtype)
     there = there * (1 - smoothing) + smoothing / targets.shape[1]
-    return F.binary_cross_entropy_with_logits(logits, there, class_weight)
+    losses = F.binary_cross_entropy_with_logits(logits, there, reduction="none").sum(1)
+    if class_weight is not None:  # of whole examples: heavier, one class's yes and no would be as likely as before
+        losses = losses * (targets * class_weight).sum(1)
+    return losses.mean()
 
 
 def class_weights(recipe: Recipe, labels: Tensor, classes: int) -> Tensor | None:
@@ -169,8 +174,9 @@ class SupervisedTask(pl.LightningModule):
         assert batch.labels is not None
         classes = self.model.config.num_classes
         targets = F.one_hot(batch.labels, classes) * (1 - recipe.label_smoothing) + recipe.label_smoothing / classes
-        if (recipe.crop < 1 or recipe.warp) and not self.varied:
-            x, mask = random_crop_resize(x, mask, recipe.crop, recipe.warp, recipe.crop_prob)
+        crop = 1.0 if self.varied else recipe.crop
+        if crop < 1 or recipe.warp:
+            x, mask = random_crop_resize(x, mask, crop, recipe.warp, recipe.crop_prob)
         if recipe.flip and not self.varied:
             x, mask = random_flip(x, mask, recipe.flip)
         if recipe.scale:
