@@ -6,7 +6,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from image_results import RESULTS, Row, read_rows
-from signal_report import _label, _line, _percent, _seconds
+from signal_report import _label, _line, _percent, _seconds, commands_of
 
 from ndvit.files import replace_file
 
@@ -24,24 +24,32 @@ CAVEATS = (
     "Seconds to train do not have the imports, the check of all files, the test and the report; those in all do.",
     "Memory is the peak of the process that trains, without the processes that read for it. That of `ours` has its "
     "test and its report in it.",
-    "Each seed is another split, the same for all models. ± is the standard deviation over them.",
+    "Each seed is another split, the same for all models; what is compared is the mean over the splits that all models "
+    "have. ± is the standard deviation over splits.",
 )
 
 
 class Cell:
-    """The fits of one model on one set."""
+    """The fits of one model on one set: all of them, and those on the splits that all models of the set have."""
 
-    def __init__(self, rows: Sequence[Row]) -> None:
+    def __init__(self, rows: Sequence[Row], shared: set[int]) -> None:
         self.rows = rows
+        self.compared = [row for row in rows if row.seed in shared] or list(rows)
 
     def mean(self, field: str) -> float:
-        """The mean over seeds."""
-        return mean(getattr(row, field) for row in self.rows)
+        """The mean over the splits that are compared."""
+        return mean(getattr(row, field) for row in self.compared)
 
     @property
     def spread(self) -> float | None:
-        """The standard deviation of the accuracy over seeds; None for fewer than two."""
-        return stdev(row.accuracy for row in self.rows) if len(self.rows) > 1 else None
+        """The standard deviation of the accuracy over them; None for fewer than two."""
+        return stdev(row.accuracy for row in self.compared) if len(self.compared) > 1 else None
+
+    @property
+    def over_all(self) -> str:
+        """The accuracy over all its splits in words, where it has others beside those that are compared."""
+        found = [100 * row.accuracy for row in self.rows]
+        return f"{mean(found):.1f} ± {stdev(found):.1f} over {len(found)}" if len(found) > len(self.compared) else "–"
 
 
 def cells_of(rows: Sequence[Row], order: Sequence[str]) -> dict[str, dict[str, Cell]]:
@@ -49,14 +57,18 @@ def cells_of(rows: Sequence[Row], order: Sequence[str]) -> dict[str, dict[str, C
     found: dict[str, dict[str, Cell]] = {}
     for name in {row.set: None for row in rows}:
         there = {model: [row for row in rows if (row.set, row.model) == (name, model)] for model in order}
-        found[name] = {model: Cell(fits) for model, fits in there.items() if fits}
+        there = {model: fits for model, fits in there.items() if fits}
+        shared = set.intersection(*({row.seed for row in fits} for fits in there.values()))
+        found[name] = {model: Cell(fits, shared) for model, fits in there.items()}
     return dict(sorted(found.items(), key=lambda item: -len(item[1])))
 
 
 def table_of(cells: Mapping[str, Cell]) -> list[str]:
     """Markdown: a row a model."""
     titles = ["model", "accuracy", "log loss", "pixels", "steps", "seconds to train", "pictures/s", "in all", "MB"]
-    lines = [_line([*titles, "seeds"]), "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|"]
+    more = any(cell.over_all != "–" for cell in cells.values())
+    titles += ["splits", *["accuracy over all its splits"] * more]
+    lines = [_line(titles), "|---" + "|---:" * (len(titles) - 1) + "|"]
     best = max(cell.mean("accuracy") for cell in cells.values())
     least = min(cell.mean("log_loss") for cell in cells.values())
     for model, cell in cells.items():
@@ -71,13 +83,14 @@ def table_of(cells: Mapping[str, Cell]) -> list[str]:
             f"`{model}`",
             accuracy + spread,
             f"**{loss:.3f}**" if loss <= least else f"{loss:.3f}",
-            ", ".join(dict.fromkeys(row.pixels for row in cell.rows)),
+            ", ".join(dict.fromkeys(row.pixels for row in cell.compared)),
             f"{cell.mean('steps'):.0f}" if seen else "–",
             _seconds(seconds),
             f"{seen / max(seconds, 1e-9):,.0f}" if seen else "–",
             _seconds(cell.mean("total_seconds")),
-            f"{max(row.megabytes for row in cell.rows):,}",
-            str(len(cell.rows)),
+            f"{max(row.megabytes for row in cell.compared):,}",
+            str(len(cell.compared)),
+            *[cell.over_all] * more,
         ]
         lines.append(_line(values))
     return lines
@@ -127,7 +140,7 @@ def write_report(out: Path, models: Mapping[str, str], *, setting: str = "") -> 
         text += [f"**A trial of the bench with {setting}: these accuracies mean nothing.**", ""]
     elif setting:
         text += [f"All models with {setting}.", ""]
-    text += ["Accuracy on the test pictures in percent, mean over seeds. The same files, split, trained weights, "]
+    text += ["Accuracy on the test pictures in percent. The same files, split, trained weights, "]
     text[-1] += "optimiser steps and batches for all."
     drawn = False
     for name, cells in cells_of(rows, list(models)).items():
@@ -153,10 +166,4 @@ def _origin(rows: Sequence[Row]) -> list[str]:
         f"{', '.join(sorted({name for row in rows for name in row.software.split(', ')}))}."
         for device, cores, threads in machines
     ]
-    runs: dict[tuple[str, str], int] = {}
-    for row in rows:
-        runs[row.commit, row.command] = runs.get((row.commit, row.command), 0) + 1
-    for (commit, command), count in runs.items():
-        changed = " with changes that were not committed" * commit.endswith("+")
-        lines.append(f"- {count} fits by `{command}` at commit {commit.rstrip('+')}{changed}.")
-    return lines
+    return lines + commands_of([(row.commit, row.command) for row in rows])

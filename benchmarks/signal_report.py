@@ -1,6 +1,7 @@
 """The report of the bench of signals, made of its CSV files alone: tables, a picture, and what they do not say."""
 
 import csv
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean, median, stdev
@@ -325,12 +326,20 @@ def _origin(rows: Sequence[Row]) -> list[str]:
         count = sum((row.threads, row.parallel) == (threads, parallel) for row in rows)
         alone = "one at a time" if parallel == 1 else f"{parallel} at a time, so their seconds are too many"
         lines.append(f"- {count} fits on {threads} thread{'s' * (threads > 1)}, {alone}.")
-    runs: dict[tuple[str, str], int] = {}
-    for row in rows:
-        runs[row.commit, row.command] = runs.get((row.commit, row.command), 0) + 1
-    for (commit, command), count in runs.items():
+    return lines + commands_of([(row.commit, row.command) for row in rows])
+
+
+def commands_of(fits: Sequence[tuple[str, str]]) -> list[str]:
+    """Which commands made how many fits, of the commit and the command of each; those set by set are told as one."""
+    runs: dict[tuple[str, str], list[str]] = {}
+    for commit, command in fits:
+        runs.setdefault((commit, re.sub(r" --sets \S+", "", command)), []).append(command)
+    lines = []
+    for (commit, command), said in runs.items():
         changed = " with changes that were not committed" * commit.endswith("+")
-        lines.append(f"- {count} fits by `{command}` at commit {commit.rstrip('+')}{changed}.")
+        several = len(set(said)) > 1
+        text = f"`{command if several else said[0]}`{', set by set (`--sets`),' * several}"
+        lines.append(f"- {len(said)} fit{'s' * (len(said) > 1)} by {text} at commit {commit.rstrip('+')}{changed}.")
     return lines
 
 

@@ -257,14 +257,21 @@ def test_table_of_the_report():
         replace(ROW, accuracy=0.9, log_loss=0.2),
         replace(ROW, seed=1, accuracy=1.0, log_loss=0.4, train_seconds=30.0, megabytes=400),
         replace(ROW, model="timm", accuracy=0.8, log_loss=0.5, pixels="224x224"),
+        replace(ROW, model="timm", seed=1, accuracy=0.7, log_loss=0.5, pixels="224x224"),
         replace(ROW, set="B", steps=0),
+        replace(ROW, set="B", model="timm", seed=0),
+        replace(ROW, set="B", model="timm", seed=1, accuracy=0.5),
     ]
     cells = report.cells_of(rows, ["timm", "ours"])
-    assert [(name, list(models)) for name, models in cells.items()] == [("A", ["timm", "ours"]), ("B", ["ours"])]
+    assert {name: list(models) for name, models in cells.items()} == {"A": ["timm", "ours"], "B": ["timm", "ours"]}
     table = report.table_of(cells["A"])
-    assert table[2] == "| `timm` | 80.0 | 0.500 | 224x224 | 100 | 10.0 | 320 | 20.0 | 300 | 1 |"
+    assert table[2] == "| `timm` | 75.0 ± 7.1 | 0.500 | 224x224 | 100 | 10.0 | 320 | 20.0 | 300 | 2 |"
     assert table[3] == "| `ours` | **95.0** ± 7.1 | **0.300** | 32x32 | 100 | 20.0 | 160 | 20.0 | 400 | 2 |"
-    assert report.table_of(cells["B"])[2].split(" | ")[4:7] == ["–", "10.0", "–"]
+    table = report.table_of(cells["B"])  # on the split that both have
+    assert table[2].startswith(f"| `timm` | **{100 * ROW.accuracy:.1f}** |")
+    assert table[2].endswith(f" | 1 | {50 * ROW.accuracy + 25:.1f} ± {(100 * ROW.accuracy - 50) / 2**0.5:.1f} over 2 |")
+    assert table[3].split(" | ")[4:7] == ["–", "10.0", "–"]
+    assert table[3].endswith(" | 1 | – |")
 
 
 def test_report_of_the_file_alone(home, works):
