@@ -21,7 +21,7 @@ from cyclopts import App
 from image_results import git_commit
 from torch.utils.data import DataLoader, Subset
 
-from ndvit.data.images import ImagePreprocess
+from ndvit.data.images import ImagePreprocess, median_size
 from ndvit.data.loading import Inputs
 from ndvit.data.policies import Variation
 from ndvit.data.source import load_source
@@ -161,17 +161,24 @@ def main(
         )
         print(*table_of({count: found[count]})[2:], sep="\n", flush=True)
     cores = os.cpu_count() or 0
+    examples = load_source(str(data), test_fraction=0, progress=False).train
+    read, (high, wide) = min(limit or len(examples), len(examples)), median_size(examples)
+    usual = {"size": 224, "batch": 32, "workers": 2, "rounds": 5, "limit": 0}
+    chosen = {"size": size, "batch": batch, "workers": workers, "rounds": rounds, "limit": limit}
+    said = "".join(f" --{name} {value}" for name, value in chosen.items() if value != usual[name])
     text = [
         "# Reading pictures: ours and torchvision's",
         "",
-        f"Pictures a second from files to batches of {batch} x 3 x {size} x {size}; medians of {rounds} passes, turn "
-        "by turn. A ratio above 1 means that ours is faster.",
+        f"Pictures a second from files ({read:,} pictures, {high:.0f} x {wide:.0f} pixels at the median) to batches of "
+        f"{batch} x 3 x {size} x {size}; medians of {rounds} passes, turn by turn. A ratio above 1 means that ours is "
+        "faster.",
         "",
         *table_of(found),
         "",
         *(f"- {way}: {about}, bicubic, one seed a picture in ours." for way, about in WAYS.items()),
         f"- On {cores} cores, torch {version('torch')}, torchvision {version('torchvision')}, "
-        f"Pillow {version('pillow')}; commit {git_commit(['reading.py'])}.",
+        f"Pillow {version('pillow')}; by `python benchmarks/reading.py --data FOLDER{said}` at commit "
+        f"{git_commit(['reading.py'])}.",
     ]
     replace_file(out, "\n".join(text) + "\n")
     print(f"written: {out}")
