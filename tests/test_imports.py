@@ -18,7 +18,7 @@ FLOORS = [
     {"network", "data"},
     {"weights"},
     {"training", "figures"},
-    {"report"},
+    {"report", "exporting"},
     {"run", "answers", "estimator"},
     {"embedding"},
     {"cli"},

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ndvit.data.source import load_source
     from ndvit.embedding import embed
     from ndvit.estimator import ViTClassifier
+    from ndvit.exporting.export import export
     from ndvit.network import VisionTransformer, create_model
     from ndvit.run import resume, train
     from ndvit.training.recipe import Recipe
@@ -41,6 +42,7 @@ _HOMES = {
     "evaluate": "ndvit.answers",
     "predict": "ndvit.answers",
     "embed": "ndvit.embedding",
+    "export": "ndvit.exporting.export",
     "ViTClassifier": "ndvit.estimator",
 }
 
@@ -52,6 +54,7 @@ __all__ = [
     "create_model",
     "embed",
     "evaluate",
+    "export",
     "export_state_dict",
     "find_weights",
     "list_models",

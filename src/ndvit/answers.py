@@ -8,10 +8,11 @@ from typing import Any, Literal
 import numpy as np
 
 from ndvit.data.loading import Inputs
-from ndvit.data.preprocess import Preprocess
+from ndvit.data.preprocess import Preprocess, same_kind
 from ndvit.data.signals import note_longer
 from ndvit.data.source import builtin_sources, load_examples, load_source
 from ndvit.evaluation import Evaluation
+from ndvit.exporting.runtimes import ENDINGS, HARMLESS, Exported, is_exported, load_exported
 from ndvit.network.ensemble import Model
 from ndvit.training.inference import pick_device, predict_probabilities
 from ndvit.training.recipe import Device
@@ -31,7 +32,7 @@ class Prediction:
 
 
 def evaluate(
-    run: str | Path | Model,
+    run: str | Path | Model | Exported,
     source: Any,
     *,
     split: Split = "auto",
@@ -44,7 +45,7 @@ def evaluate(
     """Test a trained model on labelled data.
 
     Args:
-        run: a run folder, a model file or a loaded model.
+        run: a run folder, a model file or a loaded model; or what `export` wrote, see `load_exported`.
         source: as in `train`.
         split: "test", "train" or "all". "auto" is the test set where the source has one or where the model was trained
             on this very source (which is then split as it was in training); other data is tested whole.
@@ -83,9 +84,7 @@ def evaluate(
     say(f"{data.name}: {sum(map(len, chosen)):,} examples ({'all' if split == 'all' else f'the {split} set'})")
     if longer := note_longer(chosen, preprocess):
         say(longer)
-    answers = [
-        predict_probabilities(model, Inputs(examples, preprocess), batch_size, device, progress) for examples in chosen
-    ]
+    answers = [_ask(model, Inputs(examples, preprocess), batch_size, device, progress) for examples in chosen]
     to_model = np.array([index[c] for c in data.classes])
     labels = [to_model[examples.labels] for examples in chosen]
     names = tuple(name for examples in chosen for name in examples.names)
@@ -93,7 +92,7 @@ def evaluate(
 
 
 def predict(
-    run: str | Path | Model,
+    run: str | Path | Model | Exported,
     *paths: Any,
     skip_bad: bool = False,
     batch_size: int = 64,
@@ -104,7 +103,7 @@ def predict(
     """Name the class of new examples.
 
     Args:
-        run: a run folder, a model file or a loaded model.
+        run: a run folder, a model file or a loaded model; or what `export` wrote, see `load_exported`.
         paths: pictures, recordings or files of arrays (one file may hold many examples), or folders of such files;
             or arrays (n, time) or (n, channels, time, ...), lists of arrays, lists of PIL images.
         skip_bad: leave unreadable files out.
@@ -130,7 +129,7 @@ def predict(
                 say(note)
             if longer := note_longer([examples], preprocess):
                 say(longer)
-            rows = predict_probabilities(model, Inputs(examples, preprocess), batch_size, device, progress)
+            rows = _ask(model, Inputs(examples, preprocess), batch_size, device, progress)
             for name, row in zip(examples.names, rows, strict=True):
                 said = dict(zip(classes, map(float, row), strict=True))
                 yield Prediction(str(name), max(said, key=said.__getitem__), said)
@@ -138,14 +137,36 @@ def predict(
     return list(answers())
 
 
+def _ask(model: Model | Exported, inputs: Inputs, batch_size: int, device: str, progress: bool) -> np.ndarray:
+    if isinstance(model, Exported):
+        return model.probabilities(inputs, batch_size, progress)
+    return predict_probabilities(model, inputs, batch_size, device, progress)
+
+
+def _open(run: str | Path | Model | Exported, device: str) -> Model | Exported:
+    """The model that is meant; an exported file only if nothing in it can run."""
+    if not isinstance(run, Model | Exported):
+        if not is_exported(run):
+            return load_model(run)
+        if not str(run).endswith(tuple(ENDINGS[format] for format in HARMLESS)):
+            raise ValueError(
+                f"{run} is not opened here, as such files can run code of whoever made them: export to onnx or "
+                "openvino, or, if it is your own, in Python: predict(ndvit.exporting.runtimes.load_exported(FILE), ...)"
+            )
+        run = load_exported(run)
+    if isinstance(run, Exported) and device not in ("auto", "cpu"):
+        raise ValueError(f"{run.path.name} runs on the CPU: leave device {device} out, or give the run itself")
+    return run
+
+
 def _trained(
-    run: str | Path | Model, batch_size: int, device: str, say: Any
-) -> tuple[Model, tuple[str, ...], Preprocess]:
+    run: str | Path | Model | Exported, batch_size: int, device: str, say: Any
+) -> tuple[Model | Exported, tuple[str, ...], Preprocess]:
     """The model, its classes and its preprocessing, after a look at how it shall be asked."""
     if batch_size < 1:
         raise ValueError(f"batch_size must be a whole number of at least 1, got {batch_size}")
     pick_device(device)
-    model = run if isinstance(run, Model) else load_model(run)
+    model = _open(run, device)
     if model.untrained:
         some = ", ".join(model.untrained[:4]) + (", ..." if len(model.untrained) > 4 else "")
         raise ValueError(
@@ -160,7 +181,7 @@ def _trained(
     if not classes or model.preprocess is None:
         lacking = [n for n, v in (("classes", classes), ("preprocessing", model.preprocess)) if not v]
         raise ValueError(f"the model does not know its {' and '.join(lacking)}: train it, or in Python set them on it")
-    if model is not run and model.load_report.assumed:
+    if model is not run and model.load_report is not None and model.load_report.assumed:
         say(f"assumed of these weights (`ndvit info` says more): {'; '.join(model.load_report.assumed)}")
     return model, classes, model.preprocess
 
@@ -172,10 +193,3 @@ def same_source(source: Any, told: str | None) -> bool:
     if str(source).lower() in builtin_sources():
         return str(source).lower() == told.lower()
     return str(source) == told or Path(source).expanduser().resolve() == Path(told).expanduser().resolve()
-
-
-def same_kind(kind: str, preprocess: Preprocess, where: str) -> None:
-    """Raise a ValueError where data are not of the kind that a model reads."""
-    if kind != preprocess.kind:
-        called = {"signal": "signals or other arrays of values", "image": "images"}
-        raise ValueError(f"{where} holds {called[kind]}, and the model was trained on {called[preprocess.kind]}")

@@ -149,7 +149,7 @@ def evaluate(
     """Test a trained model on labelled data.
 
     Args:
-        run: A run folder, or weights as `info` takes them.
+        run: A run folder, weights as `info` takes them, or a .onnx or .xml that `export` wrote.
         source: Labelled data, as for train.
         split: auto is the test set where there is one or where the model was trained on this source; else all.
         format: A table, or JSON with the confusion matrix.
@@ -184,7 +184,7 @@ def predict(
     """Name the class of new examples, with probabilities.
 
     Args:
-        run: A run folder, or weights as `info` takes them.
+        run: A run folder, weights as `info` takes them, or a .onnx or .xml that `export` wrote.
         files: Pictures, recordings, files of arrays (.npy, .npz, .ts, .tsv), or folders of them.
         format: A table of the likeliest classes; csv or json with the probability of every class.
         skip_bad: Leave unreadable files out instead of stopping.
@@ -370,6 +370,57 @@ def convert(
     else:
         save_model(model, output)
     print(f"{output}: {len(model.state_dict())} tensors, to be read by {to}")
+
+
+@app.command
+def export(
+    run: str,
+    *,
+    output: Path | None = None,
+    format: Literal["onnx", "openvino", "pt2", "torchscript"] = "onnx",
+    int8: bool = False,
+    data: str | None = None,
+    dynamic_batch: bool = True,
+    softmax: bool = False,
+    preprocess: Literal["beside", "inside"] = "beside",
+    mask: bool | None = None,
+    min_agreement: float = 0.98,
+    force: bool = False,
+) -> None:
+    """Write a model for ONNX Runtime, OpenVINO or torch alone, after its answers were compared with the model's.
+
+    Args:
+        run: A run folder, or weights as `info` takes them.
+        output: A .onnx, .xml (OpenVINO, which has a .bin beside it), .pt2 or .ts file. [default: beside the weights]
+        format: onnx, openvino, pt2 (torch.export) or torchscript.
+        int8: 8-bit integers, of onnx and openvino; needs --data.
+        data: Labelled data as for train, or files as for predict: int8 is calibrated on its training set, and answers
+            are compared on its test set. [default: the run's own test set, if at hand; else random inputs]
+        dynamic_batch: Take any number of examples at a time; else only one.
+        softmax: Answer with probabilities, calibrated ones of a calibrated model; else with logits.
+        preprocess: Leave mean and standard deviation beside the graph, to whoever calls it; or put them inside, so that
+            it takes raw values: pixels from 0 to 255, signals as they are.
+        mask: A second input that tells what was observed, for missing values and padding. [default: for signals whose
+            preprocessing pads]
+        min_agreement: The least share of examples for which int8 must name the same class as the model.
+        force: Replace a file that exists.
+    """
+    from ndvit.exporting import export as exporting
+
+    report = exporting.export(
+        run,
+        output,
+        format=format,
+        int8=int8,
+        data=data,
+        dynamic_batch=dynamic_batch,
+        softmax=softmax,
+        preprocess=preprocess,
+        mask=mask,
+        min_agreement=min_agreement,
+        force=force,
+    )
+    print(report)
 
 
 @app.command

@@ -11,12 +11,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ndvit.answers import Split, same_kind, same_source
+from ndvit.answers import Split, same_source
 from ndvit.data.examples import Examples, Source, hold_out
 from ndvit.data.folders import medium, printable
 from ndvit.data.hub import is_hub
 from ndvit.data.images import ImagePreprocess
 from ndvit.data.loading import Inputs
+from ndvit.data.preprocess import same_kind
 from ndvit.data.source import load_examples, load_source
 from ndvit.evaluation import Evaluation
 from ndvit.files import replace_file

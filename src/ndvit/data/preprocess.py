@@ -124,3 +124,10 @@ def preprocess_from_dict(d: dict[str, Any]) -> Preprocess:
     except TypeError as error:
         raise ValueError(f"{d['kind']} preprocessing has a field of the wrong type: {error}") from error
     return made
+
+
+def same_kind(kind: str, preprocess: Preprocess, where: str) -> None:
+    """Raise a ValueError where data are not of the kind that a model reads."""
+    if kind != preprocess.kind:
+        called = {"signal": "signals or other arrays of values", "image": "images"}
+        raise ValueError(f"{where} holds {called[kind]}, and the model was trained on {called[preprocess.kind]}")

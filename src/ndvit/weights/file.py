@@ -33,17 +33,28 @@ def save_model(model: Model, path: str | Path) -> None:
     header = {"ndvit": FORMAT}
     if isinstance(model, Ensemble):
         header = {"ndvit": ENSEMBLE_FORMAT, "members": str(len(model.members))}
-    header |= {
-        "config": json.dumps(model.config.to_dict()),
-        "classes": json.dumps(list(model.classes)),
-        "preprocess": json.dumps(None if model.preprocess is None else model.preprocess.to_dict()),
-        "provenance": json.dumps(dict(model.provenance)),
-        "untrained": json.dumps(list(model.untrained)),
-    }
-    if (temperature := _checked_temperature(model.temperature)) != 1:  # without it, files are as they always were
-        header["temperature"] = json.dumps(temperature)
+    told = facts(model)
+    if told["temperature"] == 1:  # without it, files are as they always were
+        del told["temperature"]
+    header |= {name: json.dumps(value) for name, value in told.items()}
     tensors = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
     replace_file(path, save(tensors, metadata=header))
+
+
+def facts(model: Model) -> dict[str, Any]:
+    """All that is known of a model beside its tensors, as JSON can hold it; `describe` reads it back.
+
+    Raises:
+        ValueError: if the temperature cannot divide logits.
+    """
+    return {
+        "config": model.config.to_dict(),
+        "classes": list(model.classes),
+        "preprocess": None if model.preprocess is None else model.preprocess.to_dict(),
+        "provenance": dict(model.provenance),
+        "untrained": list(model.untrained),
+        "temperature": _checked_temperature(model.temperature),
+    }
 
 
 _MEMBER = re.compile(rf"{re.escape(MEMBERS)}(0|[1-9][0-9]{{0,8}})\.(.+)")  # a number and the tensor's own name
