@@ -33,7 +33,8 @@ CAVEATS = (
     "FCN5, IT, LITETime and H-InceptionTime of networks, HC2 of classifiers); no training time is known that could be "
     "compared.",
     "A test set of 100 examples moves by 1 point with each of them: single cells prove little, the means more.",
-    "Seconds are wall time with the data in memory. What a process compiles or imports once is not counted.",
+    "Seconds are wall time with the data in memory. What a process compiles or imports once is not counted. "
+    "≤ marks those of fits that others ran beside.",
 )
 Cells = dict[tuple[str, str], list[Row]]  # by set and model
 
@@ -71,6 +72,11 @@ class Comparison:
             alone = [row for row in rows if row.parallel == 1] or rows
             values.append(mean(getattr(row, field) for row in alone))
         return median(values)
+
+    def told_seconds(self, model: str, field: str) -> str:
+        """`seconds` in words: at most so many where other fits ran at the same time."""
+        crowded = any(all(row.parallel > 1 for row in self.cells[name, model]) for name in self.sets)
+        return "≤ " * crowded + _seconds(self.seconds(model, field))
 
     def seeds(self, model: str) -> list[int]:
         """Those that a model has on all sets."""
@@ -124,8 +130,8 @@ def comparison_table(found: Comparison, published: Mapping[str, Mapping[str, flo
     told: dict[str, dict[str, str]] = {
         "spread over seeds": {m: f"± {100 * s:.1f}" for m in found.complete if (s := found.spread(m)) is not None},
         "mean rank": {model: f"{rank:.1f}" for model, rank in ranks.items()},
-        "seconds to train, median": {model: _seconds(found.seconds(model)) for model in found.complete},
-        "seconds to predict, median": {m: _seconds(found.seconds(m, "predict_seconds")) for m in found.complete},
+        "seconds to train, median": {m: found.told_seconds(m, "fit_seconds") for m in found.complete},
+        "seconds to predict, median": {m: found.told_seconds(m, "predict_seconds") for m in found.complete},
         "seeds": {model: str(len(found.seeds(model))) for model in found.complete},
     }
     for title, cells in told.items():
