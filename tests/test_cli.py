@@ -377,7 +377,7 @@ def test_models_lists_every_name(capsys):
         if line.startswith(("vit_", "signal_", "compact_")) and "alone" not in line
     }
     assert list(rows) == list_models()
-    assert rows["vit_base_patch16_224"] == ["3x224x224", "86,567,656", "17.564"]
+    assert rows["vit_base_patch16_224"] == ["3x224x224", "86,567,656", "16.464"]
     assert rows["vit_large_patch14_518"][0] == "3x518x518"
 
 

@@ -84,6 +84,17 @@ INVALID = {
         dict(pos_embed="rope", embed_dim=72, num_heads=12),
         "needs a head width divisible by 4, got embed_dim 7",
     ),
+    "patch dropout": (dict(patch_drop_rate=1), "patch_drop_rate is a probability: .* got 1"),
+    "merged tokens": (dict(merge_tokens=-1), "merge_tokens must be a whole number of at least 0, got -1"),
+    "half a grid": (
+        dict(relative_bias=True, patch_drop_rate=0.25),
+        "patch_drop_rate=0.25 and relative_bias exclude each other: .* Set patch_drop_rate=0 or",
+    ),
+    "merged places": (
+        dict(pos_embed="rope", merge_tokens=8),
+        "merge_tokens=8 and pos_embed='rope' exclude each other: .* Set merge_tokens=0, or",
+    ),
+    "merged offsets": (dict(relative_bias=True, merge_tokens=8), "merge_tokens=8 and relative_bias=True exclude"),
     "rope base": (dict(rope_base=-1), "rope_base must be a positive number, got -1"),
 }
 

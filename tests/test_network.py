@@ -100,8 +100,10 @@ def test_parameter_counts_and_macs(name, overrides, expected):
     assert sum(p.numel() for p in model.parameters()) == expected[0]
     parameters, macs = count_cost(model.config)
     assert parameters == expected[0]
-    if expected[1] is not None:
-        assert round(macs / 1e9, 3) == expected[1]
+    if expected[1] is not None:  # published for all tokens; the last block computes the class token alone
+        width, patches = model.config.embed_dim, model.config.num_patches
+        unread = patches * (9 * width**2 + 2 * (patches + 1) * width)  # projection and MLP; attention
+        assert round((macs + unread) / 1e9, 3) == expected[1]
 
 
 def test_cost_by_extrapolation_is_the_cost_of_the_whole_network():
@@ -271,12 +273,12 @@ def test_initial_statistics(size):
 
 def test_drop_path_keeps_the_expectation_and_drops_whole_samples():
     drop, x = DropPath(0.25), torch.ones(4000, 3, 2)
-    y = drop(x)
+    y = drop(torch.zeros_like(x), torch.clone, x)
     assert y.unique().tolist() == pytest.approx([0, 1 / 0.75])
     assert (y == y[:, :1, :1]).all()  # a sample is dropped whole or kept whole
     assert (y == 0).float().mean().item() == pytest.approx(0.25, abs=0.03)
     assert y.mean().item() == pytest.approx(1, abs=0.04)
-    assert drop.eval()(x) is x
+    assert torch.equal(drop.eval()(torch.zeros_like(x), torch.clone, x), x)
     rates = [b.drop_path.rate for b in build(SIZES["1d"], drop_path_rate=0.2).blocks]
     assert rates == pytest.approx([0, 0.1, 0.2])
 

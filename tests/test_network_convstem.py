@@ -257,7 +257,7 @@ def test_masks(values):
     mask = torch.ones(3, *config.input_size, dtype=torch.bool)
     mask[..., -config.token_size[-1] :] = False
     with torch.no_grad():
-        stem, tokens = model.patch_embed.stem(x), model._encode(model._stem(x), model._visible_tokens(x, mask))
+        stem, (tokens, _) = model.patch_embed.stem(x), model._encode(model._stem(x), model._visible_tokens(x, mask))
         seen = stem[..., : -config.patch_size[-1]].flatten(2)
         patches = tokens[:, 1:].unflatten(1, config.grid)[..., :-1, :].flatten(1, -2)
         pooled = torch.cat([seen.mean(2), seen.amax(2), tokens[:, 0], patches.mean(1)], dim=1)

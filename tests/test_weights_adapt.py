@@ -350,7 +350,8 @@ def test_other_classes_get_a_new_head(adapted):
     model, bare = adapted("2d", num_classes=0)
     assert (bare.untrained, bare.load_report.new) == ((), ())
     with torch.no_grad():
-        assert torch.equal(bare(x), model.forward_features(x)[:, 0])
+        # the network computes the class token alone in its last block: rounding differs
+        torch.testing.assert_close(bare(x), model.forward_features(x)[:, 0], atol=1e-5, rtol=1e-5)
     _, grown = adapted(bare, num_classes=3)
     assert grown.untrained == ("head.weight", "head.bias")
 

@@ -51,6 +51,7 @@ CASES = {
     "hybrid": (HYBRID | {"stem_depths": (2, 2, 2, 2), "patch_size": 1}, "timm"),
     "hybrid root": (HYBRID | {"stem_depths": (), "patch_size": 8}, "timm"),
     "another scale": ({"qk_scale": 0.5}, ""),
+    "merged tokens": ({"merge_tokens": 2}, ""),
     "patch norm": ({"patch_norm": True}, ""),
     "signal": ({"input_size": (32,)}, ""),
     "rope": ({"pos_embed": "rope"}, ""),

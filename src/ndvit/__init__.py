@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ndvit.data.source import load_source
     from ndvit.embedding import embed
     from ndvit.estimator import ViTClassifier
+    from ndvit.exporting.compiling import compile
     from ndvit.exporting.export import export
     from ndvit.network import VisionTransformer, create_model
     from ndvit.run import resume, train
@@ -42,6 +43,7 @@ _HOMES = {
     "evaluate": "ndvit.answers",
     "predict": "ndvit.answers",
     "embed": "ndvit.embedding",
+    "compile": "ndvit.exporting.compiling",
     "export": "ndvit.exporting.export",
     "ViTClassifier": "ndvit.estimator",
 }
@@ -51,6 +53,7 @@ __all__ = [
     "ViTClassifier",
     "ViTConfig",
     "VisionTransformer",
+    "compile",
     "create_model",
     "embed",
     "evaluate",

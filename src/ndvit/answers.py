@@ -12,7 +12,7 @@ from ndvit.data.preprocess import Preprocess, same_kind
 from ndvit.data.signals import note_longer
 from ndvit.data.source import builtin_sources, load_examples, load_source
 from ndvit.evaluation import Evaluation
-from ndvit.exporting.runtimes import ENDINGS, HARMLESS, Exported, is_exported, load_exported
+from ndvit.exporting.runtimes import ENDINGS, HARMLESS, Runner, is_exported, load_exported
 from ndvit.network.ensemble import Model
 from ndvit.training.inference import pick_device, predict_probabilities
 from ndvit.training.recipe import Device
@@ -32,7 +32,7 @@ class Prediction:
 
 
 def evaluate(
-    run: str | Path | Model | Exported,
+    run: str | Path | Model | Runner,
     source: Any,
     *,
     split: Split = "auto",
@@ -45,7 +45,8 @@ def evaluate(
     """Test a trained model on labelled data.
 
     Args:
-        run: a run folder, a model file or a loaded model; or what `export` wrote, see `load_exported`.
+        run: a run folder, a model file or a loaded model; or what `export` wrote, see `load_exported`,
+            or `compile` made.
         source: as in `train`.
         split: "test", "train" or "all". "auto" is the test set where the source has one or where the model was trained
             on this very source (which is then split as it was in training); other data is tested whole.
@@ -92,7 +93,7 @@ def evaluate(
 
 
 def predict(
-    run: str | Path | Model | Exported,
+    run: str | Path | Model | Runner,
     *paths: Any,
     skip_bad: bool = False,
     batch_size: int = 64,
@@ -103,7 +104,8 @@ def predict(
     """Name the class of new examples.
 
     Args:
-        run: a run folder, a model file or a loaded model; or what `export` wrote, see `load_exported`.
+        run: a run folder, a model file or a loaded model; or what `export` wrote, see `load_exported`,
+            or `compile` made.
         paths: pictures, recordings or files of arrays (one file may hold many examples), or folders of such files;
             or arrays (n, time) or (n, channels, time, ...), lists of arrays, lists of PIL images.
         skip_bad: leave unreadable files out.
@@ -137,15 +139,15 @@ def predict(
     return list(answers())
 
 
-def _ask(model: Model | Exported, inputs: Inputs, batch_size: int, device: str, progress: bool) -> np.ndarray:
-    if isinstance(model, Exported):
+def _ask(model: Model | Runner, inputs: Inputs, batch_size: int, device: str, progress: bool) -> np.ndarray:
+    if isinstance(model, Runner):
         return model.probabilities(inputs, batch_size, progress)
     return predict_probabilities(model, inputs, batch_size, device, progress)
 
 
-def _open(run: str | Path | Model | Exported, device: str) -> Model | Exported:
+def _open(run: str | Path | Model | Runner, device: str) -> Model | Runner:
     """The model that is meant; an exported file only if nothing in it can run."""
-    if not isinstance(run, Model | Exported):
+    if not isinstance(run, Model | Runner):
         if not is_exported(run):
             return load_model(run)
         if not str(run).endswith(tuple(ENDINGS[format] for format in HARMLESS)):
@@ -154,14 +156,14 @@ def _open(run: str | Path | Model | Exported, device: str) -> Model | Exported:
                 "openvino, or, if it is your own, in Python: predict(ndvit.exporting.runtimes.load_exported(FILE), ...)"
             )
         run = load_exported(run)
-    if isinstance(run, Exported) and device not in ("auto", "cpu"):
-        raise ValueError(f"{run.path.name} runs on the CPU: leave device {device} out, or give the run itself")
+    if isinstance(run, Runner) and device not in ("auto", run.device):
+        raise ValueError(f"{run.name} runs on the {run.device}: leave device {device} out, or give the run itself")
     return run
 
 
 def _trained(
-    run: str | Path | Model | Exported, batch_size: int, device: str, say: Any
-) -> tuple[Model | Exported, tuple[str, ...], Preprocess]:
+    run: str | Path | Model | Runner, batch_size: int, device: str, say: Any
+) -> tuple[Model | Runner, tuple[str, ...], Preprocess]:
     """The model, its classes and its preprocessing, after a look at how it shall be asked."""
     if batch_size < 1:
         raise ValueError(f"batch_size must be a whole number of at least 1, got {batch_size}")

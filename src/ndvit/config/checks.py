@@ -15,16 +15,17 @@ SHORTEST_ROCKET = 3  # samples, which have two differences: kernels are laid ove
 
 def check_values(config: "ViTConfig") -> None:
     """Raise a ValueError for the first field that is wrong whatever the others are."""
-    counts = {"in_channels": 1, "embed_dim": 1, "depth": 1, "num_heads": 1, "stem_width": 1, "stem_kernel": 1}
-    for name, least in (counts | {"num_classes": 0, "num_registers": 0, "rocket_features": 0}).items():
-        require_whole(name, getattr(config, name), at_least=least)
+    for name in ("in_channels", "embed_dim", "depth", "num_heads", "stem_width", "stem_kernel"):
+        require_whole(name, getattr(config, name), at_least=1)
+    for name in ("num_classes", "num_registers", "rocket_features", "merge_tokens"):
+        require_whole(name, getattr(config, name), at_least=0)
     if config.representation_size is not None:
         require_whole("representation_size", config.representation_size, at_least=1)
     for name in ("mlp_ratio", "norm_eps", "qk_scale", "layer_scale", "rope_base"):
         value = getattr(config, name)
         if value is not None and not (_is_number(value) and 0 < value < math.inf):
             raise ValueError(f"{name} must be a positive number, got {value!r}")
-    for name in ("drop_rate", "attn_drop_rate", "drop_path_rate", "head_drop"):
+    for name in ("drop_rate", "attn_drop_rate", "drop_path_rate", "patch_drop_rate", "head_drop"):
         value = getattr(config, name)
         if not (_is_number(value) and 0 <= value < 1):
             raise ValueError(f"{name} is a probability: it must be at least 0 and below 1, got {value!r}")
@@ -98,6 +99,21 @@ def _check_stem(config: "ViTConfig") -> None:
 
 def _check_encoder(config: "ViTConfig") -> None:
     dims = len(config.input_size)
+    if config.relative_bias and config.patch_drop_rate:
+        raise ValueError(
+            f"patch_drop_rate={config.patch_drop_rate} and relative_bias exclude each other: the bias is of a whole "
+            "grid. Set patch_drop_rate=0 or relative_bias=False"
+        )
+    others = {
+        "pos_embed='rope'": (config.pos_embed == "rope", "pos_embed='learned' or 'sincos'"),
+        "relative_bias=True": (config.relative_bias, "relative_bias=False"),
+    }
+    for name, (given, instead) in others.items():
+        if config.merge_tokens and given:
+            raise ValueError(
+                f"merge_tokens={config.merge_tokens} and {name} exclude each other: a merged token stands in no single "
+                f"place of the grid. Set merge_tokens=0, or {instead}"
+            )
     if config.embed_dim % config.num_heads:
         raise ValueError(
             f"embed_dim {config.embed_dim} is not divisible by num_heads {config.num_heads}: "

@@ -131,6 +131,12 @@ class ViTConfig:
     """Dropout of attention weights."""
     drop_path_rate: float = 0.0
     """Stochastic depth of the last block; rates rise linearly from 0 over the depth."""
+    patch_drop_rate: float = 0.0
+    """Share of the patches that training leaves out, others for each example ("PatchDropout", Liu et al., 2022)."""
+    merge_tokens: int = 0
+    """Patch tokens that each block merges into others like them, at most half of those left (ToMe, "Token Merging: Your
+    ViT But Faster", 2022); 0 merges none. A network that was trained without can be told to, load_model(file,
+    merge_tokens=8): it answers faster, for a little accuracy."""
 
     def __post_init__(self) -> None:
         unwrap_numbers(self)

@@ -1,11 +1,7 @@
 """A trained model to a file that runs without ndvit; it is run and compared with the model before it is there."""
 
 import json
-import logging
 import time
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -15,15 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ndvit.exporting.graphs import (
-    OPSET,
-    Deployed,
-    Writer,
-    write_onnx,
-    write_openvino,
-    write_pt2,
-    write_torchscript,
-)
+from ndvit.exporting.graphs import OPSET, PACKAGES, WRITERS, Deployed, quiet
 from ndvit.exporting.quantize import QUANTIZE
 from ndvit.exporting.runtimes import ENDINGS, Format, How, load_exported, need
 from ndvit.exporting.trials import BATCH, Comparison, Trial, compare, gather
@@ -32,21 +20,8 @@ from ndvit.network.ensemble import Model
 from ndvit.weights.file import MODEL_FILE, facts
 from ndvit.weights.loading import load_model
 
-TOLERANCE = 1e-3
-"""How far answers may be from the model's, in parts of their spread, see `Comparison`."""
 MIN_AGREEMENT = 0.98
 """The least share of examples for which int8 must name the model's class, unless told otherwise."""
-
-_PACKAGES: dict[Format, tuple[str, ...]] = {
-    "onnx": ("onnx", "onnxscript", "onnxruntime"),
-    "openvino": ("openvino",),
-}
-_WRITE: dict[Format, Writer] = {
-    "onnx": write_onnx,
-    "openvino": write_openvino,
-    "pt2": write_pt2,
-    "torchscript": write_torchscript,
-}
 
 
 @dataclass(frozen=True)
@@ -149,12 +124,9 @@ def export(
     trial, calibration = gather(model, model_or_path, data, mask, int8)
     how = How(softmax=softmax, inside=preprocess == "inside", mask=mask, batch=0 if dynamic_batch else 1)
     network = Deployed(model, how)
-    examples: tuple[Tensor, ...] = (trial.x[:1].repeat(2 if dynamic_batch else 1, *[1] * (trial.x.ndim - 1)),)
-    if mask:
-        examples += (torch.ones(len(examples[0]), *trial.x.shape[2:], dtype=torch.bool),)
-    with TemporaryDirectory(dir=target.parent, prefix=".export-") as folder, _quiet():
+    with TemporaryDirectory(dir=target.parent, prefix=".export-") as folder, quiet():
         made = Path(folder) / f"model{target.suffix}"
-        _WRITE[format](network, examples, dynamic_batch, made, _note(model, how))
+        WRITERS[format](network, network.examples(dynamic_batch), dynamic_batch, made, _note(model, how))
         if calibration is not None:
             how, whole = replace(how, int8=True), load_exported(made)
             made = Path(folder) / f"int8{target.suffix}"
@@ -204,7 +176,7 @@ def _check(format: Format, int8: bool, data: Any, preprocess: str, min_agreement
         )
     if not 0 <= min_agreement <= 1:
         raise ValueError(f"min_agreement is a share from 0 to 1, got {min_agreement}")
-    need(f"export to {format}", *_PACKAGES.get(format, ()), *(("nncf",) if int8 else ()))
+    need(f"export to {format}", *PACKAGES.get(format, ()), *(("nncf",) if int8 else ()))
 
 
 def _target(source: Any, path: str | Path | None, format: Format, int8: bool, force: bool) -> Path:
@@ -230,19 +202,6 @@ def _target(source: Any, path: str | Path | None, format: Format, int8: bool, fo
     return path
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the exporters' own warnings, of what they do not find and mean to change."""
-    silenced = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(silenced)
-
-
 def _note(model: Model, how: How) -> str:
     return json.dumps({**facts(model), "export": asdict(how)})
 
@@ -258,7 +217,7 @@ def _refuse(found: Comparison, trial: Trial, how: How, min_agreement: float) -> 
             f"{trial.name}{accuracies}, less than {100 * min_agreement:g} %: nothing is written. Calibrate on "
             "data like those of the training, take the other format, or allow it with --min-agreement"
         )
-    if not how.int8 and found.difference > max(TOLERANCE * found.spread, 1e-6):
+    if not how.int8 and not found.same:
         raise ValueError(
             f"the exported file differs from the model by up to {found.difference:.2g}, and the spread of its answers "
             f"is {found.spread:.2g}: nothing is written. Please report it with `ndvit info` of the model; another "

@@ -1,7 +1,10 @@
 """Networks as graphs, and the files of each format that hold them."""
 
 import copy
-from collections.abc import Callable
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from ndvit.exporting.runtimes import NOTE, How, statistics
+from ndvit.exporting.runtimes import NOTE, Format, How, statistics
 from ndvit.network import VisionTransformer
 from ndvit.network.ensemble import Model
 from ndvit.network.rocket import KERNELS, TAPS, Rocket
@@ -33,7 +36,7 @@ class Deployed(nn.Module):
         for module in list(self.model.modules()):
             if isinstance(module, VisionTransformer) and module.rocket is not None:
                 module.rocket = PlainRocket(module.rocket)  # type: ignore[assignment]
-        self.softmax, self.inside, self.temperature = how.softmax, how.inside, model.temperature
+        self.softmax, self.inside, self.mask, self.temperature = how.softmax, how.inside, how.mask, model.temperature
         if how.inside:
             mean, std = statistics(model.preprocess, 2 + len(model.config.input_size))
             self.register_buffer("mean", mean.float())
@@ -49,6 +52,12 @@ class Deployed(nn.Module):
             x = (x - self.mean) / self.std
         logits: Tensor = self.model(x, mask)
         return (logits / self.temperature).softmax(1) if self.softmax else logits
+
+    def examples(self, dynamic: bool) -> tuple[Tensor, ...]:
+        """Inputs by which a graph is drawn: of one example, or of two where it shall take any number."""
+        config, count = self.model.config, 2 if dynamic else 1
+        x = torch.zeros(count, config.in_channels, *config.input_size)
+        return (x, torch.ones(count, *config.input_size, dtype=torch.bool)) if self.mask else (x,)
 
 
 class PlainRocket(nn.Module):
@@ -144,7 +153,10 @@ def write_openvino(network: Deployed, examples: tuple[Tensor, ...], dynamic: boo
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.fx_decoder import TorchFXPythonDecoder
 
-    decoder = TorchFXPythonDecoder.from_exported_program(to_program(network, examples, dynamic))
+    program = to_program(network, examples, dynamic)
+    if any(node.target is torch.ops.aten.index_add.default for node in program.graph.nodes):  # merged tokens
+        program = program.run_decompositions({torch.ops.aten.index_add.default: _index_add})
+    decoder = TorchFXPythonDecoder.from_exported_program(program)
     frontend = FrontEndManager().load_by_framework("pytorch")
     model = frontend.convert(frontend.load(decoder))
     for given, name in zip(model.inputs, ("x", "mask")):
@@ -152,6 +164,12 @@ def write_openvino(network: Deployed, examples: tuple[Tensor, ...], dynamic: boo
     model.reshape({i: [-1 if dynamic else 1, *example.shape[1:]] for i, example in enumerate(examples)})
     model.outputs[0].get_tensor().set_names({"probabilities" if network.softmax else "logits"})
     save_openvino(model, path, note)
+
+
+def _index_add(x: Tensor, dim: int, index: Tensor, source: Tensor, *, alpha: float = 1) -> Tensor:
+    """The index_add of torch by its scatter_add, which OpenVINO has."""
+    places = index.view([-1 if axis == dim else 1 for axis in range(x.ndim)]).expand_as(source)
+    return x.scatter_add(dim, places, alpha * source)
 
 
 def save_openvino(model: Any, path: Path, note: str) -> None:
@@ -175,3 +193,27 @@ def write_torchscript(network: Deployed, examples: tuple[Tensor, ...], dynamic: 
 
 
 Writer = Callable[[Deployed, tuple[Tensor, ...], bool, Path, str], None]
+WRITERS: dict[Format, Writer] = {
+    "onnx": write_onnx,
+    "openvino": write_openvino,
+    "pt2": write_pt2,
+    "torchscript": write_torchscript,
+}
+PACKAGES: dict[Format, tuple[str, ...]] = {
+    "onnx": ("onnx", "onnxscript", "onnxruntime"),
+    "openvino": ("openvino",),
+}
+"""What writing and running a format needs besides torch."""
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the exporters' own warnings, of what they do not find and mean to change."""
+    silenced = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(silenced)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ndvit.data.loading import Inputs
+from ndvit.network.ensemble import Model
 from ndvit.weights.file import FORMAT, Described, describe
 
 Format = Literal["onnx", "openvino", "pt2", "torchscript"]
@@ -55,25 +56,25 @@ class How:
                 raise ValueError(f"{field.name} cannot be {value!r}")
 
 
-class Exported:
-    """An exported file that runs, on the CPU.
+class Runner:
+    """A network that was made ready to answer, by whatever runs it.
 
-    Called with x (B, C, *size) float32, as `preprocess` gives it, and a boolean mask (B, *size) or None, it returns
-    logits (B, classes), or probabilities where `how.softmax`. x is the same for every file: for one that standardises
-    inside, the raw values that it takes are computed back from x.
+    Called with x (B, C, *size), as `preprocess` gives it, and a boolean mask (B, *size) or None, it returns logits
+    (B, classes), or probabilities where `how.softmax`.
 
     Attributes:
-        path: the file.
-        format: "onnx", "openvino", "pt2" or "torchscript".
-        how: how it was exported.
-        config, classes, preprocess, provenance, untrained, temperature: those of the model that was exported.
-        load_report: None; a file is run as it is.
+        name: what complaints call it.
+        how: what it takes and gives.
+        run: computes answers of what `feeds` yields.
+        device: where it computes.
+        config, classes, preprocess, provenance, untrained, temperature: those of the model.
+        load_report: None; it is run as it is.
     """
 
     load_report = None
 
-    def __init__(self, path: Path, format: Format, told: Described, how: How, run: Answer) -> None:
-        self.path, self.format, self.how, self._run = path, format, how, run
+    def __init__(self, name: str, told: Described | Model, how: How, run: Answer, device: str = "cpu") -> None:
+        self.name, self.how, self.device, self.run = name, how, device, run
         self.config, self.classes, self.preprocess = told.config, told.classes, told.preprocess
         self.provenance, self.untrained, self.temperature = told.provenance, told.untrained, told.temperature
 
@@ -82,15 +83,15 @@ class Exported:
         """Logits or probabilities (B, classes), float32.
 
         Raises:
-            ValueError: if x has another shape than the config's, or not all was observed and the file takes no mask.
+            ValueError: if x has another shape than the config's, or not all was observed and it takes no mask.
         """
-        answers = torch.cat([self._run(*given) for given in self.feeds(x, mask)])
+        answers = torch.cat([self.run(*given) for given in self.feeds(x, mask)])
         if answers.ndim != 2 or len(answers) != len(x):
-            raise ValueError(f"{self.path} answers with shape {tuple(answers.shape)} for {len(x)} examples")
+            raise ValueError(f"{self.name} answers with shape {tuple(answers.shape)} for {len(x)} examples")
         return answers
 
     def feeds(self, x: Tensor, mask: Tensor | None = None, rows: int = 0) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """What the file is given for x and mask, at most `rows` examples at a time where it takes any number.
+        """What it is given for x and mask, at most `rows` examples at a time where it takes any number.
 
         Errors as above.
         """
@@ -101,19 +102,19 @@ class Exported:
             incomplete = int((~mask.flatten(1).all(1)).sum())
             if incomplete:
                 raise ValueError(
-                    f"{incomplete} of {len(x)} examples have missing values or padding, and {self.path.name} was "
-                    "exported for complete ones: ask the run itself, or export it with --mask (mask=True)"
+                    f"{incomplete} of {len(x)} examples have missing values or padding, and {self.name} was made for "
+                    "complete ones: ask the run itself, or make it with a mask (--mask, mask=True)"
                 )
             mask = None
         if mask is None and self.how.mask:
             mask = torch.ones(len(x), *expected[1:], dtype=torch.bool)
-        x = x.float().cpu()
-        if self.how.inside:
+        x = x.float().to(self.device)
+        if self.how.inside:  # raw values, computed back from x, so that x is the same for all
             mean, std = statistics(self.preprocess, x.ndim)
             x = (x.double() * std + mean).float()
         rows = self.how.batch or rows or max(len(x), 1)
         for start in range(0, len(x), rows):
-            shown = None if mask is None else mask[start : start + rows].cpu().contiguous()
+            shown = None if mask is None else mask[start : start + rows].to(self.device).contiguous()
             yield x[start : start + rows].contiguous(), shown
 
     def probabilities(self, inputs: Inputs, batch_size: int = 64, progress: bool = False) -> np.ndarray:
@@ -122,9 +123,22 @@ class Exported:
 
         loader = inputs.loader(batch_size)
         bar = tqdm(loader, desc="predicting", leave=False, disable=not progress or len(loader) < 10)
-        rows = [self(batch.x, batch.mask) for batch in bar]
+        rows = [self(batch.x, batch.mask).cpu() for batch in bar]
         answers = torch.cat(rows) if rows else torch.empty(0, self.config.num_classes)
         return (answers if self.how.softmax else (answers / self.temperature).softmax(1)).numpy()
+
+
+class Exported(Runner):
+    """An exported file that runs, on the CPU.
+
+    Attributes:
+        path: the file.
+        format: "onnx", "openvino", "pt2" or "torchscript".
+    """
+
+    def __init__(self, path: Path, format: Format, told: Described, how: How, run: Answer) -> None:
+        super().__init__(path.name, told, how, run)
+        self.path, self.format = path, format
 
 
 def statistics(preprocess: Any, axes: int) -> tuple[Tensor, Tensor]:
@@ -190,6 +204,11 @@ def need(what: str, *packages: str) -> None:
     """Raise a ValueError where a package is not installed."""
     if any(find_spec(name) is None for name in packages):
         raise ValueError(f"{what} needs a package that is not installed: pip install 'ndvit[export]'")
+
+
+def open_graph(format: Format, path: Path, threads: int | None = None) -> Answer:
+    """What runs a file of this format, which needs no note; threads as in `load_exported`."""
+    return _OPEN[format](path, threads or torch.get_num_threads())[0]
 
 
 def _open_onnx(path: Path, threads: int) -> tuple[Answer, str]:

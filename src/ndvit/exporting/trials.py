@@ -20,6 +20,8 @@ BATCH = 8
 """The batch size that every export is tried at, beside 1."""
 CALIBRATION = 300
 """Examples that int8 takes the ranges of values from."""
+TOLERANCE = 1e-3
+"""How far answers may be from the model's, in parts of their spread, see `Comparison`."""
 _COUNT, _COUNT_INT8 = 64, 512  # examples that are compared: rounding shows in few, changed answers in many
 
 
@@ -54,7 +56,7 @@ def gather(model: Model, run: Any, data: Any, mask: bool, int8: bool) -> tuple[T
     source = data if data is not None else _trained_on(model, run)
     count = _COUNT_INT8 if int8 else _COUNT
     if source is None:
-        return _random(model, count, mask), None
+        return random_trial(model, count, mask), None
     if model.preprocess is None:
         raise ValueError("the model does not know its preprocessing, which data need: set model.preprocess")
     kind, name, classes, parts, notes = _parts(model, source)
@@ -133,7 +135,8 @@ def _trial(
     return Trial(x, _some_hidden(shown), labels, name, notes)
 
 
-def _random(model: Model, count: int, mask: bool) -> Trial:
+def random_trial(model: Model, count: int, mask: bool) -> Trial:
+    """Standard normal numbers of the model's size, every other example without its last quarter under a mask."""
     generator = torch.Generator().manual_seed(0)
     config = model.config
     x = torch.randn(count, config.in_channels, *config.input_size, generator=generator)
@@ -168,6 +171,11 @@ class Comparison:
     spread: float
     agreement: float
     accuracies: tuple[float, float] | None
+
+    @property
+    def same(self) -> bool:
+        """Whether they differ by rounding alone."""
+        return self.difference <= max(TOLERANCE * self.spread, 1e-6)
 
 
 def compare(

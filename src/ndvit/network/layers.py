@@ -1,8 +1,10 @@
 """The parts of the encoder. Leaves take plain numbers; a block takes the config. Names follow timm's state dicts."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,9 +13,10 @@ from torch import Tensor, nn
 from ndvit.config import ViTConfig
 from ndvit.network.convstem import ConvStem
 from ndvit.network.stem import CONVOLUTIONS, ResNetStem
+from ndvit.network.tokens import merge_tokens
 
 Rotation = tuple[Tensor, Tensor]
-"""Cosines and sines of rope, each (T, head_dim), see `grid.rotary_table`."""
+"""Cosines and sines of rope, each (T, head_dim), see `grid.rotary_table`, or (B, 1, T, head_dim)."""
 
 
 class PatchEmbed(nn.Module):
@@ -54,10 +57,10 @@ _STEMS: dict[str, Callable[[ViTConfig], nn.Module]] = {
 class Attention(nn.Module):
     """Multi-head self-attention: softmax(q k^T scale) v, then a projection (Vaswani et al., 2017).
 
-    (B, T, D) -> (B, T, D). `mask` is boolean (B, 1, 1, T), True where a key may be seen; a rotation turns queries and
-    keys by their place. With a `grid` there is a learned bias for each offset between two of its patches, which are the
-    last tokens; it is added to the weights after the softmax (eRPE, "ConvTran"), where `offsets` are the grid's, see
-    `grid.relative_offsets`.
+    (B, T, D) -> (B, T, D), or (B, n, D) where the `first` n tokens are all that is asked for. `visible` (B, 1, 1, T)
+    tells which keys may be seen, see `attention_mask`; a rotation turns queries and keys by their place. With a `grid`
+    there is a learned bias for each offset between two of its patches, which are the last tokens; it is added to the
+    weights after the softmax (eRPE, "ConvTran"), where `offsets` are the grid's, see `grid.relative_offsets`.
     """
 
     def __init__(
@@ -87,21 +90,42 @@ class Attention(nn.Module):
     def forward(
         self,
         x: Tensor,
-        mask: Tensor | None = None,
+        visible: Tensor | None = None,
         rotation: Rotation | None = None,
         offsets: Tensor | None = None,
+        first: int | None = None,
     ) -> Tensor:
         qkv = self.qkv(x).unflatten(2, (3, self.num_heads, -1))  # (B, T, 3, heads, head_dim)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, heads, T, head_dim)
+        # split along its own axis, which gives the three gradients back as one without a second copy
+        q, k, v = (part.transpose(1, 2) for part in qkv.unbind(2))  # each (B, heads, T, head_dim)
         q, k = self.q_norm(q), self.k_norm(k)
         if rotation is not None:
             q, k = rotate(q, rotation), rotate(k, rotation)
-        drop = self.attn_drop if self.training else 0.0
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=drop, scale=self.scale)
+        drop, mask = self.attn_drop if self.training else 0.0, attention_mask(visible, q)
+        x = F.scaled_dot_product_attention(q[:, :, :first], k, v, attn_mask=mask, dropout_p=drop, scale=self.scale)
         if self.relative_bias is not None:
             assert offsets is not None
-            x = x + relative_values(v, self.relative_bias, offsets, mask)
+            x = x + relative_values(v, self.relative_bias, offsets, visible)[:, :, :first]
         return self.proj_drop(self.proj(x.transpose(1, 2).flatten(2)))  # (B, T, D)
+
+    @torch.no_grad()
+    def mean_keys(self, x: Tensor) -> Tensor:
+        """Keys, before a norm of theirs, averaged over the heads: (B, T, D) -> (B, T, head_dim), without a gradient."""
+        # the mean of linear maps is one, a head wide
+        weight = self.qkv.weight.unflatten(0, (3, self.num_heads, -1))[1].mean(0)  # (head_dim, D)
+        bias = None if self.qkv.bias is None else self.qkv.bias.unflatten(0, (3, self.num_heads, -1))[1].mean(0)
+        return F.linear(x, weight, bias)
+
+
+def attention_mask(visible: Tensor | None, like: Tensor) -> Tensor | None:
+    """What attention shall know of its keys: (B, 1, 1, T) as `scaled_dot_product_attention` takes it, in like's dtype.
+
+    `visible` is boolean, True where a key may be seen, or tells how many patches each key stands for, 0 for one that is
+    hidden: the logarithms, added to the logits, make it count as often (the proportional attention of "ToMe").
+    """
+    if visible is None or visible.dtype == torch.bool:
+        return visible
+    return visible.log().to(like.dtype)
 
 
 def relative_values(v: Tensor, table: Tensor, offsets: Tensor, mask: Tensor | None) -> Tensor:
@@ -122,7 +146,10 @@ def relative_values(v: Tensor, table: Tensor, offsets: Tensor, mask: Tensor | No
 
 
 def visible_mean(x: Tensor, visible: Tensor | None) -> Tensor:
-    """Mean over places: (B, N, D) -> (B, D), of those that `visible` (B, N) tells; 0 where there are none."""
+    """Mean over places: (B, N, D) -> (B, D), of those that `visible` (B, N) tells; 0 where there are none.
+
+    Where `visible` is no boolean, it tells how often each place counts.
+    """
     if visible is None:
         return x.mean(1)
     weight = visible[:, :, None].to(x.dtype)
@@ -148,7 +175,7 @@ def rotate(x: Tensor, rotation: Rotation) -> Tensor:
 class AttentionPool(nn.Module):
     """Pool tokens by one learned query, then a residual MLP (the MAP head of "Scaling Vision Transformers", SigLIP).
 
-    (B, T, D) -> (B, D). `mask` is boolean (B, 1, 1, T), True where a token may be seen.
+    (B, T, D) -> (B, D). `visible` (B, 1, 1, T) tells which tokens may be seen, see `attention_mask`.
     """
 
     def __init__(self, config: ViTConfig) -> None:
@@ -162,9 +189,10 @@ class AttentionPool(nn.Module):
         self.norm = nn.LayerNorm(dim, eps=config.norm_eps)
         self.mlp = Mlp.from_config(config)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, visible: Tensor | None = None) -> Tensor:
         q = self.q(self.latent).expand(x.shape[0], -1, -1).unflatten(2, (self.num_heads, -1)).transpose(1, 2)
         k, v = self.kv(x).unflatten(2, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        mask = attention_mask(visible, q)
         x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)  # (B, heads, 1, head_dim)
         x = self.proj(x.transpose(1, 2).flatten(2))
         return (x + self.mlp(self.norm(x))).squeeze(1)
@@ -229,28 +257,76 @@ class LayerScale(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Stochastic depth: in training, zero a sample's residual branch with the given rate and scale the others up.
+    """Stochastic depth: in training, leave out a sample's residual branch with the given rate and scale the others up.
 
-    Per sample, so that the expectation is the branch itself ("Deep Networks with Stochastic Depth"). Identity in eval.
+    Per sample, so that the expectation is the branch itself ("Deep Networks with Stochastic Depth"). The branch is
+    computed for the samples that keep it, and for no others (as in DINOv2); in evaluation for all.
     """
 
     def __init__(self, rate: float) -> None:
         super().__init__()
         self.rate = rate
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, branch: Callable[..., Tensor], *inputs: Any) -> Tensor:
+        """Add the branch of these inputs to x where it is kept.
+
+        Args:
+            x: (B, T, D).
+            branch: what is added to x.
+            inputs: what the branch reads. Tensors of three axes and more have a row for each sample.
+        """
         if not self.training or self.rate == 0:
-            return x
+            return x + branch(*inputs)  # not in place: autograd needs the x that each branch saw
         keep = 1 - self.rate
-        return x * x.new_empty(x.shape[0], *[1] * (x.ndim - 1)).bernoulli_(keep).div_(keep)
+        if torch.compiler.is_compiling():  # a compiled graph needs shapes that are known
+            return x + branch(*inputs) * x.new_empty(len(x), 1, 1).bernoulli_(keep).div_(keep)
+        kept = torch.empty(len(x)).bernoulli_(keep).nonzero().flatten()  # on the CPU: a GPU would be waited for
+        if len(kept) == len(x):
+            return torch.add(x, branch(*inputs), alpha=1 / keep)
+        kept = kept.to(x.device, non_blocking=True)
+        y = branch(*(_take_samples(given, kept) for given in inputs))
+        dtype = torch.promote_types(x.dtype, y.dtype)
+        return x.to(dtype).index_add(0, kept, y.to(dtype), alpha=1 / keep)
+
+
+def _take_samples(given: Any, samples: Tensor) -> Any:
+    """What belongs to these samples; what has no rows for samples, as it is."""
+    if isinstance(given, tuple):
+        return tuple(_take_samples(part, samples) for part in given)
+    return given.index_select(0, samples) if isinstance(given, Tensor) and given.ndim > 2 else given
+
+
+@contextmanager
+def made_anew(y: Tensor, function: Callable[[Tensor], Tensor], x: Tensor) -> Iterator[None]:
+    """Within, autograd does not keep y = function(x) for the backward pass, which computes it again.
+
+    For what costs little to compute from an x that is kept anyway: an eighth of a block's memory are outputs of norms.
+    """
+    if not y.requires_grad or torch.compiler.is_compiling():  # a compiler decides by itself what to keep
+        yield
+        return
+    place, count = y.data_ptr(), y.numel()
+
+    def pack(kept: Tensor) -> Any:
+        return kept.shape if kept.data_ptr() == place and kept.numel() == count else kept
+
+    def unpack(kept: Any) -> Tensor:
+        return function(x.detach()).view(kept) if isinstance(kept, torch.Size) else kept
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+        yield
 
 
 class Block(nn.Module):
-    """A pre-norm encoder block: attention, then MLP, each a residual branch under layer scale and drop path."""
+    """A pre-norm encoder block: attention, then MLP, each a residual branch under layer scale and drop path.
+
+    Between the two it merges tokens, where the config wants that.
+    """
 
     def __init__(self, config: ViTConfig, drop_path: float = 0.0) -> None:
         super().__init__()
         dim, eps = config.embed_dim, config.norm_eps
+        self.merge_tokens, self.num_prefix_tokens = config.merge_tokens, config.num_prefix_tokens
         self.norm1 = nn.LayerNorm(dim, eps=eps)
         self.attn = Attention(
             dim,
@@ -272,10 +348,35 @@ class Block(nn.Module):
     def forward(
         self,
         x: Tensor,
-        mask: Tensor | None = None,
+        visible: Tensor | None = None,
         rotation: Rotation | None = None,
         offsets: Tensor | None = None,
-    ) -> Tensor:
-        # not in place: autograd needs the x that each branch saw
-        x = x + self.drop_path(self.ls1(self.attn(self.norm1(x), mask, rotation, offsets)))
-        return x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
+        first: int | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """All tokens, or the first ones alone, and what `visible` is after merging.
+
+        Args:
+            x: (B, T, D).
+            visible: (B, 1, 1, T), see `attention_mask`.
+            rotation: of queries and keys, where positions are rope.
+            offsets: of the grid, where there is a relative bias.
+            first: how many of the first tokens are asked for; they see all others, and none are merged.
+        """
+        merging = self.merge_tokens and first is None
+        keys = self.attn.mean_keys(self.norm1(x)) if merging else None
+        x = self.drop_path(x[:, :first], self._attend, x, visible, rotation, offsets, first)
+        if keys is not None:
+            x, visible = merge_tokens(x, visible, keys, self.merge_tokens, self.num_prefix_tokens)
+        return self.drop_path(x, self._transform, x), visible
+
+    def _attend(self, x: Tensor, *seen: Any) -> Tensor:
+        y = self.norm1(x)
+        with made_anew(y, self.norm1, x):
+            y = self.attn(y, *seen)
+        return self.ls1(y)
+
+    def _transform(self, x: Tensor) -> Tensor:
+        y = self.norm2(x)
+        with made_anew(y, self.norm2, x):
+            y = self.mlp(y)
+        return self.ls2(y)

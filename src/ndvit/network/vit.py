@@ -16,6 +16,7 @@ from ndvit.network.grid import patchify, relative_offsets, rope_periods, rotary_
 from ndvit.network.layers import Attention, AttentionPool, Block, LayerScale, PatchEmbed, mean_and_max, visible_mean
 from ndvit.network.rocket import Rocket
 from ndvit.network.stem import StdConv
+from ndvit.network.tokens import draw_tokens, keep_tokens
 
 HEADS = ("head", "head_dist", "stem_head", "rocket")
 """Names of the modules whose outputs are classes: they are new where there are other classes."""
@@ -134,7 +135,9 @@ class VisionTransformer(nn.Module):
     def _heads(self, x: Tensor, mask: Tensor | None) -> Tensor | tuple[Tensor, Tensor]:
         visible = self._visible_tokens(x, mask)  # (B, 1, 1, T) or None
         stem = self._stem(x)  # (B, C, *size / stem_stride)
-        x = self._encode(stem, visible)  # (B, T, D)
+        # what the heads do not read, the last block need not compute
+        read = 1 + self.config.distilled if self.config.pooling == "token" else None
+        x, visible = self._encode(stem, visible, read)  # (B, T, D)
         if self.config.distilled:
             x = self.head_drop(x[:, :2])
             pair = self.head(x[:, 0]), self.head_dist(x[:, 1])  # each (B, classes)
@@ -148,27 +151,33 @@ class VisionTransformer(nn.Module):
         return x
 
     def forward_features(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """All tokens after the encoder, prefix first: (B, prefix + patches, D). Arguments as in `forward`."""
+        """All tokens after the encoder, prefix first: (B, prefix + patches, D), without those that were merged.
+
+        Arguments as in `forward`.
+        """
         visible = self._visible_tokens(x, mask)
-        return self._encode(self._stem(x), visible)
+        return self._encode(self._stem(x), visible)[0]
 
     def _stem(self, x: Tensor) -> Tensor:
         return self.patch_embed.stem(x, recompute=self.grad_checkpointing and self.training)
 
-    def _encode(self, stem: Tensor, visible: Tensor | None) -> Tensor:
+    def _encode(self, stem: Tensor, visible: Tensor | None, first: int | None = None) -> tuple[Tensor, Tensor | None]:
+        """Tokens after the last block, all that are left or the first ones alone, and which of them may be seen."""
         x = self._add_positions(self.patch_embed.tokens(stem))  # (B, T, D)
-        x = self.norm_pre(self.pos_drop(x))
         rotation = offsets = None
         if self.config.pos_embed == "rope":
             rotation = rotary_table(self.config.grid, self.rope_periods, self.num_prefix_tokens)
         if self.config.relative_bias:
             offsets = relative_offsets(self.config.grid, x.device)
-        for block in self.blocks:
-            if self.grad_checkpointing and self.training:
-                x = checkpoint(block, x, visible, rotation, offsets, use_reentrant=False)
-            else:
-                x = block(x, visible, rotation, offsets)
-        return self.norm(x)
+        if self.config.patch_drop_rate and self.training:
+            kept = draw_tokens(x, visible, self.num_prefix_tokens, self.config.patch_drop_rate)  # (B, fewer)
+            x, visible, rotation = keep_tokens(kept, x, visible, rotation)
+        x = self.norm_pre(self.pos_drop(x))
+        for i, block in enumerate(self.blocks, start=1):
+            inputs = x, visible, rotation, offsets, first if i == len(self.blocks) else None
+            recompute = self.grad_checkpointing and self.training
+            x, visible = checkpoint(block, *inputs, use_reentrant=False) if recompute else block(*inputs)
+        return self.norm(x), visible
 
     def _add_positions(self, x: Tensor) -> Tensor:
         """Prefix tokens in front of the patches, positions added: (B, N, D) -> (B, T, D)."""

@@ -228,7 +228,7 @@ def _torchvision_lacks(config: ViTConfig) -> Iterator[str]:
     yield from _common_lacks(config)
     sizes = {"input_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "norm_eps", "num_classes"}
     sizes |= {"representation_size", "pos_embed"}
-    no_matter = {"weight_init", "drop_rate", "attn_drop_rate", "drop_path_rate"}
+    no_matter = {"weight_init", "drop_rate", "attn_drop_rate", "drop_path_rate", "patch_drop_rate"}
     no_matter |= {"rope_base", "stem_depths", "stem_width", "stem_strides", "stem_kernel", "stem_dilations"}
     no_matter |= {"stem_numerics", "head_drop"}
     theirs, ours = ViTConfig().to_dict(), config.to_dict()
@@ -266,6 +266,8 @@ def _common_lacks(config: ViTConfig) -> Iterator[str]:
         yield f"networks of {len(config.input_size)} dimensions"
     if config.pos_embed == "rope":
         yield "rope under these names"
+    if config.merge_tokens:
+        yield f"merge_tokens={config.merge_tokens} (load the weights with merge_tokens=0)"
     if config.qk_scale is not None:
         yield "qk_scale"
     if config.patch_norm:

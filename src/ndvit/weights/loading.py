@@ -105,7 +105,8 @@ def build_model(
         model.classes = described.classes
     model.preprocess, lost = _fit_preprocess(described, config, preprocess)
     model.provenance = dict(described.provenance)
-    if fitted.adapted or fitted.new:  # what was measured was measured of another network
+    merges = config.merge_tokens != described.config.merge_tokens
+    if fitted.adapted or fitted.new or merges:  # what was measured was measured of another network
         model.provenance.pop("test_accuracy", None)
     if not (fitted.adapted or fitted.new or new_head):  # with a new_head it is trained on, and calibrated anew
         model.temperature = described.temperature
@@ -143,9 +144,9 @@ def _ensemble(described: Described, networks: list[VisionTransformer]) -> Ensemb
         ignored={member_name(i, name): why for i, report in enumerate(reports) for name, why in report.ignored.items()},
     )
     model.provenance = dict(described.provenance)
-    if first.adapted or first.new:
+    if first.adapted or first.new or model.config.merge_tokens != described.config.merge_tokens:
         model.provenance.pop("test_accuracy", None)
-    else:
+    if not (first.adapted or first.new):
         model.temperature = described.temperature
     return model
 
@@ -215,7 +216,8 @@ def _in_a_line(config: ViTConfig) -> str:
     size = " x ".join(map(str, (config.in_channels, *config.input_size)))
     patch = " x ".join(map(str, config.patch_size))
     stem = f", {config.stem} stem {config.stem_depths}" if config.stem != "none" else ""
+    merged = f", {config.merge_tokens} tokens merged in each block" if config.merge_tokens else ""
     return (
         f"{config.embed_dim} wide, {config.depth} blocks, {config.num_heads} heads, input {size}{stem}, patch {patch}, "
-        f"{config.num_classes} outputs"
+        f"{config.num_classes} outputs{merged}"
     )

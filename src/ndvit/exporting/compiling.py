@@ -1,0 +1,167 @@
+"""The fastest way to run a model on this machine with the same numbers, found by measuring."""
+
+import copy
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ndvit.exporting.graphs import PACKAGES, WRITERS, Deployed, quiet
+from ndvit.exporting.runtimes import ENDINGS, Answer, Format, How, Runner, need, open_graph
+from ndvit.exporting.trials import Trial, compare, random_trial
+from ndvit.network.ensemble import Model
+from ndvit.weights.loading import load_model
+
+PAUSE = 0.1
+"""Seconds before each call that is measured: ONNX Runtime's threads spin for half as long after one of theirs."""
+_LEAST_ROUNDS = 3
+
+
+class Compiled(Runner):
+    """A model run in the way that was fastest here; called as the model is, and taken by `predict` and `evaluate`.
+
+    Attributes:
+        way: "eager", "torch.compile", "onnxruntime" or "openvino".
+        batch_size: that was measured; any other is answered, too.
+        seconds: median of each way that was measured, for a batch.
+        left_out: why other ways were not.
+    """
+
+    def __init__(
+        self, runner: Runner, model: Model, batch_size: int, seconds: dict[str, float], left_out: dict[str, str]
+    ) -> None:
+        super().__init__(f"the model compiled by {runner.name}", model, runner.how, runner.run, runner.device)
+        self.way, self.batch_size, self.seconds, self.left_out = runner.name, batch_size, seconds, left_out
+
+    def __str__(self) -> str:
+        lines = [f"{self.way} is the fastest at batch {self.batch_size} (median, times as fast as eager):"]
+        for way, seconds in sorted(self.seconds.items(), key=lambda item: item[1]):
+            lines.append(f"  {way:<14} {1e3 * seconds:9.2f} ms  {self.seconds['eager'] / seconds:5.2f}×")
+        return "\n".join([*lines, *(f"  {way:<14} left out: {why}" for way, why in self.left_out.items())])
+
+
+def compile(
+    model_or_path: Model | str | Path,
+    *,
+    batch_size: int = 1,
+    mask: bool | None = None,
+    rounds: int = 15,
+    seconds: float = 10.0,
+    say: Callable[[str], Any] = print,
+) -> Compiled:
+    """Find the fastest way to run a model on this machine that gives the same numbers, by trying them.
+
+    On a CPU the ways are torch as it is ("eager"), torch.compile with frozen weights, ONNX Runtime and OpenVINO, all in
+    float32; on another device, where the model is, the first two. Each is compared with the model on random inputs,
+    and left out where it differs by more than rounding, cannot be built, or lacks its package. Those that are left take
+    turns at batches of `batch_size`, and the one with the least median is taken. This takes a minute or two.
+
+    Args:
+        model_or_path: a model, a run folder, or weights as `load_model` takes them. A model stays as it is.
+        batch_size: examples at a time that it shall be fast for. Others are answered, too, by torch.compile in eager.
+        mask: whether examples with missing values or padding will come, as in `export`.
+        rounds: the most turns of each.
+        seconds: time for them, after which no round begins; there are three at least.
+        say: what is done with each line that tells what happens.
+
+    Raises:
+        ValueError: if batch_size or rounds is less than 1.
+    """
+    if batch_size < 1 or rounds < 1:
+        raise ValueError(f"batch_size and rounds must be at least 1, got {batch_size} and {rounds}")
+    # a copy, as the runtimes have theirs: what is trained on after this is another model
+    model = copy.deepcopy(model_or_path) if isinstance(model_or_path, Model) else load_model(model_or_path)
+    model.eval().requires_grad_(False)
+    if mask is None:
+        mask = model.preprocess is not None and model.preprocess.resize == "pad"
+    how, device = How(mask=mask), next(model.parameters()).device.type
+    trial = random_trial(model, 2 * batch_size, mask)  # under a mask, every second one has a part hidden
+    runners: dict[str, Runner] = {}
+    left_out: dict[str, str] = {}
+    for way, build in WAYS.items():
+        if device != "cpu" and build is _in_graph:
+            continue
+        say(f"trying {way} ...")
+        try:
+            with quiet():
+                runner = Runner(way, model, how, build(way, model, how, batch_size), device)
+                found = compare(runners.get("eager", runner), runner, trial, (batch_size,))
+        except Exception as error:  # each runtime has errors of its own
+            left_out[way] = str(error).strip().partition("\n")[0][:200] or type(error).__name__
+            continue
+        if found.same:
+            runners[way] = runner
+        else:
+            left_out[way] = f"differs by up to {found.difference:.2g}, where answers spread by {found.spread:.2g}"
+    medians = _measure(runners, trial, batch_size, rounds, seconds)
+    way = min(medians, key=medians.__getitem__)
+    compiled = Compiled(runners[way], model, batch_size, medians, left_out)
+    say(str(compiled))
+    return compiled
+
+
+def _measure(
+    runners: dict[str, Runner], trial: Trial, batch_size: int, rounds: int, seconds: float
+) -> dict[str, float]:
+    """Median seconds of each for a batch, in turns that begin with another each round."""
+    names, x = list(runners), trial.x[:batch_size]
+    mask = None if trial.mask is None else trial.mask[:batch_size]
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for name in names * 2:  # not counted: memory is taken, and kernels are chosen
+        runners[name](x, mask).cpu()
+    began = time.perf_counter()
+    for count in range(rounds):
+        if count >= _LEAST_ROUNDS and time.perf_counter() - began > seconds:
+            break
+        for i in range(len(names)):
+            name = names[(count + i) % len(names)]
+            time.sleep(PAUSE)
+            start = time.perf_counter()
+            runners[name](x, mask).cpu()  # which waits for a GPU
+            times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(found) for name, found in times.items()}
+
+
+def _in_eager(way: str, model: Model, how: How, batch_size: int) -> Answer:
+    answer: Answer = model
+    return answer
+
+
+def _in_compile(way: str, model: Model, how: How, batch_size: int) -> Answer:
+    import torch._inductor.config as inductor
+
+    compiled: Answer = torch.compile(model)
+
+    def run(x: Tensor, mask: Tensor | None) -> Tensor:
+        return (compiled if len(x) == batch_size else model)(x, mask)  # it would compile anew for another size
+
+    x, *mask = (given[:1].repeat(batch_size, *[1] * (given.ndim - 1)) for given in Deployed(model, how).examples(False))
+    device = next(model.parameters()).device
+    with inductor.patch(freezing=device.type == "cpu"), torch.inference_mode():  # as it will be called
+        run(x.to(device), mask[0].to(device) if mask else None)
+    return run
+
+
+def _in_graph(way: str, model: Model, how: How, batch_size: int) -> Answer:
+    format = _FORMATS[way]
+    need(way, *PACKAGES[format])
+    network = Deployed(model, how)
+    with TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # Windows keeps files that are in use
+        path = Path(folder) / f"model{ENDINGS[format]}"
+        WRITERS[format](network, network.examples(dynamic=True), True, path, "{}")
+        return open_graph(format, path)
+
+
+_FORMATS: dict[str, Format] = {"onnxruntime": "onnx", "openvino": "openvino"}
+WAYS: dict[str, Callable[[str, Model, How, int], Answer]] = {
+    "eager": _in_eager,
+    "torch.compile": _in_compile,
+    "onnxruntime": _in_graph,
+    "openvino": _in_graph,
+}
+"""How each way is made ready, by its name, the model, what it takes and the batch size."""
