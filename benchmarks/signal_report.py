@@ -335,7 +335,7 @@ def _origin(rows: Sequence[Row]) -> list[str]:
     return lines + commands_of([(row.commit, row.command) for row in rows])
 
 
-def commands_of(fits: Sequence[tuple[str, str]]) -> list[str]:
+def commands_of(fits: Sequence[tuple[str, str]], what: str = "fit") -> list[str]:
     """Which commands made how many fits, of the commit and the command of each; those set by set are told as one."""
     runs: dict[tuple[str, str], list[str]] = {}
     for commit, command in fits:
@@ -345,7 +345,7 @@ def commands_of(fits: Sequence[tuple[str, str]]) -> list[str]:
         changed = " with changes that were not committed" * commit.endswith("+")
         several = len(set(said)) > 1
         text = f"`{command if several else said[0]}`{', set by set (`--sets`),' * several}"
-        lines.append(f"- {len(said)} fit{'s' * (len(said) > 1)} by {text} at commit {commit.rstrip('+')}{changed}.")
+        lines.append(f"- {len(said)} {what}{'s' * (len(said) > 1)} by {text} at commit {commit.rstrip('+')}{changed}.")
     return lines
 
 

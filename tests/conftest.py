@@ -4,6 +4,7 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # pytest-xdist runs one process a core
 os.environ.setdefault("NUMBA_NUM_THREADS", "1")  # else aeon gives torch more threads, too
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # else torch.compile starts processes that outlive its test
 
 import ndvit._torchvision  # noqa: F401
 

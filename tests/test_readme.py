@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-NAMES = ("estimator", "signal", "image", "weights", "network")
+NAMES = ("estimator", "signal", "image", "weights", "compile", "network")
 PYTHON = dict(zip(NAMES, re.findall(r"```python\n(.*?)```", TEXT, re.S), strict=True))
 
 

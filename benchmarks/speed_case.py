@@ -1,0 +1,262 @@
+"""One case of the bench of speed in a process of its own: `python speed_case.py CASE.json RESULT.json`."""
+
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from speed_parties import NETWORKS, OTHER_WEIGHTS, WAYS, named, whole_cost
+from speed_work import CEILING, PEER, Case
+
+# isort: split
+import torch
+from torch import Tensor, nn
+
+import ndvit
+from ndvit import create_model, evaluate, export, load_model
+from ndvit.exporting.runtimes import load_exported
+from ndvit.network import VisionTransformer
+from ndvit.network.cost import count_cost
+
+PAUSE = 0.1
+"""Seconds before each call: ONNX Runtime's threads spin for about 0.05 s after one, and would slow the next party."""
+SIDE = {"cpu": 2048, "cuda": 8192}
+"""Rows and columns of the matrices that are multiplied."""
+LEAST_ROUNDS, MEMORY_STEPS = 5, 5
+
+
+def main(job: Path, result: Path) -> None:
+    """Do it."""
+    case = Case.read(job)
+    torch.set_num_threads(case.threads)
+    torch.manual_seed(0)
+    found = KINDS[case.kind](case)
+    result.write_text(json.dumps(found), encoding="utf-8")
+
+
+def model_of(case: Case, **more: Any) -> VisionTransformer:
+    """Ours, of which all others have the weights."""
+    if case.run:
+        model = load_model(case.run, **more)
+        assert isinstance(model, VisionTransformer)
+        return model
+    torch.manual_seed(0)
+    return create_model(case.network, **dict(case.arguments), **more)
+
+
+def forward(case: Case) -> dict[str, Any]:
+    """Answers, side by side."""
+    model = model_of(case).eval().to(case.device)
+    x = torch.randn(case.batch, model.config.in_channels, *model.config.input_size, device=case.device)
+    expected = model(x).detach().float()
+    spread = (expected - expected.mean(1, keepdim=True)).square().mean().sqrt().item()
+    calls: dict[str, Callable[[], Any]] = {}
+    costs: dict[str, int] = {}
+    differences: dict[str, float] = {}
+    more: dict[str, dict[str, Any]] = {}
+    for party in case.parties:
+        print(f"  {party}", flush=True)
+        answer, costs[party], more[party] = forward_party(case, party, model, x)
+        calls[party] = in_numbers(case, lambda answer=answer: answer(x))
+        other = named(party)[0] in OTHER_WEIGHTS
+        gap = (calls[party]().float().cpu() - expected.cpu()).abs().max().item()
+        differences[party] = -1.0 if other else gap / spread
+        exact = not (other or "merged" in party or "int8" in party or case.precision != "float32")
+        if exact and gap > 1e-3 * spread:
+            raise RuntimeError(
+                f"{party} answers otherwise than ours: by {gap:.2g}, where answers spread by {spread:.2g}"
+            )
+    return summary(case, calls, costs, differences, more)
+
+
+def forward_party(
+    case: Case, party: str, model: VisionTransformer, x: Tensor
+) -> tuple[Callable[[Tensor], Tensor], int, dict[str, Any]]:
+    """What answers, its multiply-adds for an example, and what else is known of it."""
+    library, way = named(party)
+    whole, own = whole_cost(model.config), count_cost(model.config)[1]
+    if way.endswith("merged"):
+        merging = model_of(case, merge_tokens=int(way.split()[0])).eval().to(case.device)
+        return merging, count_cost(merging.config)[1], accuracy(case, merging)
+    if way.startswith("int8"):
+        format = {"OpenVINO": "openvino", "ONNX": "onnx"}[way.split()[1]]
+        exported, told = in_int8(case, model, format)
+        return exported, own, told
+    if way == "ndvit.compile":
+        compiled = ndvit.compile(model, batch_size=case.batch)
+        return compiled, own, {"way": compiled.way}
+    network = NETWORKS[library](model).eval().to(case.device)
+    more = accuracy(case, model) if party == "ours" else {}
+    return WAYS[way](network, x), own if library == "ours" else whole, more
+
+
+def in_int8(case: Case, model: VisionTransformer, format: str) -> tuple[Any, dict[str, Any]]:
+    """8-bit integers of a trained model, calibrated on the training set of the data, and how its answers compare."""
+    folder = Path(tempfile.mkdtemp())  # the runtime reads on in it
+    path = folder / {"openvino": "model.xml", "onnx": "model.onnx"}[format]
+    report = export(case.run, path, format=format, int8=True, data=case.data, min_agreement=0)  # type: ignore[arg-type]
+    found = report.comparison
+    told = {"agreement": found.agreement, "examples": found.examples}
+    if found.accuracies and "test_fraction" in model.provenance:  # else the classes are not those of the data
+        told["accuracy"] = found.accuracies[1]
+    return load_exported(path), told
+
+
+def accuracy(case: Case, model: VisionTransformer) -> dict[str, Any]:
+    """On the test set of the data, where a model is measured that was trained on them."""
+    if not case.data or "test_fraction" not in model.provenance:
+        return {}
+    told = evaluate(model, case.data, split="test", progress=False, say=lambda line: None)
+    return {"accuracy": told.accuracy, "examples": len(told.labels)}
+
+
+def training(case: Case) -> dict[str, Any]:
+    """Steps with AdamW, side by side."""
+    model = model_of(case)
+    own, whole = count_cost(model.config)[1], whole_cost(model.config)
+    costs = {party: 3 * (own if party == "ours" else whole) for party in case.parties}  # backward takes two more
+    if model.config.patch_drop_rate or model.config.drop_path_rate:
+        costs = {}  # what is dropped is not computed by all
+    steps = {party: step_of(case, party, model) for party in case.parties}
+    return summary(case, steps, costs, {}, {})
+
+
+def step_of(case: Case, party: str, model: VisionTransformer) -> Callable[[], Any]:
+    """A training step of one party: forward, backward, and torch's fused AdamW."""
+    library, way = named(party)
+    network: nn.Module = NETWORKS[library](model).to(case.device).train()
+    config = model.config
+    x = torch.randn(case.batch, config.in_channels, *config.input_size, device=case.device)
+    labels = torch.randint(config.num_classes, (case.batch,), device=case.device)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, weight_decay=0.05, fused=True)
+    answer = WAYS[way](network, x)
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(case.device, torch.bfloat16, enabled=case.precision == "bfloat16"):
+            loss = nn.functional.cross_entropy(answer(x), labels)
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def memory(case: Case) -> dict[str, Any]:
+    """What one party takes for its network and a few steps: of the process, and in tensors that live at a time."""
+    (party,) = case.parties
+    step_of(case, party, model_of(replace(case, network="vit_pico", arguments=())))()  # its imports, and torch's own
+    resting = status("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    steps(case, party)
+    taken = {"MB": round((status("VmHWM") - resting) / 1024, 1), "live": live_megabytes(lambda: steps(case, party))}
+    return {"rows": {party: {"more": taken}}}
+
+
+def steps(case: Case, party: str) -> None:
+    """Make the network and learn a few steps."""
+    step = step_of(case, party, model_of(case))  # which keeps ours alive for ours alone
+    for _ in range(MEMORY_STEPS):
+        step()
+
+
+def live_megabytes(call: Callable[[], None]) -> float:
+    """The most that torch's tensors took at a time during a call, in MiB."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as told:
+        call()
+    now = most = 0
+    for event in told.profiler.kineto_results.events():  # type: ignore[union-attr]
+        if event.name() == "[memory]":
+            now += event.nbytes()
+            most = max(most, now)
+    return round(most / 2**20, 1)
+
+
+def status(name: str) -> int:
+    """A number of kilobytes that Linux has of this process."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
+
+
+def in_numbers(case: Case, call: Callable[[], Any]) -> Callable[[], Any]:
+    """Without gradients, and in the precision of the case."""
+
+    def run() -> Any:
+        with torch.no_grad(), torch.autocast(case.device, torch.bfloat16, enabled=case.precision == "bfloat16"):
+            return call()
+
+    return run
+
+
+def summary(
+    case: Case,
+    calls: dict[str, Callable[[], Any]],
+    costs: dict[str, int],
+    differences: dict[str, float],
+    more: dict[str, dict[str, Any]],
+) -> dict[str, Any]:
+    """Measure, and put into numbers."""
+    side = SIDE[case.device]
+    kind = getattr(torch, case.precision)
+    a, b = (torch.randn(side, side, device=case.device, dtype=kind) for _ in range(2))
+    times = measure({**calls, CEILING: lambda: torch.mm(a, b)}, case)
+    ceiling = [side**3 / seconds for seconds in times.pop(CEILING)]  # multiply-adds a second
+    base = times.get(PEER) or next(iter(times.values()))
+    rows = {}
+    for party, seconds in times.items():
+        low, middle, high = statistics.quantiles(seconds, n=4)
+        work = costs.get(party, 0) * case.batch
+        rows[party] = {
+            "ms": 1e3 * middle,
+            "low": 1e3 * low,
+            "high": 1e3 * high,
+            "rounds": len(seconds),
+            "ratio": statistics.median(b / s for b, s in zip(base, seconds, strict=True)),
+            "share": statistics.median(work / s / c for s, c in zip(seconds, ceiling, strict=True)),
+            "difference": differences.get(party, -1.0),
+            "more": more.get(party, {}),
+        }
+    return {"rows": rows, "ceiling": 2 * statistics.median(ceiling) / 1e9}
+
+
+def measure(calls: dict[str, Callable[[], Any]], case: Case) -> dict[str, list[float]]:
+    """Seconds of every call, in turns that begin with another each round: what slows the machine slows all."""
+    names, times = list(calls), {name: [] for name in calls}  # type: dict[str, list[float]]
+    for name in names * 2:  # not counted: memory is taken, and kernels are chosen
+        timed(calls[name], case.device)
+    start = time.perf_counter()
+    for count in range(case.rounds):
+        if count >= LEAST_ROUNDS and time.perf_counter() - start > case.seconds:
+            break
+        for name in turned(names, count):
+            time.sleep(PAUSE)
+            times[name].append(timed(calls[name], case.device))
+    return times
+
+
+def turned(names: Sequence[str], count: int) -> list[str]:
+    """The names, beginning with another each time."""
+    first = count % len(names)
+    return [*names[first:], *names[:first]]
+
+
+def timed(call: Callable[[], Any], device: str) -> float:
+    """Wall time of a call until its result is there."""
+    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
+    wait()
+    start = time.perf_counter()
+    call()
+    wait()
+    return time.perf_counter() - start
+
+
+KINDS: dict[str, Callable[[Case], dict[str, Any]]] = {"forward": forward, "training": training, "memory": memory}
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,158 @@
+"""Who is measured: the same network in each library, with the same weights where it takes them, and ways to run it."""
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ndvit._torchvision  # noqa: F401
+
+# isort: split
+import torch
+from torch import Tensor, nn
+
+from ndvit.config import ViTConfig
+from ndvit.exporting.graphs import WRITERS
+from ndvit.exporting.runtimes import ENDINGS, Format, open_graph
+from ndvit.network import VisionTransformer
+from ndvit.network.cost import count_cost
+from ndvit.weights.convert import export_state_dict
+from ndvit.weights.libraries import library_arguments
+
+Call = Callable[[Tensor], Tensor]
+OTHER_WEIGHTS = ("vit-pytorch",)
+"""Libraries whose network is a little different, and has random weights of its own."""
+
+
+def timm_network(model: VisionTransformer) -> nn.Module:
+    """The network of timm with the same weights, and the same drop rates."""
+    import timm
+
+    rates = {name: getattr(model.config, name) for name in ("drop_path_rate", "patch_drop_rate")}
+    network: nn.Module = timm.create_model(**library_arguments(model, "timm"), **rates)
+    network.load_state_dict(export_state_dict(model, "timm"))
+    return network
+
+
+def transformers_network(model: VisionTransformer) -> nn.Module:
+    """The network of transformers with the same weights; its attention is torch's own (sdpa)."""
+    import transformers
+
+    arguments = library_arguments(model, "transformers")
+    (name,) = arguments.pop("architectures")
+    kind = arguments.pop("model_type")
+    config = transformers.AutoConfig.for_model(kind, **arguments, num_labels=model.config.num_classes)
+    network: nn.Module = getattr(transformers, name)(config)
+    network.load_state_dict(export_state_dict(model, "transformers"))
+    return network
+
+
+def torchvision_network(model: VisionTransformer) -> nn.Module:
+    """The network of torchvision with the same weights."""
+    from torchvision.models.vision_transformer import VisionTransformer as Theirs
+
+    arguments = library_arguments(model, "torchvision")
+    norm = partial(nn.LayerNorm, eps=arguments.pop("norm_eps"))
+    network: nn.Module = Theirs(**arguments, dropout=0.0, attention_dropout=0.0, norm_layer=norm)
+    network.load_state_dict(export_state_dict(model, "torchvision"))
+    return network
+
+
+def vit_pytorch_network(model: VisionTransformer) -> nn.Module:
+    """The network of vit-pytorch of the same size, with weights of its own: its queries, keys and values have no bias,
+    and its patches are normed.
+    """
+    from vit_pytorch.vit import ViT
+    from vit_pytorch.vit_1d import ViT as ViT1D
+
+    config = model.config
+    shared = {
+        "patch_size": config.patch_size[0],
+        "num_classes": config.num_classes,
+        "dim": config.embed_dim,
+        "depth": config.depth,
+        "heads": config.num_heads,
+        "dim_head": config.embed_dim // config.num_heads,
+        "mlp_dim": int(config.embed_dim * config.mlp_ratio),
+        "channels": config.in_channels,
+    }
+    if len(config.input_size) == 1:
+        one: nn.Module = ViT1D(seq_len=config.input_size[0], **shared)
+        return one
+    two: nn.Module = ViT(image_size=config.input_size[0], **shared)
+    return two
+
+
+NETWORKS: dict[str, Callable[[VisionTransformer], nn.Module]] = {
+    "ours": lambda model: model,
+    "timm": timm_network,
+    "transformers": transformers_network,
+    "torchvision": torchvision_network,
+    "vit-pytorch": vit_pytorch_network,
+}
+
+
+def logits_of(network: nn.Module, x: Tensor) -> Tensor:
+    """What it answers, as a tensor; transformers has it in an object."""
+    answer: Any = network(x)
+    logits: Tensor = getattr(answer, "logits", answer)
+    return logits
+
+
+class Graph(nn.Module):
+    """A network of any library as ndvit's writers of graphs take it: logits, and no preprocessing."""
+
+    softmax = False
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits."""
+        return logits_of(self.network, x)
+
+
+def in_eager(network: nn.Module, x: Tensor) -> Call:
+    """As it is written."""
+    return partial(logits_of, network)
+
+
+def in_compile(network: nn.Module, x: Tensor) -> Call:
+    """By torch.compile, on the CPU with weights that are frozen, which its matrix products need to be packed."""
+    import torch._inductor.config as inductor
+
+    if x.device.type == "cpu":
+        inductor.freezing = True
+    compiled: Any = torch.compile(network)
+    return partial(logits_of, compiled)
+
+
+def in_graph(format: Format, network: nn.Module, x: Tensor) -> Call:
+    """By a runtime of graphs, in float32, exported by the same exporter for any batch size."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"model{ENDINGS[format]}"
+        WRITERS[format](Graph(network), (x[:1].repeat(2, *[1] * (x.ndim - 1)),), True, path, "{}")  # type: ignore[arg-type]
+        run = open_graph(format, path)
+    return lambda x: run(x, None)
+
+
+WAYS: dict[str, Callable[[nn.Module, Tensor], Call]] = {
+    "": in_eager,
+    "torch.compile": in_compile,
+    "ONNX Runtime": partial(in_graph, "onnx"),
+    "OpenVINO": partial(in_graph, "openvino"),
+}
+
+
+def named(party: str) -> tuple[str, str]:
+    """Library and way of a party."""
+    library, _, way = party.partition(", ")
+    return library, way
+
+
+def whole_cost(config: ViTConfig) -> int:
+    """Multiply-adds of an example where all tokens are computed in the last block, too, as in the other libraries."""
+    return count_cost(replace(config, pooling="avg", merge_tokens=0))[1]
