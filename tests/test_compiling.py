@@ -58,9 +58,9 @@ def test_what_it_says(graphs_alone, medians):
     medians |= {"eager": 0.2, "onnxruntime": 0.1, "openvino": 0.16}
     lines = []
     compiled = ndvit.compile(network("image"), batch_size=8, rounds=1, say=lines.append)
-    assert lines[:3] == ["trying eager ...", "trying onnxruntime ...", "trying openvino ..."]
-    assert lines[3:] == [str(compiled)]
-    assert lines[3].splitlines() == [
+    assert lines[:2] == ["trying onnxruntime ...", "trying openvino ..."]
+    assert lines[2:] == [str(compiled)]
+    assert lines[2].splitlines() == [
         "onnxruntime is the fastest at batch 8 (median, times as fast as eager):",
         "  onnxruntime       100.00 ms   2.00×",
         "  openvino          160.00 ms   1.25×",
@@ -110,11 +110,10 @@ def test_ensembles_and_files(graphs_alone, tmp_path):
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-def test_by_torch_compile(monkeypatch, medians):
+def test_by_torch_compile(medians):
     medians["torch.compile"] = 0.5
-    monkeypatch.setattr(compiling, "WAYS", {name: compiling.WAYS[name] for name in ("eager", "torch.compile")})
     model = network("signal")
-    compiled = ndvit.compile(model, batch_size=2, mask=True, **QUICK)
+    compiled = ndvit.compile(model, batch_size=2, mask=True, ways=["torch.compile"], **QUICK)
     assert compiled.way == "torch.compile"
     assert not torch._inductor.config.freezing
     x = batch(model, 5)
@@ -122,6 +121,35 @@ def test_by_torch_compile(monkeypatch, medians):
     shown[0, 12:] = False
     for rows in (slice(0, 2), slice(0, 5)):  # what was compiled, and any other batch
         torch.testing.assert_close(compiled(x[rows], shown[rows]), model(x[rows], shown[rows]), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_any_number_of_models_is_compiled_in_a_process(monkeypatch, medians):
+    medians["torch.compile"] = 0.5
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)  # 8 by default, past which torch runs in eager
+    for size in (1, 2, 3):
+        graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+        compiled = ndvit.compile(network("image"), batch_size=size, ways=["torch.compile"], **QUICK)
+        assert compiled.way == "torch.compile"
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs + 1
+
+
+def test_ways_are_chosen(graphs_alone):
+    assert list(ndvit.compile(network("image"), ways=["openvino"], **QUICK).seconds) == ["eager", "openvino"]
+    assert list(ndvit.compile(network("image"), ways=[], **QUICK).seconds) == ["eager"]
+    for ways in (["tensorrt"], "openvino"):
+        with pytest.raises(ValueError, match="ways must be a list of onnxruntime, openvino on cpu, got "):
+            ndvit.compile(network("image"), ways=ways)
+
+
+def test_models_that_cannot_be_compared(graphs_alone):
+    with pytest.raises(ValueError, match=r"takes models in float32, and this one has bfloat16: model\.float\(\)"):
+        ndvit.compile(network("image").bfloat16())
+    model = network("image")
+    with torch.no_grad():
+        model.head.bias[0] = torch.nan
+    with pytest.raises(ValueError, match="not finite to random inputs"):
+        ndvit.compile(model)
 
 
 def test_complaints(graphs_alone):

@@ -3,7 +3,7 @@
 import copy
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -20,6 +20,7 @@ from ndvit.weights.loading import load_model
 PAUSE = 0.1
 """Seconds before each call that is measured: ONNX Runtime's threads spin for half as long after one of theirs."""
 _LEAST_ROUNDS = 3
+_MANY = 1_000_000
 
 
 class Compiled(Runner):
@@ -36,6 +37,7 @@ class Compiled(Runner):
         self, runner: Runner, model: Model, batch_size: int, seconds: dict[str, float], left_out: dict[str, str]
     ) -> None:
         super().__init__(f"the model compiled by {runner.name}", model, runner.how, runner.run, runner.device)
+        self.load_report = model.load_report
         self.way, self.batch_size, self.seconds, self.left_out = runner.name, batch_size, seconds, left_out
 
     def __str__(self) -> str:
@@ -50,6 +52,7 @@ def compile(
     *,
     batch_size: int = 1,
     mask: bool | None = None,
+    ways: Sequence[str] | None = None,
     rounds: int = 15,
     seconds: float = 10.0,
     say: Callable[[str], Any] = print,
@@ -65,12 +68,15 @@ def compile(
         model_or_path: a model, a run folder, or weights as `load_model` takes them. A model stays as it is.
         batch_size: examples at a time that it shall be fast for. Others are answered, too, by torch.compile in eager.
         mask: whether examples with missing values or padding will come, as in `export`.
+        ways: "torch.compile", "onnxruntime" and "openvino", or some of them, to try beside eager; None for all that the
+            device has.
         rounds: the most turns of each.
         seconds: time for them, after which no round begins; there are three at least.
         say: what is done with each line that tells what happens.
 
     Raises:
-        ValueError: if batch_size or rounds is less than 1.
+        ValueError: if batch_size or rounds is less than 1, a way is not known or not of the device, or the model is not
+            in float32 or answers with numbers that are not finite.
     """
     if batch_size < 1 or rounds < 1:
         raise ValueError(f"batch_size and rounds must be at least 1, got {batch_size} and {rounds}")
@@ -80,17 +86,16 @@ def compile(
     if mask is None:
         mask = model.preprocess is not None and model.preprocess.resize == "pad"
     how, device = How(mask=mask), next(model.parameters()).device.type
+    chosen = _chosen(ways, device)
     trial = random_trial(model, 2 * batch_size, mask)  # under a mask, every second one has a part hidden
-    runners: dict[str, Runner] = {}
+    runners = {"eager": _eager(model, how, trial, batch_size, device)}
     left_out: dict[str, str] = {}
-    for way, build in WAYS.items():
-        if device != "cpu" and build is _in_graph:
-            continue
+    for way in chosen:
         say(f"trying {way} ...")
         try:
             with quiet():
-                runner = Runner(way, model, how, build(way, model, how, batch_size), device)
-                found = compare(runners.get("eager", runner), runner, trial, (batch_size,))
+                runner = Runner(way, model, how, WAYS[way](way, model, how, batch_size), device)
+                found = compare(runners["eager"], runner, trial, (1 if batch_size > 1 else 2, batch_size))
         except Exception as error:  # each runtime has errors of its own
             left_out[way] = str(error).strip().partition("\n")[0][:200] or type(error).__name__
             continue
@@ -103,6 +108,30 @@ def compile(
     compiled = Compiled(runners[way], model, batch_size, medians, left_out)
     say(str(compiled))
     return compiled
+
+
+def _chosen(ways: Sequence[str] | None, device: str) -> list[str]:
+    """The ways to try on a device, beside eager."""
+    there = [way for way, build in WAYS.items() if device == "cpu" or build is not _in_graph]
+    wanted = there if ways is None else list(ways)
+    if isinstance(ways, str) or not set(wanted) <= {"eager", *there}:
+        raise ValueError(f"ways must be a list of {', '.join(there)} on {device}, got {ways!r}")
+    return [way for way in there if way in wanted]
+
+
+def _eager(model: Model, how: How, trial: Trial, batch_size: int, device: str) -> Runner:
+    """The model as it is, which all others are compared with."""
+    kinds = {str(p.dtype).removeprefix("torch.") for p in model.parameters()} - {"float32"}
+    if kinds:
+        raise ValueError(f"compile takes models in float32, and this one has {', '.join(sorted(kinds))}: model.float()")
+    runner = Runner("eager", model, how, model, device)
+    rows = slice(0, batch_size)
+    if not runner(trial.x[rows], None if trial.mask is None else trial.mask[rows]).isfinite().all():
+        raise ValueError(
+            "the model answers with numbers that are not finite to random inputs, so nothing can be compared with it: "
+            "its weights are damaged, or were never trained on inputs of mean 0 and deviation 1"
+        )
+    return runner
 
 
 def _measure(
@@ -127,22 +156,20 @@ def _measure(
     return {name: statistics.median(found) for name, found in times.items()}
 
 
-def _in_eager(way: str, model: Model, how: How, batch_size: int) -> Answer:
-    answer: Answer = model
-    return answer
-
-
 def _in_compile(way: str, model: Model, how: How, batch_size: int) -> Answer:
+    import torch._dynamo.config as dynamo
     import torch._inductor.config as inductor
 
-    compiled: Answer = torch.compile(model)
+    compiled: Answer = torch.compile(model, dynamic=False)
 
     def run(x: Tensor, mask: Tensor | None) -> Tensor:
         return (compiled if len(x) == batch_size else model)(x, mask)  # it would compile anew for another size
 
     x, *mask = (given[:1].repeat(batch_size, *[1] * (given.ndim - 1)) for given in Deployed(model, how).examples(False))
     device = next(model.parameters()).device
-    with inductor.patch(freezing=device.type == "cpu"), torch.inference_mode():  # as it will be called
+    # past so many models of a class in a process it would run them in eager, and say nothing
+    limits = dynamo.patch(recompile_limit=_MANY, accumulated_recompile_limit=_MANY)
+    with limits, inductor.patch(freezing=device.type == "cpu"), torch.inference_mode():  # as it will be called
         run(x.to(device), mask[0].to(device) if mask else None)
     return run
 
@@ -159,9 +186,8 @@ def _in_graph(way: str, model: Model, how: How, batch_size: int) -> Answer:
 
 _FORMATS: dict[str, Format] = {"onnxruntime": "onnx", "openvino": "openvino"}
 WAYS: dict[str, Callable[[str, Model, How, int], Answer]] = {
-    "eager": _in_eager,
     "torch.compile": _in_compile,
     "onnxruntime": _in_graph,
     "openvino": _in_graph,
 }
-"""How each way is made ready, by its name, the model, what it takes and the batch size."""
+"""How each way beside eager is made ready, by its name, the model, what it takes and the batch size."""

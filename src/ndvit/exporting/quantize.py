@@ -20,6 +20,7 @@ from typing import Any
 from ndvit.config import ViTConfig
 from ndvit.exporting.graphs import save_openvino
 from ndvit.exporting.runtimes import NOTE, Exported, Format
+from ndvit.exporting.signalstack import signal_stack_kept
 from ndvit.exporting.trials import Trial
 
 
@@ -64,7 +65,7 @@ def quantize_openvino(exported: Exported, trial: Trial, path: Path, note: str) -
 def _quantized(model: Any, feeds: list[Any], spared: list[str], types: list[str]) -> Any:
     """The model in integers but for nodes of these names and types."""
     os.environ.setdefault("NNCF_CI", "1")  # else it would report to its maker's servers
-    with contextlib.redirect_stdout(io.StringIO()):  # its progress bars
+    with contextlib.redirect_stdout(io.StringIO()), signal_stack_kept():  # its progress bars; its own OpenVINO
         import nncf
 
         nncf.set_log_level(logging.ERROR)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ndvit.data.loading import Inputs
+from ndvit.exporting.signalstack import signal_stack_kept
 from ndvit.network.ensemble import Model
 from ndvit.weights.file import FORMAT, Described, describe
 
@@ -235,7 +236,8 @@ def _open_openvino(path: Path, threads: int) -> tuple[Answer, str]:
     note = model.get_rt_info(NOTE).astype(str) if model.has_rt_info(NOTE) else ""
     # else machines with bfloat16 would compute in it
     exact = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
-    compiled = core.compile_model(model, "CPU", exact)
+    with signal_stack_kept():
+        compiled = core.compile_model(model, "CPU", exact)
 
     def run(x: Tensor, mask: Tensor | None) -> Tensor:
         given = [x.numpy()] if mask is None else [x.numpy(), mask.numpy()]
