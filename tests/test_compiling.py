@@ -62,9 +62,9 @@ def test_what_it_says(graphs_alone, medians):
     assert lines[2:] == [str(compiled)]
     assert lines[2].splitlines() == [
         "onnxruntime is the fastest at batch 8 (median, times as fast as eager):",
-        "  onnxruntime       100.00 ms   2.00×",
-        "  openvino          160.00 ms   1.25×",
-        "  eager             200.00 ms   1.00×",
+        "  onnxruntime    100.00 ms   2.00×",
+        "  openvino       160.00 ms   1.25×",
+        "  eager          200.00 ms   1.00×",
     ]
 
 
@@ -80,7 +80,7 @@ def test_ways_that_lack_or_err_are_left_out(graphs_alone, monkeypatch):
     assert list(compiled.seconds) == ["eager"]
     assert compiled.left_out["openvino"].startswith("differs by up to 0.0")
     assert compiled.left_out["onnxruntime"].endswith("pip install 'ndvit[export]'")
-    assert "  onnxruntime    left out: onnxruntime needs a package" in str(compiled)
+    assert "  onnxruntime left out: onnxruntime needs a package" in str(compiled)
 
 
 def test_predictions_are_those_of_the_model(graphs_alone):
@@ -124,14 +124,43 @@ def test_by_torch_compile(medians):
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-def test_any_number_of_models_is_compiled_in_a_process(monkeypatch, medians):
+@torch._dynamo.config.patch(recompile_limit=1)  # 8 by default, past which torch runs in eager
+def test_any_number_of_models_is_compiled_in_a_process(medians):
     medians["torch.compile"] = 0.5
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)  # 8 by default, past which torch runs in eager
     for size in (1, 2, 3):
         graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
         compiled = ndvit.compile(network("image"), batch_size=size, ways=["torch.compile"], **QUICK)
         assert compiled.way == "torch.compile"
         assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs + 1
+
+
+def test_bfloat16_competes(graphs_alone, medians):
+    medians["openvino in bfloat16"] = 0.5
+    model = network("signal")
+    compiled = ndvit.compile(model, batch_size=2, precision="bfloat16", **QUICK)
+    assert compiled.way == "openvino in bfloat16"
+    assert sorted(compiled.seconds) == sorted(
+        ["eager", "onnxruntime", "openvino", "eager in bfloat16", "openvino in bfloat16"]
+    )
+    assert compiled.differences["eager"] == 0
+    assert compiled.differences["openvino"] < 1e-3 < compiled.differences["eager in bfloat16"] < 0.1
+    assert "  openvino in bfloat16    500.00 ms  18.00×  answers within " in str(compiled)
+    x = batch(model, 5)
+    expected = model(x)
+    torch.testing.assert_close(compiled(x), expected, atol=0.1 * expected.std().item(), rtol=0)
+    assert compiled(x).dtype == torch.float32
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_by_torch_compile_in_bfloat16(medians):
+    medians["torch.compile in bfloat16"] = 0.5
+    model = network("image")
+    compiled = ndvit.compile(model, precision="bfloat16", ways=["torch.compile"], **QUICK)
+    assert compiled.left_out == {}
+    assert compiled.way == "torch.compile in bfloat16"
+    x = batch(model, 1)
+    expected = model(x)
+    assert 0 < (compiled(x) - expected).abs().max() < 0.1 * expected.std()
 
 
 def test_ways_are_chosen(graphs_alone):
@@ -153,6 +182,8 @@ def test_models_that_cannot_be_compared(graphs_alone):
 
 
 def test_complaints(graphs_alone):
+    with pytest.raises(ValueError, match="precision must be one of float32, bfloat16, got 'int8'"):
+        ndvit.compile(network("image"), precision="int8")
     with pytest.raises(ValueError, match="batch_size and rounds must be at least 1, got 0 and 15"):
         ndvit.compile(network("image"), batch_size=0)
     compiled = ndvit.compile(network("signal"), mask=False, **QUICK)
