@@ -41,8 +41,9 @@ SIGNAL: dict[str, Any] = {"input_size": (4096,), "patch_size": 16, "in_channels"
 """Twelve leads of an electrocardiogram, 8 s at 512 Hz, in 256 patches."""
 SIGNALS = ("vit-pytorch", "ours", "ours, torch.compile", "ours, ONNX Runtime", "ours, OpenVINO", "ours, ndvit.compile")
 DROPS = {"drop_path_rate": 0.2, "patch_drop_rate": 0.25}
-FINE_TUNED_MERGED = (2, 4, 8, 13, 16, 20)
-INT8 = ("timm", "ours", "ours, int8 OpenVINO", "ours, int8 ONNX Runtime")
+FINE_TUNED_MERGED = (2, 4, 8, 13, 16, 18, 20)
+NARROW = ("timm", "ours", "ours, int8 OpenVINO", "ours, int8 ONNX Runtime", "ours, bfloat16 OpenVINO")
+ROUGH = ("timm", "timm, float32", *EAGER[1:], "timm, OpenVINO", "ours, OpenVINO")
 IMPORTS = {
     "import torch": "import torch",
     "import ndvit": "import ndvit",
@@ -71,6 +72,11 @@ def cases_of(trained: list[str], data: str, networks: tuple[str, ...], batches: 
             yield Case(table, network, step, parties, "training", given)
             for party in parties:
                 yield Case(f"memory of {table}", network, step, (party,), "memory", given)
+    for network, batch in pictures:
+        if batch <= 8:
+            yield Case("bfloat16", network, batch, ROUGH, precision="bfloat16")
+    for network in networks[:2]:
+        yield Case("training in bfloat16", network, step, ROUGH[:-2], "training", precision="bfloat16")
     for network in networks:
         yield Case("merging", network, step, MERGED)
     for network in ("vit_tiny", "vit_small")[: len(networks)]:
@@ -79,7 +85,7 @@ def cases_of(trained: list[str], data: str, networks: tuple[str, ...], batches: 
         yield Case("training on signals", network, step, ("vit-pytorch", "ours"), "training", signal)
     for model in trained:
         for batch in (1, 8):
-            yield Case("int8", name_of(Path(model)), batch, INT8, run=model, data=data)
+            yield Case("int8", name_of(Path(model)), batch, NARROW, run=model, data=data)
         merged = tuple(f"ours, {count} merged" for count in FINE_TUNED_MERGED)
         if Path(model).is_dir():
             yield Case(
@@ -95,7 +101,7 @@ def name_of(model: Path) -> str:
 def on_gpu(case: Case) -> Iterator[Case]:
     """A case as a GPU has it: eager and compiled, in float32 and bfloat16; none for what is of CPUs."""
     kept = tuple(p for p in case.parties if p.partition(", ")[2] in ("", "torch.compile") or "merged" in p)
-    if case.kind == "memory" or case.table == "int8" or len(kept) < 2:
+    if case.kind == "memory" or case.table == "int8" or case.precision != "float32" or len(kept) < 2:
         return
     for precision in ("float32", "bfloat16"):
         yield replace(case, parties=kept, device="cuda", precision=precision)

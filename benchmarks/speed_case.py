@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from speed_parties import NETWORKS, OTHER_WEIGHTS, WAYS, named, whole_cost
+from speed_parties import FLOAT32, NETWORKS, OTHER_WEIGHTS, WAYS, named, whole_cost
 from speed_work import CEILING, PEER, Case
 
 # isort: split
@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 import ndvit
 from ndvit import create_model, evaluate, export, load_model
-from ndvit.exporting.runtimes import load_exported
+from ndvit.exporting.runtimes import ENDINGS, Format, load_exported
+from ndvit.exporting.trials import compare, gather
 from ndvit.network import VisionTransformer
 from ndvit.network.cost import count_cost
 
@@ -62,11 +63,12 @@ def forward(case: Case) -> dict[str, Any]:
     for party in case.parties:
         print(f"  {party}", flush=True)
         answer, costs[party], more[party] = forward_party(case, party, model, x)
-        calls[party] = in_numbers(case, lambda answer=answer: answer(x))
+        calls[party] = in_numbers(case, party, lambda answer=answer: answer(x))
         other = named(party)[0] in OTHER_WEIGHTS
         gap = (calls[party]().float().cpu() - expected.cpu()).abs().max().item()
         differences[party] = -1.0 if other else gap / spread
-        exact = not (other or "merged" in party or "int8" in party or case.precision != "float32")
+        rough = case.precision != "float32" and named(party)[1] != FLOAT32
+        exact = not (other or rough or "merged" in party or "int8" in party or "bfloat16" in party)
         if exact and gap > 1e-3 * spread:
             raise RuntimeError(
                 f"{party} answers otherwise than ours: by {gap:.2g}, where answers spread by {spread:.2g}"
@@ -83,28 +85,37 @@ def forward_party(
     if way.endswith("merged"):
         merging = model_of(case, merge_tokens=int(way.split()[0])).eval().to(case.device)
         return merging, count_cost(merging.config)[1], accuracy(case, merging)
-    if way.startswith("int8"):
-        format = {"OpenVINO": "openvino", "ONNX": "onnx"}[way.split()[1]]
-        exported, told = in_int8(case, model, format)
+    if way.startswith(("int8", "bfloat16")):
+        exported, told = narrow(case, model, way)
         return exported, own, told
     if way == "ndvit.compile":
         compiled = ndvit.compile(model, batch_size=case.batch)
         return compiled, own, {"way": compiled.way}
     network = NETWORKS[library](model).eval().to(case.device)
     more = accuracy(case, model) if party == "ours" else {}
-    return WAYS[way](network, x), own if library == "ours" else whole, more
+    return WAYS[way](network, x, case.precision), own if library == "ours" else whole, more
 
 
-def in_int8(case: Case, model: VisionTransformer, format: str) -> tuple[Any, dict[str, Any]]:
-    """8-bit integers of a trained model, calibrated on the training set of the data, and how its answers compare."""
-    folder = Path(tempfile.mkdtemp())  # the runtime reads on in it
-    path = folder / {"openvino": "model.xml", "onnx": "model.onnx"}[format]
-    report = export(case.run, path, format=format, int8=True, data=case.data, min_agreement=0)  # type: ignore[arg-type]
-    found = report.comparison
+def narrow(case: Case, model: VisionTransformer, way: str) -> tuple[Any, dict[str, Any]]:
+    """A trained model in narrower numbers, and how its answers for the test set of the data compare.
+
+    8-bit integers are calibrated on the training set.
+    """
+    kind, _, runtime = way.partition(" ")
+    format: Format = "openvino" if runtime == "OpenVINO" else "onnx"
+    path = Path(tempfile.mkdtemp()) / f"model{ENDINGS[format]}"  # the runtime reads on in it
+    if kind == "int8":
+        found = export(case.run, path, format=format, int8=True, data=case.data, min_agreement=0).comparison
+        exported = load_exported(path)
+    else:
+        export(case.run, path, format=format)
+        exported = load_exported(path, precision="bfloat16")
+        trial, _ = gather(model, case.run, case.data, mask=False, int8=True)
+        found = compare(model, exported, trial, (case.batch,))
     told = {"agreement": found.agreement, "examples": found.examples}
     if found.accuracies and "test_fraction" in model.provenance:  # else the classes are not those of the data
         told["accuracy"] = found.accuracies[1]
-    return load_exported(path), told
+    return exported, told
 
 
 def accuracy(case: Case, model: VisionTransformer) -> dict[str, Any]:
@@ -134,11 +145,11 @@ def step_of(case: Case, party: str, model: VisionTransformer) -> Callable[[], An
     x = torch.randn(case.batch, config.in_channels, *config.input_size, device=case.device)
     labels = torch.randint(config.num_classes, (case.batch,), device=case.device)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, weight_decay=0.05, fused=True)
-    answer = WAYS[way](network, x)
+    answer = WAYS[way](network, x, case.precision)
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(case.device, torch.bfloat16, enabled=case.precision == "bfloat16"):
+        with in_precision(case, party):
             loss = nn.functional.cross_entropy(answer(x), labels)
         loss.backward()
         optimizer.step()
@@ -184,14 +195,20 @@ def status(name: str) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
 
 
-def in_numbers(case: Case, call: Callable[[], Any]) -> Callable[[], Any]:
+def in_numbers(case: Case, party: str, call: Callable[[], Any]) -> Callable[[], Any]:
     """Without gradients, and in the precision of the case."""
 
     def run() -> Any:
-        with torch.no_grad(), torch.autocast(case.device, torch.bfloat16, enabled=case.precision == "bfloat16"):
+        with torch.no_grad(), in_precision(case, party):
             return call()
 
     return run
+
+
+def in_precision(case: Case, party: str) -> torch.autocast:
+    """The precision of the case, but for a party that stays in float32."""
+    rough = case.precision == "bfloat16" and named(party)[1] != FLOAT32
+    return torch.autocast(case.device, torch.bfloat16, enabled=rough)
 
 
 def summary(

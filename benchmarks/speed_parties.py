@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ndvit.config import ViTConfig
 from ndvit.exporting.graphs import WRITERS
-from ndvit.exporting.runtimes import ENDINGS, Format, open_graph
+from ndvit.exporting.runtimes import ENDINGS, Format, Precision, open_graph
 from ndvit.network import VisionTransformer
 from ndvit.network.cost import count_cost
 from ndvit.weights.convert import export_state_dict
@@ -24,6 +24,10 @@ from ndvit.weights.libraries import library_arguments
 Call = Callable[[Tensor], Tensor]
 OTHER_WEIGHTS = ("vit-pytorch",)
 """Libraries whose network is a little different, and has random weights of its own."""
+
+
+FLOAT32 = "float32"
+"""The way of a party that stays in it where the case is of bfloat16."""
 
 
 def timm_network(model: VisionTransformer) -> nn.Module:
@@ -115,12 +119,12 @@ class Graph(nn.Module):
         return logits_of(self.network, x)
 
 
-def in_eager(network: nn.Module, x: Tensor) -> Call:
+def in_eager(network: nn.Module, x: Tensor, precision: Precision) -> Call:
     """As it is written."""
     return partial(logits_of, network)
 
 
-def in_compile(network: nn.Module, x: Tensor) -> Call:
+def in_compile(network: nn.Module, x: Tensor, precision: Precision) -> Call:
     """By torch.compile, on the CPU with weights that are frozen, which its matrix products need to be packed."""
     import torch._inductor.config as inductor
 
@@ -130,17 +134,18 @@ def in_compile(network: nn.Module, x: Tensor) -> Call:
     return partial(logits_of, compiled)
 
 
-def in_graph(format: Format, network: nn.Module, x: Tensor) -> Call:
-    """By a runtime of graphs, in float32, exported by the same exporter for any batch size."""
+def in_graph(format: Format, network: nn.Module, x: Tensor, precision: Precision) -> Call:
+    """By a runtime of graphs, exported by the same exporter for any batch size."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"model{ENDINGS[format]}"
         WRITERS[format](Graph(network), (x[:1].repeat(2, *[1] * (x.ndim - 1)),), True, path, "{}")  # type: ignore[arg-type]
-        run = open_graph(format, path)
+        run = open_graph(format, path, precision)
     return lambda x: run(x, None)
 
 
-WAYS: dict[str, Callable[[nn.Module, Tensor], Call]] = {
+WAYS: dict[str, Callable[[nn.Module, Tensor, Precision], Call]] = {
     "": in_eager,
+    FLOAT32: in_eager,
     "torch.compile": in_compile,
     "ONNX Runtime": partial(in_graph, "onnx"),
     "OpenVINO": partial(in_graph, "openvino"),

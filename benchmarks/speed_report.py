@@ -42,11 +42,20 @@ ABOUT = {
         "Fewer tokens in a trained model",
         "Accuracy on its test set; it was trained without merging.",
     ),
+    "bfloat16": (
+        "Answers in bfloat16",
+        "torch by autocast, OpenVINO by its hint, and timm in float32 beside them; ratios are to timm in bfloat16, and "
+        "the matrix product, too, is in bfloat16. For CPUs that have it (AVX-512 BF16, AMX): on others it is no gain.",
+    ),
+    "training in bfloat16": (
+        "A training step in bfloat16",
+        "As `--precision bf16-mixed` trains: by autocast, weights and optimiser in float32.",
+    ),
     "int8": (
-        "8-bit integers",
-        "Calibrated on the training pictures. Agreement is the share of test pictures with the same class as in "
-        "float32. A file of ImageNet's weights is asked for ImageNet's classes of pictures that have none of them, so "
-        "that its answers are close calls.",
+        "8-bit integers and bfloat16 in a trained model",
+        "Integers are calibrated on the training pictures. Agreement is the share of test pictures with the same class "
+        "as in float32. A file of ImageNet's weights is asked for ImageNet's classes of pictures that have none of them, "
+        "so that its answers are close calls.",
     ),
     "signals": (
         "Answers in one dimension",
@@ -76,7 +85,7 @@ def table_of(rows: Sequence[Row]) -> list[str]:
     lines = [_line(["network, batch", *parties, "matrix product"]), "|---" + "|---:" * (len(parties) + 1) + "|"]
     for case in cases:
         there = {row.party: row for row in rows if row.case == case}
-        exact = [row.ratio for row in there.values() if "merged" not in row.party and "int8" not in row.party]
+        exact = [row.ratio for row in there.values() if not _changed(row)]
         best = max(exact, default=0.0)
         cells = [_cell(there[party], best) if party in there else "–" for party in parties]
         ceiling = next(iter(there.values())).more.get("ceiling", 0)
@@ -89,9 +98,8 @@ def table_of(rows: Sequence[Row]) -> list[str]:
 def _cell(row: Row, best: float) -> str:
     """Ratio, time with its quartiles, share of the ceiling, and what else was found."""
     ratio = f"{row.ratio:.2f}×"
-    changed = "merged" in row.party or "int8" in row.party  # other answers: no rivals of the exact ones
     parts = [
-        f"**{ratio}**" if row.ratio >= best - 1e-9 and not changed else ratio,
+        f"**{ratio}**" if row.ratio >= best - 1e-9 and not _changed(row) else ratio,
         f"{_ms(row.ms)} ms ({_ms(row.low)}–{_ms(row.high)})",
     ]
     if row.share:
@@ -105,6 +113,11 @@ def _cell(row: Row, best: float) -> str:
     if "MB" in row.more:
         parts.append(f"{row.more['MB']:,.0f} MB, tensors {row.more['live']:,.0f}")
     return "<br>".join(parts)
+
+
+def _changed(row: Row) -> bool:
+    """Whether its answers are others than those of the exact ones, which it is no rival of."""
+    return any(word in row.party for word in ("merged", "int8", "bfloat16"))
 
 
 def _ms(value: float) -> str:

@@ -49,6 +49,17 @@ def test_every_library_computes_the_same_and_ratios_are_to_timm():
     assert all(0 < values["share"] < 2 for values in found.values())
 
 
+@pytest.mark.parametrize("kind", ["forward", "training"])
+def test_in_bfloat16_one_party_stays_in_float32(kind):
+    ways = ("timm", "timm, float32", "ours", "ours, OpenVINO")[: 4 if kind == "forward" else 3]
+    case = work.Case("bfloat16", "vit_pico", 2, ways, kind, precision="bfloat16", **QUICK)
+    found = case_of.KINDS[kind](case)["rows"]
+    assert list(found) == list(ways)
+    if kind == "forward":
+        assert found["timm, float32"]["difference"] < 1e-4
+        assert all(1e-3 < found[party]["difference"] < 0.1 for party in ("timm", "ours"))
+
+
 def test_the_network_with_other_weights_is_told_so():
     pytest.importorskip("vit_pytorch")
     for size, patch in (((32, 32), 16), ((64,), 16)):
