@@ -54,7 +54,7 @@ ABOUT = {
     "int8": (
         "8-bit integers and bfloat16 in a trained model",
         "Integers are calibrated on the training pictures. Agreement is the share of test pictures with the same class "
-        "as in float32. A file of ImageNet's weights is asked for ImageNet's classes of pictures that have none of them, "
+        "as in float32. A file of ImageNet's weights is asked for its classes of pictures that have none of them, "
         "so that its answers are close calls.",
     ),
     "signals": (

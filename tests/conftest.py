@@ -1,6 +1,7 @@
 """Shared by all tests: torchvision made importable before timm or lightning ask for it, one thread a process."""
 
 import os
+import sys
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # pytest-xdist runs one process a core
 os.environ.setdefault("NUMBA_NUM_THREADS", "1")  # else aeon gives torch more threads, too
@@ -16,3 +17,11 @@ import torch
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_compiled():
+    """Past eight networks in a process, torch.compile would refuse the ninth."""
+    yield
+    if "torch._dynamo" in sys.modules:
+        torch._dynamo.reset()

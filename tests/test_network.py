@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from ndvit.config import ViTConfig, list_models, named_config
-from ndvit.network import VisionTransformer, count_cost, create_model
+from ndvit.network import VisionTransformer, count_cost, create_model, layers
 from ndvit.network.grid import patchify, sincos_positions
 from ndvit.network.layers import Attention, DropPath
 from smallnetworks import batch, spread
@@ -182,6 +182,33 @@ def test_equals_timm_with_copied_tensors(variant):
         expected = theirs(x)
         assert expected.std() > 0.1
         torch.testing.assert_close(ours(x), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["plain", "hidden", "counted"])
+def test_attention_in_bfloat16_is_that_of_the_fused_kernel(kind, monkeypatch):
+    q, k, v = (torch.randn(2, 3, 50, 16, dtype=torch.bfloat16).requires_grad_() for _ in range(3))
+    visible = torch.randint(0, 3, (2, 1, 1, 50))
+    masks = {"plain": None, "hidden": visible > 0, "counted": layers.attention_mask(visible.float(), q)}
+    mask = masks[kind]
+    given = (q, k, v, mask, 0.0, 0.3)
+    whole = mask.float() if kind == "counted" else mask
+    exact = F.scaled_dot_product_attention(*(x.float() for x in (q, k, v)), whole, scale=0.3)
+    gradients = torch.autograd.grad(exact.sin().sum(), (q, k, v))
+    monkeypatch.setattr(layers, "_FEW_TOKENS", 49)
+    assert torch.equal(layers.attend(*given), F.scaled_dot_product_attention(q, k, v, mask, scale=0.3))
+    monkeypatch.setattr(layers, "_FEW_TOKENS", 50)
+    found = layers.attend(*given)
+    assert found.dtype == torch.bfloat16
+    for mine, right in zip(
+        (found, *torch.autograd.grad(found.float().sin().sum(), (q, k, v))), (exact, *gradients), strict=True
+    ):
+        assert (mine - right).abs().max() < 0.1 * right.float().std()
+        assert (mine - right).float().std() < 0.01 * right.float().std()
+
+
+def test_attention_in_float32_is_the_fused_kernel():
+    q, k, v = (torch.randn(2, 3, 50, 16) for _ in range(3))
+    assert torch.equal(layers.attend(q, k, v, None, 0.0, 0.25), F.scaled_dot_product_attention(q, k, v))
 
 
 def test_attention_equals_the_naive_one():

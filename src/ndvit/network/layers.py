@@ -17,6 +17,8 @@ from ndvit.network.tokens import merge_tokens
 
 Rotation = tuple[Tensor, Tensor]
 """Cosines and sines of rope, each (T, head_dim), see `grid.rotary_table`, or (B, 1, T, head_dim)."""
+_FEW_TOKENS = 600
+"""Up to so many, the weights of attention stay in a CPU's cache, see `attend`."""
 
 
 class PatchEmbed(nn.Module):
@@ -102,7 +104,7 @@ class Attention(nn.Module):
         if rotation is not None:
             q, k = rotate(q, rotation), rotate(k, rotation)
         drop, mask = self.attn_drop if self.training else 0.0, attention_mask(visible, q)
-        x = F.scaled_dot_product_attention(q[:, :, :first], k, v, attn_mask=mask, dropout_p=drop, scale=self.scale)
+        x = attend(q[:, :, :first], k, v, mask, drop, self.scale)
         if self.relative_bias is not None:
             assert offsets is not None
             x = x + relative_values(v, self.relative_bias, offsets, visible)[:, :, :first]
@@ -115,6 +117,21 @@ class Attention(nn.Module):
         weight = self.qkv.weight.unflatten(0, (3, self.num_heads, -1))[1].mean(0)  # (head_dim, D)
         bias = None if self.qkv.bias is None else self.qkv.bias.unflatten(0, (3, self.num_heads, -1))[1].mean(0)
         return F.linear(x, weight, bias)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, drop: float, scale: float) -> Tensor:
+    """Values summed under softmax(q k^T * scale): (B, heads, T, d), mask and the rest as torch's fused kernel has them.
+
+    On CPUs that kernel is no faster in bfloat16 than in float32. Two matrix products are, three times in training,
+    while the weights between them stay in the cache.
+    """
+    few = q.shape[2] * k.shape[2] <= _FEW_TOKENS**2
+    if not (few and q.device.type == "cpu" and q.dtype == torch.bfloat16):
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=drop, scale=scale)
+    logits = (q * scale) @ k.transpose(2, 3)
+    if mask is not None:
+        logits = logits.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else logits + mask
+    return F.dropout(logits.softmax(3), drop) @ v
 
 
 def attention_mask(visible: Tensor | None, like: Tensor) -> Tensor | None:
