@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ndvit.config import ViTConfig
 from ndvit.network.convstem import ConvStem
+from ndvit.network.linear import Linear
 from ndvit.network.stem import CONVOLUTIONS, ResNetStem
 from ndvit.network.tokens import merge_tokens
 
@@ -81,12 +82,12 @@ class Attention(nn.Module):
         self.num_heads = num_heads
         self.scale = head_dim**-0.5 if scale is None else scale
         self.attn_drop = attn_drop
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.qkv = Linear(dim, 3 * dim, bias=qkv_bias)
         self.q_norm = nn.Identity() if qk_norm_eps is None else nn.LayerNorm(head_dim, eps=qk_norm_eps)
         self.k_norm = nn.Identity() if qk_norm_eps is None else nn.LayerNorm(head_dim, eps=qk_norm_eps)
         table = None if grid is None else torch.zeros(num_heads, math.prod(2 * n - 1 for n in grid))
         self.relative_bias = None if table is None else nn.Parameter(table)
-        self.proj = nn.Linear(dim, dim)
+        self.proj = Linear(dim, dim)
         self.proj_drop = nn.Dropout(proj_drop)
 
     def forward(
@@ -201,8 +202,8 @@ class AttentionPool(nn.Module):
         self.num_heads = config.num_heads
         self.latent = nn.Parameter(torch.empty(1, 1, dim))
         self.q = nn.Linear(dim, dim)
-        self.kv = nn.Linear(dim, 2 * dim)
-        self.proj = nn.Linear(dim, dim)
+        self.kv = Linear(dim, 2 * dim)
+        self.proj = Linear(dim, dim)
         self.norm = nn.LayerNorm(dim, eps=config.norm_eps)
         self.mlp = Mlp.from_config(config)
 
@@ -223,9 +224,9 @@ class Mlp(nn.Module):
 
     def __init__(self, dim: int, hidden: int, activation: str = "gelu", drop: float = 0.0) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(dim, 2 * hidden if activation == "swiglu" else hidden)
+        self.fc1 = Linear(dim, 2 * hidden if activation == "swiglu" else hidden)
         self.act = _ACTIVATIONS[activation]()
-        self.fc2 = nn.Linear(hidden, dim)
+        self.fc2 = Linear(hidden, dim)
         self.drop = nn.Dropout(drop)
 
     @classmethod
@@ -325,10 +326,10 @@ def made_anew(y: Tensor, function: Callable[[Tensor], Tensor], x: Tensor) -> Ite
     place, count = y.data_ptr(), y.numel()
 
     def pack(kept: Tensor) -> Any:
-        return kept.shape if kept.data_ptr() == place and kept.numel() == count else kept
+        return (kept.shape, kept.stride()) if kept.data_ptr() == place and kept.numel() == count else kept
 
     def unpack(kept: Any) -> Tensor:
-        return function(x.detach()).view(kept) if isinstance(kept, torch.Size) else kept
+        return function(x.detach()).as_strided(*kept) if isinstance(kept, tuple) else kept
 
     with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
         yield
