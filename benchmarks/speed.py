@@ -36,6 +36,7 @@ EXACT = (
     *(f"{library}, {way}" for way in ("torch.compile", "ONNX Runtime", "OpenVINO") for library in ("timm", "ours")),
     "ours, ndvit.compile",
 )
+BY_MKL = ("timm", "ours", "ours, by MKL")
 MERGED = ("timm", "ours", "ours, 8 merged", "ours, 13 merged", "ours, 16 merged")
 SIGNAL: dict[str, Any] = {"input_size": (4096,), "patch_size": 16, "in_channels": 12, "num_classes": 10}
 """Twelve leads of an electrocardiogram, 8 s at 512 Hz, in 256 patches."""
@@ -53,6 +54,7 @@ IMPORTS = {
     "import timm": "import ndvit._torchvision, timm",
     "transformers' ViT": "import ndvit._torchvision; from transformers import ViTForImageClassification",
 }
+WIDE = {"avx2": "AVX2", "avx512f": "AVX-512", "avx512_bf16": "AVX-512 BF16", "amx_tile": "AMX"}
 PACKAGES = ("torch", "timm", "transformers", "torchvision", "vit-pytorch", "onnxruntime", "openvino", "nncf")
 
 
@@ -66,6 +68,10 @@ def cases_of(trained: list[str], data: str, networks: tuple[str, ...], batches: 
         if batch <= 8:
             yield Case("exact", network, batch, EXACT)
     step = min(8, max(batches))
+    for network in networks:
+        yield Case("by MKL", network, step, BY_MKL)
+    for network in networks[:2]:
+        yield Case("training by MKL", network, step, BY_MKL, "training")
     for table, arguments, parties in (("training", {}, EAGER), ("dropping", DROPS, ("timm", "ours"))):
         given = tuple(arguments.items())
         for network in networks[:2]:
@@ -101,7 +107,12 @@ def name_of(model: Path) -> str:
 def on_gpu(case: Case) -> Iterator[Case]:
     """A case as a GPU has it: eager and compiled, in float32 and bfloat16; none for what is of CPUs."""
     kept = tuple(p for p in case.parties if p.partition(", ")[2] in ("", "torch.compile") or "merged" in p)
-    if case.kind == "memory" or case.table == "int8" or case.precision != "float32" or len(kept) < 2:
+    if (
+        case.kind == "memory"
+        or case.table in ("int8", "by MKL", "training by MKL")
+        or case.precision != "float32"
+        or len(kept) < 2
+    ):
         return
     for precision in ("float32", "bfloat16"):
         yield replace(case, parties=kept, device="cuda", precision=precision)
@@ -167,7 +178,7 @@ def rows_of(case: Case, found: dict[str, Any], commit: str, command: str) -> lis
 
 
 def machine(device: str) -> str:
-    """The name of what computes."""
+    """The name of what computes, and of a CPU the widest that it computes in, as neighbours of a name differ."""
     if device == "cuda":
         import torch
 
@@ -175,8 +186,10 @@ def machine(device: str) -> str:
         return name
     known = Path("/proc/cpuinfo")
     lines = known.read_text().splitlines() if known.is_file() else []
-    found = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return found[0] if found else platform.processor()
+    told = {line.partition(":")[0].strip(): line.partition(":")[2].strip() for line in lines}
+    flags = told.get("flags", "").split()
+    wide = [word for flag, word in WIDE.items() if flag in flags]
+    return told.get("model name", platform.processor()) + (f" ({', '.join(wide)})" if wide else "")
 
 
 def rounded(values: dict[str, Any]) -> dict[str, Any]:

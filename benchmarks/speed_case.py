@@ -130,7 +130,9 @@ def training(case: Case) -> dict[str, Any]:
     """Steps with AdamW, side by side."""
     model = model_of(case)
     own, whole = count_cost(model.config)[1], whole_cost(model.config)
-    costs = {party: 3 * (own if party == "ours" else whole) for party in case.parties}  # backward takes two more
+    costs = {
+        party: 3 * (own if named(party)[0] == "ours" else whole) for party in case.parties
+    }  # backward takes two more
     if model.config.patch_drop_rate or model.config.drop_path_rate:
         costs = {}  # what is dropped is not computed by all
     steps = {party: step_of(case, party, model) for party in case.parties}

@@ -6,6 +6,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import ndvit._torchvision  # noqa: F401
 
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from ndvit.config import ViTConfig
 from ndvit.exporting.graphs import WRITERS
 from ndvit.exporting.runtimes import ENDINGS, Format, Precision, open_graph
-from ndvit.network import VisionTransformer
+from ndvit.network import VisionTransformer, linear
 from ndvit.network.cost import count_cost
 from ndvit.weights.convert import export_state_dict
 from ndvit.weights.libraries import library_arguments
@@ -124,6 +125,16 @@ def in_eager(network: nn.Module, x: Tensor, precision: Precision) -> Call:
     return partial(logits_of, network)
 
 
+def in_mkl(network: nn.Module, x: Tensor, precision: Precision) -> Call:
+    """As it is written, and as it computes where `linear.mkl_lags` is False: on all but one kind of CPU."""
+
+    def call(x: Tensor) -> Tensor:
+        with patch.object(linear, "mkl_lags", lambda: False):
+            return logits_of(network, x)
+
+    return call
+
+
 def in_compile(network: nn.Module, x: Tensor, precision: Precision) -> Call:
     """By torch.compile, on the CPU with weights that are frozen, which its matrix products need to be packed."""
     import torch._inductor.config as inductor
@@ -146,6 +157,7 @@ def in_graph(format: Format, network: nn.Module, x: Tensor, precision: Precision
 WAYS: dict[str, Callable[[nn.Module, Tensor, Precision], Call]] = {
     "": in_eager,
     FLOAT32: in_eager,
+    "by MKL": in_mkl,
     "torch.compile": in_compile,
     "ONNX Runtime": partial(in_graph, "onnx"),
     "OpenVINO": partial(in_graph, "openvino"),

@@ -128,7 +128,8 @@ class Recipe:
     val_every: int | None = None
     """Steps between validations and between checkpoints; none means 20 of each over the run."""
     precision: Precision = "auto"
-    """auto is bf16-mixed on a GPU that has it, else 32-true."""
+    """auto is bf16-mixed on a GPU that has it, else 32-true. CPUs with AVX-512 BF16 or AMX train large networks about
+    twice as fast in bf16-mixed."""
     device: Device = "auto"
     """Where to train."""
     workers: int | None = None
