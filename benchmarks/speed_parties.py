@@ -126,10 +126,10 @@ def in_eager(network: nn.Module, x: Tensor, precision: Precision) -> Call:
 
 
 def in_mkl(network: nn.Module, x: Tensor, precision: Precision) -> Call:
-    """As it is written, and as it computes where `linear.mkl_lags` is False: on all but one kind of CPU."""
+    """As it is written, and as it computes where `linear.MKL_LAGS` is False: on all but one kind of CPU."""
 
     def call(x: Tensor) -> Tensor:
-        with patch.object(linear, "mkl_lags", lambda: False):
+        with patch.object(linear, "MKL_LAGS", False):
             return logits_of(network, x)
 
     return call

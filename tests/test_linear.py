@@ -14,7 +14,7 @@ from test_network import SIZES, build
 def convolved(monkeypatch):
     """As on a CPU of AMD with AVX-512 and two threads, however small the product; the names of what was called."""
     called = []
-    monkeypatch.setattr(linear, "mkl_lags", lambda: True)
+    monkeypatch.setattr(linear, "MKL_LAGS", True)
     monkeypatch.setattr(linear, "_LEAST_ROWS", 1)
     monkeypatch.setattr(linear, "_LEAST_WORK", 0)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
@@ -51,7 +51,7 @@ def test_networks_answer_and_learn_the_same(size, convolved, monkeypatch):
     found = model(x)
     gradients = torch.autograd.grad(found.sin().sum(), list(model.parameters()))
     assert convolved.count("conv2d") >= 4 * model.config.depth
-    monkeypatch.setattr(linear, "mkl_lags", lambda: False)
+    monkeypatch.setattr(linear, "MKL_LAGS", False)
     expected = model(x)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
     right = torch.autograd.grad(expected.sin().sum(), list(model.parameters()))
@@ -86,3 +86,21 @@ def test_graphs_have_products(convolved):
     program = torch.export.export(layer, (x,))
     assert not any("conv" in str(node.target) for node in program.graph.nodes)
     assert "conv" not in str(torch.jit.trace(layer, (x,)).inlined_graph)
+
+
+def test_torch_compile_takes_the_convolution_in_one_graph(monkeypatch):
+    monkeypatch.setattr(linear, "MKL_LAGS", True)
+    monkeypatch.setattr(linear, "_LEAST_ROWS", 120)
+    monkeypatch.setattr(linear, "_LEAST_WORK", 0)
+    layer, seen = Linear(16, 8), []
+
+    def backend(graph, inputs):
+        seen.append(graph.code)
+        return graph
+
+    compiled = torch.compile(layer, backend=backend, fullgraph=True, dynamic=False)
+    for rows, way in ((3, "linear"), (40, "conv2d")):
+        x = torch.randn(3, rows, 16)
+        torch.testing.assert_close(compiled(x), F.linear(x, layer.weight, layer.bias), atol=1e-6, rtol=1e-6)
+        assert way in seen.pop()
+        assert not seen
