@@ -23,6 +23,7 @@ from ndvit.exporting.runtimes import ENDINGS, Format, load_exported
 from ndvit.exporting.trials import compare, gather
 from ndvit.network import VisionTransformer
 from ndvit.network.cost import count_cost
+from ndvit.network.linear import Linear
 
 PAUSE = 0.1
 """Seconds before each call: ONNX Runtime's threads spin for about 0.05 s after one, and would slow the next party."""
@@ -130,9 +131,8 @@ def training(case: Case) -> dict[str, Any]:
     """Steps with AdamW, side by side."""
     model = model_of(case)
     own, whole = count_cost(model.config)[1], whole_cost(model.config)
-    costs = {
-        party: 3 * (own if named(party)[0] == "ours" else whole) for party in case.parties
-    }  # backward takes two more
+    # backward takes two more
+    costs = {party: 3 * (own if named(party)[0] == "ours" else whole) for party in case.parties}
     if model.config.patch_drop_rate or model.config.drop_path_rate:
         costs = {}  # what is dropped is not computed by all
     steps = {party: step_of(case, party, model) for party in case.parties}
@@ -223,8 +223,9 @@ def summary(
     """Measure, and put into numbers."""
     side = SIDE[case.device]
     kind = getattr(torch, case.precision)
-    a, b = (torch.randn(side, side, device=case.device, dtype=kind) for _ in range(2))
-    times = measure({**calls, CEILING: lambda: torch.mm(a, b)}, case)
+    product = Linear(side, side, bias=False, device=case.device, dtype=kind).requires_grad_(False)
+    matrix = torch.randn(side, side, device=case.device, dtype=kind)
+    times = measure({**calls, CEILING: lambda: product(matrix)}, case)
     ceiling = [side**3 / seconds for seconds in times.pop(CEILING)]  # multiply-adds a second
     base = times.get(PEER) or next(iter(times.values()))
     rows = {}

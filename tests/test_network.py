@@ -188,6 +188,7 @@ def test_equals_timm_with_copied_tensors(variant):
 def test_attention_in_bfloat16_is_that_of_the_fused_kernel(kind, monkeypatch):
     q, k, v = (torch.randn(2, 3, 50, 16, dtype=torch.bfloat16).requires_grad_() for _ in range(3))
     visible = torch.randint(0, 3, (2, 1, 1, 50))
+    visible[1] = 0  # nothing was observed
     masks = {"plain": None, "hidden": visible > 0, "counted": layers.attention_mask(visible.float(), q)}
     mask = masks[kind]
     given = (q, k, v, mask, 0.0, 0.3)

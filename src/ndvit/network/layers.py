@@ -130,9 +130,14 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, drop: float, sc
     if not (few and q.device.type == "cpu" and q.dtype == torch.bfloat16):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=drop, scale=scale)
     logits = (q * scale) @ k.transpose(2, 3)
-    if mask is not None:
-        logits = logits.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else logits + mask
-    return F.dropout(logits.softmax(3), drop) @ v
+    if mask is None:
+        return F.dropout(logits.softmax(3), drop) @ v
+    hidden = ~mask if mask.dtype == torch.bool else mask.isneginf()
+    if mask.dtype != torch.bool:
+        logits = logits + mask
+    # not to -inf: where all keys are hidden, softmax and its gradient were not numbers
+    logits = logits.masked_fill(hidden, torch.finfo(logits.dtype).min)
+    return (F.dropout(logits.softmax(3), drop) @ v).masked_fill(hidden.all(3, keepdim=True), 0)
 
 
 def attention_mask(visible: Tensor | None, like: Tensor) -> Tensor | None:
