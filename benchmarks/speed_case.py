@@ -55,7 +55,8 @@ def forward(case: Case) -> dict[str, Any]:
     """Answers, side by side."""
     model = model_of(case).eval().to(case.device)
     x = torch.randn(case.batch, model.config.in_channels, *model.config.input_size, device=case.device)
-    expected = model(x).detach().float()
+    with torch.no_grad():
+        expected = model(x).float()
     spread = (expected - expected.mean(1, keepdim=True)).square().mean().sqrt().item()
     calls: dict[str, Callable[[], Any]] = {}
     costs: dict[str, int] = {}
@@ -112,7 +113,8 @@ def narrow(case: Case, model: VisionTransformer, way: str) -> tuple[Any, dict[st
         export(case.run, path, format=format)
         exported = load_exported(path, precision="bfloat16")
         trial, _ = gather(model, case.run, case.data, mask=False, int8=True)
-        found = compare(model, exported, trial, (case.batch,))
+        with torch.no_grad():
+            found = compare(model, exported, trial, (case.batch,))
     told = {"agreement": found.agreement, "examples": found.examples}
     if found.accuracies and "test_fraction" in model.provenance:  # else the classes are not those of the data
         told["accuracy"] = found.accuracies[1]

@@ -10,6 +10,7 @@ from ndvit.run import train
 from ndvit.training.adapters import check_adapters, learning_in_words, learning_part
 from ndvit.training.optim import Lamb, build_optimizer
 from ndvit.training.recipe import Recipe
+from smallnetworks import batch, spread
 from tinyruns import QUIET, resume_quietly, run_tiny, same_result, tensors, toy
 
 DEPTH = 2
@@ -57,6 +58,21 @@ def test_frozen_parts_of_a_run_stand_still_and_the_rest_learns(tmp_path):
     same = {name for name in one if torch.equal(one[name], four[name])}
     first = {n for n in one if n.startswith(("patch_embed", "blocks.0", "cls_token", "pos_embed"))}
     assert same == first  # with the statistics of the stem's BatchNorm
+
+
+def test_adapters_change_what_tokens_are_merged_by():
+    model = spread(network(merge_tokens=1))
+    x = batch(model)
+    with learning_part(model, Recipe(lora=2)):
+        before = model(x).detach()
+        for name, p in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(p)
+        keys = model.blocks[0].attn.mean_keys(torch.ones(1, 1, 8))
+        tuned = model(x).detach()
+    assert (tuned - before).abs().max() > 0.1
+    torch.testing.assert_close(model.blocks[0].attn.mean_keys(torch.ones(1, 1, 8)), keys)
+    torch.testing.assert_close(model(x).detach(), tuned, atol=1e-4, rtol=1e-4)  # as merged as it was tuned
 
 
 def test_what_cannot_be_frozen_is_refused():

@@ -6,6 +6,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.profiler import ProfilerActivity, profile
 
 from ndvit import load_model, save_model
 from ndvit.config import ViTConfig
@@ -108,6 +109,15 @@ def test_when_all_samples_are_dropped_gradients_are_zeros():
     assert torch.equal(out, x)
     out.sum().backward()
     assert all(p.grad is not None and not p.grad.any() for p in block.parameters())
+
+
+@pytest.mark.parametrize("kind", ["plain", "relative", "rope", "merging"])
+def test_when_all_samples_are_dropped_in_mixed_precision(kind):
+    block, x, seen = a_block(kind, 0.999)
+    with torch.autocast("cpu", torch.bfloat16):
+        out, _ = block.float()(x.float().requires_grad_(), *seen)
+    out.sum().backward()
+    assert all(not p.grad.any() for p in block.parameters() if p.grad is not None)
 
 
 def test_drop_path_has_the_expectation_of_the_branch():
@@ -461,6 +471,63 @@ def test_norms_made_anew_beside_checkpoints_and_drop_path():
         grads.append([p.grad.clone() for p in network.parameters()])
     for a, b in zip(*grads, strict=True):
         assert_equal(a, b)
+
+
+def left_in_memory(call):
+    """Bytes that tensors made in a call still take after it, and what the call returns."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as told:
+        made = call()
+    return sum(e.nbytes() for e in told.profiler.kineto_results.events() if e.name() == "[memory]"), made
+
+
+def test_a_graph_without_a_backward_pass_is_freed():
+    network = build(SIZES["2d"]).train()
+    x = inputs(network)
+    network(x)  # what is made once
+    assert left_in_memory(lambda: network(x))[0] > 20_000
+    assert left_in_memory(lambda: network(x).shape)[0] == 0
+
+
+def test_checkpoints_keep_nothing_inside_of_blocks():
+    network, taken = build(SIZES["2d"], depth=6).train(), []
+    x = inputs(network)
+    for network.grad_checkpointing in (False, True):
+        network(x)
+        taken.append(left_in_memory(lambda: network(x))[0])
+    assert taken[1] < taken[0] / 4
+
+
+def test_norms_made_anew_under_hooks_of_others_and_torch_func():
+    network = build(SIZES["2d"]).train()
+    x, weights = inputs(network), dict(network.named_parameters())
+
+    def loss(values):
+        return torch.func.functional_call(network, values, (x,)).sin().sum()
+
+    expected = torch.autograd.grad(loss(weights), list(weights.values()))
+    with torch.autograd.graph.save_on_cpu():
+        saved = torch.autograd.grad(loss(weights), list(weights.values()))
+    for found in (saved, torch.func.grad(loss)(weights).values()):
+        for a, b in zip(found, expected, strict=True):
+            assert_equal(a, b)
+
+
+def test_second_derivatives_through_norms_made_anew(monkeypatch):
+    network, found = build(SIZES["2d"], depth=1).train(), []
+    x = inputs(network)
+    monkeypatch.setattr(layers, "attend", naive_attention)  # the fused kernel has none
+    for change in (lambda: None, lambda: monkeypatch.setattr(layers, "made_anew", lambda *_: nullcontext())):
+        change()
+        weights = list(network.parameters())
+        first = torch.autograd.grad(network(x).sin().sum(), weights, create_graph=True)
+        found.append(torch.autograd.grad(sum(g.square().sum() for g in first), weights))
+    for a, b in zip(*found, strict=True):
+        assert_equal(a, b)
+    assert all(g.abs().max() > 0 for g in found[0])
+
+
+def naive_attention(q, k, v, mask, drop, scale):
+    return (q * scale @ k.mT).softmax(3) @ v
 
 
 def test_hidden_patches_are_dropped_first():

@@ -156,7 +156,7 @@ def _open(run: str | Path | Model | Runner, device: str) -> Model | Runner:
                 "openvino, or, if it is your own, in Python: predict(ndvit.exporting.runtimes.load_exported(FILE), ...)"
             )
         run = load_exported(run)
-    if isinstance(run, Runner) and device not in ("auto", run.device):
+    if isinstance(run, Runner) and device not in ("auto", run.device, run.device.partition(":")[0]):
         raise ValueError(f"{run.name} runs on the {run.device}: leave device {device} out, or give the run itself")
     return run
 

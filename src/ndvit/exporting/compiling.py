@@ -106,10 +106,10 @@ def compile(
     model.eval().requires_grad_(False)
     if mask is None:
         mask = model.preprocess is not None and model.preprocess.resize == "pad"
-    how, device = How(mask=mask), next(model.parameters()).device.type
-    chosen = _chosen(ways, device)
+    how, device = How(mask=mask), next(model.parameters()).device
+    chosen = _chosen(ways, device.type)
     trial = random_trial(model, 2 * batch_size, mask)  # under a mask, every second one has a part hidden
-    runners = {"eager": _eager(model, how, trial, batch_size, device)}
+    runners = {"eager": _eager(model, how, trial, batch_size, str(device))}
     differences = {"eager": 0.0}
     left_out: dict[str, str] = {}
     todo: list[tuple[str, Precision]] = [(way, "float32") for way in chosen]
@@ -120,7 +120,7 @@ def compile(
         say(f"trying {name} ...")
         try:
             with quiet():
-                runner = Runner(name, model, how, WAYS[way](way, model, how, batch_size, kind), device)
+                runner = Runner(name, model, how, WAYS[way](way, model, how, batch_size, kind), str(device))
                 found = compare(runners["eager"], runner, trial, (1 if batch_size > 1 else 2, batch_size))
         except Exception as error:  # each runtime has errors of its own
             left_out[name] = str(error).strip().partition("\n")[0][:200] or type(error).__name__

@@ -112,8 +112,11 @@ class Attention(nn.Module):
         return self.proj_drop(self.proj(x.transpose(1, 2).flatten(2)))  # (B, T, D)
 
     @torch.no_grad()
+    @torch.no_grad()
     def mean_keys(self, x: Tensor) -> Tensor:
         """Keys, before a norm of theirs, averaged over the heads: (B, T, D) -> (B, T, head_dim), without a gradient."""
+        if not isinstance(self.qkv, nn.Linear):  # with adapters
+            return self.qkv(x).unflatten(2, (3, self.num_heads, -1))[:, :, 1].mean(2)
         # the mean of linear maps is one, a head wide
         weight = self.qkv.weight.unflatten(0, (3, self.num_heads, -1))[1].mean(0)  # (head_dim, D)
         bias = None if self.qkv.bias is None else self.qkv.bias.unflatten(0, (3, self.num_heads, -1))[1].mean(0)
@@ -124,7 +127,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, drop: float, sc
     """Values summed under softmax(q k^T * scale): (B, heads, T, d), mask and the rest as torch's fused kernel has them.
 
     On CPUs that kernel is no faster in bfloat16 than in float32. Two matrix products are, three times in training,
-    while the weights between them stay in the cache.
+    while the weights between them stay in the cache. Training keeps these: 6 bytes each under autocast.
     """
     few = q.shape[2] * k.shape[2] <= _FEW_TOKENS**2
     if not (few and q.device.type == "cpu" and q.dtype == torch.bfloat16):
@@ -306,7 +309,7 @@ class DropPath(nn.Module):
         kept = torch.empty(len(x)).bernoulli_(keep).nonzero().flatten()  # on the CPU: a GPU would be waited for
         if len(kept) == len(x):
             return torch.add(x, branch(*inputs), alpha=1 / keep)
-        kept = kept.to(x.device, non_blocking=True)
+        kept = kept.to(x.device, non_blocking=x.is_cuda)  # Metal may read what was freed
         y = branch(*(_take_samples(given, kept) for given in inputs))
         dtype = torch.promote_types(x.dtype, y.dtype)
         return x.to(dtype).index_add(0, kept, y.to(dtype), alpha=1 / keep)
@@ -324,14 +327,24 @@ def made_anew(y: Tensor, function: Callable[[Tensor], Tensor], x: Tensor) -> Ite
     """Within, autograd does not keep y = function(x) for the backward pass, which computes it again.
 
     For what costs little to compute from an x that is kept anyway: an eighth of a block's memory are outputs of norms.
+    Where others decide what is kept, theirs is done: compilers, checkpoints, `save_on_cpu`, and torch.func, which
+    forbids hooks.
     """
-    if not y.requires_grad or torch.compiler.is_compiling():  # a compiler decides by itself what to keep
+    hooks: Any = torch._C._autograd
+    others = (
+        torch.compiler.is_compiling()
+        or not hooks._saved_tensors_hooks_is_enabled()
+        or hooks._top_saved_tensors_default_hooks(True) is not None  # ours alone would be asked
+    )
+    if others or not y.requires_grad or not y.numel():  # all empty tensors are at one place
         yield
         return
     place, count = y.data_ptr(), y.numel()
 
     def pack(kept: Tensor) -> Any:
-        return (kept.shape, kept.stride()) if kept.data_ptr() == place and kept.numel() == count else kept
+        if kept.data_ptr() == place and kept.numel() == count:
+            return kept.shape, kept.stride()
+        return kept.detach()  # else what keeps its own result would keep itself for ever
 
     def unpack(kept: Any) -> Tensor:
         return function(x.detach()).as_strided(*kept) if isinstance(kept, tuple) else kept

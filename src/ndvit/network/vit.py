@@ -151,7 +151,9 @@ class VisionTransformer(nn.Module):
         return x
 
     def forward_features(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """All tokens after the encoder, prefix first: (B, prefix + patches, D), without those that were merged.
+        """All tokens after the encoder, prefix first: (B, prefix + patches, D).
+
+        Without those that were left out or merged; where tokens are, the others are not in the order of their places.
 
         Arguments as in `forward`.
         """
