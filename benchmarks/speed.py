@@ -36,6 +36,7 @@ EXACT = (
     *(f"{library}, {way}" for way in ("torch.compile", "ONNX Runtime", "OpenVINO") for library in ("timm", "ours")),
     "ours, ndvit.compile",
 )
+TRAINING = (*EAGER, "timm, torch.compile", "ours, torch.compile")
 BY_MKL = ("timm", "ours", "ours, by MKL")
 MERGED = ("timm", "ours", "ours, 8 merged", "ours, 13 merged", "ours, 16 merged")
 SIGNAL: dict[str, Any] = {"input_size": (4096,), "patch_size": 16, "in_channels": 12, "num_classes": 10}
@@ -72,7 +73,7 @@ def cases_of(trained: list[str], data: str, networks: tuple[str, ...], batches: 
         yield Case("by MKL", network, step, BY_MKL)
     for network in networks[:2]:
         yield Case("training by MKL", network, step, BY_MKL, "training")
-    for table, arguments, parties in (("training", {}, EAGER), ("dropping", DROPS, ("timm", "ours"))):
+    for table, arguments, parties in (("training", {}, TRAINING), ("dropping", DROPS, ("timm", "ours"))):
         given = tuple(arguments.items())
         for network in networks[:2]:
             yield Case(table, network, step, parties, "training", given)

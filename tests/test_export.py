@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 import ndvit
@@ -278,7 +278,39 @@ def test_int8_agrees_and_is_small(format, tmp_path):
         of_weights = {n.output[0] for n in graph.node if n.op_type == "DequantizeLinear" and n.input[0] in weights}
         products = [node for node in graph.node if node.op_type == "MatMul"]
         assert len(products) == 12
-        assert sum(node.input[1] in of_weights for node in products) == 6  # qkv, proj and fc1 of two blocks
+        assert sum(node.input[1] in of_weights for node in products) == 4  # qkv and fc1 of two blocks
+
+
+def integers_of_weights(path):
+    graph = onnx.load(path).graph
+    signed = [numpy_helper.to_array(t) for t in graph.initializer if t.data_type == TensorProto.INT8]
+    return max(int(np.abs(values.astype(int)).max()) for values in signed if values.ndim == 2)
+
+
+@pytest.mark.parametrize(
+    ("can", "most"),
+    [
+        ({"architecture": "x86_64", "avx512_vnni": False, "avx_vnni": True}, 127),
+        ({"architecture": "x86_64", "avx512_vnni": False, "avx_vnni": False}, 64),
+        ({"architecture": "aarch64"}, 127),
+        ({}, 64),
+    ],
+)
+def test_int8_weights_fill_8_bits_where_sums_do_not_overflow(can, most, tmp_path, monkeypatch, recwarn):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: can)
+    model, (values, labels) = network("signal"), toy(40, (2, 24))
+    report = ndvit.export(model, tmp_path / "model.onnx", int8=True, data=values, min_agreement=0)
+    assert abs(integers_of_weights(tmp_path / "model.onnx") - most) <= 1
+    assert report.how.vnni == (most == 127)
+    assert ("CPUs with VNNI" in str(report)) == (most == 127)
+    assert load_exported(tmp_path / "model.onnx").how == report.how
+    assert not recwarn.list
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"architecture": "x86_64"})
+    if report.how.vnni:
+        with pytest.warns(UserWarning, match=r"model.onnx has 8-bit weights for CPUs with VNNI, and this one has none"):
+            load_exported(tmp_path / "model.onnx")
+    else:
+        load_exported(tmp_path / "model.onnx")
 
 
 @pytest.mark.parametrize("name", ["resnet", "rocket"])

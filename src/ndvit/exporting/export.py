@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ndvit.exporting.graphs import OPSET, PACKAGES, WRITERS, Deployed, quiet
 from ndvit.exporting.quantize import QUANTIZE
-from ndvit.exporting.runtimes import ENDINGS, Format, How, load_exported, need
+from ndvit.exporting.runtimes import ENDINGS, Format, How, load_exported, need, sums_in_32_bits
 from ndvit.exporting.trials import BATCH, Comparison, Trial, compare, gather
 from ndvit.files import replace_file
 from ndvit.network.ensemble import Model
@@ -22,6 +22,7 @@ from ndvit.weights.loading import load_model
 
 MIN_AGREEMENT = 0.98
 """The least share of examples for which int8 must name the model's class, unless told otherwise."""
+_FOR_VNNI = "its 8-bit weights are for CPUs with VNNI, as this one, and for ARM's: for others, export it on one of them"
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,8 @@ def export(
         model_or_path: a run folder, weights as `load_model` takes them, or a loaded model.
         path: the file, .onnx, .xml (OpenVINO, with a .bin beside it), .pt2 or .ts; None puts it beside the weights.
         format: "onnx"; "openvino"; "pt2" for torch.export; "torchscript", for torch before pt2 and for C++.
-        int8: static quantisation to 8-bit integers, of onnx and openvino. It takes `data`.
+        int8: static quantisation to 8-bit integers, of onnx and openvino. It takes `data`. On CPUs with VNNI (Intel from
+            2019, AMD from 2022 on) the file is for such CPUs, as the report says.
         data: a source as in `train`, or files without labels as in `predict`. int8 is calibrated on 300 examples of its
             training set, and comparisons are on its test set. None compares on the test set of the run where that is at
             hand, else on random inputs, and the report says so.
@@ -128,7 +130,7 @@ def export(
         made = Path(folder) / f"model{target.suffix}"
         WRITERS[format](network, network.examples(dynamic_batch), dynamic_batch, made, _note(model, how))
         if calibration is not None:
-            how, whole = replace(how, int8=True), load_exported(made)
+            how, whole = replace(how, int8=True, vnni=sums_in_32_bits()), load_exported(made)
             made = Path(folder) / f"int8{target.suffix}"
             QUANTIZE[format](whole, calibration, made, _note(model, how))
         exported = load_exported(made)
@@ -159,7 +161,7 @@ def export(
         inputs=trial.name,
         size=size,
         seconds=time.perf_counter() - start,
-        notes=trial.notes,
+        notes=(*trial.notes, *[_FOR_VNNI] * how.vnni),
     )
 
 

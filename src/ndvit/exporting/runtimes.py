@@ -42,6 +42,7 @@ class How:
         inside: it standardises itself, so that a caller without ndvit gives raw values.
         mask: it has a second input, what was observed.
         int8: it computes with 8-bit integers where most of the work is.
+        vnni: its weights fill all 8 bits, for CPUs that sum products of integers in 32 bits, see `sums_in_32_bits`.
         batch: the only batch size that it takes; 0 for any.
     """
 
@@ -49,6 +50,7 @@ class How:
     inside: bool = False
     mask: bool = False
     int8: bool = False
+    vnni: bool = False
     batch: int = 0
 
     def __post_init__(self) -> None:
@@ -204,7 +206,19 @@ def load_exported(path: str | Path, threads: int | None = None, precision: Preci
     described = describe(path, {**told, "ndvit": FORMAT}, {})
     if how.inside and described.preprocess is None:
         raise ValueError(f"{path} standardises inside, and does not say by what")
+    if how.vnni and not sums_in_32_bits():
+        warnings.warn(
+            f"{path.name} has 8-bit weights for CPUs with VNNI, and this one has none: sums may overflow, and answers be "
+            "wrong. Export it here",
+            stacklevel=2,
+        )
     return Exported(path, format, described, how, run)
+
+
+def sums_in_32_bits() -> bool:
+    """Whether this CPU sums products of 8-bit integers without overflow: with VNNI, or not of x86."""
+    can = getattr(torch.cpu, "get_capabilities", dict)()
+    return can.get("architecture", "x86_64") != "x86_64" or any(can.get(n, False) for n in ("avx512_vnni", "avx_vnni"))
 
 
 def need(what: str, *packages: str) -> None:

@@ -112,7 +112,6 @@ class Attention(nn.Module):
         return self.proj_drop(self.proj(x.transpose(1, 2).flatten(2)))  # (B, T, D)
 
     @torch.no_grad()
-    @torch.no_grad()
     def mean_keys(self, x: Tensor) -> Tensor:
         """Keys, before a norm of theirs, averaged over the heads: (B, T, D) -> (B, T, head_dim), without a gradient."""
         if not isinstance(self.qkv, nn.Linear):  # with adapters
