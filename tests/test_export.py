@@ -298,7 +298,7 @@ def integers_of_weights(path):
 )
 def test_int8_weights_fill_8_bits_where_sums_do_not_overflow(can, most, tmp_path, monkeypatch, recwarn):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: can)
-    model, (values, labels) = network("signal"), toy(40, (2, 24))
+    model, (values, _) = network("signal"), toy(40, (2, 24))
     report = ndvit.export(model, tmp_path / "model.onnx", int8=True, data=values, min_agreement=0)
     assert abs(integers_of_weights(tmp_path / "model.onnx") - most) <= 1
     assert report.how.vnni == (most == 127)

@@ -208,8 +208,8 @@ def load_exported(path: str | Path, threads: int | None = None, precision: Preci
         raise ValueError(f"{path} standardises inside, and does not say by what")
     if how.vnni and not sums_in_32_bits():
         warnings.warn(
-            f"{path.name} has 8-bit weights for CPUs with VNNI, and this one has none: sums may overflow, and answers be "
-            "wrong. Export it here",
+            f"{path.name} has 8-bit weights for CPUs with VNNI, and this one has none: sums may overflow, and answers "
+            "be wrong. Export it here",
             stacklevel=2,
         )
     return Exported(path, format, described, how, run)
