@@ -93,8 +93,8 @@ def export(
         model_or_path: a run folder, weights as `load_model` takes them, or a loaded model.
         path: the file, .onnx, .xml (OpenVINO, with a .bin beside it), .pt2 or .ts; None puts it beside the weights.
         format: "onnx"; "openvino"; "pt2" for torch.export; "torchscript", for torch before pt2 and for C++.
-        int8: static quantisation to 8-bit integers, of onnx and openvino. It takes `data`. Made on a CPU with VNNI (Intel
-            from 2019, AMD from 2022 on) the file is for such CPUs, as the report says.
+        int8: static quantisation to 8-bit integers, of onnx and openvino. It takes `data`. Made on a CPU with VNNI
+            (Intel from 2019, AMD from 2022 on) the file is for such CPUs, as the report says.
         data: a source as in `train`, or files without labels as in `predict`. int8 is calibrated on 300 examples of its
             training set, and comparisons are on its test set. None compares on the test set of the run where that is at
             hand, else on random inputs, and the report says so.
