@@ -217,7 +217,7 @@ def load_exported(path: str | Path, threads: int | None = None, precision: Preci
 
 def sums_in_32_bits() -> bool:
     """Whether this CPU sums products of 8-bit integers without overflow: with VNNI, or not of x86."""
-    can = getattr(torch.cpu, "get_capabilities", dict)()
+    can: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return can.get("architecture", "x86_64") != "x86_64" or any(can.get(n, False) for n in ("avx512_vnni", "avx_vnni"))
 
 
