@@ -1,8 +1,8 @@
 """The parts of the encoder. Leaves take plain numbers; a block takes the config. Names follow timm's state dicts."""
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -321,23 +321,22 @@ def _take_samples(given: Any, samples: Tensor) -> Any:
     return given.index_select(0, samples) if isinstance(given, Tensor) and given.ndim > 2 else given
 
 
-@contextmanager
-def made_anew(y: Tensor, function: Callable[[Tensor], Tensor], x: Tensor) -> Iterator[None]:
+def made_anew(y: Tensor, function: Callable[[Tensor], Tensor], x: Tensor) -> AbstractContextManager[Any]:
     """Within, autograd does not keep y = function(x) for the backward pass, which computes it again.
 
     For what costs little to compute from an x that is kept anyway: an eighth of a block's memory are outputs of norms.
     Where others decide what is kept, theirs is done: compilers, checkpoints, `save_on_cpu`, and torch.func, which
     forbids hooks.
     """
+    if not y.requires_grad or not y.numel():  # all empty tensors are at one place
+        return _NOTHING
     hooks: Any = torch._C._autograd
-    others = (
+    if (
         torch.compiler.is_compiling()
         or not hooks._saved_tensors_hooks_is_enabled()
         or hooks._top_saved_tensors_default_hooks(True) is not None  # ours alone would be asked
-    )
-    if others or not y.requires_grad or not y.numel():  # all empty tensors are at one place
-        yield
-        return
+    ):
+        return _NOTHING
     place, count = y.data_ptr(), y.numel()
 
     def pack(kept: Tensor) -> Any:
@@ -348,8 +347,10 @@ def made_anew(y: Tensor, function: Callable[[Tensor], Tensor], x: Tensor) -> Ite
     def unpack(kept: Any) -> Tensor:
         return function(x.detach()).as_strided(*kept) if isinstance(kept, tuple) else kept
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
-        yield
+    return torch.autograd.graph.saved_tensors_hooks(pack, unpack)
+
+
+_NOTHING = nullcontext()
 
 
 class Block(nn.Module):
