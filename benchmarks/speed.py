@@ -43,6 +43,15 @@ BY_MKL = ("timm", "ours", "ours, by MKL")
 MERGED = ("timm", "ours", "ours, 8 merged", "ours, 13 merged", "ours, 16 merged")
 SIGNAL: dict[str, Any] = {"input_size": (4096,), "patch_size": 16, "in_channels": 12, "num_classes": 10}
 """Twelve leads of an electrocardiogram, 8 s at 512 Hz, in 256 patches."""
+OURS: dict[str, Any] = {
+    "input_size": (512,),
+    "patch_size": 4,
+    "stem_strides": (2, 2),
+    "in_channels": 1,
+    "num_classes": 10,
+    "rocket_features": 0,
+}
+"""What `train` makes of signals of 512 samples; random convolutions take no part in a step."""
 SIGNALS = ("vit-pytorch", "ours", "ours, torch.compile", "ours, ONNX Runtime", "ours, OpenVINO", "ours, ndvit.compile")
 DROPS = {"drop_path_rate": 0.2, "patch_drop_rate": 0.25}
 FINE_TUNED_MERGED = (2, 4, 8, 13, 16, 18, 20)
@@ -93,6 +102,9 @@ def cases_of(trained: list[str], data: str, networks: tuple[str, ...], batches: 
         for batch in (batch for batch in batches if batch <= 8):
             yield Case("signals", network, batch, SIGNALS, arguments=signal)
         yield Case("training on signals", network, step, ("vit-pytorch", "ours"), "training", signal)
+    yield Case(
+        "training of signal_small", "signal_small", 32, ("ours", "ours, torch.compile"), "training", tuple(OURS.items())
+    )
     for model in trained:
         for batch in (1, 8):
             yield Case("int8", name_of(Path(model)), batch, NARROW, run=model, data=data)
