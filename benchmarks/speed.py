@@ -50,8 +50,9 @@ OURS: dict[str, Any] = {
     "in_channels": 1,
     "num_classes": 10,
     "rocket_features": 0,
+    "stem_head": False,
 }
-"""What `train` makes of signals of 512 samples; random convolutions take no part in a step."""
+"""What `train` makes of signals of 512 samples, with one head; random convolutions take no part in a step."""
 SIGNALS = ("vit-pytorch", "ours", "ours, torch.compile", "ours, ONNX Runtime", "ours, OpenVINO", "ours, ndvit.compile")
 DROPS = {"drop_path_rate": 0.2, "patch_drop_rate": 0.25}
 FINE_TUNED_MERGED = (2, 4, 8, 13, 16, 18, 20)
