@@ -12,15 +12,18 @@ from ndvit.config import ViTConfig, named_config
 from ndvit.data.examples import Examples
 from ndvit.data.loading import Inputs
 from ndvit.data.signals import SignalPreprocess
+from ndvit.data.source import load_source
 from ndvit.network import VisionTransformer
 from ndvit.network import rocket as random_convolutions
 from ndvit.network.rocket import KERNELS, Rocket
 from ndvit.training import rocket as solving
 from ndvit.training.fit import fit
+from ndvit.training.plan import plan_fine_tuning, plan_model
 from ndvit.training.recipe import Recipe
 from ndvit.training.rocket import solve_rocket
 from ndvit.weights.file import save_model
 from ndvit.weights.loading import load_model
+from ndvit.weights.opening import open_weights
 
 
 def signals(n: int = 30, channels: int = 1, length: int = 40, classes: int = 3, seed: int = 0) -> Inputs:
@@ -266,15 +269,16 @@ def small(**changes) -> VisionTransformer:
     return VisionTransformer(ViTConfig(**(values | {"num_heads": 2, "rocket_features": 400} | changes)))
 
 
-def test_a_network_answers_with_the_mean_of_both_logits_and_trains_without_it():
+@pytest.mark.parametrize("weight", [0.5, 0.8])
+def test_a_network_answers_with_a_mean_of_both_logits_and_trains_without_it(weight):
     inputs = signals()
-    model = small()
+    model = small(rocket_weight=weight)
     solve_rocket(model.rocket, inputs, seed=0)
     x = all_of(inputs).x
     alone = small(rocket_features=0)
     alone.load_state_dict({n: t for n, t in model.state_dict().items() if not n.startswith("rocket.")})
-    expected = (alone.eval()(x) + model.rocket(x)) / 2
-    assert torch.equal(model.eval()(x), expected)
+    expected = (1 - weight) * alone.eval()(x) + weight * model.rocket(x)
+    assert torch.allclose(model.eval()(x), expected, atol=1e-6)
     assert torch.equal(model.train()(x), alone.train()(x))
     model(x).sum().backward()
     assert model.rocket.head.weight.grad is None
@@ -293,6 +297,26 @@ def test_training_solves_it_once_and_its_file_has_it(tmp_path):
     save_model(model, tmp_path / "model.safetensors")
     loaded = load_model(tmp_path / "model.safetensors")
     assert torch.equal(loaded(x), model.eval()(x))
+
+
+@pytest.mark.parametrize(("a_class", "weight"), [(2, 0.9), (5, 0.75), (10, 0.5), (40, 0.5)])
+def test_with_few_examples_a_class_it_has_more_than_half_of_the_answer(a_class, weight, tmp_path):
+    y = np.arange(3 * a_class) % 3
+    X = np.random.default_rng(0).standard_normal((3 * a_class, 40)).astype(np.float32)
+    data = load_source((X, y), test_fraction=0, progress=False)
+    _, config = plan_model(data, "signal_tiny", Recipe(), {"rocket_features": 400})
+    assert config.rocket_weight == pytest.approx(weight)
+    _, config = plan_model(data, "signal_tiny", Recipe(), {"rocket_features": 400, "rocket_weight": 0.3})
+    assert config.rocket_weight == 0.3
+    _, config = plan_model(data, "vit_pico", Recipe(), {})
+    assert (config.rocket_features, config.rocket_weight) == (0, 0.5)
+    model = small()
+    model.classes, model.preprocess = ("a", "b", "c"), signals().preprocess
+    save_model(model, tmp_path / "model.safetensors")
+    _, fitting = plan_fine_tuning(data, open_weights(tmp_path / "model.safetensors", {}), Recipe(), {})
+    assert fitting["rocket_weight"] == pytest.approx(weight)
+    again = load_model(tmp_path / "model.safetensors", classes=data.classes, **fitting)
+    assert again.config.rocket_weight == pytest.approx(weight)
 
 
 @pytest.mark.parametrize(
@@ -328,6 +352,7 @@ def test_a_new_head_has_a_new_one():
         ({"input_size": (8, 8), "patch_size": 4}, "signals of one axis"),
         ({"input_size": (2,), "patch_size": 1}, "at least 3 samples"),
         ({"rocket_features": -1}, "rocket_features must be a whole number"),
+        ({"rocket_weight": 1.1}, "rocket_weight must be from 0 to 1, got 1.1"),
     ],
 )
 def test_what_it_cannot_be(changes, message):

@@ -152,6 +152,8 @@ def _check_head(config: "ViTConfig") -> None:
         raise ValueError(
             f"pooling={config.pooling!r} reads the class token: set class_token=True, or pooling='avg' or 'map'"
         )
+    if not 0 <= config.rocket_weight <= 1:
+        raise ValueError(f"rocket_weight must be from 0 to 1, got {config.rocket_weight}")
     if config.rocket_features:
         _check_rocket(config)
 

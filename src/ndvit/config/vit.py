@@ -113,7 +113,10 @@ class ViTConfig:
     the first alone."""
     rocket_features: int = 0
     """Random convolution features beside the network, for signals of one axis (MiniRocket), with a linear head of their
-    own that is solved, not descended; the answer is the mean of both logits. 10,000 is usual; 0 leaves them out."""
+    own that is solved, not descended. 10,000 is usual; 0 leaves them out."""
+    rocket_weight: float = 0.5
+    """Weight of their logits in the answer, from 0 to 1; the network's have the rest. `train` gives them more than half
+    where there are fewer than ten examples a class."""
     layer_scale: float | None = None
     """Initial value of a learned scale per channel on each residual branch (CaiT); none leaves it out."""
     patch_norm: bool = False

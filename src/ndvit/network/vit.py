@@ -121,7 +121,7 @@ class VisionTransformer(nn.Module):
             Logits (B, num_classes), or the pooled features for 0 classes. A distilled network returns the logits of its
             class and distillation heads as a pair in training, and their mean in evaluation; one with a `stem_head`
             returns the logits of both heads as a pair in training, and those of the first in evaluation. Random
-            convolution features (`rocket`) have their say in evaluation only: the mean of both logits.
+            convolution features (`rocket`) have their say in evaluation only: a weighted mean of both logits.
 
         Raises:
             ValueError: if x or mask has another shape than the config's.
@@ -130,7 +130,8 @@ class VisionTransformer(nn.Module):
         if self.rocket is None or self.training:
             return logits
         assert isinstance(logits, Tensor)
-        return (logits + self.rocket(x, mask)) / 2
+        share = self.config.rocket_weight
+        return (1 - share) * logits + share * self.rocket(x, mask)
 
     def _heads(self, x: Tensor, mask: Tensor | None) -> Tensor | tuple[Tensor, Tensor]:
         visible = self._visible_tokens(x, mask)  # (B, 1, 1, T) or None

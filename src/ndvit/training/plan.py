@@ -16,6 +16,8 @@ from ndvit.data.source import fit_preprocess
 from ndvit.training.recipe import Recipe
 from ndvit.weights.file import Described
 
+_ENOUGH = 10  # examples a class, from which on a network answers about as well as random convolutions
+
 
 def split_options(options: Mapping[str, Any]) -> tuple[Recipe, dict[str, Any]]:
     """Sort keyword options into a recipe and overrides of the model's config; an unknown one is a ValueError."""
@@ -67,6 +69,8 @@ def plan_model(data: Source, name: str, recipe: Recipe, overrides: Mapping[str, 
         "num_classes": len(data.classes),
         "drop_path_rate": recipe.drop_path_rate,
     }
+    if probe.rocket_features:
+        values = {"rocket_weight": _rocket_weight(data)} | values
     return preprocess, named_config(name, **values)
 
 
@@ -88,13 +92,20 @@ def plan_fine_tuning(
     preprocess, patch = _fit_patch(_fit_size(data, size), size, patch, own.stem, own.stem_stride)
     if data.kind == "image" and isinstance(weights.preprocess, ImagePreprocess):
         preprocess = replace(weights.preprocess, size=preprocess.size)
+    again = {"rocket_weight": _rocket_weight(data)} if own.rocket_features else {}
     return preprocess, {
+        **again,
         **overrides,
         "input_size": preprocess.size,
         "patch_size": patch,
         "in_channels": preprocess.channels,
         "drop_path_rate": recipe.drop_path_rate,
     }
+
+
+def _rocket_weight(data: Source) -> float:
+    """Half for random convolutions and half for the network, which needs some examples a class to be worth that."""
+    return 1 - min(0.5, len(data.train) / len(data.classes) / _ENOUGH / 2)
 
 
 def count_axes(data: Source) -> int:
