@@ -6,7 +6,7 @@ have long tails, the projection is little work, and both do much of the harm. Wh
 costs little, answers are sensitive to it, and it stays in float32: stems, patches, heads, random convolutions.
 
 On DeiT-Tiny, the error of the logits on photographs is 3.0 to 3.9 % of their spread this way, 3.9 to 5.6 % with the
-projections, and 19 % with the second products, too; 8 to 14 % by ONNX Runtime's own quantize_static, which does not
+projections, and up to 19 % with the second products; 8 to 14 % by ONNX Runtime's own quantize_static, which does not
 smooth the outliers of transformers. Weights alone in 8 bits make 2.5 to 3.0 %. CPUs without VNNI sum products in 16
 bits, which weights of 8 bits overflow: there they have 7, at nearly twice the error.
 """
