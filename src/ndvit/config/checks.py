@@ -29,6 +29,8 @@ def check_values(config: "ViTConfig") -> None:
         value = getattr(config, name)
         if not (_is_number(value) and 0 <= value < 1):
             raise ValueError(f"{name} is a probability: it must be at least 0 and below 1, got {value!r}")
+    if not (_is_number(config.rocket_weight) and 0 <= config.rocket_weight <= 1):
+        raise ValueError(f"rocket_weight must be a number from 0 to 1, got {config.rocket_weight!r}")
     for name, kind in get_type_hints(type(config)).items():
         value = getattr(config, name)
         if kind is bool and not isinstance(value, bool):
@@ -152,8 +154,6 @@ def _check_head(config: "ViTConfig") -> None:
         raise ValueError(
             f"pooling={config.pooling!r} reads the class token: set class_token=True, or pooling='avg' or 'map'"
         )
-    if not 0 <= config.rocket_weight <= 1:
-        raise ValueError(f"rocket_weight must be from 0 to 1, got {config.rocket_weight}")
     if config.rocket_features:
         _check_rocket(config)
 

@@ -321,6 +321,9 @@ def _take_samples(given: Any, samples: Tensor) -> Any:
     return given.index_select(0, samples) if isinstance(given, Tensor) and given.ndim > 2 else given
 
 
+_NOTHING = nullcontext()
+
+
 def made_anew(y: Tensor, function: Callable[[Tensor], Tensor], x: Tensor) -> AbstractContextManager[Any]:
     """Within, autograd does not keep y = function(x) for the backward pass, which computes it again.
 
@@ -348,9 +351,6 @@ def made_anew(y: Tensor, function: Callable[[Tensor], Tensor], x: Tensor) -> Abs
         return function(x.detach()).as_strided(*kept) if isinstance(kept, tuple) else kept
 
     return torch.autograd.graph.saved_tensors_hooks(pack, unpack)
-
-
-_NOTHING = nullcontext()
 
 
 class Block(nn.Module):
