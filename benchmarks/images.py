@@ -25,9 +25,9 @@ from image_results import RESULTS, Row, add_row, git_commit, read_rows, write_ro
 from image_work import Fitted, Work
 
 from ndvit.data.examples import Source
-from ndvit.data.source import load_source
-from ndvit.evaluation import Evaluation
-from ndvit.training.inference import pick_device
+from ndvit.data.sources.load import load_source
+from ndvit.evaluation.metrics import Evaluation
+from ndvit.inference.batches import pick_device
 from ndvit.training.plan import split_options, with_validation
 from ndvit.training.presets import choose
 from ndvit.weights.convert import export_state_dict

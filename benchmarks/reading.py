@@ -21,10 +21,10 @@ from cyclopts import App
 from image_results import git_commit
 from torch.utils.data import DataLoader, Subset
 
-from ndvit.data.images import ImagePreprocess, median_size
+from ndvit.data.augment.pictures import Variation
 from ndvit.data.loading import Inputs
-from ndvit.data.policies import Variation
-from ndvit.data.source import load_source
+from ndvit.data.preprocess.images import ImagePreprocess, median_size
+from ndvit.data.sources.load import load_source
 from ndvit.files import replace_file
 
 app = App(help=__doc__)

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from ndvit.config import named_config, plan_strides
+from ndvit.config.recipe import Recipe
 from ndvit.data.examples import Source
 from ndvit.data.loading import Inputs
-from ndvit.data.source import fit_preprocess, load_examples, load_source
-from ndvit.network.convstem import ConvStem
+from ndvit.data.sources.load import fit_preprocess, load_examples, load_source
+from ndvit.inference.batches import predict_probabilities
+from ndvit.network.stems.convolutional import ConvStem
 from ndvit.training.fit import fit
-from ndvit.training.inference import predict_probabilities
 from ndvit.training.plan import split_options
 from ndvit.training.presets import PRESETS, choose
-from ndvit.training.recipe import Recipe
 
 Body = Callable[[int, int], nn.Module]  # channels, time -> a module: signals (B, channels, time) to (B, width, places)
 

@@ -25,7 +25,7 @@ from image_results import git_commit
 from speed_report import write_report
 from speed_work import RESULTS, Case, Row, read_rows, write_rows
 
-from ndvit.network.linear import MKL_LAGS
+from ndvit.network.fast import MKL_LAGS
 
 app = App(help=__doc__)
 CASE = Path(__file__).resolve().parent / "speed_case.py"

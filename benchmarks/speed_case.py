@@ -23,7 +23,7 @@ from ndvit.exporting.runtimes import ENDINGS, Format, load_exported
 from ndvit.exporting.trials import compare, gather
 from ndvit.network import VisionTransformer
 from ndvit.network.cost import count_cost
-from ndvit.network.linear import Linear
+from ndvit.network.fast import Linear
 
 PAUSE = 0.1
 """Seconds before each call: ONNX Runtime's threads spin for about 0.05 s after one, and would slow the next party."""

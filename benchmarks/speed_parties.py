@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from ndvit.config import ViTConfig
 from ndvit.exporting.graphs import WRITERS
 from ndvit.exporting.runtimes import ENDINGS, Format, Precision, open_graph
-from ndvit.network import VisionTransformer, linear
+from ndvit.network import VisionTransformer
+from ndvit.network import fast as linear
 from ndvit.network.cost import count_cost
 from ndvit.weights.convert import export_state_dict
-from ndvit.weights.libraries import library_arguments
+from ndvit.weights.layouts.libraries import library_arguments
 
 Call = Callable[[Tensor], Tensor]
 OTHER_WEIGHTS = ("vit-pytorch",)

@@ -25,7 +25,7 @@ ABOUT = {
     "by MKL": (
         "Answers where MKL does not lag",
         "On CPUs of AMD with AVX-512, PyTorch multiplies float32 by MKL at half the rate of oneDNN, and ours takes "
-        "oneDNN (`ndvit.network.linear`). By MKL it computes here as it does on all other CPUs.",
+        "oneDNN (`ndvit.network.fast`). By MKL it computes here as it does on all other CPUs.",
     ),
     "training by MKL": ("A training step where MKL does not lag", "As above."),
     "training": (

@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 from tqdm import tqdm
 
 from ndvit import load_model
-from ndvit.weights.reading import read_checkpoint
+from ndvit.weights.reading.files import read_checkpoint
 
 UNCHECKED = (
     "the published bytes of any release but DeiT-Tiny's: Google's .npz, torchvision's .pth, facebook's .pth, the hub's "

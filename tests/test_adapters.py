@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from ndvit.config import ViTConfig
+from ndvit.config.recipe import Recipe
 from ndvit.network import VisionTransformer
-from ndvit.run import train
 from ndvit.training.adapters import check_adapters, learning_in_words, learning_part
 from ndvit.training.optim import Lamb, build_optimizer
-from ndvit.training.recipe import Recipe
+from ndvit.training.run import train
 from smallnetworks import batch, spread
 from tinyruns import QUIET, resume_quietly, run_tiny, same_result, tensors, toy
 

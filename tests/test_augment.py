@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ndvit.data.augment import (
+from ndvit.data.augment.batches import (
     _beta,
     _warped,
     channel_drop,

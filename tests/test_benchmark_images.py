@@ -13,8 +13,8 @@ from PIL import Image
 
 from ndvit import load_model
 from ndvit.config import ViTConfig
-from ndvit.data.images import ImagePreprocess
-from ndvit.data.source import load_source
+from ndvit.data.preprocess.images import ImagePreprocess
+from ndvit.data.sources.load import load_source
 from ndvit.network import VisionTransformer
 from ndvit.weights.file import save_model
 

@@ -13,14 +13,14 @@ from safetensors.torch import load_file, save_file
 
 from ndvit import ViTClassifier, create_model, evaluate, load_model, save_model, train
 from ndvit.cli import main
+from ndvit.config.recipe import Recipe
 from ndvit.data.loading import Batch, Inputs
-from ndvit.data.source import fit_preprocess, load_source
-from ndvit.evaluation import calibration_error
-from ndvit.network.ensemble import Ensemble, get_member
-from ndvit.training.calibration import Calibration, calibrate, fit_temperature
-from ndvit.training.inference import predict_logits, predict_probabilities
-from ndvit.training.recipe import Recipe
-from ndvit.training.supervised import SupervisedTask
+from ndvit.data.sources.load import fit_preprocess, load_source
+from ndvit.evaluation.calibration import Calibration, calibrate, fit_temperature
+from ndvit.evaluation.metrics import calibration_error
+from ndvit.inference.batches import predict_logits, predict_probabilities
+from ndvit.network.committee import Ensemble, get_member
+from ndvit.training.module import SupervisedTask
 from tinyruns import TINY, resume_quietly, run_tiny, same_result, toy
 
 VALIDATED = {"steps": 4, "val_fraction": 0.5, "batch_size": 16}  # of 160 examples 64 are for validation

@@ -14,9 +14,10 @@ import pytest
 import yaml
 
 from datafiles import pictures
-from ndvit import __version__, cli, list_models, load_model
+from ndvit import __version__, list_models, load_model
+from ndvit.cli import commands as cli
 from ndvit.config import ViTConfig
-from ndvit.training.recipe import Recipe
+from ndvit.config.recipe import Recipe
 from tinyruns import TINY, command, flags, run_tiny, tensors, toy
 
 COMMANDS = ("train", "evaluate", "predict", "models", "info")
@@ -92,7 +93,7 @@ def test_help_is_quick():
     done = subprocess.run([sys.executable, "-m", "ndvit.cli", "train", "--help"], capture_output=True, text=True)
     assert done.returncode == 0
     assert time.perf_counter() - start < 5  # half a second on a machine at rest; importing torch alone takes longer
-    code = "import sys, ndvit.cli; print(*sys.modules)"
+    code = "import sys, ndvit.cli.commands; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert "ndvit.config" in loaded
     assert not {"torch", "lightning", "sklearn", "matplotlib", "numpy"} & set(loaded)
@@ -421,7 +422,7 @@ def test_fractions_in_yaml_are_not_rounded(tmp_path, capsys):
 
 
 def test_out_of_memory_says_what_helps(monkeypatch, capsys):
-    from ndvit import run
+    from ndvit.training import run
 
     def full(*args, **kwargs):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes")

@@ -8,7 +8,7 @@ import torch
 
 import ndvit
 from ndvit.exporting import compiling
-from ndvit.network.ensemble import Ensemble
+from ndvit.network.committee import Ensemble
 from smallnetworks import batch
 from test_export import network
 

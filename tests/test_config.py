@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from ndvit.config import COMPACT_SIZES, SIGNAL_SIZES, SIZES, ViTConfig, list_models, named_config, plan_grid
-from ndvit.training.recipe import Recipe
+from ndvit.config.recipe import Recipe
 
 INVALID = {
     "heads do not divide": (dict(embed_dim=100, num_heads=12), r"not divisible by num_heads 12: use .*10"),
@@ -228,7 +228,7 @@ def test_steps_follow_from_epochs():
 
 
 def test_configs_do_not_import_torch():
-    code = "import sys, ndvit.config, ndvit.training.recipe, ndvit.cli; assert 'torch' not in sys.modules"
+    code = "import sys, ndvit.config, ndvit.config.recipe, ndvit.cli.commands; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

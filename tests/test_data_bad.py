@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from datafiles import TS_HEAD, arrays, cut, npy, picture, pictures, sound, ts, xy
-from ndvit.data import folders
-from ndvit.data.source import load_examples, load_source
+from ndvit.data.sources import folders
+from ndvit.data.sources.load import load_examples, load_source
 
 X, Y = xy()
 NAN = np.nan

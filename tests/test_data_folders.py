@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from datafiles import arrays, cut, npy, picture, pictures, sound
-from ndvit.data import checking, folders
-from ndvit.data.preprocess import Recording
-from ndvit.data.source import fit_preprocess, load_source
+from ndvit.data import checking
+from ndvit.data.preprocess.base import Recording
+from ndvit.data.sources import folders
+from ndvit.data.sources.load import fit_preprocess, load_source
 
 
 def names(examples):

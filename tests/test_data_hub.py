@@ -18,10 +18,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ndvit.data import checking, hub
-from ndvit.data.hub import Address
+from ndvit.data import checking
 from ndvit.data.loading import Inputs
-from ndvit.data.source import fit_preprocess, load_examples, load_source
+from ndvit.data.sources import hub
+from ndvit.data.sources.hub import Address
+from ndvit.data.sources.load import fit_preprocess, load_examples, load_source
 
 datasets = pytest.importorskip("datasets")
 CAT_DOG = datasets.ClassLabel(names=["cat", "dog"])
@@ -382,7 +383,7 @@ class Hub(BaseHTTPRequestHandler):
 
 LOADS = """
 import os, sys
-from ndvit.data.source import load_source
+from ndvit.data.sources.load import load_source
 for address in ("hf:me/pets", "hf:me/none", "hf:me/pets?streaming=1"):
     try:
         source = load_source(address, progress=False)

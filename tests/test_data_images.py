@@ -9,12 +9,12 @@ import torch
 from PIL import Image
 
 from datafiles import picture, pictures
-from ndvit.data import images
 from ndvit.data.examples import Examples
-from ndvit.data.folders import read_example
-from ndvit.data.images import ImagePreprocess, image_size, plain, read_image
-from ndvit.data.preprocess import preprocess_from_dict
-from ndvit.data.source import fit_preprocess, load_source
+from ndvit.data.preprocess import images
+from ndvit.data.preprocess.base import preprocess_from_dict
+from ndvit.data.preprocess.images import ImagePreprocess, image_size, plain, read_image
+from ndvit.data.sources.folders import read_example
+from ndvit.data.sources.load import fit_preprocess, load_source
 
 
 def raw(size, mode="RGB", **more):

@@ -6,11 +6,12 @@ import tifffile
 from PIL import Image
 
 from datafiles import arrays, cut, npy, picture, pictures
-from ndvit.data import checking, rasters
-from ndvit.data.arrays import npy_shape, read_npy
-from ndvit.data.folders import read_example
-from ndvit.data.rasters import is_raster, raster_shape, read_raster
-from ndvit.data.source import fit_preprocess, load_examples, load_source
+from ndvit.data import checking
+from ndvit.data.sources import rasters
+from ndvit.data.sources.arrays import npy_shape, read_npy
+from ndvit.data.sources.folders import read_example
+from ndvit.data.sources.load import fit_preprocess, load_examples, load_source
+from ndvit.data.sources.rasters import is_raster, raster_shape, read_raster
 
 MANY = {"photometric": "minisblack", "planarconfig": "contig"}
 

@@ -12,9 +12,9 @@ from torch.nn import functional as F
 
 from datafiles import npy, sound
 from ndvit.data.examples import Examples
-from ndvit.data.preprocess import Moments, Recording, preprocess_from_dict
-from ndvit.data.signals import SignalPreprocess, read_audio, signal_header
-from ndvit.data.source import fit_preprocess, load_source
+from ndvit.data.preprocess.base import Moments, Recording, preprocess_from_dict
+from ndvit.data.preprocess.signals import SignalPreprocess, read_audio, signal_header
+from ndvit.data.sources.load import fit_preprocess, load_source
 
 NAN = np.nan
 
@@ -373,7 +373,8 @@ def test_missing_samples_cannot_be_brought_to_another_rate():
 
 
 def test_many_files_are_sampled_for_the_mean_but_not_for_the_size(tmp_path, monkeypatch):
-    from ndvit.data import folders, signals
+    from ndvit.data.preprocess import signals
+    from ndvit.data.sources import folders
 
     monkeypatch.setattr(signals, "_SAMPLE", 3)
     paths = [str(npy(tmp_path / f"{i}.npy", np.full(10 + i, float(i)))) for i in range(10)]

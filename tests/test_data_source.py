@@ -10,11 +10,11 @@ import pytest
 from PIL import Image
 
 from datafiles import arrays, npy, picture, pictures, sound, ts, xy
-from ndvit.data.archives import bundled
 from ndvit.data.examples import Examples, Source, hold_out
-from ndvit.data.preprocess import Recording
-from ndvit.data.source import builtin_sources, fit_preprocess, load_examples, load_source
-from ndvit.data.tables import read_table
+from ndvit.data.preprocess.base import Recording
+from ndvit.data.sources.archives import bundled
+from ndvit.data.sources.load import builtin_sources, fit_preprocess, load_examples, load_source
+from ndvit.data.sources.tables import read_table
 
 
 def counts(examples):

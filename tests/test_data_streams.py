@@ -9,15 +9,15 @@ import pytest
 from PIL import Image
 
 from ndvit.config import ViTConfig
-from ndvit.data import hub, streams
+from ndvit.config.recipe import Recipe
 from ndvit.data.examples import hold_out
 from ndvit.data.loading import Inputs, ShuffledStream
-from ndvit.data.source import fit_preprocess, load_examples, load_source
-from ndvit.data.streams import LANES, StreamedRows, shuffled
+from ndvit.data.sources import hub, streams
+from ndvit.data.sources.load import fit_preprocess, load_examples, load_source
+from ndvit.data.sources.streams import LANES, StreamedRows, shuffled
 from ndvit.network import VisionTransformer
 from ndvit.training.fit import fit
 from ndvit.training.plan import with_validation
-from ndvit.training.recipe import Recipe
 
 datasets = pytest.importorskip("datasets")
 ROWS, GROUP = 60, 6  # in each file, of two; and in each block

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from datafiles import arrays, npy, picture, pictures, sound
-from ndvit.data.lists import is_list, read_list
-from ndvit.data.preprocess import Recording
-from ndvit.data.source import load_examples, load_source
+from ndvit.data.preprocess.base import Recording
+from ndvit.data.sources.lists import is_list, read_list
+from ndvit.data.sources.load import load_examples, load_source
 
 
 def csv(folder, *lines, name="labels.csv", **write):

@@ -16,12 +16,12 @@ from torch import nn
 
 from ndvit import Recipe, VisionTransformer, ViTConfig, save_model
 from ndvit.data.examples import Examples
-from ndvit.data.images import ImagePreprocess
 from ndvit.data.loading import Batch, Inputs
-from ndvit.data.signals import SignalPreprocess
+from ndvit.data.preprocess.images import ImagePreprocess
+from ndvit.data.preprocess.signals import SignalPreprocess
 from ndvit.training.distillation import Teacher, _columns, _same_threads, distillation_loss, make_teacher
 from ndvit.training.fit import fit
-from ndvit.training.supervised import SupervisedTask, supervised_loss
+from ndvit.training.module import SupervisedTask, supervised_loss
 from smallnetworks import spread
 
 CLASSES = ("ash", "birch", "cedar")

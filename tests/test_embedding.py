@@ -10,9 +10,9 @@ from PIL import Image
 from datafiles import picture, pictures
 from ndvit import create_model, embed, load_source, save_model
 from ndvit.data.examples import Examples
-from ndvit.data.images import ImagePreprocess
-from ndvit.embedding import Embeddings
-from ndvit.network.ensemble import Ensemble
+from ndvit.data.preprocess.images import ImagePreprocess
+from ndvit.inference.embed import Embeddings
+from ndvit.network.committee import Ensemble
 from tinyruns import command, run_tiny, toy
 
 QUIET = {"progress": False, "say": lambda line: None}
@@ -288,7 +288,7 @@ def test_a_file_is_replaced_by_force_only_and_whole(table, tmp_path, ending, mon
 
 
 def test_outputs_are_refused_before_anything_is_computed(tmp_path, monkeypatch):
-    monkeypatch.setattr("ndvit.embedding.load_model", lambda run: pytest.fail("too late"))
+    monkeypatch.setattr("ndvit.inference.embed.load_model", lambda run: pytest.fail("too late"))
     (tmp_path / "folder.npz").mkdir()
     for output, error, message in (
         ("folder.npz", FileExistsError, "exists"),
@@ -297,7 +297,7 @@ def test_outputs_are_refused_before_anything_is_computed(tmp_path, monkeypatch):
     ):
         with pytest.raises(error, match=message):
             embed("model", tmp_path, output=tmp_path / output, force=True, **QUIET)
-    monkeypatch.setattr("ndvit.embedding.find_spec", lambda name: None)
+    monkeypatch.setattr("ndvit.inference.embed.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"\.parquet needs a package that is not installed: pip install 'ndvit\[parq"):
         embed("model", tmp_path, output=tmp_path / "e.parquet", **QUIET)
 

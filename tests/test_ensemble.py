@@ -13,11 +13,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ndvit import create_model, evaluate, export_state_dict, load_model, predict, save_model, train
-from ndvit.data.source import load_source
-from ndvit.network.ensemble import Ensemble, get_member
+from ndvit.data.sources.load import load_source
+from ndvit.network.committee import Ensemble, get_member
 from ndvit.training.learn import learn
+from ndvit.training.module import SupervisedTask
 from ndvit.training.plan import split_options
-from ndvit.training.supervised import SupervisedTask
 from ndvit.weights.publish import model_card
 from tinyruns import QUIET, TINY, command, resume_quietly, run_tiny, same_result, tensors, toy
 

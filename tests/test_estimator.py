@@ -27,7 +27,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import ndvit.estimator
 from ndvit import ViTClassifier, create_model, load_model, save_model
-from ndvit.data.given import NUMBERS, check_examples
+from ndvit.data.sources.in_memory import NUMBERS, check_examples
 from ndvit.training.presets import PRESETS
 from tinyruns import QUIET, run_tiny, toy
 

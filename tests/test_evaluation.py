@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn import metrics
 
-from ndvit.evaluation import Evaluation, unbalanced
+from ndvit.evaluation.metrics import Evaluation, unbalanced
 
 # Six examples of three classes; predicted 0 0 1 1 0 2, so that 0→1, 1→0 are the mistakes.
 LABELS = np.array([0, 0, 0, 1, 1, 2])
@@ -131,7 +131,7 @@ def test_rows_rounded_to_half_precision_raise_no_warning():
 
 
 def test_import_is_light():
-    code = "import sys, ndvit.evaluation; print([m for m in ('sklearn', 'scipy', 'torch') if m in sys.modules])"
+    code = "import sys, ndvit.evaluation.metrics; print([m for m in ('sklearn', 'scipy', 'torch') if m in sys.modules])"
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert told.stdout == "[]\n"
 

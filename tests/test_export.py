@@ -12,13 +12,13 @@ from PIL import Image
 
 import ndvit
 from ndvit.config import ViTConfig
-from ndvit.data.images import ImagePreprocess
-from ndvit.data.signals import SignalPreprocess
+from ndvit.data.preprocess.images import ImagePreprocess
+from ndvit.data.preprocess.signals import SignalPreprocess
 from ndvit.exporting import export as exporting
 from ndvit.exporting import graphs, runtimes
 from ndvit.exporting.runtimes import ENDINGS, NOTE, load_exported
 from ndvit.network import VisionTransformer
-from ndvit.network.ensemble import Ensemble
+from ndvit.network.committee import Ensemble
 from ndvit.weights.file import save_model
 from smallnetworks import batch, spread
 from tinyruns import QUIET, command, toy

@@ -8,8 +8,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from ndvit import VisionTransformer, ViTConfig, load_model, predict, save_model
-from ndvit.data.images import ImagePreprocess
-from ndvit.run import _claim, source_name, train
+from ndvit.data.preprocess.images import ImagePreprocess
+from ndvit.training.run import _claim, source_name, train
 from tinyruns import QUIET, command, flags, resume_quietly, run_tiny, same_result, tensors, toy
 
 SMALL = {"input_size": (32, 32), "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2, "num_classes": 5}
@@ -90,7 +90,7 @@ def test_another_length_of_signal(tmp_path):
 def test_resuming_a_fine_tuned_run_is_exact(tmp_path, monkeypatch):
     weights = published(tmp_path / "w.safetensors")
     whole = tune(toy(), tmp_path / "whole", weights, steps=6, drop_rate=0.1)
-    monkeypatch.setattr("ndvit.run._write_results", lambda *args: None)  # it ends before the model is written
+    monkeypatch.setattr("ndvit.training.run._write_results", lambda *args: None)  # it ends before the model is written
     tune(toy(), tmp_path / "broken", weights, steps=6, drop_rate=0.1)
     monkeypatch.undo()
     resume_quietly(tmp_path / "broken", toy())
@@ -103,7 +103,7 @@ def test_resuming_a_fine_tuned_run_is_exact(tmp_path, monkeypatch):
 def test_resuming_needs_the_weights_no_more(tmp_path, monkeypatch):
     weights = published(tmp_path / "w.safetensors")
     whole = tune(toy(), tmp_path / "whole", weights, steps=6)
-    monkeypatch.setattr("ndvit.run._write_results", lambda *args: None)
+    monkeypatch.setattr("ndvit.training.run._write_results", lambda *args: None)
     tune(toy(), tmp_path / "broken", weights, steps=6)
     monkeypatch.undo()
     weights.unlink()
@@ -237,8 +237,8 @@ def test_a_fine_tuned_run_is_repeated_by_its_config(tmp_path, monkeypatch):
     assert (tmp_path / "a" / "config.yaml").read_text() == (tmp_path / "b" / "config.yaml").read_text()
     assert same_result(tmp_path / "a", tmp_path / "b")
     asked = {}
-    monkeypatch.setattr("ndvit.run.train", lambda source, **settings: asked.update(settings, source=source))
-    monkeypatch.setattr("ndvit.cli._finish", lambda run: None)
+    monkeypatch.setattr("ndvit.training.run.train", lambda source, **settings: asked.update(settings, source=source))
+    monkeypatch.setattr("ndvit.cli.commands._finish", lambda run: None)
     assert command("train", "--config", "a/config.yaml") == 0
     written = yaml.safe_load((tmp_path / "a" / "config.yaml").read_text())
     for name, value in written.items():  # none is lost on the way, as one that is named like a command would be

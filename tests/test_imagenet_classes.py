@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torchvision.models import ViT_B_16_Weights
 
 from ndvit import create_model, evaluate, load_model, predict, save_model
-from ndvit.data.images import ImagePreprocess
+from ndvit.data.preprocess.images import ImagePreprocess
 from ndvit.weights.imagenet import are_imagenet, imagenet_classes, match_classes
 from smallnetworks import spread
 from tinyruns import command

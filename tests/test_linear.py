@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ndvit.network import linear
-from ndvit.network.linear import Linear
+from ndvit.network import fast as linear
+from ndvit.network.fast import Linear
 from smallnetworks import batch, spread
 from test_network import SIZES, build
 

@@ -10,7 +10,7 @@ import torch
 
 from datafiles import arrays, picture, pictures
 from ndvit.data.loading import Inputs, ShuffledStream
-from ndvit.data.source import Examples, fit_preprocess, load_source
+from ndvit.data.sources.load import Examples, fit_preprocess, load_source
 from tinyruns import toy
 
 STREAMS = [(10, 4), (10, 10), (7, 3), (3, 8), (1, 5), (12, 1)]
@@ -199,9 +199,9 @@ def test_an_error_in_a_worker_is_one_line(tmp_path):
     import numpy as np
 
     from ndvit.data.examples import Examples
-    from ndvit.data.folders import read_example
     from ndvit.data.loading import UnusableExample
-    from ndvit.data.signals import SignalPreprocess
+    from ndvit.data.preprocess.signals import SignalPreprocess
+    from ndvit.data.sources.folders import read_example
 
     np.save(tmp_path / "a.npy", np.zeros((2, 8), dtype=np.float32))
     examples = Examples([str(tmp_path / "a.npy")], None, ["a.npy"], read_example)
@@ -215,7 +215,7 @@ def test_an_error_in_a_worker_is_one_line(tmp_path):
 def test_large_data_is_preprocessed_when_asked_for(monkeypatch):
     import ndvit.data.loading as loading
     from ndvit.data.examples import Examples
-    from ndvit.data.signals import SignalPreprocess
+    from ndvit.data.preprocess.signals import SignalPreprocess
 
     items = [torch.arange(4.0 * i + 8).numpy()[None] for i in range(3)]  # 8, 12 and 16 samples
     preprocess = SignalPreprocess(size=(16,), mean=(1.0,), std=(2.0,))

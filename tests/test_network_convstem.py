@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from ndvit import create_model, load_model, save_model
 from ndvit.config import ViTConfig, named_config
 from ndvit.network import VisionTransformer, count_cost
-from ndvit.network.convstem import Inception, InceptionGroup, ResidualUnit
 from ndvit.network.grid import linear_matrix, relative_offsets
 from ndvit.network.layers import Attention
-from ndvit.weights.libraries import library_arguments
+from ndvit.network.stems.convolutional import Inception, InceptionGroup, ResidualUnit
+from ndvit.weights.layouts.libraries import library_arguments
 from smallnetworks import batch, spread
 
 SMALL = dict(in_channels=2, embed_dim=24, depth=2, num_heads=2, num_classes=5)

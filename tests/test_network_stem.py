@@ -11,7 +11,7 @@ from ndvit.config import ViTConfig, named_config
 from ndvit.network import VisionTransformer, count_cost
 from ndvit.network.grid import rope_periods, rotary_table
 from ndvit.network.layers import Attention, QuickGELU, rotate
-from ndvit.network.stem import Bottleneck, MaxPoolSame, StdConv
+from ndvit.network.stems.resnet import Bottleneck, MaxPoolSame, StdConv
 from smallnetworks import batch, spread
 
 SMALL = dict(in_channels=2, embed_dim=24, depth=2, num_heads=2, num_classes=5)

@@ -7,10 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
+from ndvit.data.augment.pictures import Variation
 from ndvit.data.examples import Examples
-from ndvit.data.images import ImagePreprocess
 from ndvit.data.loading import Inputs
-from ndvit.data.policies import Variation
+from ndvit.data.preprocess.images import ImagePreprocess
 
 COLOUR = ImagePreprocess((24, 32), (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
 GREY = ImagePreprocess((24, 32), (0.5,), (0.2,), "L")

@@ -7,13 +7,13 @@ import pytest
 from PIL import Image
 
 from ndvit.config import list_models, named_config, plan_strides
-from ndvit.data.images import ImagePreprocess
-from ndvit.data.source import load_source
+from ndvit.config.recipe import Recipe
+from ndvit.data.preprocess.images import ImagePreprocess
+from ndvit.data.sources.load import load_source
 from ndvit.network import VisionTransformer
-from ndvit.run import read_config, train
 from ndvit.training.plan import plan_model, split_options
 from ndvit.training.presets import PRESETS, choose
-from ndvit.training.recipe import Recipe
+from ndvit.training.run import read_config, train
 from ndvit.weights.file import save_model
 from tinyruns import QUIET, command
 

@@ -9,12 +9,12 @@ import tinyruns
 from ndvit.config import ViTConfig
 from ndvit.data.examples import Examples
 from ndvit.data.loading import Inputs
-from ndvit.data.signals import SignalPreprocess
+from ndvit.data.preprocess.signals import SignalPreprocess
+from ndvit.inference.batches import predict_features
 from ndvit.network import VisionTransformer
-from ndvit.network.ensemble import Ensemble
-from ndvit.run import train
-from ndvit.training.inference import predict_features
+from ndvit.network.committee import Ensemble
 from ndvit.training.probe import _folds, logistic_regression, solve_head, vote
+from ndvit.training.run import train
 from tinyruns import run_tiny, tensors, toy
 
 QUIET = {"device": "cpu", "progress": False}

@@ -8,10 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
+from ndvit.data.augment.pictures import Variation
 from ndvit.data.examples import Examples, Source
-from ndvit.data.images import ImagePreprocess, read_image
 from ndvit.data.loading import Inputs
-from ndvit.data.policies import Variation
+from ndvit.data.preprocess.images import ImagePreprocess, read_image
 from ndvit.training import callbacks
 from ndvit.training.callbacks import ReadingWatch
 from ndvit.training.learn import learn

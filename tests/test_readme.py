@@ -27,7 +27,7 @@ def test_python_blocks_run(code, tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize("line", re.findall(r"^ndvit (.*?)(?: +#.*)?$", TEXT, re.M))
 def test_commands_parse(line):
-    from ndvit.cli import app
+    from ndvit.cli.commands import app
 
     tokens = shlex.split(line)
     if "--help" not in tokens:

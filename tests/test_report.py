@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ndvit.evaluation import Evaluation
-from ndvit.figures import _thin
-from ndvit.report import Report, _percent, write_report
+from ndvit.evaluation.figures import _thin
+from ndvit.evaluation.metrics import Evaluation
+from ndvit.evaluation.report import Report, _percent, write_report
 
 Recording = namedtuple("Recording", "values rate")
 EVIL = "<script>alert('x')</script>\"><img src=x onerror=alert(1)>"
@@ -185,9 +185,9 @@ def test_settings_of_matplotlib_do_not_matter(page):
 def test_import_is_light():
     code = """if True:
         import sys
-        import ndvit.report
+        import ndvit.evaluation.report
         print([name for name in ("matplotlib", "jinja2", "PIL", "sklearn", "torch") if name in sys.modules])
-        ndvit.figures.learning_curves([{"step": 1, "train_loss": 1.0}])
+        ndvit.evaluation.figures.learning_curves([{"step": 1, "train_loss": 1.0}])
         print("matplotlib" in sys.modules, "matplotlib.pyplot" in sys.modules)
     """
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -15,7 +15,7 @@ import torch
 import yaml
 
 from datafiles import pictures
-from ndvit.training.supervised import SupervisedTask
+from ndvit.training.module import SupervisedTask
 from tinyruns import QUIET, TINY, command, flags, resume_quietly, run_tiny, same_result, toy
 
 SOURCE = toy()

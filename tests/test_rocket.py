@@ -9,18 +9,17 @@ import torch.nn.functional as F
 from sklearn.linear_model import Ridge
 
 from ndvit.config import ViTConfig, named_config
+from ndvit.config.recipe import Recipe
 from ndvit.data.examples import Examples
 from ndvit.data.loading import Inputs
-from ndvit.data.signals import SignalPreprocess
-from ndvit.data.source import load_source
-from ndvit.network import VisionTransformer
-from ndvit.network import rocket as random_convolutions
-from ndvit.network.rocket import KERNELS, Rocket
-from ndvit.training import rocket as solving
+from ndvit.data.preprocess.signals import SignalPreprocess
+from ndvit.data.sources.load import load_source
+from ndvit.network import VisionTransformer, random_convolutions
+from ndvit.network.random_convolutions import KERNELS, Rocket
+from ndvit.training import ridge as solving
 from ndvit.training.fit import fit
 from ndvit.training.plan import plan_fine_tuning, plan_model
-from ndvit.training.recipe import Recipe
-from ndvit.training.rocket import solve_rocket
+from ndvit.training.ridge import solve_rocket
 from ndvit.weights.file import save_model
 from ndvit.weights.loading import load_model
 from ndvit.weights.opening import open_weights

@@ -14,10 +14,10 @@ import yaml
 
 from datafiles import arrays, picture, pictures, sound, ts
 from ndvit import create_model, evaluate, load_model, predict
+from ndvit.config.recipe import Recipe
 from ndvit.data.loading import Inputs
-from ndvit.data.source import load_examples, load_source
+from ndvit.data.sources.load import load_examples, load_source
 from ndvit.training.plan import plan_model, split_options, with_validation
-from ndvit.training.recipe import Recipe
 from tinyruns import QUIET, command, run_tiny, same_result, tensors, toy
 
 FILES = ["checkpoints", "config.yaml", "metrics.csv", "model.safetensors", "report.html", "results.json"]

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 import ndvit.training.fit as fitting
 from ndvit import Recipe, VisionTransformer, ViTConfig, create_model
 from ndvit.data.loading import Batch
-from ndvit.data.source import Examples
-from ndvit.training.inference import pick_device, predict_probabilities
+from ndvit.data.sources.load import Examples
+from ndvit.inference.batches import pick_device, predict_probabilities
+from ndvit.training.module import SupervisedTask, class_weights, label_loss, predicted_logits, supervised_loss
 from ndvit.training.optim import build_optimizer, build_schedule
-from ndvit.training.supervised import SupervisedTask, class_weights, label_loss, predicted_logits, supervised_loss
 from tinyruns import run_tiny, same_result, tensors, toy
 
 PLAIN = {"mixup": 0.0, "crop": 1.0, "label_smoothing": 0.0}  # no augmentation
@@ -308,7 +308,7 @@ def test_balanced_weights_equal_repeated_examples(tmp_path):
     weighted = run_tiny((x[rare], y[rare], x, y), tmp_path / "a", batch_size=25, class_weight="balanced", **options)
     mean, std = weighted.model.preprocess.mean, weighted.model.preprocess.std
     with pytest.MonkeyPatch.context() as patch:  # the same standardisation of both
-        from ndvit.data.preprocess import Moments
+        from ndvit.data.preprocess.base import Moments
 
         patch.setattr(Moments, "mean", lambda self: mean)
         patch.setattr(Moments, "std", lambda self: std)
@@ -513,7 +513,7 @@ def test_a_run_keeps_the_average_of_its_steps(tmp_path, monkeypatch):
 def test_validation_numbers_by_hand(tmp_path):
     # one step at rate 0 or nearly so: the network that is validated is known
     run = run_tiny(toy(80), tmp_path / "run", steps=2, val_every=2, val_fraction=0.25, batch_size=6)
-    from ndvit.data.source import load_source
+    from ndvit.data.sources.load import load_source
     from ndvit.training.plan import with_validation
 
     data = with_validation(load_source(toy(80)), Recipe(val_fraction=0.25))
@@ -574,7 +574,7 @@ def test_a_loss_that_is_no_number_ends_the_run(tmp_path):
 
 def test_probabilities_of_every_example_in_order():
     from ndvit.data.loading import Inputs
-    from ndvit.data.signals import SignalPreprocess
+    from ndvit.data.preprocess.signals import SignalPreprocess
 
     model = small()
     x = toy(10)[0]

@@ -9,11 +9,11 @@ import torch.nn.functional as F
 
 from ndvit import load_model, save_model
 from ndvit.config import ViTConfig
-from ndvit.data.images import ImagePreprocess
-from ndvit.data.signals import SignalPreprocess
+from ndvit.data.preprocess.images import ImagePreprocess
+from ndvit.data.preprocess.signals import SignalPreprocess
 from ndvit.network import VisionTransformer
 from ndvit.network.grid import resample, resize_matrix
-from ndvit.weights.report import Change, LoadReport
+from ndvit.weights.load_report import Change, LoadReport
 
 SMALL = dict(embed_dim=24, depth=2, num_heads=2, num_classes=5)
 CONFIGS = {
@@ -750,7 +750,7 @@ def test_named_classes(pictures):
 def test_a_new_head_refuses_to_predict_until_trained(pictures):
     import numpy as np
 
-    from ndvit.answers import predict
+    from ndvit.inference.answers import predict
 
     picture = np.zeros((16, 24, 3), dtype=np.uint8)
     model = pictures(classes=["cat", "dog"])

@@ -11,8 +11,8 @@ import transformers
 from torch import nn
 
 from ndvit import VisionTransformer, ViTConfig, export_state_dict, load_model
-from ndvit.data.images import ImagePreprocess
-from ndvit.weights.libraries import library_arguments
+from ndvit.data.preprocess.images import ImagePreprocess
+from ndvit.weights.layouts.libraries import library_arguments
 
 SMALL = {"input_size": (32, 32), "patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 2, "num_classes": 7}
 REGISTERS = {"layer_scale": 0.1, "num_registers": 4, "pos_embed_prefix": False}

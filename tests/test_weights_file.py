@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ndvit import VisionTransformer, ViTConfig, create_model, load_model, save_model
-from ndvit.data.images import ImagePreprocess
-from ndvit.data.signals import SignalPreprocess
+from ndvit.data.preprocess.images import ImagePreprocess
+from ndvit.data.preprocess.signals import SignalPreprocess
 
 SMALL = {"embed_dim": 32, "depth": 2, "num_heads": 4, "num_classes": 5}
 CONFIGS = {

@@ -16,10 +16,10 @@ from checkpoints import CASES, CLASSES, DEPTH, HEADS, WIDTH, randomise, state, w
 from googlefiles import NEW, make_arrays
 from ndvit import load_model
 from ndvit.network import VisionTransformer
-from ndvit.weights.architecture import infer
-from ndvit.weights.formats import FORMATS, recognise
-from ndvit.weights.layout import convert
-from ndvit.weights.reading import read_checkpoint
+from ndvit.weights.layouts.architecture import infer
+from ndvit.weights.layouts.formats import FORMATS, recognise
+from ndvit.weights.layouts.layout import convert
+from ndvit.weights.reading.files import read_checkpoint
 
 SMALL = {"embed_dim": WIDTH, "depth": DEPTH, "num_heads": HEADS, "num_classes": CLASSES, "img_size": 64}
 

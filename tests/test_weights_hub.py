@@ -15,12 +15,12 @@ from safetensors.torch import load, save
 
 from hubserver import HubServer, connect
 from ndvit import create_model, load_model, save_model
-from ndvit.data.images import ImagePreprocess
-from ndvit.weights import hub as room
+from ndvit.data.preprocess.images import ImagePreprocess
 from ndvit.weights.card import model_card
-from ndvit.weights.hub import resolve
 from ndvit.weights.publish import push_to_hub
-from ndvit.weights.zoo import find_weights
+from ndvit.weights.reading import hub as room
+from ndvit.weights.reading.hub import resolve
+from ndvit.weights.reading.zoo import find_weights
 
 WEIGHTS = save({"head.weight": torch.arange(400.0)})
 OTHER = save({"head.weight": torch.arange(400.0) + 1})
@@ -126,7 +126,7 @@ def test_rows_of_the_table(hub, monkeypatch):
 
 
 def test_in_a_process_of_its_own_set_by_variables_only(hub, tmp_path):
-    code = "import sys; from ndvit.weights.hub import resolve; print(resolve(sys.argv[1])[0])"
+    code = "import sys; from ndvit.weights.reading.hub import resolve; print(resolve(sys.argv[1])[0])"
     variables = {
         **{k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING"))},
         "HF_ENDPOINT": hub.url,

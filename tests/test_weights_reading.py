@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from ndvit.weights import pickles
-from ndvit.weights.reading import read_checkpoint
+from ndvit.weights.reading import pickles
+from ndvit.weights.reading.files import read_checkpoint
 
 STATE = {
     "a.weight": torch.arange(6.0).reshape(2, 3),

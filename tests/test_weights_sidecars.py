@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from ndvit.data.images import ImagePreprocess
-from ndvit.weights.sidecars import Facts, read_facts
+from ndvit.data.preprocess.images import ImagePreprocess
+from ndvit.weights.reading.sidecars import Facts, read_facts
 
 VIT = {  # as transformers' ViTForImageClassification saves it, shortened
     "architectures": ["ViTForImageClassification"],

@@ -18,8 +18,8 @@ import torchvision
 from timm.models import get_pretrained_cfg
 
 from ndvit.config import ViTConfig
-from ndvit.data.images import ImagePreprocess
-from ndvit.weights.zoo import Weights, find_weights, list_weights, near_weights
+from ndvit.data.preprocess.images import ImagePreprocess
+from ndvit.weights.reading.zoo import Weights, find_weights, list_weights, near_weights
 
 ROWS = [find_weights(name) for name in list_weights()]
 TIMM = [row for row in ROWS if row.repo]
@@ -180,6 +180,6 @@ def test_rows_cannot_be_changed():
 
 def test_the_table_itself_needs_no_torch():
     code = "import sys, runpy; runpy.run_path(sys.argv[1]); print(*sys.modules)"
-    path = sys.modules["ndvit.weights.zoo"].__file__
+    path = sys.modules["ndvit.weights.reading.zoo"].__file__
     done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=True)
     assert not {"torch", "numpy", "huggingface_hub", "jinja2"} & set(done.stdout.split())

@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ndvit import cli
-from ndvit.run import Run, resume, train
+from ndvit.cli import commands as cli
+from ndvit.training.run import Run, resume, train
 from ndvit.weights.file import MODEL_FILE
 
 TINY: dict[str, Any] = {"model": "vit_pico", "embed_dim": 16, "depth": 2, "num_heads": 2}

@@ -18,17 +18,17 @@ from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import nn
 
-from ndvit.data.arrays import label_names
 from ndvit.data.examples import Source
-from ndvit.data.folders import printable
-from ndvit.data.given import NUMBERS, check_examples, check_labels, in_words, shape_of
 from ndvit.data.loading import Inputs
-from ndvit.data.signals import note_longer
-from ndvit.data.source import load_examples, load_source
+from ndvit.data.preprocess.signals import note_longer
+from ndvit.data.sources.arrays import label_names
+from ndvit.data.sources.folders import printable
+from ndvit.data.sources.in_memory import NUMBERS, check_examples, check_labels, in_words, shape_of
+from ndvit.data.sources.load import load_examples, load_source
+from ndvit.evaluation.calibration import calibrate
+from ndvit.inference.batches import pick_device, predict_probabilities
 from ndvit.network import VisionTransformer
-from ndvit.network.ensemble import Ensemble, Model
-from ndvit.training.calibration import calibrate
-from ndvit.training.inference import pick_device, predict_probabilities
+from ndvit.network.committee import Ensemble, Model
 from ndvit.training.learn import learn
 from ndvit.training.plan import split_options
 from ndvit.training.presets import choose

@@ -3,7 +3,7 @@
 Nothing here imports torch, so the command line can list, check and explain models at once.
 """
 
-from ndvit.config.checks import check_field_names, unwrap_numbers
+from ndvit.config.bounds import check_field_names, unwrap_numbers
 from ndvit.config.names import (
     COMPACT_SIZES,
     SIGNAL_SIZES,
@@ -14,7 +14,7 @@ from ndvit.config.names import (
     plan_strides,
     rocket_reads,
 )
-from ndvit.config.vit import StemNumerics, ViTConfig, stem_stride
+from ndvit.config.network import StemNumerics, ViTConfig, stem_stride
 
 __all__ = [
     "COMPACT_SIZES",

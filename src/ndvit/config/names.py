@@ -5,8 +5,8 @@ import math
 import re
 from typing import Any
 
-from ndvit.config.checks import SHORTEST_ROCKET, check_field_names, whole_numbers
-from ndvit.config.vit import ViTConfig, stem_stride
+from ndvit.config.bounds import SHORTEST_ROCKET, check_field_names, whole_numbers
+from ndvit.config.network import ViTConfig, stem_stride
 
 SIZES: dict[str, dict[str, Any]] = {
     # A size is a row. tiny to huge are the field's (ViT, DeiT); pico and nano are ours, for little data on a CPU.

@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from ndvit.data.arrays import Part
 from ndvit.data.examples import Encoded
-from ndvit.data.folders import decode, listing, medium, reason
-from ndvit.data.images import image_size
-from ndvit.data.preprocess import Raw, Recording
-from ndvit.data.rasters import doubtful_alpha, is_raster
-from ndvit.data.signals import signal_header
+from ndvit.data.preprocess.base import Raw, Recording
+from ndvit.data.preprocess.images import image_size
+from ndvit.data.preprocess.signals import signal_header
+from ndvit.data.sources.arrays import Part
+from ndvit.data.sources.folders import decode, listing, medium, reason
+from ndvit.data.sources.rasters import doubtful_alpha, is_raster
 
 _DECODE_AT_MOST = 50_000  # files that are decoded to find bad ones; beyond that, headers are read
 

@@ -7,7 +7,7 @@ from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
-from ndvit.data.preprocess import Raw
+from ndvit.data.preprocess.base import Raw
 
 Kind = Literal["signal", "image"]
 

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ndvit.data.examples import Examples
-from ndvit.data.preprocess import Preprocess, Raw
-from ndvit.data.streams import LANES, shuffled
+from ndvit.data.preprocess.base import Preprocess, Raw
+from ndvit.data.sources.streams import LANES, shuffled
 
 _MOST_BYTES = 2**30  # of preprocessed examples that are kept
 _FEW = 64  # files that are read without worker processes

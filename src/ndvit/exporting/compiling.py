@@ -14,7 +14,7 @@ from torch import Tensor
 from ndvit.exporting.graphs import PACKAGES, WRITERS, Deployed, quiet
 from ndvit.exporting.runtimes import ENDINGS, Answer, Format, How, Precision, Runner, need, open_graph
 from ndvit.exporting.trials import Trial, compare, random_trial
-from ndvit.network.ensemble import Model
+from ndvit.network.committee import Model
 from ndvit.weights.loading import load_model
 
 PAUSE = 0.1

@@ -16,7 +16,7 @@ from ndvit.exporting.quantize import QUANTIZE
 from ndvit.exporting.runtimes import ENDINGS, Format, How, load_exported, need, sums_in_32_bits
 from ndvit.exporting.trials import BATCH, Comparison, Trial, compare, gather
 from ndvit.files import replace_file
-from ndvit.network.ensemble import Model
+from ndvit.network.committee import Model
 from ndvit.weights.file import MODEL_FILE, facts
 from ndvit.weights.loading import load_model
 

@@ -15,8 +15,8 @@ from torch.export import Dim, ExportedProgram
 
 from ndvit.exporting.runtimes import NOTE, Format, How, statistics
 from ndvit.network import VisionTransformer
-from ndvit.network.ensemble import Model
-from ndvit.network.rocket import KERNELS, TAPS, Rocket
+from ndvit.network.committee import Model
+from ndvit.network.random_convolutions import KERNELS, TAPS, Rocket
 
 OPSET = 20
 """Of the ONNX files: the first with GELU as one operator, and torch's own default."""

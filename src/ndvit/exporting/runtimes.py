@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ndvit.data.loading import Inputs
 from ndvit.exporting.signalstack import signal_stack_kept
-from ndvit.network.ensemble import Model
+from ndvit.network.committee import Model
 from ndvit.weights.file import FORMAT, Described, describe
 
 Format = Literal["onnx", "openvino", "pt2", "torchscript"]

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from ndvit.data.examples import Examples, Kind
 from ndvit.data.loading import Inputs
-from ndvit.data.preprocess import same_kind
-from ndvit.data.source import builtin_sources, load_examples, load_source
-from ndvit.network.ensemble import Model
+from ndvit.data.preprocess.base import same_kind
+from ndvit.data.sources.load import builtin_sources, load_examples, load_source
+from ndvit.network.committee import Model
 from ndvit.weights.imagenet import match_classes
 
 BATCH = 8

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ndvit.config import ViTConfig
-from ndvit.network.convstem import ConvStem
-from ndvit.network.linear import Linear
-from ndvit.network.stem import CONVOLUTIONS, ResNetStem
+from ndvit.network.fast import Linear
+from ndvit.network.stems.convolutional import ConvStem
+from ndvit.network.stems.resnet import CONVOLUTIONS, ResNetStem
 from ndvit.network.tokens import merge_tokens
 
 Rotation = tuple[Tensor, Tensor]

@@ -11,11 +11,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from ndvit.config import ViTConfig, named_config
-from ndvit.network.convstem import ConvStem
 from ndvit.network.grid import patchify, relative_offsets, rope_periods, rotary_table, sincos_positions
 from ndvit.network.layers import Attention, AttentionPool, Block, LayerScale, PatchEmbed, mean_and_max, visible_mean
-from ndvit.network.rocket import Rocket
-from ndvit.network.stem import StdConv
+from ndvit.network.random_convolutions import Rocket
+from ndvit.network.stems.convolutional import ConvStem
+from ndvit.network.stems.resnet import StdConv
 from ndvit.network.tokens import draw_tokens, keep_tokens
 
 HEADS = ("head", "head_dist", "stem_head", "rocket")

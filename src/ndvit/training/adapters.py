@@ -6,9 +6,9 @@ from contextlib import contextmanager
 
 from torch import nn
 
+from ndvit.config.recipe import Recipe
 from ndvit.network import VisionTransformer
 from ndvit.network.vit import HEADS
-from ndvit.training.recipe import Recipe
 
 
 def check_adapters(recipe: Recipe, depth: int, taught: bool = False) -> None:

@@ -27,9 +27,9 @@ from lightning.pytorch.loggers import Logger
 from torch import Tensor
 
 from ndvit.config import ViTConfig
+from ndvit.config.recipe import Recipe
 from ndvit.data.loading import Batch, Inputs, TimedLoader
 from ndvit.files import replace_file
-from ndvit.training.recipe import Recipe
 
 METRICS_FILE = "metrics.csv"
 

@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ndvit.config.recipe import Recipe
 from ndvit.data.loading import Inputs
-from ndvit.data.preprocess import Preprocess
-from ndvit.data.signals import linear
+from ndvit.data.preprocess.base import Preprocess
+from ndvit.data.preprocess.signals import linear
 from ndvit.network import VisionTransformer
-from ndvit.training.recipe import Recipe
 from ndvit.weights.loading import load_model
 
 _LEAST = 1e-3  # of a probability whose logarithm is taken: a classifier that says 0 would be infinitely sure

@@ -20,7 +20,9 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping
 from lightning.pytorch.loggers import Logger
 from torch import Tensor, nn
 
+from ndvit.config.recipe import Recipe
 from ndvit.data.loading import Inputs
+from ndvit.inference.batches import pick_device
 from ndvit.network import VisionTransformer
 from ndvit.training.adapters import learning_part
 from ndvit.training.callbacks import (
@@ -37,11 +39,9 @@ from ndvit.training.callbacks import (
     step_of,
 )
 from ndvit.training.distillation import Teacher
-from ndvit.training.inference import pick_device
+from ndvit.training.module import SupervisedTask, class_weights
 from ndvit.training.probe import solve_head
-from ndvit.training.recipe import Recipe
-from ndvit.training.rocket import solve_rocket
-from ndvit.training.supervised import SupervisedTask, class_weights
+from ndvit.training.ridge import solve_rocket
 
 METRIC_ROWS = 200  # rows of training metrics over a run: enough for a curve, few enough to read
 CHECKPOINTS = 20  # and validations, over a run

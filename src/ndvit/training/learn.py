@@ -11,23 +11,23 @@ import torch
 
 from ndvit import __version__
 from ndvit.config import ViTConfig
+from ndvit.config.recipe import Recipe
+from ndvit.data.augment.pictures import Variation
 from ndvit.data.examples import Source
-from ndvit.data.images import ImagePreprocess
 from ndvit.data.loading import Inputs
-from ndvit.data.policies import Variation
-from ndvit.data.preprocess import Preprocess, preprocess_from_dict
+from ndvit.data.preprocess.base import Preprocess, preprocess_from_dict
+from ndvit.data.preprocess.images import ImagePreprocess
 from ndvit.files import replace_file
 from ndvit.network import VisionTransformer
-from ndvit.network.ensemble import Ensemble, Model
+from ndvit.network.committee import Ensemble, Model
 from ndvit.training.adapters import check_adapters, learning_in_words
 from ndvit.training.distillation import Teacher, make_teacher
 from ndvit.training.fit import FitResult, check_same_run, fit, result_of
 from ndvit.training.plan import plan_fine_tuning, plan_model, with_validation
-from ndvit.training.recipe import Recipe
 from ndvit.weights.file import MODEL_FILE, Described, save_model
+from ndvit.weights.load_report import LoadReport
 from ndvit.weights.loading import build_model, load_model
 from ndvit.weights.opening import open_weights
-from ndvit.weights.report import LoadReport
 
 _NETWORK_FILE = "checkpoints/network.json"
 _VARIED = ("crop", "crop_prob", "flip", "policy", "operations", "magnitude", "jitter")  # fields of both

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from ndvit.config.recipe import Recipe
 from ndvit.network import VisionTransformer
-from ndvit.training.recipe import Recipe
 
 
 def build_optimizer(model: VisionTransformer, recipe: Recipe) -> Optimizer:

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from ndvit.config import ViTConfig, named_config, plan_grid, plan_strides, stem_stride
+from ndvit.config.recipe import Recipe
 from ndvit.data.examples import Source, hold_out
-from ndvit.data.images import ImagePreprocess
-from ndvit.data.preprocess import Preprocess
-from ndvit.data.source import fit_preprocess
-from ndvit.training.recipe import Recipe
+from ndvit.data.preprocess.base import Preprocess
+from ndvit.data.preprocess.images import ImagePreprocess
+from ndvit.data.sources.load import fit_preprocess
 from ndvit.weights.file import Described
 
 _ENOUGH = 10  # examples a class, from which on a network answers about as well as random convolutions

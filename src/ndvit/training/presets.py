@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ndvit.config import ViTConfig, named_config
+from ndvit.config.recipe import SOLVED_BY, Recipe
 from ndvit.data.examples import Kind, Source
-from ndvit.data.images import median_size
+from ndvit.data.preprocess.images import median_size
 from ndvit.training.plan import count_axes
-from ndvit.training.recipe import SOLVED_BY, Recipe
 
 
 @dataclass(frozen=True)

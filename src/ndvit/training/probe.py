@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from ndvit.data.loading import Inputs
+from ndvit.inference.batches import predict_features
 from ndvit.network import VisionTransformer
-from ndvit.training.inference import predict_features
 
 _STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # C of scikit-learn: the larger, the less the weights are held down
 _FOLDS = 5

@@ -15,7 +15,7 @@ from ndvit.config import ViTConfig, check_field_names, rocket_reads
 from ndvit.network import VisionTransformer
 from ndvit.network.grid import linear_matrix, resample, resize_matrix
 from ndvit.network.vit import HEADS
-from ndvit.weights.report import Change
+from ndvit.weights.load_report import Change
 
 ChannelRule = Literal["sum", "mean", "repeat"]
 

@@ -4,10 +4,10 @@ import re
 from pathlib import PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
-from ndvit.weights.zoo import find_weights
+from ndvit.weights.reading.zoo import find_weights
 
 if TYPE_CHECKING:
-    from ndvit.network.ensemble import Model
+    from ndvit.network.committee import Model
 
 _LISTED_CLASSES = 50
 _MARKUP = re.compile(r"([\\`*_{}\[\]<>()#|~$&!@:])")

@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
-from ndvit.data.images import ImagePreprocess
+from ndvit.data.preprocess.images import ImagePreprocess
 from ndvit.files import replace_file
 from ndvit.network import VisionTransformer
-from ndvit.network.ensemble import Ensemble, Model
+from ndvit.network.committee import Ensemble, Model
 from ndvit.weights.file import MODEL_FILE
-from ndvit.weights.layout import Tensors
-from ndvit.weights.libraries import Library, library_arguments, rename
+from ndvit.weights.layouts.layout import Tensors
+from ndvit.weights.layouts.libraries import Library, library_arguments, rename
 
 
 def export_state_dict(model: Model, library: Library, path: str | Path | None = None, force: bool = False) -> Tensors:

@@ -11,10 +11,10 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ndvit.config import ViTConfig
-from ndvit.data.preprocess import Preprocess, preprocess_from_dict
+from ndvit.data.preprocess.base import Preprocess, preprocess_from_dict
 from ndvit.files import replace_file
-from ndvit.network.ensemble import MEMBERS, Ensemble, Model, member_name
-from ndvit.weights.complaints import some
+from ndvit.network.committee import MEMBERS, Ensemble, Model, member_name
+from ndvit.weights.errors import some
 
 # Of the header, of a network and of an ensemble; raised when an older reader could not make sense of a newer file.
 FORMAT, ENSEMBLE_FORMAT = "1", "2"

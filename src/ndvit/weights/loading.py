@@ -9,16 +9,16 @@ import torch
 from torch import nn
 
 from ndvit.config import ViTConfig
-from ndvit.data.images import ImagePreprocess
-from ndvit.data.preprocess import Preprocess
+from ndvit.data.preprocess.base import Preprocess
+from ndvit.data.preprocess.images import ImagePreprocess
 from ndvit.network import VisionTransformer
-from ndvit.network.ensemble import Ensemble, Model, member_name
+from ndvit.network.committee import Ensemble, Model, member_name
 from ndvit.network.vit import HEADS
 from ndvit.weights.adapt import ChannelRule, fit_tensors, target_config
-from ndvit.weights.complaints import some
+from ndvit.weights.errors import some
 from ndvit.weights.file import Described
+from ndvit.weights.load_report import LoadReport
 from ndvit.weights.opening import open_weights
-from ndvit.weights.report import LoadReport
 
 
 def load_model(

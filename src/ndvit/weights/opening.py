@@ -9,19 +9,19 @@ from typing import Any
 import torch
 
 from ndvit.config import ViTConfig
-from ndvit.data.images import ImagePreprocess
-from ndvit.data.preprocess import Preprocess
+from ndvit.data.preprocess.base import Preprocess
+from ndvit.data.preprocess.images import ImagePreprocess
 from ndvit.network import VisionTransformer
-from ndvit.network.ensemble import MEMBERS
-from ndvit.weights.architecture import infer, refute
+from ndvit.network.committee import MEMBERS
 from ndvit.weights.file import Described, check_tensors, describe
-from ndvit.weights.formats import recognise
-from ndvit.weights.hub import resolve
 from ndvit.weights.imagenet import are_imagenet, imagenet_classes, like_imagenet
-from ndvit.weights.layout import convert
-from ndvit.weights.reading import Checkpoint, read_checkpoint
-from ndvit.weights.sidecars import Facts, read_facts
-from ndvit.weights.zoo import Weights
+from ndvit.weights.layouts.architecture import infer, refute
+from ndvit.weights.layouts.formats import recognise
+from ndvit.weights.layouts.layout import convert
+from ndvit.weights.reading.files import Checkpoint, read_checkpoint
+from ndvit.weights.reading.hub import resolve
+from ndvit.weights.reading.sidecars import Facts, read_facts
+from ndvit.weights.reading.zoo import Weights
 
 # timm's networks that have the tensors of a plain ViT, some of them exactly, and compute something else
 _OTHERWISE = re.compile(r"rope|_pe_|_rpn_|^eva|^beit")

@@ -4,11 +4,11 @@ import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from ndvit.network.ensemble import Model
+from ndvit.network.committee import Model
 from ndvit.weights.card import model_card, without_folders
 from ndvit.weights.file import MODEL_FILE, save_model
-from ndvit.weights.hub import plain_errors
 from ndvit.weights.loading import load_model
+from ndvit.weights.reading.hub import plain_errors
 
 
 def push_to_hub(

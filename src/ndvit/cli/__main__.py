@@ -1,0 +1,5 @@
+"""`python -m ndvit.cli` is the `ndvit` command."""
+
+from ndvit.cli.commands import main
+
+main()

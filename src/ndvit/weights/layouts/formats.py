@@ -1,0 +1,475 @@
+"""The tables of published layouts, one `Format` each, and the recogniser that chooses among them."""
+
+import re
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ndvit.weights.layouts.layout import Format, Rows, Tensors
+
+_IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+_HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+_CLIP = {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)}
+_COVER = {"interpolation": "bicubic", "crop_fraction": 0.875, "resize": "cover"}
+_STRETCH = {"interpolation": "bilinear", "crop_fraction": 1.0, "resize": "stretch"}
+
+_PRETRAINING = "used in pretraining only"
+_DECODER = "the decoder of masked pretraining; the encoder is what classifies"
+_TEXT = "the text side of an image-text model"
+
+
+def recognise(tensors: Tensors, where: object) -> Format:
+    """The layout of a checkpoint, told by its tensors' names.
+
+    Raises:
+        ValueError: if it is no Vision Transformer that is known here, saying what it looks like.
+    """
+    found = [f for f in FORMATS if f.matches(tensors)]
+    if len(found) == 1:
+        return found[0]
+    if found:  # a gap in the marks; never for a checkpoint that is tested
+        raise ValueError(f"{where} could be {' or '.join(f.name for f in found)}: please report it")
+    likeness = next((what for marks, what in _FOREIGN if any(re.search(marks, name) for name in tensors)), None)
+    some = ", ".join(sorted(tensors)[:4])
+    what = f"looks like {likeness}" if likeness else "has no layout that ndvit knows"
+    raise ValueError(
+        f"{where} is no Vision Transformer that ndvit can read: with {len(tensors)} tensors such as {some} it {what}. "
+        f"Known layouts: {', '.join(f.name for f in FORMATS)}"
+    )
+
+
+# ---- timm and its kin: original releases of DeiT, MAE, DINOv2 and DINOv3, and the article
+
+
+def _fold_class_position(tensors: Tensors) -> Tensors:
+    """DINOv2 with registers has a position for its class token and none for the registers: add the one to the other."""
+    out = dict(tensors)
+    if "reg_token" in out:
+        out["cls_token"] = out["cls_token"].float() + out["pos_embed"][:, :1].float()  # a half would be rounded again
+        out["pos_embed"] = out["pos_embed"][:, 1:]
+    return out
+
+
+def _silence_keys(tensors: Tensors) -> Tensors:
+    """DINOv3 multiplies the biases of its keys by zero, whatever values its files hold for them."""
+    out = dict(tensors)
+    for name in out:
+        if name.endswith("attn.qkv.bias"):
+            query, _key, value = out[name].chunk(3)
+            out[name] = torch.cat([query, torch.zeros_like(query), value])
+    return out
+
+
+_TIMM_TOP: Rows = (
+    ("patch_embed.backbone.stem.conv", "patch_embed.backbone.conv"),  # R+ViT-Ti/16 has a root and no stages
+    ("patch_embed.backbone.stem.norm", "patch_embed.backbone.norm"),
+    ("reg_token", "register_tokens", "storage_tokens"),
+    ("rope_periods", "rope_embed.periods"),
+)
+_TIMM_INNER: Rows = (
+    ("ls1.gamma", "gamma_1"),
+    ("ls2.gamma", "gamma_2"),
+    ("attn.qkv[0].bias", "attn.q_bias"),
+    ("attn.qkv[2].bias", "attn.v_bias"),
+    ("mlp.fc1", "mlp.w12"),
+    ("mlp.fc1[0]", "mlp.w1", "mlp.fc1_g"),
+    ("mlp.fc1[1]", "mlp.w2", "mlp.fc1_x"),
+    ("mlp.fc2", "mlp.w3"),
+)
+_TIMM_MARKS = (r"patch_embed\.proj\.weight", r"blocks\.0\.norm1\.weight", r"blocks\.0\.attn\.qkv\.weight")
+_DINO3_MARK = r"(storage_tokens|rope_embed\.periods)"
+_MAE_MARK, _MASK_MARK, _ARTICLE_MARK = r"decoder_blocks\..*", r"mask_token", r"patch_embed\.norm\.weight"
+_CLIP_MARK = r"norm_pre\.weight"
+_EVA = (
+    r"blocks\.0\.attn\.q_bias",
+    r"blocks\.0\.mlp\.fc1_g\.weight",
+    r"rope\..*",
+)  # rotary positions, some by no tensor
+_BEIT = (r"blocks\.0\.attn\.(relative_position_bias_table|rel_pos_h)", r"rel_pos_bias\..*", r"head\.fc\..*")
+_TIMM_USUAL = {"norm_eps": 1e-6, "activation": "gelu", "stem_numerics": "timm"}
+_DINO3_USUAL = {"norm_eps": 1e-5, "activation": "gelu", "pos_embed": "rope"}
+
+
+def _timm(name: str, marks: tuple[str, ...] = (), absent: tuple[str, ...] = (), **rest: Any) -> Format:
+    rest = {"usual": _TIMM_USUAL, "preprocess": _IMAGENET | _COVER} | rest
+    return Format(name=name, marks=_TIMM_MARKS + marks, absent=_BEIT + absent, top=_TIMM_TOP, inner=_TIMM_INNER, **rest)
+
+
+# ---- Google's .npz: kernels are (..., in, out), heads have an axis of their own, norms may be (1, 1, 1, C)
+
+_GOOGLE_TOP: Rows = (
+    ("cls_token", "cls"),
+    ("pos_embed", "Transformer.posembed_input.pos_embedding", "pos_embedding"),
+    ("patch_embed.proj", "embedding"),
+    ("patch_embed.backbone.stem.conv", "conv_root"),
+    ("patch_embed.backbone.stem.norm", "gn_root"),
+    ("norm", "Transformer.encoder_norm"),
+    ("pre_logits.fc", "pre_logits"),
+    ("attn_pool.latent", "MAPHead_0.probe"),
+    ("attn_pool.q", "MAPHead_0.MultiHeadDotProductAttention_0.query"),
+    ("attn_pool.kv[0]", "MAPHead_0.MultiHeadDotProductAttention_0.key"),
+    ("attn_pool.kv[1]", "MAPHead_0.MultiHeadDotProductAttention_0.value"),
+    ("attn_pool.proj", "MAPHead_0.MultiHeadDotProductAttention_0.out"),
+    ("attn_pool.norm", "MAPHead_0.LayerNorm_0"),
+    ("attn_pool.mlp.fc1", "MAPHead_0.MlpBlock_0.Dense_0"),
+    ("attn_pool.mlp.fc2", "MAPHead_0.MlpBlock_0.Dense_1"),
+    ("head", "head"),
+)
+_OLD, _NEW = "MultiHeadDotProductAttention_1", "MultiHeadDotProductAttention_0"  # Flax counted modules, then per class
+_GOOGLE_INNER: Rows = (
+    ("norm1", "LayerNorm_0"),
+    ("attn.qkv[0]", f"{_OLD}.query", f"{_NEW}.query"),
+    ("attn.qkv[1]", f"{_OLD}.key", f"{_NEW}.key"),
+    ("attn.qkv[2]", f"{_OLD}.value", f"{_NEW}.value"),
+    ("attn.proj", f"{_OLD}.out", f"{_NEW}.out"),
+    ("norm2", "LayerNorm_2", "LayerNorm_1"),
+    ("mlp.fc1", "MlpBlock_3.Dense_0", "MlpBlock_0.Dense_0"),
+    ("mlp.fc2", "MlpBlock_3.Dense_1", "MlpBlock_0.Dense_1"),
+)
+_GOOGLE_PREFIX = r"(opt/target/|params/img/|params/)?"
+
+
+def _from_jax(tensors: Tensors) -> Tensors:
+    """Torch's axis orders and dots for slashes; a depth axis that was scanned over becomes numbered blocks."""
+    out: Tensors = {}
+    for name, tensor in tensors.items():
+        name = re.sub(f"^{_GOOGLE_PREFIX}", "", name)
+        if name.startswith("txt/"):
+            out[name.replace("/", ".")] = tensor
+            continue
+        layers = [(name, tensor)]
+        if tensor.numel() and (scanned := re.fullmatch(r"Transformer/encoderblock/(.+)", name)):
+            layers = [(f"Transformer/encoderblock_{i}/{scanned[1]}", layer) for i, layer in enumerate(tensor)]
+        for path, value in layers:
+            stage = re.match(r"block(\d+)/unit(\d+)/(.+)", path)
+            if stage:
+                block, unit, rest = int(stage[1]) - 1, int(stage[2]) - 1, stage[3]
+                rest = rest.replace("conv_proj", "downsample/conv").replace("gn_proj", "downsample/norm")
+                rest = re.sub(r"^gn(\d)", r"norm\1", rest)
+                path = f"patch_embed/backbone/stages/{block}/blocks/{unit}/{rest}"
+            path, leaf = path.rpartition("/")[::2]
+            value = _to_torch(path, leaf, value)
+            leaf = {"kernel": "weight", "scale": "weight"}.get(leaf, leaf)
+            out[f"{path}/{leaf}".strip("/").replace("/", ".")] = value
+    return out
+
+
+def _to_torch(path: str, leaf: str, value: Tensor) -> Tensor:
+    if leaf in ("scale", "bias"):
+        return value.flatten()
+    if leaf != "kernel":
+        return value
+    if path.endswith("/out"):
+        return value.flatten(0, 1).T  # (heads, head_dim, D) -> (D, D)
+    if path.endswith(("/query", "/key", "/value")):
+        return value.flatten(1).T  # (D, heads, head_dim) -> (D, D)
+    return value.permute(-1, -2, *range(value.ndim - 2))  # (..., in, out) -> (out, in, ...), a matrix's transpose too
+
+
+_GOOGLE_USUAL: dict[str, Any] = {"norm_eps": 1e-6, "activation": "gelu_tanh", "stem_numerics": "google"}
+
+# ---- transformers: names of version 5's live modules first, then those of its files and of older versions
+
+_HF_ATTENTION: Rows = (
+    ("attn.qkv[0]", "attention.q_proj", "attention.attention.query", "self_attn.q_proj"),
+    ("attn.qkv[1]", "attention.k_proj", "attention.attention.key", "self_attn.k_proj"),
+    ("attn.qkv[2]", "attention.v_proj", "attention.attention.value", "self_attn.v_proj"),
+    ("attn.proj", "attention.o_proj", "attention.output.dense", "self_attn.out_proj"),
+)
+_HF_INNER: Rows = (
+    *_HF_ATTENTION,
+    ("norm1", "layernorm_before"),
+    ("norm2", "layernorm_after"),
+    ("mlp.fc1", "mlp.fc1", "intermediate.dense"),
+    ("mlp.fc2", "mlp.fc2", "output.dense"),
+)
+_HF_TOP: Rows = (
+    ("cls_token", "embeddings.cls_token"),
+    ("pos_embed", "embeddings.position_embeddings"),
+    ("patch_embed.proj", "embeddings.patch_embeddings.projection"),
+    ("dist_token", "embeddings.distillation_token"),
+    ("norm", "layernorm"),
+    ("pre_logits.fc", "pooler.dense"),
+    ("head", "classifier", "cls_classifier"),
+    ("head_dist", "distillation_classifier"),
+)
+_HF_DINO_TOP: Rows = (
+    ("cls_token", "embeddings.cls_token"),
+    ("pos_embed", "embeddings.position_embeddings"),
+    ("reg_token", "embeddings.register_tokens"),
+    ("patch_embed.proj", "embeddings.patch_embeddings.projection", "embeddings.patch_embeddings"),
+    ("norm", "layernorm", "norm"),
+    ("head", "classifier"),
+)
+_HF_DINO_INNER: Rows = (
+    *_HF_ATTENTION,
+    ("norm1", "norm1"),
+    ("norm2", "norm2"),
+    ("ls1.gamma", "layer_scale1.lambda1"),
+    ("ls2.gamma", "layer_scale2.lambda1"),
+    ("mlp.fc1", "mlp.fc1", "mlp.weights_in"),
+    ("mlp.fc2", "mlp.fc2", "mlp.weights_out", "mlp.down_proj"),
+    ("mlp.fc1[0]", "mlp.gate_proj"),
+    ("mlp.fc1[1]", "mlp.up_proj"),
+)
+_HF_TOWER_TOP: Rows = (  # CLIP and SigLIP
+    ("cls_token", "embeddings.class_embedding"),
+    ("pos_embed", "embeddings.position_embedding.weight"),
+    ("patch_embed.proj", "embeddings.patch_embedding"),
+    ("norm_pre", "pre_layrnorm"),  # their spelling
+    ("norm", "post_layernorm"),
+    ("head", "visual_projection", "classifier"),
+    ("attn_pool.latent", "head.probe"),
+    ("attn_pool.qkv", "head.attention.in_proj"),
+    ("attn_pool.proj", "head.attention.out_proj"),
+    ("attn_pool.norm", "head.layernorm"),
+    ("attn_pool.mlp", "head.mlp"),
+)
+_HF_TOWER_INNER: Rows = (
+    *_HF_ATTENTION,
+    ("norm1", "layer_norm1"),
+    ("norm2", "layer_norm2"),
+)
+_HF_TEXT = ((r"^(text_model|text_projection|logit_)", _TEXT), (r"position_ids$", "only counts positions"))
+_HF_BLOCKS = ("layers.{}.", "encoder.layer.{}.")
+_P = r"(vit\.)?"
+
+
+def _in_proj(tensors: Tensors) -> Tensors:
+    """Torch's MultiheadAttention joins names with an underscore."""
+    return {re.sub(r"in_proj_(weight|bias)$", r"in_proj.\1", name): tensor for name, tensor in tensors.items()}
+
+
+def _tower(tensors: Tensors) -> Tensors:
+    """Give CLIP's bare vectors their axes, and split the pooling's fused projection into query and key with value."""
+    out = dict(tensors)
+    for name in ("cls_token", "pos_embed"):
+        if name in out:
+            out[name] = out[name].reshape(1, -1, out[name].shape[-1])
+    for leaf in ("weight", "bias"):
+        if f"attn_pool.qkv.{leaf}" in out:
+            fused = out.pop(f"attn_pool.qkv.{leaf}")
+            third = len(fused) // 3
+            out[f"attn_pool.q.{leaf}"], out[f"attn_pool.kv.{leaf}"] = fused[:third], fused[third:]
+    return out
+
+
+def _siglip(
+    name: str, marks: tuple[str, ...] = (), ignore: tuple[tuple[str, str], ...] = _HF_TEXT, **rest: Any
+) -> Format:
+    return Format(
+        name=name,
+        marks=(
+            r"(vision_model\.)?embeddings\.patch_embedding\.weight",
+            r"(vision_model\.)?encoder\.layers\.0\.layer_norm1\.weight",
+            r"(vision_model\.)?embeddings\.position_embedding\.weight",
+            *marks,
+        ),
+        prefixes=("vision_model.", ""),
+        top=_HF_TOWER_TOP,
+        blocks=("encoder.layers.{}.",),
+        inner=_HF_TOWER_INNER,
+        usual={"norm_eps": 1e-6, "activation": "gelu_tanh"},
+        preprocess=_HALF | {"interpolation": "bicubic", "crop_fraction": 1.0, "resize": "stretch"},
+        ignore=ignore,
+        prepare=_in_proj,
+        finish=_tower,
+        **rest,
+    )
+
+
+_SIGLIP_HEAD, _UNREAD = r"^(vision_model\.)?head\.", "the classifier reads the mean of the patches instead"
+
+
+def _plain_up(tensors: Tensors) -> Tensors:
+    """In DINOv3, up_proj is the value beside a gate in the gated networks, and the whole first layer in the others."""
+    if any("gate_proj" in name for name in tensors):
+        return dict(tensors)
+    return {name.replace("mlp.up_proj", "mlp.fc1"): tensor for name, tensor in tensors.items()}
+
+
+# ---- torchvision
+
+_TORCHVISION_TOP: Rows = (
+    ("cls_token", "class_token"),
+    ("pos_embed", "encoder.pos_embedding"),
+    ("patch_embed.proj", "conv_proj"),
+    ("norm", "encoder.ln"),
+    ("pre_logits.fc", "heads.pre_logits"),
+    ("head", "heads.head", "heads.0", "heads"),  # as built, and as it is usually replaced
+)
+_TORCHVISION_INNER: Rows = (
+    ("norm1", "ln_1"),
+    ("attn.qkv", "self_attention.in_proj"),
+    ("attn.proj", "self_attention.out_proj"),
+    ("norm2", "ln_2"),
+    ("mlp.fc1", "mlp.0", "mlp.linear_1"),
+    ("mlp.fc2", "mlp.3", "mlp.linear_2"),
+)
+
+FORMATS: tuple[Format, ...] = (
+    _timm("timm", (r"pos_embed",), (_DINO3_MARK, _MAE_MARK, _MASK_MARK, _ARTICLE_MARK, _CLIP_MARK, *_EVA)),
+    _timm(
+        "timm CLIP",
+        (r"pos_embed", _CLIP_MARK),
+        (_MAE_MARK, _MASK_MARK, _ARTICLE_MARK, r"attn_pool\..*", *_EVA),  # with attention pooling: Perception Encoder
+        usual=_TIMM_USUAL | {"norm_eps": 1e-5},
+        without_bias=("patch_embed.proj",),
+        preprocess=_CLIP | {"interpolation": "bicubic", "crop_fraction": 1.0, "resize": "cover"},
+    ),
+    _timm(
+        "timm DINOv3",
+        ("cls_token", "reg_token", r"blocks\.0\.gamma_1"),
+        (_DINO3_MARK, "pos_embed"),
+        usual=_DINO3_USUAL,
+    ),
+    _timm("article", (_ARTICLE_MARK, "pos_embed"), (_DINO3_MARK, _MAE_MARK, _MASK_MARK), preprocess=None),
+    _timm("MAE", (_MAE_MARK,), ignore=((r"^(decoder_.*|mask_token)$", _DECODER),)),
+    _timm(
+        "DINOv2",
+        (_MASK_MARK,),
+        (_DINO3_MARK, _MAE_MARK),
+        ignore=((r"^mask_token$", _PRETRAINING),),
+        finish=_fold_class_position,
+    ),
+    _timm(
+        "DINOv3",
+        (_DINO3_MARK,),
+        ignore=((r"^(mask_token$|local_cls_norm|projectors\.)", _PRETRAINING), (r"\.bias_mask$", "zeroes key biases")),
+        usual=_DINO3_USUAL,
+        finish=_silence_keys,
+    ),
+    Format(
+        name="google",
+        marks=(_GOOGLE_PREFIX + "embedding/kernel", ".*Transformer/posembed_input/pos_embedding"),
+        top=_GOOGLE_TOP,
+        blocks=("Transformer.encoderblock_{}.",),
+        inner=_GOOGLE_INNER,
+        usual=_GOOGLE_USUAL,
+        preprocess=_HALF | _STRETCH,
+        ignore=((r"^opt\.state\.", "the state of the optimiser"),),
+        prepare=_from_jax,
+    ),
+    Format(
+        name="big_vision",
+        marks=(_GOOGLE_PREFIX + "embedding/kernel", ".*Transformer/encoder_norm/scale"),
+        absent=(".*Transformer/posembed_input/pos_embedding",),
+        top=_GOOGLE_TOP,
+        blocks=("Transformer.encoderblock_{}.",),
+        inner=_GOOGLE_INNER,
+        usual=_GOOGLE_USUAL | {"pos_embed": "sincos"},  # where none are saved
+        preprocess=_HALF | _STRETCH,
+        ignore=((r"^(txt\.|t$|b$)", _TEXT),),
+        prepare=_from_jax,
+    ),
+    Format(
+        name="torchvision",
+        marks=(r"conv_proj\.weight", r"encoder\.layers\.encoder_layer_0\.ln_1\.weight"),
+        top=_TORCHVISION_TOP,
+        blocks=("encoder.layers.encoder_layer_{}.",),
+        inner=_TORCHVISION_INNER,
+        usual={"norm_eps": 1e-6, "activation": "gelu"},
+        preprocess=_IMAGENET | _COVER | {"interpolation": "bilinear"},
+        prepare=_in_proj,
+    ),
+    Format(
+        name="transformers ViT",
+        marks=(_P + r"embeddings\.patch_embeddings\.projection\.weight", r".*\.0\.layernorm_before\.weight"),
+        absent=(r".*distillation_token", r"decoder\..*", r".*(lambda_1|relative_position.*)"),
+        prefixes=("vit.", ""),
+        top=_HF_TOP,
+        blocks=_HF_BLOCKS,
+        inner=_HF_INNER,
+        usual={"norm_eps": 1e-12, "activation": "gelu"},
+        preprocess=_HALF | _STRETCH,
+        ignore=((r"mask_token$", _PRETRAINING),),
+    ),
+    Format(
+        name="transformers DeiT",
+        marks=(r"(deit\.)?embeddings\.distillation_token",),
+        prefixes=("deit.", ""),
+        top=_HF_TOP,
+        blocks=_HF_BLOCKS,
+        inner=_HF_INNER,
+        usual={"norm_eps": 1e-12, "activation": "gelu"},
+        preprocess=_IMAGENET | {"interpolation": "bicubic", "crop_fraction": 0.875, "resize": "stretch"},
+        ignore=((r"mask_token$", _PRETRAINING),),
+    ),
+    Format(
+        name="transformers ViTMAE",
+        marks=(r"decoder\.decoder_embed\.weight", r"vit\.embeddings\.cls_token"),
+        prefixes=("vit.",),
+        top=_HF_TOP,
+        blocks=_HF_BLOCKS,
+        inner=_HF_INNER,
+        usual={"norm_eps": 1e-12, "activation": "gelu"},
+        preprocess=_IMAGENET | _COVER,
+        ignore=((r"^decoder\.", _DECODER),),
+    ),
+    Format(
+        name="transformers DINOv2",
+        marks=(
+            r"(dinov2(_with_registers)?\.)?embeddings\.patch_embeddings\.projection\.weight",
+            r".*\.0\.layer_scale1\.lambda1",
+        ),
+        prefixes=("dinov2.", "dinov2_with_registers.", ""),
+        top=_HF_DINO_TOP,
+        blocks=("encoder.layer.{}.", "layers.{}."),
+        inner=_HF_DINO_INNER,
+        usual={"norm_eps": 1e-6, "activation": "gelu"},
+        preprocess=_IMAGENET | _COVER,
+        ignore=((r"mask_token$", _PRETRAINING),),
+        finish=_fold_class_position,
+    ),
+    Format(
+        name="transformers DINOv3",
+        marks=(r"(dinov3_vit\.)?embeddings\.patch_embeddings\.weight", r".*layer\.0\.layer_scale1\.lambda1"),
+        prefixes=("dinov3_vit.", ""),
+        top=_HF_DINO_TOP,
+        blocks=("model.layer.{}.", "layer.{}."),
+        inner=_HF_DINO_INNER,
+        usual=_DINO3_USUAL,
+        preprocess=_IMAGENET | {"interpolation": "bilinear", "crop_fraction": 1.0, "resize": "stretch"},
+        ignore=((r"mask_token$", _PRETRAINING),),
+        prepare=_plain_up,
+    ),
+    Format(
+        name="transformers CLIP",
+        marks=(r"(vision_model\.)?embeddings\.class_embedding", r"(vision_model\.)?pre_layrnorm\.weight"),
+        absent=(r"classifier\.weight",),  # which reads tokens before the final norm
+        prefixes=("vision_model.", ""),
+        top=_HF_TOWER_TOP,
+        blocks=("encoder.layers.{}.",),
+        inner=_HF_TOWER_INNER,
+        usual={"norm_eps": 1e-5, "activation": "quick_gelu"},
+        without_bias=("patch_embed.proj", "head"),  # a projection
+        preprocess=_CLIP | {"interpolation": "bicubic", "crop_fraction": 1.0, "resize": "cover"},
+        ignore=_HF_TEXT,
+        finish=_tower,
+    ),
+    _siglip("transformers SigLIP", absent=(r".*class_embedding", r"classifier\.weight")),
+    _siglip(
+        "transformers SigLIP classifier",
+        (r"classifier\.weight",),
+        absent=(r".*class_embedding",),
+        ignore=((_SIGLIP_HEAD, _UNREAD), *_HF_TEXT),
+    ),
+)
+
+_FOREIGN: tuple[tuple[str, str], ...] = (  # for the message only: the first that fits
+    (r"lora_[AB]\.", "a LoRA adapter: merge it into its model and save that"),
+    (r"embeddings\.class_embedding$", "a classifier on CLIP, whose head reads tokens before the final norm"),
+    (r"^(module\.)?layer1\.0\.conv1\.weight$|resnet", "a ResNet"),
+    (r"relative_position_bias_table.*|layers\.0\.blocks\.0\.attn", "a Swin Transformer or BEiT"),
+    (r"stages\.0\.blocks\.0\.(conv_dw|gamma)|downsample_layers\.|features\.1\.0\.layer_scale", "a ConvNeXt"),
+    (r"conv_stem\.weight|features\.1\.0\.block\.|_blocks\.0\.", "an EfficientNet or MobileNet"),
+    (r"^features\.0\.weight$", "a VGG or AlexNet"),
+    (r"to_patch_embedding\.|transformer\.layers\.0\.0\.", "a Vision Transformer of vit-pytorch, which is not read yet"),
+    (r"^visual\.(transformer|conv1)|^visual\.trunk\.", "an OpenCLIP model: save its image tower through timm"),
+    (r"attention\.self\.query\.|embeddings\.word_embeddings", "a language model (BERT)"),
+    (r"self_attn\.q_proj\.weight|transformer\.h\.0\.|embed_tokens\.weight", "a language model"),
+    (r"^(exp_avg|param_groups|optimizer)", "the state of an optimiser"),
+    (r"blocks\.0\.attn\.(q_proj\.weight|q_bias)|^rope\.", "an EVA or another Vision Transformer with rotary positions"),
+    (r"patch_embed\.proj\.weight$", "a Vision Transformer with parts that ndvit does not have"),
+)
