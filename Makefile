@@ -1,4 +1,4 @@
-# Two commands for a fresh machine: `make demo` and `make test`. Both set up what they need in .venv.
+# Two commands for a fresh machine: `make demo` and `make test`. Each installs what it needs into .venv.
 PYTHON ?= python3
 BIN := .venv/bin
 

@@ -1,6 +1,6 @@
-"""One fit of the bench of images in a process of its own: `python image_fits.py JOB.json RESULT.json`.
+"""One fit of the image benchmark in its own process: `python image_fits.py JOB.json RESULT.json`.
 
-Nothing but the library that trains is imported, so that memory and seconds are its own.
+Only the library that trains is imported, so that memory and time are those of this library.
 """
 
 import json
@@ -15,7 +15,7 @@ from image_work import Fitted, Work, peak_megabytes
 
 
 def main(job: Path, result: Path) -> None:
-    """Do it."""
+    """Run the fit and write its result."""
     work = Work.read(job)
     import torch
 
@@ -25,7 +25,7 @@ def main(job: Path, result: Path) -> None:
 
 
 def fit_ours(work: Work) -> Fitted:
-    """`ndvit.train`, with the report and all that it writes."""
+    """Train with `ndvit.train`, including the report and all other files."""
     import yaml
 
     import ndvit
@@ -39,7 +39,7 @@ def fit_ours(work: Work) -> Fitted:
             workers=work.workers,
             output=Path(folder) / "run",
             progress=False,
-            say=lambda line: print(line, file=sys.stderr),
+            log=lambda line: print(line, file=sys.stderr),
             **work.options,
         )
         settings = yaml.safe_load((run.folder / "config.yaml").read_text(encoding="utf-8"))

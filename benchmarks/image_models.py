@@ -1,4 +1,4 @@
-"""The models that the bench of images compares: a table."""
+"""The models that the image benchmark compares: a table."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,10 +12,10 @@ class Model:
     """A row of the table of models.
 
     Attributes:
-        about: what it is, in the report.
-        library: who trains it.
-        trained: whether it begins with the trained weights.
-        small: whether it sees pictures at the size that `ours` chooses, not at the weights' own.
+        about: description in the report.
+        library: library that trains it.
+        trained: whether it starts from the trained weights.
+        small: whether its input has the size that `ours` chooses, instead of the size of the weights.
         options: keyword arguments of `ndvit.train`, or of the fit in image_fits.py.
     """
 
@@ -26,8 +26,8 @@ class Model:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
-# What somebody who knows timm does: AdamW, layer decay and a warm-up that fits the length of the run, set after every
-# step. Everything else is as train.py has it.
+# An experienced user of timm would take AdamW, layer decay, and a warm-up that fits the length of the run, counted in
+# steps. All other values are the defaults of train.py.
 _EXPERT = {
     "opt": "adamw",
     "lr": 5e-4,
@@ -36,23 +36,25 @@ _EXPERT = {
     "reprob": 0.0,
     "sched_on_updates": True,
 }
-_TIMM = "timm as its train.py's defaults train: SGD with momentum .9, learning rate .1 for 256 pictures in a step, "
-_TIMM += "5 epochs of warm-up, cosine by epochs, crops of .08 to 1, mirroring, colour jitter .4, label smoothing .1"
-_ADAMW = "timm with AdamW, learning rate 5e-4, layer decay .75, a tenth of the steps as warm-up, cosine by steps; else "
-_ADAMW += "as `timm`"
-_HF = "transformers' Trainer with its defaults (AdamW, learning rate 5e-5, linear, no warm-up), crops and mirroring as "
+_TIMM = "timm with the defaults of its train.py: SGD with momentum 0.9, learning rate 0.1 for 256 images per step, 5 "
+_TIMM += "epochs of warm-up, cosine by epoch, crops of 0.08 to 1, flips, colour jitter 0.4, label smoothing 0.1"
+_ADAMW = "timm with AdamW, learning rate 5e-4, layer decay 0.75, a tenth of the steps as warm-up, cosine by step; "
+_ADAMW += "otherwise the defaults of train.py"
+_HF = (
+    "transformers' Trainer with its defaults (AdamW, learning rate 5e-5, linear decay, no warm-up); crops and flips as "
+)
 _HF += "in its example run_image_classification.py"
-_SMALL = ", at the size of `ours`"
+_SMALL = "; with the input size of `ours`"
 MODELS = {
-    "ours": Model("`ndvit.train(folder, weights=...)`, its defaults", "ndvit"),
+    "ours": Model("`ndvit.train(folder, weights=...)` with its defaults", "ndvit"),
     "timm": Model(_TIMM, "timm"),
-    "timm-small": Model("`timm`" + _SMALL, "timm", small=True),
+    "timm-small": Model(_TIMM + _SMALL, "timm", small=True),
     "timm-adamw": Model(_ADAMW, "timm", options=_EXPERT),
-    "timm-adamw-small": Model("`timm-adamw`" + _SMALL, "timm", small=True, options=_EXPERT),
+    "timm-adamw-small": Model(_ADAMW + _SMALL, "timm", small=True, options=_EXPERT),
     "transformers": Model(_HF, "transformers"),
-    "transformers-small": Model("`transformers`" + _SMALL, "transformers", small=True),
-    "linear-probe": Model("`ndvit.train(folder, weights=..., preset='linear_probe')`: a logistic regression over the "
-                          "features of the weights as they are", "ndvit", options={"preset": "linear_probe"}),
-    "small-data": Model("`ndvit.train(folder)`: preset small_data, a network without trained weights", "ndvit",
+    "transformers-small": Model(_HF + _SMALL, "transformers", small=True),
+    "linear-probe": Model("`ndvit.train(folder, weights=..., preset='linear_probe')`: a logistic regression on "
+                          "frozen features", "ndvit", options={"preset": "linear_probe"}),
+    "small-data": Model("`ndvit.train(folder)`: preset `small_data`, without trained weights", "ndvit",
                         trained=False, options={"preset": "small_data"}),
 }  # fmt: skip

@@ -1,4 +1,4 @@
-"""How timm and transformers fine-tune: their own factories and defaults, put together as their scripts do."""
+"""Fine-tuning with timm and transformers: their factories and defaults, combined as in their training scripts."""
 
 import json
 import tempfile
@@ -11,7 +11,7 @@ from image_work import Fitted, Work
 
 
 class Pictures:
-    """Files as a data set of PyTorch's kind, seen through a transform, which timm's loader sets."""
+    """A PyTorch data set of image files, with a transform that timm's loader sets."""
 
     def __init__(self, files: list[tuple[str, int]], transform: Callable[[Any], Any] | None = None) -> None:
         self.files = files
@@ -32,9 +32,9 @@ class Pictures:
 # Defaults of timm's train.py (huggingface/pytorch-image-models, commit 2aabaef): --opt sgd, --momentum .9,
 # --weight-decay 2e-5, --lr-base .1 with --lr-base-size 256, linear for SGD, --sched cosine after each epoch,
 # --warmup-epochs 5 from --warmup-lr 1e-5, --min-lr 0, --scale .08 1, --ratio 3/4 4/3, --hflip .5, --color-jitter .4,
-# --aa None, --reprob 0, --smoothing .1, --train-interpolation random, no mixup, no clipping, no moving average. It
-# would also validate after each epoch and keep the best by that; here the last weights are tested, and nothing is
-# chosen by the test pictures.
+# --aa None, --reprob 0, --smoothing .1, --train-interpolation random, no mixup, no clipping, no moving average.
+# train.py would also validate after each epoch and keep the best weights. Here the last weights are tested, so that
+# nothing depends on the test images.
 def fit_timm(
     work: Work,
     *,
@@ -45,7 +45,7 @@ def fit_timm(
     reprob: float = 0.0,
     sched_on_updates: bool = False,
 ) -> Fitted:
-    """timm's factories, put together as its train.py does; arguments are named as there."""
+    """Train with timm's factories, combined as in its train.py; arguments have the same names as there."""
     import ndvit._torchvision  # noqa: F401
 
     # isort: split
@@ -59,7 +59,7 @@ def fit_timm(
 
     random_seed(work.seed, 0)
     device = torch.device(work.device)
-    # what its --pretrained-path asks for: a new head, whatever the classes of the weights
+    # as --pretrained-path: a new head, independent of the classes of the weights
     described = json.loads((Path(work.weights or "") / "config.json").read_text(encoding="utf-8"))
     heads = ("head", "head_dist") if "distilled" in described["architecture"] else "head"
     adapted = {"num_classes": -1, "classifier": heads}
@@ -92,7 +92,7 @@ def fit_timm(
     )
     loader = create_loader(
         Pictures(work.train),  # type: ignore[arg-type]
-        is_training=True,  # which leaves the last batch of an epoch out, where it is not full
+        is_training=True,  # drops an incomplete last batch of an epoch
         re_prob=reprob,
         scale=(0.08, 1.0),
         ratio=(3 / 4, 4 / 3),
@@ -102,7 +102,7 @@ def fit_timm(
         **common,
     )
     if len(loader) == 0:
-        raise ValueError(f"{len(work.train)} training pictures are fewer than a batch of {work.batch}")
+        raise ValueError(f"{len(work.train)} training images are fewer than a batch of {work.batch}")
     epochs = -(-work.steps // len(loader))
     scheduler, _ = create_scheduler_v2(
         optimizer,
@@ -111,7 +111,7 @@ def fit_timm(
         warmup_epochs=max(1, work.steps // 10) if sched_on_updates else 5,
         warmup_lr=1e-5,
         step_on_epochs=not sched_on_updates,
-        updates_per_epoch=1,  # the schedule is counted in steps then
+        updates_per_epoch=1,  # then the schedule counts steps
     )
     loss_of = LabelSmoothingCrossEntropy(0.1)
     model.train()
@@ -144,7 +144,7 @@ def fit_timm(
 
 
 def fit_transformers(work: Work) -> Fitted:
-    """Trainer with the defaults of TrainingArguments, but for steps, batch, processes that read, and saving."""
+    """Train with Trainer and the defaults of TrainingArguments, except for steps, batch size, workers and saving."""
     import importlib.util
     import inspect
 
@@ -172,7 +172,7 @@ def fit_transformers(work: Work) -> Fitted:
     )
 
     assert work.weights is not None
-    set_seed(work.seed)  # of the new head
+    set_seed(work.seed)  # seed of the new head
     processor = AutoImageProcessor.from_pretrained(work.weights)
     model = AutoModelForImageClassification.from_pretrained(
         work.weights,
@@ -186,7 +186,7 @@ def fit_transformers(work: Work) -> Fitted:
     plain = Compose([Resize(min(work.size)), CenterCrop(work.size), *tensor])
     own = model.config.image_size
     resized = work.size != (tuple(own) if isinstance(own, list | tuple) else (own, own))
-    # its positions stay those of the weights' own size, and are interpolated in each step
+    # Trainer keeps the position embeddings of the original size and interpolates them in each step.
     takes_it = "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
     more = {"interpolate_pos_encoding": True} if resized and takes_it else {}
 

@@ -1,4 +1,4 @@
-"""The report of the bench of images, made of its CSV file alone: a table, a picture, and what they do not say."""
+"""The report of the image benchmark, written from its CSV file: a table, a figure and caveats."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,25 +12,27 @@ from ndvit.files import replace_file
 
 REPORT, PICTURE = "report.md", "accuracy.png"
 CAVEATS = (
-    "The others have the optimiser steps and the batch of `ours`, and the same processes that read. Their recipes were "
-    "made for longer runs and larger data: with more epochs they would come nearer. What a recipe makes of a short run "
-    "on little data is what is compared here.",
-    "`timm-adamw` has values that are usual for fine-tuning; they were not searched for on this data. Those of `ours` "
-    "were chosen on signdigits, by the training pictures of the split with seed 0 alone; some of them are test "
-    "pictures of other seeds, so `ours` may be flattered a little there. Those of `small-data` were chosen likewise, "
-    "and on the test pictures of digits with seeds 1 to 3.",
-    "timm's train.py and transformers' Trainer would also validate and save as they train, and timm would keep the "
-    "best epoch by the pictures it is tested on; here the last weights are tested, and that is not in the seconds.",
-    "Seconds to train do not have the imports, the check of all files, the test and the report; those in all do.",
-    "Memory is the peak of the process that trains, without the processes that read for it. That of `ours` has its "
-    "test and its report in it.",
-    "Each seed is another split, the same for all models; what is compared is the mean over the splits that all models "
-    "have. ± is the standard deviation over splits.",
+    "The other libraries have the same number of optimizer steps, the same batch size and the same worker processes as "
+    "`ours`. Their recipes were made for longer runs and larger data sets, and would be better with more epochs. This "
+    "benchmark compares recipes in a short run on little data.",
+    "`timm-adamw` has usual values for fine-tuning. They were not tuned on this data. The values of `ours` were chosen "
+    "on signdigits, with the training images of the split with seed 0 only. Some of these images are test images for "
+    "other seeds, so the accuracy of `ours` may be slightly optimistic there. The values of `small-data` were chosen "
+    "in the same way, and on the test images of digits with seeds 1 to 3.",
+    "timm's train.py and transformers' Trainer would also validate and save during the training, and timm would keep "
+    "the best epoch by the accuracy on the test images. Here the last weights are tested, and the test is not part of "
+    "the training time.",
+    "The training time excludes imports, the check of all files, the test and the report; the total time includes "
+    "them.",
+    "Memory is the peak of the training process without its worker processes. For `ours` it includes the test and the "
+    "report.",
+    "Each seed is another split, equal for all models. The table compares means over the splits that all models have. "
+    "± is the standard deviation over splits.",
 )
 
 
 class Cell:
-    """The fits of one model on one set: all of them, and those on the splits that all models of the set have."""
+    """The fits of one model on one set: all fits, and those on the splits that all models have."""
 
     def __init__(self, rows: Sequence[Row], shared: set[int]) -> None:
         self.rows = rows
@@ -42,32 +44,32 @@ class Cell:
 
     @property
     def spread(self) -> float | None:
-        """The standard deviation of the accuracy over them; None for fewer than two."""
+        """The standard deviation of the accuracy over these splits; None for fewer than two."""
         return stdev(row.accuracy for row in self.compared) if len(self.compared) > 1 else None
 
     @property
     def over_all(self) -> str:
-        """The accuracy over all its splits in words, where it has others beside those that are compared."""
+        """The accuracy over all splits of this model as text, if it has more than those that are compared."""
         found = [100 * row.accuracy for row in self.rows]
         return f"{mean(found):.1f} ± {stdev(found):.1f} over {len(found)}" if len(found) > len(self.compared) else "–"
 
 
 def cells_of(rows: Sequence[Row], order: Sequence[str]) -> dict[str, dict[str, Cell]]:
-    """By set and model: the set with most models first, models in this order."""
+    """Cells by set and model: the set with most models first, models in the order `order`."""
     found: dict[str, dict[str, Cell]] = {}
     for name in {row.set: None for row in rows}:
-        there = {model: [row for row in rows if (row.set, row.model) == (name, model)] for model in order}
-        there = {model: fits for model, fits in there.items() if fits}
-        shared = set.intersection(*({row.seed for row in fits} for fits in there.values()))
-        found[name] = {model: Cell(fits, shared) for model, fits in there.items()}
+        by_model = {model: [row for row in rows if (row.set, row.model) == (name, model)] for model in order}
+        by_model = {model: fits for model, fits in by_model.items() if fits}
+        shared = set.intersection(*({row.seed for row in fits} for fits in by_model.values()))
+        found[name] = {model: Cell(fits, shared) for model, fits in by_model.items()}
     return dict(sorted(found.items(), key=lambda item: -len(item[1])))
 
 
 def table_of(cells: Mapping[str, Cell]) -> list[str]:
-    """Markdown: a row a model."""
-    titles = ["model", "accuracy", "log loss", "pixels", "steps", "seconds to train", "pictures/s", "in all", "MB"]
+    """A Markdown table with one row per model."""
+    titles = ["model", "accuracy", "log loss", "pixels", "steps", "training, s", "images/s", "total, s", "MB"]
     more = any(cell.over_all != "–" for cell in cells.values())
-    titles += ["splits", *["accuracy over all its splits"] * more]
+    titles += ["splits", *["accuracy over all splits"] * more]
     lines = [_line(titles), "|---" + "|---:" * (len(titles) - 1) + "|"]
     best = max(cell.mean("accuracy") for cell in cells.values())
     least = min(cell.mean("log_loss") for cell in cells.values())
@@ -97,7 +99,7 @@ def table_of(cells: Mapping[str, Cell]) -> list[str]:
 
 
 def draw(cells: Mapping[str, Cell], title: str, path: Path) -> None:
-    """Accuracy against seconds to train; a point a model, with its spread over seeds."""
+    """Plot accuracy against training time: one point per model, with its spread over seeds."""
     from matplotlib import style
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullFormatter
@@ -116,11 +118,12 @@ def draw(cells: Mapping[str, Cell], title: str, path: Path) -> None:
         axes.grid(which="major", color="#dddddd")
         axes.spines[["top", "right"]].set_visible(False)
         axes.set(xlabel="seconds to train", ylabel="test accuracy (%)", title=title)
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))  # else less than a decade has powers beside numbers
+        # The default locator mixes powers and numbers on an axis of less than a decade.
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
         axes.xaxis.set_minor_formatter(NullFormatter())
         _label(figure, axes, points, [])
-        # matplotlib writes its own version into a file otherwise, and a report made anew would differ
+        # without its version number, which matplotlib would write, equal reports give equal files
         replace_file(path, lambda file: figure.savefig(file, dpi=150, format="png", metadata={"Software": None}))
 
 
@@ -129,40 +132,40 @@ def write_report(out: Path, models: Mapping[str, str], *, setting: str = "") -> 
 
     Args:
         out: the folder.
-        models: what each model is; the table is in this order.
+        models: description of each model; the table has this order.
         setting: report the rows of this setting instead of those with the defaults.
     """
     rows = [row for row in read_rows(out / RESULTS, Row) if row.setting == setting]
     if not rows:
         raise SystemExit(f"{out / RESULTS} has no rows{f' with {setting}' if setting else ''}")
-    text = ["# Classifying pictures: ours and others", ""]
+    text = ["# Classification of images: comparison", ""]
     if "steps" in setting:
-        text += [f"**A trial of the bench with {setting}: these accuracies mean nothing.**", ""]
+        text += [f"**A trial of the benchmark with {setting}: these accuracies mean nothing.**", ""]
     elif setting:
         text += [f"All models with {setting}.", ""]
-    text += ["Accuracy on the test pictures in percent. The same files, split, trained weights, "]
-    text[-1] += "optimiser steps and batches for all."
+    text += ["Accuracy in percent on the test images. All models have the same files, split, trained "]
+    text[-1] += "weights, number of optimizer steps and batch size."
     drawn = False
     for name, cells in cells_of(rows, list(models)).items():
         first = next(row for row in rows if row.set == name)
-        text += ["", f"## {name}: {first.train:,} pictures to train, {first.test:,} to test", "", *table_of(cells)]
+        text += ["", f"## {name}: {first.train:,} training images, {first.test:,} test images", "", *table_of(cells)]
         if not drawn:
-            draw(cells, f"{name}, {first.test:,} test pictures", out / PICTURE)
-            text += ["", f"![Accuracy against the time to train, a point a model]({PICTURE})"]
+            draw(cells, f"{name}, {first.test:,} test images", out / PICTURE)
+            text += ["", f"![Accuracy against training time, one point per model]({PICTURE})"]
             drawn = True
-    there = {row.model for row in rows}
-    text += ["", *(f"- `{name}`: {about}." for name, about in models.items() if name in there)]
-    text += ["", "What to keep in mind:", "", *(f"- {caveat}" for caveat in CAVEATS)]
-    text += ["", "## How it was made", "", *_origin(rows)]
+    found = {row.model for row in rows}
+    text += ["", *(f"- `{name}`: {about}." for name, about in models.items() if name in found)]
+    text += ["", "Caveats:", "", *(f"- {caveat}" for caveat in CAVEATS)]
+    text += ["", "## How these figures were made", "", *_origin(rows)]
     replace_file(out / REPORT, "\n".join(text) + "\n")
     return out / REPORT
 
 
 def _origin(rows: Sequence[Row]) -> list[str]:
-    """Where, with what and by which commands the fits were done."""
+    """Machine, versions and commands of the fits."""
     machines = sorted({(row.device, row.cores, row.threads) for row in rows})
     lines = [
-        f"- On {device}, {cores} core{'s' * (cores > 1)}, torch with {threads} thread{'s' * (threads > 1)}; "
+        f"- Device {device}, {cores} core{'s' * (cores > 1)}, torch with {threads} thread{'s' * (threads > 1)}; "
         f"{', '.join(sorted({name for row in rows for name in row.software.split(', ')}))}."
         for device, cores, threads in machines
     ]

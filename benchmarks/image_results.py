@@ -1,4 +1,4 @@
-"""What the bench of images measured: a row for each fit in a CSV file."""
+"""Results of the image benchmark: one row per fit in a CSV file."""
 
 import csv
 import io
@@ -20,17 +20,17 @@ class Row:
     """One fit of one model on one set.
 
     Attributes:
-        set, model, seed: what was fitted on what; the seed is that of the split, too.
-        setting: what was asked for besides the defaults, "epochs 5" or "steps 2" say; empty in a run that counts.
-        pixels: height and width of what the network sees, "112x112".
-        train, test: pictures that were given to train on, and tested on.
-        accuracy, log_loss: on the test pictures; the loss in nats.
-        train_seconds: wall time of the training alone.
-        total_seconds: wall time of the whole process: imports, reading, training, testing and what it writes.
-        megabytes: the most memory that the process had at a time, without that of the processes that read for it.
-        steps, batch: optimiser steps done (0 where there are none), and pictures in each.
-        threads, workers: of torch, and the processes that read pictures.
-        device, cores, software, commit, command: where and with what.
+        set, model, seed: data set, model and seed of the fit; the seed also determines the split.
+        setting: options that differ from the defaults, for example "epochs 5" or "steps 2"; empty in a real run.
+        pixels: height and width of the network's input, for example "112x112".
+        train, test: numbers of training images and test images.
+        accuracy, log_loss: results on the test images; the loss in nats.
+        train_seconds: wall time of the training alone, in seconds.
+        total_seconds: wall time of the whole process, with imports, reading, training, testing and writing.
+        megabytes: peak memory of the process in MiB, without its worker processes.
+        steps, batch: optimizer steps (0 for models without steps), and images per step.
+        threads, workers: threads of torch, and worker processes that read images.
+        device, cores, software, commit, command: machine, versions, and how the fit was started.
     """
 
     set: str
@@ -57,15 +57,15 @@ class Row:
 
     @property
     def key(self) -> Key:
-        """What there is one row of."""
+        """Identifies a row."""
         return self.set, self.model, self.seed, self.setting
 
 
 def read_rows(path: Path, kind: type[AnyRow]) -> list[AnyRow]:
-    """The rows of a file as dataclasses of this kind, whose fields are its columns; none where there is no file.
+    """Read the rows of a file as dataclasses of this kind; an empty list if there is no file.
 
     Raises:
-        ValueError: for a file with other columns.
+        ValueError: if the file has other columns.
     """
     if not path.is_file():
         return []
@@ -78,7 +78,7 @@ def read_rows(path: Path, kind: type[AnyRow]) -> list[AnyRow]:
 
 
 def write_rows(path: Path, rows: Sequence[Any], kind: type) -> None:
-    """All rows, in a file that is never half-written."""
+    """Write all rows; the file is replaced as a whole."""
     text = io.StringIO()
     writer = csv.DictWriter(text, [field.name for field in fields(kind)], lineterminator="\n")
     writer.writeheader()
@@ -87,15 +87,15 @@ def write_rows(path: Path, rows: Sequence[Any], kind: type) -> None:
 
 
 def add_row(path: Path, row: Row) -> None:
-    """One row more; it takes the place of the one with its key."""
+    """Add a row, or replace the row with the same key."""
     kept = {old.key: old for old in read_rows(path, Row)} | {row.key: row}
     write_rows(path, list(kept.values()), Row)
 
 
 def git_commit(files: Sequence[str]) -> str:
-    """The newest commit that changed these files of this folder, the library or its versions; a + where files differ.
+    """The newest commit that changed these files of this folder, the library or its versions.
 
-    "unknown" where there is no git.
+    A + is appended if there are uncommitted changes. Without git the result is "unknown".
     """
 
     def git(*words: str) -> str:

@@ -1,4 +1,4 @@
-"""What a fit of the bench of images is told, and what comes out: plain values, which travel between processes."""
+"""Input and output of a fit of the image benchmark: plain values that are passed between processes."""
 
 import json
 import sys
@@ -9,21 +9,21 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Work:
-    """What is to be fitted.
+    """Arguments of a fit.
 
     Attributes:
-        library: who trains, a name in `FITS`.
-        source: a folder of classes or a built-in name, for ours.
-        weights: trained weights: for ours a file, for the others a folder that their loaders take; or None.
-        options: keyword arguments: of `ndvit.train`, or of the library's fit below.
-        seed: of everything random, and of the split.
-        size: (height, width) of what the network of others sees; ours chooses by itself.
-        steps, batch: optimiser steps and pictures in each, for others; ours has its own, or those in the options.
-        workers: processes that read pictures.
+        library: library that trains, a key of `FITS`.
+        source: for ndvit, a folder of classes or the name of a built-in set.
+        weights: trained weights: a file for ndvit, a folder in the format of the library for the others; or None.
+        options: keyword arguments of `ndvit.train`, or of the fit of the library.
+        seed: seed of everything random, and of the split.
+        size: (height, width) of the input for the other libraries; ndvit chooses it.
+        steps, batch: optimizer steps and images per step for the other libraries; ndvit has its own.
+        workers: worker processes that read images.
         device: cpu, cuda or mps.
-        threads: of torch.
-        classes: how many there are.
-        train, test: files and the numbers of their classes, for others; ours makes the same split.
+        threads: threads of torch.
+        classes: number of classes.
+        train, test: files and class indices for the other libraries; ndvit makes the same split.
     """
 
     library: str
@@ -42,25 +42,25 @@ class Work:
     test: list[tuple[str, int]]
 
     def write(self, path: Path) -> None:
-        """As JSON."""
+        """Write the arguments as JSON."""
         path.write_text(json.dumps(asdict(self)), encoding="utf-8")
 
     @classmethod
     def read(cls, path: Path) -> "Work":
-        """What `write` wrote."""
+        """Read a file that `write` wrote."""
         values = json.loads(path.read_text(encoding="utf-8"))
         return cls(**values | {"size": tuple(values["size"])})
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """What came out.
+    """Result of a fit.
 
     Attributes:
-        probabilities: a row for each test picture.
-        names: what ours calls the test pictures; empty for others, who were given them.
-        train_seconds, steps, batch, size: as they came to be.
-        megabytes: the most memory that the process had at a time.
+        probabilities: one row per test image.
+        names: names of the test images, for ndvit; empty for the other libraries, which get a list of files.
+        train_seconds, steps, batch, size: training time in seconds, and the values that were used.
+        megabytes: peak memory of the process in MiB.
     """
 
     probabilities: list[list[float]]
@@ -73,14 +73,14 @@ class Fitted:
 
     @classmethod
     def read(cls, path: Path) -> "Fitted":
-        """What the process wrote."""
+        """Read the result of a process."""
         return cls(**json.loads(path.read_text(encoding="utf-8")))
 
 
 def peak_megabytes() -> int:
-    """The most memory that this process has had at a time; 0 where the system does not tell.
+    """Peak memory of this process in MiB; 0 if the system does not report it.
 
-    On Linux not by getrusage: a process begins there with the peak of the one that started it.
+    On Linux, getrusage is not used, because a process starts there with the peak of its parent.
     """
     status = Path("/proc/self/status")
     if status.is_file():

@@ -1,8 +1,8 @@
-"""Classifiers of pictures side by side: the same trained weights, pictures, split, steps and batches.
+"""Compare classifiers of images with the same trained weights, images, split, steps and batch size.
 
 `python benchmarks/images.py --data FOLDER --weights FILE` trains on a folder of classes with ndvit, timm and
-transformers, each fit in a process of its own, and writes a row a fit, then a report: a table and a picture. A bench
-that was interrupted goes on where it stopped.
+transformers. Each fit runs in its own process. The script writes one row per fit, and then a report with a table and a
+figure. An interrupted benchmark continues where it stopped.
 """
 
 import os
@@ -24,14 +24,14 @@ from image_report import write_report
 from image_results import RESULTS, Row, add_row, git_commit, read_rows, write_rows
 from image_work import Fitted, Work
 
+from ndvit import load_model
+from ndvit.config.options import split_options
 from ndvit.data.examples import Source
 from ndvit.data.sources.load import load_source
-from ndvit.evaluation.metrics import Evaluation
 from ndvit.inference.batches import pick_device
-from ndvit.training.plan import split_options, with_validation
+from ndvit.training.plan import hold_out_validation
 from ndvit.training.presets import choose
 from ndvit.weights.convert import export_state_dict
-from ndvit.weights.loading import load_model
 from ndvit.weights.opening import open_weights
 
 app = App(help=__doc__)
@@ -42,12 +42,12 @@ CODE = (
     "image_fits.py",
     "image_peers.py",
     "image_work.py",
-)  # what a fit depends on, with the library
-BUILT_IN = "digits"  # pictures of 8 x 8 pixels, for what needs no trained weights
+)  # the code of a fit, beside the library
+BUILT_IN = "digits"  # images of 8 x 8 pixels, for models without trained weights
 
 
 class Job(NamedTuple):
-    """One fit to do."""
+    """One fit."""
 
     set: str
     model: str
@@ -55,7 +55,7 @@ class Job(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What `ours` does by default with these pictures and weights, which the others are given."""
+    """Steps, batch size and input size that `ours` chooses; the other libraries use the same."""
 
     steps: int
     batch: int
@@ -64,21 +64,21 @@ class Plan(NamedTuple):
 
 @dataclass(frozen=True)
 class Bench:
-    """What all fits of a call have in common.
+    """Settings that all fits of a call share.
 
     Attributes:
-        data: a folder of classes.
-        weights: a file of trained weights, or None.
-        folders: of each other library, a folder with those weights.
-        given: options of `ndvit.train` for every fit of ours.
+        data: folder of classes.
+        weights: file of trained weights, or None.
+        folders: for each other library, a folder with these weights in its format.
+        options: options of `ndvit.train` for every fit of ndvit.
         setting, threads, device, commit, command: see `Row`.
-        workers: processes that read the pictures of the folder; the built-in ones are in memory.
+        workers: worker processes that read the images of the folder; the built-in images are in memory.
     """
 
     data: Path
     weights: Path | None
     folders: dict[str, Path]
-    given: dict[str, Any]
+    options: dict[str, Any]
     setting: str
     threads: int
     workers: int
@@ -88,46 +88,46 @@ class Bench:
 
     @property
     def name(self) -> str:
-        """Of the folder, as a set."""
+        """The name of the folder as a data set."""
         return self.data.resolve().name
 
     def load(self, name: str, seed: int) -> Source:
-        """A set as `ndvit.train` splits it."""
+        """Load a set with the split of `ndvit.train`."""
         source = str(self.data) if name == self.name else name
         data = load_source(source, test_fraction=0.2, seed=seed, progress=False)
         if data.kind != "image" or (name == self.name and data.train.in_memory):
-            raise SystemExit(f"--data {self.data}: this holds no pictures in a folder for each class")
+            raise SystemExit(f"--data {self.data}: expected a folder of images with one folder per class")
         return data
 
     def plan(self, data: Source) -> Plan:
-        """What `ours` would do."""
+        """Steps, batch size and input size of `ours` for this data."""
         assert self.weights is not None
         config = open_weights(self.weights, {}).config
-        choice = choose("auto", data, None, self.given, config)
-        recipe, overrides = split_options(choice.options)
+        choice = choose("auto", data, None, self.options, config)
+        recipe, overrides, _ = split_options(choice.options)
         height, width = overrides.get("input_size", config.input_size)
-        train = with_validation(data, recipe).train
+        train = hold_out_validation(data, recipe).train
         return Plan(recipe.total_steps(len(train)), recipe.batch_size * recipe.accumulate, (height, width))
 
 
 def work_of(bench: Bench, job: Job, data: Source) -> Work:
-    """What a job's process is told."""
+    """The arguments for the process of a job."""
     model = MODELS[job.model]
     ours = model.library == "ndvit"
     plan = Plan(0, 0, (0, 0)) if ours else bench.plan(data)
     size: tuple[int, ...] = plan.size
-    if not ours and not model.small and "input_size" not in bench.given:
+    if not ours and not model.small and "input_size" not in bench.options:
         assert bench.weights is not None
         size = open_weights(bench.weights, {}).config.input_size
     weights = bench.weights if ours else bench.folders[model.library]
     without = {"input_size"} if job.set != bench.name else set()
-    without |= {"epochs", "steps"} if model.options.get("preset") == "linear_probe" else set()  # which takes none
-    given = {key: value for key, value in bench.given.items() if key not in without}
+    without |= {"epochs", "steps"} if model.options.get("preset") == "linear_probe" else set()  # it has no steps
+    chosen = {key: value for key, value in bench.options.items() if key not in without}
     return Work(
         library=model.library,
         source=str(bench.data) if job.set == bench.name else job.set,
         weights=str(weights) if model.trained else None,
-        options={**model.options, **(given if ours else {})},
+        options={**model.options, **(chosen if ours else {})},
         seed=job.seed,
         size=size,
         steps=plan.steps,
@@ -135,41 +135,41 @@ def work_of(bench: Bench, job: Job, data: Source) -> Work:
         workers=bench.workers if job.set == bench.name else 0,
         device=bench.device,
         threads=bench.threads,
-        classes=len(data.classes),
+        classes=data.task.num_outputs,
         train=[] if ours else files(data, "train"),
         test=[] if ours else files(data, "test"),
     )
 
 
 def files(data: Source, part: str) -> list[tuple[str, int]]:
-    """Paths and classes of the pictures of a part."""
+    """Paths and class indices of the images of a split."""
     examples = getattr(data, part)
-    return [(str(item), int(label)) for item, label in zip(examples.items, examples.labels, strict=True)]
+    return [(str(item), int(label)) for item, label in zip(examples.items, examples.targets, strict=True)]
 
 
 def in_process(work: Work) -> Fitted:
-    """Do it in a process of its own."""
+    """Run a fit in its own process."""
     with tempfile.TemporaryDirectory() as folder:
         job, result = Path(folder) / "job.json", Path(folder) / "result.json"
         work.write(job)
         done = subprocess.run([sys.executable, str(FIT), str(job), str(result)], capture_output=True, text=True)
         if done.returncode:
             last = [line for line in done.stderr.splitlines() if line.strip()][-1:]
-            raise RuntimeError("".join(last) or f"its process ended with status {done.returncode}")
+            raise RuntimeError("".join(last) or f"the process ended with status {done.returncode}")
         return Fitted.read(result)
 
 
 def run(bench: Bench, job: Job, data: Source, fit: Callable[[Work], Fitted] | None = None) -> Row:
-    """Fit one model on a set, and say what came out."""
+    """Fit one model on a set and return its row."""
     work = work_of(bench, job, data)
     start = time.perf_counter()
     fitted = (fit or in_process)(work)
     seconds = time.perf_counter() - start
-    assert data.test.labels is not None
+    assert data.test.targets is not None
     names = list(data.test.names)
-    if fitted.names and fitted.names != names:  # they would be compared on other pictures
-        raise RuntimeError(f"{job.model} was tested on other pictures than its split has: {fitted.names[:3]} ...")
-    told = Evaluation(data.classes, data.test.labels, np.array(fitted.probabilities, np.float32), tuple(names))
+    if fitted.names and fitted.names != names:  # otherwise the models would be compared on different images
+        raise RuntimeError(f"{job.model} was tested on images that are not in its test split: {fitted.names[:3]} ...")
+    evaluation: Any = data.task.evaluate(np.array(fitted.probabilities, np.float32), data.test.targets, names)
     library = MODELS[job.model].library
     return Row(
         *job,
@@ -177,8 +177,8 @@ def run(bench: Bench, job: Job, data: Source, fit: Callable[[Work], Fitted] | No
         pixels="x".join(map(str, fitted.size)),
         train=len(data.train),
         test=len(data.test),
-        accuracy=round(told.accuracy, 6),
-        log_loss=round(told.log_loss, 6),
+        accuracy=round(evaluation.accuracy, 6),
+        log_loss=round(evaluation.log_loss, 6),
         train_seconds=round(fitted.train_seconds, 3),
         total_seconds=round(seconds, 3),
         megabytes=fitted.megabytes,
@@ -195,7 +195,7 @@ def run(bench: Bench, job: Job, data: Source, fit: Callable[[Work], Fitted] | No
 
 
 def jobs_of(bench: Bench, models: list[str], seeds: int) -> Iterator[Job]:
-    """All fits, seed by seed; the built-in set is for what needs no trained weights."""
+    """All fits, seed by seed; the built-in set is for models without trained weights."""
     for seed in range(seeds):
         for name in (bench.name, BUILT_IN):
             for model in models:
@@ -203,17 +203,17 @@ def jobs_of(bench: Bench, models: list[str], seeds: int) -> Iterator[Job]:
                     yield Job(name, model, seed)
 
 
-def work_off(bench: Bench, jobs: list[Job], path: Path, fresh: bool) -> list[str]:
-    """Do the jobs that are not done yet, and tell what failed."""
+def run_all(bench: Bench, jobs: list[Job], path: Path, fresh: bool) -> list[str]:
+    """Run the jobs that are not in the results, and return the failures."""
     rows, wanted = read_rows(path, Row), {(*job, bench.setting) for job in jobs}
-    # what another commit made is another model
+    # rows of another commit are results of another model
     old = {row.key for row in rows if row.key in wanted and (fresh or row.commit != bench.commit)}
     rows = [row for row in rows if row.key not in old]
     path.parent.mkdir(parents=True, exist_ok=True)
     write_rows(path, rows, Row)
     done = {row.key for row in rows}
     jobs = [job for job in jobs if (*job, bench.setting) not in done]
-    print(f"{len(jobs)} fits to do", flush=True)
+    print(f"{len(jobs)} fits", flush=True)
     failed: list[str] = []
     data: tuple[tuple[str, int], Source] | None = None
     for number, job in enumerate(jobs, 1):
@@ -222,24 +222,24 @@ def work_off(bench: Bench, jobs: list[Job], path: Path, fresh: bool) -> list[str
             if data is None or data[0] != (job.set, job.seed):
                 data = (job.set, job.seed), bench.load(job.set, job.seed)
             row = run(bench, job, data[1])
-        except Exception as error:  # the other fits are hours of work
+        except Exception as error:  # an error must not stop hours of other fits
             failed.append(f"{job.set} {job.model} seed {job.seed}: {type(error).__name__}: {error}")
             print(f"{start}  failed: {error}", flush=True)
             continue
         add_row(path, row)
-        times = f"trained in {row.train_seconds:.1f} s, {row.total_seconds:.1f} s in all, {row.megabytes:,} MB"
+        times = f"trained in {row.train_seconds:.1f} s, {row.total_seconds:.1f} s in total, {row.megabytes:,} MB"
         print(f"{start}  {row.accuracy:.4f}  {times}", flush=True)
     return failed
 
 
 def choose_models(text: str, weights: Path | None, sized: bool) -> list[str]:
-    """The models of a comma-separated list, or all, at a given size each once; those that are trained need weights."""
+    """The models of a comma-separated list, or all models; with a fixed input size, each model is included once."""
     names = [name.strip() for name in text.split(",") if name.strip()]
     if unknown := [name for name in names if name not in MODELS]:
-        raise SystemExit(f"unknown model {', '.join(unknown)}: there are {', '.join(MODELS)}")
+        raise SystemExit(f"unknown model {', '.join(unknown)}: known are {', '.join(MODELS)}")
     without = [name for name, model in MODELS.items() if not model.trained]
     if weights is None and (lacking := [name for name in names if name not in without]):
-        raise SystemExit(f"{', '.join(lacking)} begins with trained weights: give some with --weights")
+        raise SystemExit(f"{', '.join(lacking)} needs trained weights: add --weights FILE")
     if names or weights is None:
         return names or without
     return [name for name, model in MODELS.items() if not (sized and model.small)]
@@ -261,51 +261,50 @@ def main(
     fresh: bool = False,
     report: bool = False,
 ) -> None:
-    """Train and test every model on the folder, what needs no weights on the built-in digits, too; write the report.
+    """Train and test every model on the folder, and models without weights on the built-in digits; write the report.
 
     Args:
-        data: folder of pictures, a folder in it for each class.
-        weights: file of trained weights that all models begin with, `small-data` excepted.
-        size: height and width that all models see; by default `ours` decides, and the others are tried at the weights'
-            size and at that of `ours`.
-        epochs: passes over the training pictures, for all models; by default as many steps as `ours` has by default.
-        models: names, with commas between them; all of the table by default.
-        seeds: fits of each model, each on a split of its own.
+        data: folder of images with one folder per class.
+        weights: file of trained weights from which all models except `small-data` start.
+        size: height and width of the input of all models. By default ndvit chooses its own, and the other libraries
+            are run with the size of the weights and with that of ndvit.
+        epochs: passes over the training images, for all models; by default the number of steps that ndvit chooses.
+        models: comma-separated names; by default all models.
+        seeds: number of fits of each model, each on its own split.
         out: folder for results.csv, report.md and accuracy.png.
-        steps: optimiser steps of all models, to try the bench; rows of trials stand apart.
-        workers: processes that read pictures, for all models; by default as many as ours has: one less than there are
-            cores, 4 at most.
-        device: cpu, cuda, mps, or auto for the best there is.
-        fresh: do the chosen fits again that were done before.
-        report: only write the report anew.
+        steps: optimizer steps of all models, for a trial of the benchmark; its rows are kept apart.
+        workers: worker processes that read images, for all models; by default the number of cores minus one, at most 4.
+        device: cpu, cuda, mps, or auto for the best available device.
+        fresh: repeat the chosen fits that are already in the results.
+        report: only write the report.
     """
-    asked = {"size": size, "epochs": epochs, "steps": steps}
-    setting = ", ".join(f"{name} {value}" for name, value in asked.items() if value)
+    limits = {"size": size, "epochs": epochs, "steps": steps}
+    setting = ", ".join(f"{name} {value}" for name, value in limits.items() if value)
     failed: list[str] = []
     if not report:
         if data is None or not data.is_dir():
-            raise SystemExit(f"--data {data}: there is no such folder")
+            raise SystemExit(f"--data {data}: no such folder")
         if weights is not None and not weights.exists():
-            raise SystemExit(f"--weights {weights}: there is no such file")
+            raise SystemExit(f"--weights {weights}: no such file")
         if min(seeds, size or 1, 1 if epochs is None else epochs) < 1 or steps < 0 or (steps and epochs):
             raise SystemExit(
-                "seeds, size and epochs must be at least 1, steps at least 0, and not both epochs and steps be given: "
+                "seeds, size and epochs must be at least 1 and steps at least 0, not both epochs and steps; got "
                 f"{seeds}, {size}, {epochs}, {steps}"
             )
         chosen = choose_models(models, weights, sized=size is not None)
-        given: dict[str, Any] = {} if size is None else {"input_size": (size, size)}
-        given |= {"epochs": epochs} if epochs else {"steps": steps} if steps else {}
-        said = {"models": models, "seeds": seeds, **asked, "workers": workers, "device": device}
+        options: dict[str, Any] = {} if size is None else {"input_size": (size, size)}
+        options |= {"epochs": epochs} if epochs else {"steps": steps} if steps else {}
+        settings = {"models": models, "seeds": seeds, **limits, "workers": workers, "device": device}
         usual = {"device": "auto", "steps": 0}
-        words = [f"--{name} {value}" for name, value in said.items() if value not in (None, "", usual.get(name))]
+        words = [f"--{name} {value}" for name, value in settings.items() if value not in (None, "", usual.get(name))]
         start = "python benchmarks/images.py --data FOLDER" + (" --weights FILE" if weights else "")
-        usual_workers = min(4, max(1, (os.cpu_count() or 2) - 1))  # that ours has for more than a few files
+        usual_workers = min(4, max(1, (os.cpu_count() or 2) - 1))  # the default of ndvit for more than a few files
         with tempfile.TemporaryDirectory() as folder:
             bench = Bench(
                 data=data,
                 weights=weights,
                 folders=export(weights, chosen, Path(folder)),
-                given=given,
+                options=options,
                 setting=setting,
                 threads=torch.get_num_threads(),
                 workers=usual_workers if workers is None else workers,
@@ -313,7 +312,7 @@ def main(
                 commit=git_commit(CODE),
                 command=" ".join([start, *words]),
             )
-            failed = work_off(bench, list(jobs_of(bench, chosen, seeds)), out / RESULTS, fresh)
+            failed = run_all(bench, list(jobs_of(bench, chosen, seeds)), out / RESULTS, fresh)
         if failed:
             print(f"{len(failed)} fits failed and are not in the report:", *failed, sep="\n  ", file=sys.stderr)
     print(f"written: {write_report(out, {name: model.about for name, model in MODELS.items()}, setting=setting)}")
@@ -322,14 +321,14 @@ def main(
 
 
 def export(weights: Path | None, models: list[str], folder: Path) -> dict[str, Path]:
-    """The weights as the other libraries take them, a folder each; of those that the models are of."""
+    """Write the weights for each other library that the models need; return the folders."""
     libraries = {MODELS[name].library for name in models} - {"ndvit"}
     if not libraries:
         return {}
     assert weights is not None
-    network = load_model(weights)
+    model = load_model(weights)
     for library in libraries:
-        export_state_dict(network, library, folder / library)  # type: ignore[arg-type]
+        export_state_dict(model, library, folder / library)  # type: ignore[arg-type]
     return {library: folder / library for library in libraries}
 
 

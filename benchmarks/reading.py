@@ -1,7 +1,7 @@
-"""How fast pictures are read: ours against torchvision's ImageFolder, transforms and DataLoader doing the same work.
+"""Compare the speed of reading images with torchvision's ImageFolder, transforms and DataLoader.
 
-`python benchmarks/reading.py --data FOLDER` reads a folder of classes again and again, as for a test and as for the
-training, with 0 to `--workers` processes, turn by turn, and writes a table of medians.
+`python benchmarks/reading.py --data FOLDER` reads a folder of classes repeatedly, with the transforms of testing and of
+training and with 0 to `--workers` worker processes. Both libraries take turns. The script writes a table of medians.
 """
 
 import os
@@ -31,28 +31,28 @@ app = App(help=__doc__)
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CROP, FLIP = 0.5, 0.5
 WAYS = {
-    "test": "resized until they cover, the centre cut out, standardised",
-    "training": f"random crops of {CROP} to 1 resized, mirrored with probability {FLIP}, standardised",
+    "test": "resize the shorter side, centre crop, standardise",
+    "training": f"random crop of {CROP} to 1 of the area, resize, flip with probability {FLIP}, standardise",
 }
 
 
 @dataclass(frozen=True)
 class Reader:
-    """Something that yields batches, x first, and can be iterated over again."""
+    """Batches whose first element is x, which can be iterated repeatedly."""
 
     way: str
     who: str
     batches: Iterable[Any]
 
     def seconds(self) -> tuple[float, int]:
-        """Wall time of one pass, and the pictures in it."""
+        """Wall time of one pass in seconds, and the number of images."""
         start = time.perf_counter()
         count = sum(len(batch[0]) for batch in self.batches)
         return time.perf_counter() - start, count
 
 
 def ours(data: Path, size: int, batch: int, limit: int) -> dict[str, Callable[[int], Any]]:
-    """By way: what makes a loader with so many processes."""
+    """For "test" and "training": a function from a number of worker processes to ndvit's loader."""
     examples = load_source(str(data), test_fraction=0, progress=False).train
     examples = examples.subset(range(min(limit, len(examples)) if limit else len(examples)))
     preprocess = ImagePreprocess((size, size), MEAN, STD)
@@ -66,7 +66,7 @@ def ours(data: Path, size: int, batch: int, limit: int) -> dict[str, Callable[[i
 
 
 def theirs(data: Path, size: int, batch: int, limit: int) -> dict[str, Callable[[int], Any]]:
-    """The same of torchvision."""
+    """The same for torchvision."""
     from torchvision.datasets import ImageFolder
     from torchvision.transforms import InterpolationMode, v2
 
@@ -94,9 +94,9 @@ def theirs(data: Path, size: int, batch: int, limit: int) -> dict[str, Callable[
 
 
 def measure(readers: list[Reader], rounds: int) -> dict[tuple[str, str], list[float]]:
-    """Pictures a second of each, in turns: what slows the machine for a while slows all of them."""
+    """Images per second of each reader. Readers take turns, so that noise of the machine affects all of them."""
     rates: dict[tuple[str, str], list[float]] = {(reader.way, reader.who): [] for reader in readers}
-    for reader in readers:  # not counted: processes start, and files come into the system's cache
+    for reader in readers:  # not counted: workers start, and the system caches the files
         reader.seconds()
     for _ in range(rounds):
         for reader in readers:
@@ -106,9 +106,9 @@ def measure(readers: list[Reader], rounds: int) -> dict[tuple[str, str], list[fl
 
 
 def table_of(found: dict[int, dict[tuple[str, str], list[float]]]) -> list[str]:
-    """Markdown: medians, and the median over rounds of the ratio within a round."""
+    """A Markdown table of medians, and of the median over rounds of the ratio within a round."""
     lines = [
-        "| pictures | processes | ours, pictures/s | torchvision | ratio, and its range |",
+        "| transforms | workers | ours, images/s | torchvision, images/s | ratio (range) |",
         "|---|---:|---:|---:|---:|",
     ]
     for way in WAYS:
@@ -134,25 +134,25 @@ def main(
     limit: int = 0,
     out: Path = Path("docs/reading.md"),
 ) -> None:
-    """Measure, and write the table.
+    """Measure and write the table.
 
     Args:
-        data: folder of pictures, a folder in it for each class.
-        size: height and width of what comes out.
-        batch: pictures in a batch.
-        workers: the most processes that read; 0 is the main one alone.
-        rounds: passes of each reader that are counted.
-        limit: pictures of the folder that are read; 0 is all.
+        data: folder of images with one folder per class.
+        size: height and width of the output.
+        batch: images per batch.
+        workers: largest number of worker processes; 0 reads in the main process.
+        rounds: measured passes of each reader.
+        limit: number of images of the folder to read; 0 reads all.
         out: the Markdown file.
     """
     if not data.is_dir():
-        raise SystemExit(f"--data {data}: there is no such folder")
+        raise SystemExit(f"--data {data}: no such folder")
     if min(size, batch, rounds) < 1 or min(workers, limit) < 0:
         raise SystemExit(
-            "size, batch and rounds must be at least 1, workers and limit at least 0: "
+            "size, batch and rounds must be at least 1, and workers and limit at least 0; got "
             f"{size}, {batch}, {rounds}, {workers}, {limit}"
         )
-    torch.set_num_threads(1)  # else the main process would have threads, and those that read none
+    torch.set_num_threads(1)  # otherwise the main process would have several threads, and the workers one
     parties = {"ours": ours(data, size, batch, limit), "torchvision": theirs(data, size, batch, limit)}
     found = {}
     for count in range(workers + 1):
@@ -165,19 +165,19 @@ def main(
     read, (high, wide) = min(limit or len(examples), len(examples)), median_size(examples)
     usual = {"size": 224, "batch": 32, "workers": 2, "rounds": 5, "limit": 0}
     chosen = {"size": size, "batch": batch, "workers": workers, "rounds": rounds, "limit": limit}
-    said = "".join(f" --{name} {value}" for name, value in chosen.items() if value != usual[name])
+    flags = "".join(f" --{name} {value}" for name, value in chosen.items() if value != usual[name])
     text = [
-        "# Reading pictures: ours and torchvision's",
+        "# Reading images: comparison with torchvision",
         "",
-        f"Pictures a second from files ({read:,} pictures, {high:.0f} x {wide:.0f} pixels at the median) to batches of "
-        f"{batch} x 3 x {size} x {size}; medians of {rounds} passes, turn by turn. A ratio above 1 means that ours is "
-        "faster.",
+        f"Images per second from files ({read:,} images, median size {high:.0f} x {wide:.0f} pixels) to batches of "
+        f"{batch} x 3 x {size} x {size}. Medians of {rounds} passes; both libraries take turns. Above a ratio of 1, "
+        "ours is faster.",
         "",
         *table_of(found),
         "",
-        *(f"- {way}: {about}, bicubic, one seed a picture in ours." for way, about in WAYS.items()),
-        f"- On {cores} cores, torch {version('torch')}, torchvision {version('torchvision')}, "
-        f"Pillow {version('pillow')}; by `python benchmarks/reading.py --data FOLDER{said}` at commit "
+        *(f"- {way}: {about}; bicubic; ours has one seed per image." for way, about in WAYS.items()),
+        f"- {cores} cores, torch {version('torch')}, torchvision {version('torchvision')}, "
+        f"Pillow {version('pillow')}; by `python benchmarks/reading.py --data FOLDER{flags}` at commit "
         f"{git_commit(['reading.py'])}.",
     ]
     replace_file(out, "\n".join(text) + "\n")

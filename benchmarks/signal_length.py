@@ -1,7 +1,7 @@
-"""What signals cost as they get longer: a training step of four, their random convolutions, and an answer.
+"""Measure time and memory for signals of increasing length: a training step, random convolutions, a prediction.
 
-`python benchmarks/signal_length.py [--out docs]` measures each length in a process of its own, and writes a table and a
-picture, signal_length.md and signal_length.png.
+`python benchmarks/signal_length.py [--out docs]` measures each length in its own process, and writes a table and a
+figure: signal_length.md and signal_length.png.
 """
 
 import json
@@ -25,9 +25,12 @@ app = App(help=__doc__)
 
 @app.command
 def step(length: int) -> None:
-    """Measure one length in this process, and print a line of JSON."""
+    """Measure one length in this process and print a line of JSON."""
     from ndvit.config import named_config, plan_strides
+    from ndvit.config.random_convolutions import default_features
     from ndvit.network import VisionTransformer
+    from ndvit.network.committee import Committee
+    from ndvit.network.random_convolutions import RandomConvolutions
 
     resting = _peak()
     strides = plan_strides((length,), 2)
@@ -35,7 +38,7 @@ def step(length: int) -> None:
         "signal_small", input_size=(length,), in_channels=CHANNELS, num_classes=CLASSES, stem_strides=strides
     )
     model = VisionTransformer(config).train()
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3, fused=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
     x, labels = torch.randn(BATCH, CHANNELS, length), torch.arange(BATCH) % CLASSES
     seconds = []
     for _ in range(STEPS):
@@ -47,15 +50,15 @@ def step(length: int) -> None:
         seconds.append(time.perf_counter() - start)
     row = {"length": length, "strides": strides, "tokens": config.num_patches}
     row |= {"seconds": statistics.median(seconds[2:]), "bytes": _peak() - resting}
-    rocket = model.eval().rocket
-    assert rocket is not None
+    convolutions = RandomConvolutions(CHANNELS, length, default_features("signal_small", (length,)), CLASSES)
     start = time.perf_counter()
-    rocket.draw(x, None, torch.Generator().manual_seed(0))
+    convolutions.draw(x, None, torch.Generator().manual_seed(0))
     drawn, answers = time.perf_counter() - start, []
+    both = Committee([model, convolutions])
     for i in range(BATCH):
         start = time.perf_counter()
         with torch.no_grad():
-            model(x[i : i + 1])
+            both(x[i : i + 1])
         answers.append(time.perf_counter() - start)
     row |= {"draw": drawn, "answer": statistics.median(answers[1:]), "all_bytes": _peak() - resting}
     print(json.dumps(row))
@@ -63,13 +66,14 @@ def step(length: int) -> None:
 
 @app.default
 def main(*, out: Path = Path("docs")) -> None:
-    """Measure every length, and write the table and the picture."""
+    """Measure every length, and write the table and the figure."""
     rows = []
     for length in LENGTHS:
         command = [sys.executable, __file__, "step", str(length)]
         rows.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
         print(
-            f"{length:6,} samples: {rows[-1]['seconds']:.3f} s a step, {rows[-1]['bytes'] / 2**20:,.0f} MiB", flush=True
+            f"{length:6,} samples: {rows[-1]['seconds']:.3f} s per step, {rows[-1]['bytes'] / 2**20:,.0f} MiB",
+            flush=True,
         )
     out.mkdir(parents=True, exist_ok=True)
     _draw(rows, out / "signal_length.png")
@@ -77,17 +81,18 @@ def main(*, out: Path = Path("docs")) -> None:
     lines = [
         "# The cost of long signals",
         "",
-        f"A training step (forward, backward, AdamW) of `signal_small` on {BATCH} signals of {CHANNELS} channels, with "
-        f"the strides that `train` chooses. Median of {STEPS - 2} steps after two, each length in its own process; "
-        "memory is the peak above that of the process with everything imported. Then what the random convolutions add: "
-        "their biases are drawn once a training; their features are computed once for each training example, and at "
-        f"every answer, which is that of one signal by the whole model, median of {BATCH - 1}.",
+        f"The first columns are for a training step (forward, backward, AdamW) of `signal_small` on {BATCH} signals "
+        f"with {CHANNELS} channels, with the strides that `train` chooses: the median of {STEPS - 2} steps after 2 "
+        "warm-up steps. Each length is measured in its own process. Memory is the peak above that of the process "
+        "after all imports. The other columns include the random convolutions. Their biases are drawn once per "
+        "training. Their features are computed once per training example and in each prediction. A prediction is "
+        f"that of the whole model for one signal: the median of {BATCH - 1}.",
         "",
         f"`python benchmarks/signal_length.py`, commit {commit}, {os.cpu_count()} cores ({platform.machine()}), torch "
         f"{torch.__version__} with {torch.get_num_threads()} threads.",
         "",
-        "| samples | strides of the stem | tokens | seconds a step | per 1,000 samples | peak memory | drawing, once | "
-        "an answer | peak memory then |",
+        "| samples | strides of the stem | tokens | seconds per step | per 1,000 samples | peak memory | drawing of "
+        "biases | prediction | peak memory with random convolutions |",
         "|---:|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for row in rows:
@@ -100,9 +105,10 @@ def main(*, out: Path = Path("docs")) -> None:
         )
     lines += [
         "",
-        "Nothing grows with the square of the length: the stem's strides leave at most 128 places, of which patches "
-        "make at most 32 tokens, so attention costs the same at every length. What grows, in proportion, are the "
-        "stem's first stage and the random convolutions, which have no strides (`rocket_features=0` leaves them out).",
+        "Time and memory do not grow with the square of the length. After the strides of the stem at most 128 "
+        "positions remain, and the patches form at most 32 tokens, so the cost of attention is constant. The first "
+        "stage of the stem and the random convolutions have no strides, and grow in proportion to the length "
+        "(`rocket_features=0` switches random convolutions off).",
         "",
         "![Seconds and memory of a training step against the length of the signals](signal_length.png)",
         "",
@@ -111,7 +117,7 @@ def main(*, out: Path = Path("docs")) -> None:
 
 
 def _peak() -> int:
-    """The most memory that this process had, in bytes."""
+    """Peak memory of this process in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
@@ -120,7 +126,7 @@ def _draw(rows: list[dict], path: Path) -> None:
 
     figure = Figure(figsize=(8, 3.4), layout="constrained")
     lengths = [row["length"] for row in rows]
-    parts = (("seconds", 1, "seconds a step"), ("bytes", 2**20, "peak memory (MiB)"))
+    parts = (("seconds", 1, "seconds per step"), ("bytes", 2**20, "peak memory (MiB)"))
     for axes, (name, unit, label) in zip(figure.subplots(1, 2), parts):
         values = [row[name] / unit for row in rows]
         axes.loglog(lengths, values, "o-", color="#2a6fb0", label="measured")

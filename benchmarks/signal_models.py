@@ -1,4 +1,4 @@
-"""The models that the bench of signals compares, and the variants of ours that its ablation tries: two tables."""
+"""The models that the signal benchmark compares, and the variants of its ablation: two tables."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,11 +9,11 @@ from signal_peers import Body, PeerClassifier, as_source, inceptiontime, our_ste
 
 from ndvit import ViTClassifier
 
-MEMBERS = 5  # fits in the ensemble that is made of `ours`
+MEMBERS = 5  # fits of `ours` in the ensemble `ours-ensemble`
 
 
 class Setting(NamedTuple):
-    """What a model is made for: a seed, threads, steps instead of its own (0 for its own), and the training data."""
+    """Arguments for making a model: seed, threads, number of steps (0 for the default), and the training data."""
 
     seed: int
     threads: int
@@ -30,9 +30,10 @@ class Model:
     """A row of the table of models.
 
     Attributes:
-        about: what it is, in the report.
-        make: makes a classifier with `fit`, `predict_proba` and `classes_`; None for what is made of fits of `ours`.
-        random: whether a seed changes it.
+        about: description in the report.
+        make: function that makes a classifier with `fit`, `predict_proba` and `classes_`; None for models that are
+            derived from fits of `ours`.
+        random: whether the seed changes the result.
     """
 
     about: str
@@ -48,7 +49,7 @@ def ours(
     batch_size: int | None = None,
     **options: Any,
 ) -> Make:
-    """A ViTClassifier of a preset, with some of it changed, or with so many times the preset's steps."""
+    """Make a ViTClassifier from a preset with some options changed; `times` multiplies the steps of the preset."""
 
     def make(setting: Setting) -> ViTClassifier:
         steps = setting.trial or None
@@ -62,14 +63,14 @@ def ours(
             batch_size=batch_size,
             options=options or None,
             random_state=setting.seed,
-            device="cpu",  # as all others
+            device="cpu",  # like all other models
         )
 
     return make
 
 
 def peer(body: Body, width: int = 128) -> Make:
-    """A convolutional network with so many features under the recipe of `ours`."""
+    """Make a convolutional network with `width` features, trained with the recipe of `ours`."""
     return lambda setting: PeerClassifier(body, width, setting.seed, setting.trial or None)
 
 
@@ -92,46 +93,46 @@ def nearest_neighbour(setting: Setting) -> Any:
 
 
 MODELS = {
-    "ours": Model("`ViTClassifier(preset='signal')`, which is the default for signals: one network", ours()),
+    "ours": Model("`ViTClassifier(preset='signal')`, the default for signals: one network", ours()),
     "ours-fast": Model("`ViTClassifier(preset='fast')`", ours("fast")),
     "ours-ensemble": Model(
-        f"mean probabilities of `ours` of seeds 0 to {MEMBERS - 1}, which is what `members={MEMBERS}` trains; its "
-        "seconds are the sum of theirs",
+        f"mean probabilities of `ours` with seeds 0 to {MEMBERS - 1}, which equals `members={MEMBERS}`; its seconds "
+        "are the sum over these fits",
         None,
     ),
-    "hybrid": Model("the network of `ours` alone, convolutional stem and transformer, without random convolution "
-                    "features (of the same fits: the features take no part in its training)", None),
-    "features-alone": Model("the random convolution features of `ours` alone, without the network (of the same fits)",
-                            None),
+    "hybrid": Model("the network of `ours`: convolutional stem and transformer, without random convolutions (from "
+                    "the same fits: random convolutions do not influence the training of the network)", None),
+    "features-alone": Model("the random convolutions of `ours` alone, without the network (from the same fits)", None),
     "plain-vit": Model("`ViTClassifier(preset='basic')`: the Vision Transformer as published, in one dimension",
                        ours("basic")),
-    "stem-alone": Model("the stem of `ours` as a CNN, without transformer and features, under the recipe of `ours`",
+    "stem-alone": Model("the stem of `ours` as a CNN, without transformer and random convolutions, trained with the "
+                        "recipe of `ours`",
                         peer(our_stem, 96)),
-    "resnet": Model("the ResNet of Wang et al. (2017), under the recipe of `ours`", peer(resnet)),
-    "inceptiontime": Model("one network of InceptionTime (Ismail Fawaz et al., 2020), under the recipe of `ours`",
+    "resnet": Model("the ResNet of Wang et al. (2017), with the recipe of `ours`", peer(resnet)),
+    "inceptiontime": Model("one network of InceptionTime (Ismail Fawaz et al., 2020), with the recipe of `ours`",
                            peer(inceptiontime)),
-    "minirocket": Model("aeon's MiniRocketClassifier, its defaults", minirocket),
-    "multirocket-hydra": Model("aeon's MultiRocketHydraClassifier, its defaults", multirocket_hydra),
-    "1nn-dtw": Model("aeon's nearest neighbour under DTW in a window of a tenth of the length", nearest_neighbour,
+    "minirocket": Model("aeon's MiniRocketClassifier with its defaults", minirocket),
+    "multirocket-hydra": Model("aeon's MultiRocketHydraClassifier with its defaults", multirocket_hydra),
+    "1nn-dtw": Model("aeon's nearest neighbour with DTW, in a window of a tenth of the length", nearest_neighbour,
                      random=False),
 }  # fmt: skip
 ABLATIONS = {
-    "without-stem": Model("no convolutions: patches of the signal itself, tokens before the head, no auxiliary one",
+    "without-stem": Model("no convolutional stem: patches of the signal, a head over the tokens, no auxiliary head",
                           ours(stem="none", pooling="token_avg", stem_head=False)),
-    "tokens-alone": Model("the head sees tokens alone, not the stem's features", ours(pooling="token_avg")),
-    "without-crop-warp": Model("no slicing and no window warping", ours(crop=1.0, warp=0.0)),
-    "without-whole": Model("every training example sliced and warped, not every second", ours(crop_prob=1.0)),
-    "without-scale": Model("no random scale", ours(scale=0.0)),
+    "tokens-alone": Model("head over the tokens only, without the features of the stem", ours(pooling="token_avg")),
+    "without-crop-warp": Model("no random slicing and no window warping", ours(crop=1.0, warp=0.0)),
+    "without-whole": Model("every training example sliced and warped, instead of half of them", ours(crop_prob=1.0)),
+    "without-scale": Model("no random scaling", ours(scale=0.0)),
     "without-noise": Model("no noise", ours(noise=0.0)),
     "without-smoothing": Model("no label smoothing", ours(label_smoothing=0.0)),
-    "large-batches": Model("batches of 32, however little the data", ours(batch_size=32)),
+    "large-batches": Model("batches of 32 for any size of the training set", ours(batch_size=32)),
     "without-mixup": Model("no mixup", ours(mixup=0.0)),
     "without-head-norm": Model("no BatchNorm before the head", ours(head_norm="none")),
     "without-stem-head": Model("no auxiliary head over the stem", ours(stem_head=False)),
-    "without-overlap": Model("patches side by side instead of overlapping (the same where a patch is one sample)",
+    "without-overlap": Model("adjacent instead of overlapping patches (no change if a patch is one sample)",
                              ours(patch_overlap=False)),
-    "with-relative-bias": Model("ConvTran's relative positions besides the learned ones", ours(relative_bias=True)),
-    "with-residual": Model("Wang's residual units as stem instead of dilated convolutions",
+    "with-relative-bias": Model("ConvTran's relative positions added to the learned ones", ours(relative_bias=True)),
+    "with-residual": Model("Wang's residual units in the stem instead of dilated convolutions",
                            ours(stem="residual", stem_depths=(1, 1, 1))),
     "with-rope": Model("rotary positions instead of learned ones", ours(pos_embed="rope")),
     "slow": Model("a third of the learning rate", ours(learning_rate=1e-3)),

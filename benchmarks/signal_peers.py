@@ -1,65 +1,58 @@
-"""The convolutional networks that ours is compared with, trained by our own loop under the recipe of our own preset."""
+"""Convolutional networks for comparison, trained by ndvit's loop with the recipe of its preset `signal`."""
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ndvit import Model, VisionTransformer, ViTConfig
 from ndvit.config import named_config, plan_strides
+from ndvit.config.options import split_options
+from ndvit.config.presets import PRESETS
 from ndvit.config.recipe import Recipe
 from ndvit.data.examples import Source
 from ndvit.data.loading import Inputs
-from ndvit.data.sources.load import fit_preprocess, load_examples, load_source
-from ndvit.inference.batches import predict_probabilities
+from ndvit.data.preprocess import fit_preprocess
+from ndvit.data.sources.load import load_examples, load_source
+from ndvit.inference.batches import predict_answers
 from ndvit.network.stems.convolutional import ConvStem
 from ndvit.training.fit import fit
-from ndvit.training.plan import split_options
-from ndvit.training.presets import PRESETS, choose
+from ndvit.training.plan import Request, plan
+from ndvit.training.presets import choose
 
-Body = Callable[[int, int], nn.Module]  # channels, time -> a module: signals (B, channels, time) to (B, width, places)
+Body = Callable[
+    [int, int], nn.Module
+]  # (channels, time) -> a module that maps (B, channels, time) to (B, width, positions)
 
 
 def as_source(X: np.ndarray, y: np.ndarray) -> Source:
-    """Training data whose class i is the i-th of the sorted labels."""
+    """Make a source of training data; class i is the i-th of the sorted labels."""
     codes = np.unique(y, return_inverse=True)[1]
     return load_source((X, codes), test_fraction=0, progress=False)
 
 
 def preset_recipe(preset: str, data: Source, **changes: Any) -> Recipe:
-    """The recipe that a preset means for this data, without what it says of our network."""
+    """The recipe of a preset for this data, without the options of the network."""
     return split_options(choose(preset, data, None, {"val_fraction": 0.0, **changes}).options)[0]
 
 
-@dataclass(frozen=True)
-class PeerConfig:
-    """What the loop asks of a network's config."""
+class Peer(VisionTransformer):
+    """A convolutional network, the mean over time and a linear head.
 
-    num_classes: int
-    embed_dim: int
-    depth: int = 0
-    distilled: bool = False
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-class Peer(nn.Module):
-    """A convolutional network, the mean over time and a linear head, with what the loop asks of any network.
-
-    Missing values stand interpolated in x; the mask is not looked at, as these networks have no use for one.
+    It is a `VisionTransformer` for ndvit's training loop only, which trains nothing else: it has none of its layers,
+    and its config holds the input, the width and the number of classes. Missing values in x are interpolated. The mask
+    is ignored, because these networks have no masks.
     """
 
-    load_report = rocket = None
-    temperature = 1.0
-    grad_checkpointing = False
-
-    def __init__(self, body: nn.Module, width: int, classes: int) -> None:
-        super().__init__()
-        self.config = PeerConfig(classes, width)
+    def __init__(self, body: nn.Module, channels: int, time: int, width: int, classes: int) -> None:
+        nn.Module.__init__(self)
+        size: Any = {"input_size": (time,), "patch_size": (1,), "in_channels": channels, "num_classes": classes}
+        self.config = ViTConfig(**size, embed_dim=width, num_heads=1)
+        self.grad_checkpointing = False
         self.body = body
         self.head = nn.Linear(width, classes)
 
@@ -67,20 +60,20 @@ class Peer(nn.Module):
         return self.head(self.body(x).mean(2))  # (B, classes)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Two groups: weights decay, norms and biases do not, as with ours."""
+        """Two groups: weights with weight decay; norms and biases without, as in ndvit."""
         named = list(self.named_parameters())
         parts = [(decay, [p for _, p in named if (p.ndim > 1) == decay]) for decay in (True, False)]
         return [{"depth": 0, "decay": decay, "params": params} for decay, params in parts]
 
 
 class PeerClassifier:
-    """A peer behind `fit` and `predict_proba`, under the preset `signal`'s recipe: steps, augmentation and so on.
+    """A `Peer` with `fit` and `predict_proba`, trained with the recipe of the preset `signal`.
 
     Args:
-        body: makes the network below the pooling.
-        width: of its features.
-        seed: of weights, order and augmentation.
-        steps: instead of the preset's.
+        body: makes the network before the pooling.
+        width: number of its features.
+        seed: seed of weights, order and augmentation.
+        steps: optimizer steps; by default those of the preset.
     """
 
     def __init__(self, body: Body, width: int, seed: int, steps: int | None = None) -> None:
@@ -88,36 +81,39 @@ class PeerClassifier:
 
     def fit(self, X: np.ndarray, y: np.ndarray) -> "PeerClassifier":
         data = as_source(X, y)
-        changes = {} if self.steps is None else {"steps": self.steps}
-        recipe = preset_recipe("signal", data, seed=self.seed, device="cpu", **changes)
+        options: dict[str, Any] = {"val_fraction": 0.0, "seed": self.seed, "device": "cpu"}
+        options |= {} if self.steps is None else {"steps": self.steps}
+        # The plan of a small network, of which the recipe and the augmentation are kept.
+        planned = plan(Request(source=data, preset="signal", model="vit_pico", options=options, progress=False))
         self.classes_ = np.unique(y)
-        self.preprocess_ = fit_preprocess(data)
+        preprocess = fit_preprocess(data)
         torch.manual_seed(self.seed)
-        self.model_ = Peer(self.body(*X.shape[1:]), self.width, len(self.classes_))
-        inputs = Inputs(data.train, self.preprocess_)
-        self.n_iter_ = fit(self.model_, inputs, None, recipe, None, progress=False).steps  # type: ignore[arg-type]
+        network = Peer(self.body(*X.shape[1:]), *X.shape[1:], self.width, len(self.classes_))
+        planned = replace(planned, preprocess=preprocess, first=Model(network, data.task, preprocess))
+        trained = fit(planned, progress=False, log=lambda line: None)
+        self.model_, self.n_iter_ = trained.model, trained.fit.steps
         return self
 
     def predict_proba(self, X: np.ndarray) -> np.ndarray:
-        inputs = Inputs(load_examples(X)[1], self.preprocess_)
-        return predict_probabilities(self.model_, inputs)  # type: ignore[arg-type]
+        assert self.model_.preprocess is not None
+        return predict_answers(self.model_, Inputs(load_examples(X).examples, self.model_.preprocess), device="cpu")
 
 
 def convolution(before: int, after: int, kernel: int, bias: bool = True) -> nn.Module:
-    """A convolution that keeps the length; for an even kernel the odd one of the padding stands at the end."""
+    """A convolution that keeps the length. For an even kernel, the additional padding is at the end."""
     padding = nn.ConstantPad1d(((kernel - 1) // 2, kernel // 2), 0.0)
     return nn.Sequential(padding, nn.Conv1d(before, after, kernel, bias=bias))
 
 
 class ResidualBlock(nn.Module):
-    """Convolutions of 8, 5 and 3 with BatchNorm, and a shortcut around them: (B, before, L) -> (B, after, L)."""
+    """Convolutions with kernels 8, 5 and 3, BatchNorm, and a shortcut: (B, before, L) -> (B, after, L)."""
 
     def __init__(self, before: int, after: int) -> None:
         super().__init__()
         parts: list[nn.Module] = []
         for kernel, channels in ((8, before), (5, after), (3, after)):
             parts += [convolution(channels, after, kernel), nn.BatchNorm1d(after), nn.ReLU()]
-        self.convolutions = nn.Sequential(*parts[:-1])  # the last ReLU follows the sum
+        self.convolutions = nn.Sequential(*parts[:-1])  # the last ReLU is applied after the sum
         project = [nn.Conv1d(before, after, 1)] if before != after else []
         self.shortcut = nn.Sequential(*project, nn.BatchNorm1d(after))
 
@@ -131,7 +127,7 @@ def resnet(channels: int, time: int) -> nn.Module:
 
 
 class InceptionModule(nn.Module):
-    """Convolutions of 40, 20 and 10 behind a bottleneck, beside a maximum: (B, before, L) -> (B, 128, L)."""
+    """Convolutions with kernels 40, 20 and 10 after a bottleneck, and max pooling: (B, before, L) -> (B, 128, L)."""
 
     def __init__(self, before: int, filters: int = 32) -> None:
         super().__init__()
@@ -149,7 +145,7 @@ class InceptionModule(nn.Module):
 
 
 class InceptionGroup(nn.Module):
-    """Three modules with a shortcut around them: (B, before, L) -> (B, 128, L)."""
+    """Three modules and a shortcut: (B, before, L) -> (B, 128, L)."""
 
     def __init__(self, before: int) -> None:
         super().__init__()
@@ -161,12 +157,12 @@ class InceptionGroup(nn.Module):
 
 
 def inceptiontime(channels: int, time: int) -> nn.Module:
-    """One of InceptionTime's five networks (Ismail Fawaz et al., 2020): 128 features."""
+    """One of the five networks of InceptionTime (Ismail Fawaz et al., 2020): 128 features."""
     return nn.Sequential(InceptionGroup(channels), InceptionGroup(128))
 
 
 def our_stem(channels: int, time: int) -> nn.Module:
-    """The stem of the preset `signal`'s network, which the transformer is left out of: 96 features."""
+    """The stem of the network of the preset `signal`, without the transformer: 96 features."""
     named = named_config(PRESETS["signal"].model)
     strides = plan_strides((time,), len(named.stem_depths))
     size = math.prod(strides) * math.ceil(time / math.prod(strides))

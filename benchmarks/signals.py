@@ -1,8 +1,8 @@
-"""Classifiers of signals side by side: accuracy on each set in the given split, and what each costs on this machine.
+"""Compare classifiers of signals: accuracy on the test set of each data set, and time on this machine.
 
 `python benchmarks/signals.py --data FOLDER` trains and tests each model on each NAME.npz of a folder (X_train (n,
-channels, time), y_train, X_test, y_test), and writes a row a fit, then a report: tables, a picture and an ablation. A
-bench that was interrupted goes on where it stopped.
+channels, time), y_train, X_test, y_test). It writes one row per fit, and then a report with tables, a figure and an
+ablation. An interrupted benchmark continues where it stopped.
 """
 
 import functools
@@ -43,7 +43,7 @@ app = App(help=__doc__)
 
 @dataclass(frozen=True)
 class Bench:
-    """What all fits of a call have in common."""
+    """Settings that all fits of a call share."""
 
     data: Path
     out: Path
@@ -54,7 +54,7 @@ class Bench:
     command: str
 
     def load(self, name: str) -> dict[str, np.ndarray]:
-        """The arrays of a set."""
+        """Load the arrays of a set."""
         with np.load(self.data / f"{name}.npz", allow_pickle=False) as file:
             parts = {key: file[key] for key in ("X_train", "y_train", "X_test", "y_test")}
         if parts["X_train"].ndim != 3:
@@ -62,12 +62,12 @@ class Bench:
         return parts
 
     def table(self, model: str) -> Path:
-        """The CSV file of a model's rows."""
+        """The CSV file for the rows of a model."""
         return self.out / (RESULTS if model in MODELS else ABLATION)
 
 
 class Job(NamedTuple):
-    """One fit to do."""
+    """One fit."""
 
     set: str
     model: str
@@ -76,7 +76,7 @@ class Job(NamedTuple):
 
 @functools.cache
 def warm_up(model: str, channels: int, threads: int) -> None:
-    """One fit that is not counted: what a process compiles and imports once belongs to no set."""
+    """Run one fit that is not counted, so that compilation and imports of the process are not measured."""
     rng = np.random.default_rng(0)
     X = rng.standard_normal((8, channels, 64)).astype(np.float32)
     y = np.arange(8) % 2
@@ -86,12 +86,12 @@ def warm_up(model: str, channels: int, threads: int) -> None:
 
 
 def run(bench: Bench, job: Job) -> list[Row]:
-    """Fit, predict, keep the probabilities, and say what came out; of ours, of the network alone, too."""
+    """Fit and predict, save the probabilities, and return the rows; for `ours` also a row of the network alone."""
     warnings.filterwarnings("ignore", module="aeon|sklearn")
     data, threads = bench.load(job.set), bench.threads
     X, y = data["X_train"], data["y_train"]
     warm_up(job.model, X.shape[1], threads)
-    torch.set_num_threads(threads)  # numba's threads and torch's are the same OpenMP's, and aeon has set them anew
+    torch.set_num_threads(threads)  # numba and torch share OpenMP's threads, and aeon has changed their number
     make = KNOWN[job.model].make
     assert make is not None
     setting = Setting(job.seed, threads, bench.trial, X, y)
@@ -121,37 +121,36 @@ def run(bench: Bench, job: Job) -> list[Row]:
     )
     rows = [row]
     if job.model in ("ours", *ABLATIONS):
-        hybrid, alone = halves_of(classifier, data["X_test"])
+        hybrid, alone = predict_halves(classifier, data["X_test"])
         score = accuracy(hybrid, np.asarray(classifier.classes_), data["y_test"])
         rows.append(replace(row, model=network_of(job.model), accuracy=score))
     if job.model == "ours":
         start = time.perf_counter()
-        ours()(setting._replace(trial=1)).fit(X, y)  # the features, and next to nothing of the network
+        ours()(setting._replace(trial=1)).fit(X, y)  # the random convolutions, and one step of the network
         seconds = round(time.perf_counter() - start, 3)
         score = accuracy(alone, np.asarray(classifier.classes_), data["y_test"])
         rows.append(replace(row, model="features-alone", accuracy=score, fit_seconds=seconds, steps=0))
     return rows
 
 
-def halves_of(classifier: Any, X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """What the network of `ours` says without its random convolution features, and what they say without it."""
-    model, rocket = classifier.model_, classifier.model_.rocket
-    model.rocket = None
-    hybrid = classifier.predict_proba(X)
-    model.forward = rocket.forward
-    alone = classifier.predict_proba(X)
-    del model.forward
-    model.rocket = rocket
+def predict_halves(classifier: Any, X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities of the network of `ours` without the random convolutions, and of these without the network."""
+    model, halves = classifier.model_, []
+    for member in model.network.members:  # the network, then the random convolutions
+        classifier.model_ = model.with_network(member)
+        halves.append(classifier.predict_proba(X))
+    classifier.model_ = model
+    hybrid, alone = halves
     return hybrid, alone
 
 
 def accuracy(probabilities: np.ndarray, classes: np.ndarray, y: np.ndarray) -> float:
-    """The share of examples whose most probable class is theirs."""
+    """The share of examples whose most probable class is the true one."""
     return round(float((classes[probabilities.argmax(1)] == y).mean()), 6)
 
 
 def derive_ensemble(bench: Bench, name: str) -> Row | None:
-    """The ensemble of the fits of `ours` on a set at this commit, or None while there are too few of them."""
+    """The row of the ensemble of the fits of `ours` on a set at this commit; None if there are too few fits."""
     found = {row.key: row for row in read_rows(bench.table("ours")) if row.commit == bench.commit}
     keys = [(name, "ours", seed, bench.trial) for seed in range(MEMBERS)]
     if not all(key in found and probabilities_file(bench.out, key).is_file() for key in keys):
@@ -171,7 +170,7 @@ def derive_ensemble(bench: Bench, name: str) -> Row | None:
 
 
 def plan(sets: list[str], models: list[str], seeds: int) -> list[Job]:
-    """All fits, set by set; an ensemble needs those of its members."""
+    """All fits, set by set, including the members of ensembles."""
     wanted: dict[str, int] = {}
     for model in models:
         count = MEMBERS if model == "ours-ensemble" else seeds if KNOWN[model].random else 1
@@ -181,15 +180,15 @@ def plan(sets: list[str], models: list[str], seeds: int) -> list[Job]:
 
 
 def fit_all(bench: Bench, jobs: list[Job]) -> Iterator[tuple[Job, list[Row] | Exception]]:
-    """The rows of all jobs as they are done, one after another or some at once; an error stands for its row."""
+    """Yield each job with its rows, or with the error that it raised; one after the other or in parallel."""
     if bench.parallel == 1:
         for job in jobs:
             try:
                 yield job, run(bench, job)
-            except Exception as error:  # the other fits are hours of work
+            except Exception as error:  # an error must not stop hours of other fits
                 yield job, error
         return
-    os.environ |= {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}  # of the processes that are started now
+    os.environ |= {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}  # for the processes that are started below
     pool = ProcessPoolExecutor(bench.parallel, multiprocessing.get_context("spawn"))
     try:
         futures = {pool.submit(run, bench, job): job for job in jobs}
@@ -203,7 +202,7 @@ def fit_all(bench: Bench, jobs: list[Job]) -> Iterator[tuple[Job, list[Row] | Ex
 
 
 def git_commit() -> str:
-    """The newest commit that changed what a fit depends on, with a + where files differ from it."""
+    """The newest commit that changed the code of a fit, with a + if files have uncommitted changes."""
     here = Path(__file__).resolve().parent
 
     def git(*words: str) -> str:
@@ -218,10 +217,10 @@ def git_commit() -> str:
 
 
 def choose(text: str, known: list[str], what: str) -> list[str]:
-    """The names in a comma-separated list, all for none."""
+    """The names in a comma-separated list; all known names for an empty list."""
     names = [name.strip() for name in text.split(",") if name.strip()]
     if unknown := [name for name in names if name not in known]:
-        raise SystemExit(f"unknown {what} {', '.join(unknown)}: there are {', '.join(known)}")
+        raise SystemExit(f"unknown {what} {', '.join(unknown)}: known are {', '.join(known)}")
     return names or known
 
 
@@ -242,30 +241,30 @@ def main(
     """Train and test every model on every set, then write the report.
 
     Args:
-        data: folder with NAME.npz for each set, and maybe published.csv with accuracies of others.
-        seeds: fits of each model on each set.
-        models: names, with commas between them; all of the table by default.
-        sets: names, with commas between them; all of the folder by default.
+        data: folder with NAME.npz for each set, and optionally published.csv with published accuracies.
+        seeds: number of fits of each model on each set.
+        models: comma-separated names; by default all models.
+        sets: comma-separated names; by default all sets of the folder.
         out: folder for results.csv, ablation.csv, report.md and accuracy.png.
-        ablation: fit `ours` and its variants, one ingredient changed at a time, instead of the models.
-        steps: optimiser steps of our networks and the peers, to try the bench; rows of trials stand apart.
-        parallel: fits at a time, each in a process with one thread. Their seconds are those of a busy machine.
-        fresh: do the chosen fits again that were done before.
-        report: only write the report anew.
+        ablation: fit `ours` and its variants, with one change each, instead of the models.
+        steps: optimizer steps of our networks and the peers, for a trial of the benchmark; its rows are kept apart.
+        parallel: number of fits at a time, each in a process with one thread. They slow each other down.
+        fresh: repeat the chosen fits that are already in the results.
+        report: only write the report.
     """
     if not report:
         if data is None or not any(data.glob("*.npz")):
-            raise SystemExit(f"--data {data}: there is no NAME.npz in such a folder")
+            raise SystemExit(f"--data {data}: expected a folder with files NAME.npz")
         if min(seeds, parallel) < 1 or steps < 0:
             raise SystemExit(
-                f"seeds and parallel must be at least 1 and steps at least 0: {seeds}, {parallel}, {steps}"
+                f"seeds and parallel must be at least 1 and steps at least 0; got {seeds}, {parallel}, {steps}"
             )
         names = choose(sets, sorted(path.stem for path in data.glob("*.npz")), "set")
         table = ["ours", *ABLATIONS] if ablation else list(MODELS)
         chosen = choose(models, table, "model")
-        said = {"seeds": seeds, "models": models, "sets": sets, "steps": steps, "parallel": parallel}
+        settings = {"seeds": seeds, "models": models, "sets": sets, "steps": steps, "parallel": parallel}
         usual = {"models": "", "sets": "", "steps": 0, "parallel": 1}
-        words = [f"--{name} {value}" for name, value in said.items() if value != usual.get(name)]
+        words = [f"--{name} {value}" for name, value in settings.items() if value != usual.get(name)]
         command = " ".join(["python benchmarks/signals.py --data FOLDER", *words, *["--ablation"] * ablation])
         threads = torch.get_num_threads() if parallel == 1 else 1
         bench = Bench(data, out, steps, parallel, threads, git_commit(), command)
@@ -279,14 +278,14 @@ def main(
 
 
 def made_of(job: Job) -> list[tuple[str, str, int]]:
-    """Set, model and seed of all rows that a fit is in."""
+    """Set, model and seed of all rows that depend on a fit."""
     name, model, seed = job
     rows = [(name, model, seed), (name, network_of(model), seed)]
     return rows + [(name, "features-alone", seed), (name, "ours-ensemble", 0)] * (model == "ours")
 
 
 def work(bench: Bench, jobs: list[Job], fresh: bool) -> list[str]:
-    """Do the jobs that are not done yet, derive the ensembles of `ours` from them, and tell what failed."""
+    """Run the jobs that are not in the results, derive the ensembles of `ours`, and return the failures."""
     ensembles = dict.fromkeys(job.set for job in jobs if job.model == "ours")
     bench.out.mkdir(parents=True, exist_ok=True)
     if (bench.data / PUBLISHED).is_file():
@@ -294,12 +293,12 @@ def work(bench: Bench, jobs: list[Job], fresh: bool) -> list[str]:
     done: set[tuple[str, str, int, int]] = set()
     for path in (bench.out / RESULTS, bench.out / ABLATION):
         rows, again = read_rows(path), {name for job in jobs for name in made_of(job)}
-        # what another commit made is another model
+        # rows of another commit are results of another model
         old = [r for r in rows if (r.set, r.model, r.seed) in again and (fresh or r.commit != bench.commit)]
         write_rows(path, rows := [row for row in rows if row not in old])
         done |= {row.key for row in rows}
     jobs = [job for job in jobs if (*job, bench.trial) not in done]
-    print(f"{len(jobs)} fits to do, {bench.parallel} at a time", flush=True)
+    print(f"{len(jobs)} fits, {bench.parallel} at a time", flush=True)
     failed = []
     for number, (job, rows) in enumerate(fit_all(bench, jobs), 1):
         start = f"{number}/{len(jobs)}  {job.set:<22} {job.model:<18} seed {job.seed}"
@@ -314,7 +313,7 @@ def work(bench: Bench, jobs: list[Job], fresh: bool) -> list[str]:
     for name in ensembles:
         if (made := derive_ensemble(bench, name)) is not None:
             add_row(bench.table(made.model), made)
-            print(f"{name:<22} {made.model}  {made.accuracy:.4f}  of {MEMBERS} fits", flush=True)
+            print(f"{name:<22} {made.model}  {made.accuracy:.4f}  from {MEMBERS} fits", flush=True)
     return failed
 
 

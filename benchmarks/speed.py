@@ -1,9 +1,9 @@
-"""How fast networks answer and learn, what memory they take, and how soon a program is there: ours and its peers.
+"""Measure prediction, training, memory and start-up, compared with other libraries.
 
-`python benchmarks/speed.py` measures each case in a process of its own, all parties turn by turn, beside a matrix
-product that tells what the machine can do; with `--run RUN --data FOLDER` also what merging tokens and 8-bit integers
-do to a trained model. It writes performance.json, performance.md and performance.png. A bench that was interrupted goes
-on where it stopped.
+`python benchmarks/speed.py` measures each case in its own process. All parties take turns, together with a matrix
+product that is the upper bound of the machine. With `--run RUN --data FOLDER` it also measures the effect of token
+merging and 8-bit integers on a trained model. It writes performance.json, performance.md and performance.png. An
+interrupted benchmark continues where it stopped.
 """
 
 import json
@@ -25,7 +25,7 @@ from image_results import git_commit
 from speed_report import write_report
 from speed_work import RESULTS, Case, Row, read_rows, write_rows
 
-from ndvit.network.fast import MKL_LAGS
+from ndvit.network.fast import linear_by_convolution
 
 app = App(help=__doc__)
 CASE = Path(__file__).resolve().parent / "speed_case.py"
@@ -49,10 +49,9 @@ OURS: dict[str, Any] = {
     "stem_strides": (2, 2),
     "in_channels": 1,
     "num_classes": 10,
-    "rocket_features": 0,
     "stem_head": False,
 }
-"""What `train` makes of signals of 512 samples, with one head; random convolutions take no part in a step."""
+"""The network that `train` chooses for signals of 512 samples, with one head and without random convolutions."""
 SIGNALS = ("vit-pytorch", "ours", "ours, torch.compile", "ours, ONNX Runtime", "ours, OpenVINO", "ours, ndvit.compile")
 DROPS = {"drop_path_rate": 0.2, "patch_drop_rate": 0.25}
 FINE_TUNED_MERGED = (2, 4, 8, 13, 16, 18, 20)
@@ -72,7 +71,7 @@ PACKAGES = ("torch", "timm", "transformers", "torchvision", "vit-pytorch", "onnx
 
 
 def cases_of(trained: list[str], data: str, networks: tuple[str, ...], batches: tuple[int, ...]) -> Iterator[Case]:
-    """All that is measured on a CPU; on a GPU, what `on_gpu` leaves of it."""
+    """All cases on a CPU. `on_gpu` selects from them for a GPU."""
     signal = tuple(SIGNAL.items())
     pictures = [(network, batch) for network in networks for batch in batches]
     for network, batch in pictures:
@@ -81,17 +80,17 @@ def cases_of(trained: list[str], data: str, networks: tuple[str, ...], batches: 
         if batch <= 8:
             yield Case("exact", network, batch, EXACT)
     step = min(8, max(batches))
-    if MKL_LAGS:  # elsewhere ours is by MKL
+    if linear_by_convolution():  # on other CPUs ours uses MKL
         for network in networks:
             yield Case("by MKL", network, step, BY_MKL)
         for network in networks[:2]:
             yield Case("training by MKL", network, step, BY_MKL, "training")
     for table, arguments, parties in (("training", {}, TRAINING), ("dropping", DROPS, ("timm", "ours"))):
-        given = tuple(arguments.items())
+        pairs = tuple(arguments.items())
         for network in networks[:2]:
-            yield Case(table, network, step, parties, "training", given)
+            yield Case(table, network, step, parties, "training", pairs)
             for party in parties:
-                yield Case(f"memory of {table}", network, step, (party,), "memory", given)
+                yield Case(f"memory of {table}", network, step, (party,), "memory", pairs)
     for network, batch in pictures:
         if batch <= 8:
             yield Case("bfloat16", network, batch, ROUGH, precision="bfloat16")
@@ -117,12 +116,12 @@ def cases_of(trained: list[str], data: str, networks: tuple[str, ...], batches: 
 
 
 def name_of(model: Path) -> str:
-    """What the rows call a trained model: its folder, or its file without the ending."""
+    """The name of a trained model in the rows: its folder, or its file without the suffix."""
     return model.name if model.is_dir() else model.stem
 
 
 def on_gpu(case: Case) -> Iterator[Case]:
-    """A case as a GPU has it: eager and compiled, in float32 and bfloat16; none for what is of CPUs."""
+    """The cases for a GPU: eager and compiled, in float32 and bfloat16. Cases for CPUs only give none."""
     kept = tuple(p for p in case.parties if p.partition(", ")[2] in ("", "torch.compile") or "merged" in p)
     if (
         case.kind == "memory"
@@ -136,20 +135,20 @@ def on_gpu(case: Case) -> Iterator[Case]:
 
 
 def in_process(case: Case) -> dict[str, Any]:
-    """Measure it in a process of its own."""
+    """Measure a case in its own process."""
     with tempfile.TemporaryDirectory() as folder:
         job, result = Path(folder) / "case.json", Path(folder) / "result.json"
         job.write_text(json.dumps(asdict(case)), encoding="utf-8")
         done = subprocess.run([sys.executable, str(CASE), str(job), str(result)], stderr=subprocess.PIPE, text=True)
         if done.returncode:
             last = [line for line in done.stderr.splitlines() if line.strip()][-1:]
-            raise RuntimeError("".join(last) or f"its process ended with status {done.returncode}")
+            raise RuntimeError("".join(last) or f"the process ended with status {done.returncode}")
         found: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
         return found
 
 
 def start_up(case: Case) -> dict[str, Any]:
-    """Programs from nothing until they are there, turn by turn."""
+    """Measure the start-up time of programs, which take turns."""
     script = str(Path(sys.executable).with_name("ndvit"))
     times: dict[str, list[float]] = {party: [] for party in case.parties}
     for count in range(case.rounds + 1):
@@ -157,7 +156,7 @@ def start_up(case: Case) -> dict[str, Any]:
             words = [sys.executable, "-c", IMPORTS[party]] if IMPORTS[party] else [script, "--help"]
             start = time.perf_counter()
             subprocess.run(words, check=True, capture_output=True)
-            if count:  # the first reads files that were not in memory
+            if count:  # in the first round, files are not in the cache of the system
                 times[party].append(time.perf_counter() - start)
     base = times[case.parties[0]]
     rows = {}
@@ -169,7 +168,7 @@ def start_up(case: Case) -> dict[str, Any]:
 
 
 def rows_of(case: Case, found: dict[str, Any], commit: str, command: str) -> list[Row]:
-    """What a case's process found, with what there is to know of it."""
+    """Rows from the result of a case, with machine and versions."""
     empty = {"ms": 0, "low": 0, "high": 0, "rounds": 0, "ratio": 0, "share": 0, "difference": -1, "more": {}}
     rows = []
     for party, values in found["rows"].items():
@@ -195,7 +194,7 @@ def rows_of(case: Case, found: dict[str, Any], commit: str, command: str) -> lis
 
 
 def machine(device: str) -> str:
-    """The name of what computes, and of a CPU the widest that it computes in, as neighbours of a name differ."""
+    """The name of the device; for a CPU also its vector extensions, because CPUs with equal names differ in them."""
     if device == "cuda":
         import torch
 
@@ -203,37 +202,37 @@ def machine(device: str) -> str:
         return name
     known = Path("/proc/cpuinfo")
     lines = known.read_text().splitlines() if known.is_file() else []
-    told = {line.partition(":")[0].strip(): line.partition(":")[2].strip() for line in lines}
-    flags = told.get("flags", "").split()
+    fields = {line.partition(":")[0].strip(): line.partition(":")[2].strip() for line in lines}
+    flags = fields.get("flags", "").split()
     wide = [word for flag, word in WIDE.items() if flag in flags]
-    return told.get("model name", platform.processor()) + (f" ({', '.join(wide)})" if wide else "")
+    return fields.get("model name", platform.processor()) + (f" ({', '.join(wide)})" if wide else "")
 
 
 def rounded(values: dict[str, Any]) -> dict[str, Any]:
-    """Numbers to six digits."""
+    """Round numbers to six significant digits."""
     return {name: float(f"{v:.6g}") if isinstance(v, float) else v for name, v in values.items()}
 
 
 def software() -> str:
-    """What is installed of the packages that are measured, with versions."""
+    """Names and versions of the installed packages that are measured."""
     return ", ".join(f"{name} {found_version(name)}" for name in PACKAGES if found_version(name))
 
 
 def found_version(name: str) -> str:
-    """Of an installed package; empty where it is not."""
+    """The version of an installed package; empty if it is not installed."""
     try:
         return version(name)
     except PackageNotFoundError:
         return ""
 
 
-def work_off(cases: list[Case], path: Path, commit: str, command: str, fresh: bool) -> list[str]:
-    """Measure what is not there yet, and tell what failed."""
+def measure_all(cases: list[Case], path: Path, commit: str, command: str, fresh: bool) -> list[str]:
+    """Measure the cases that are not in the results, and return the failures."""
 
     def key(case: Case) -> tuple[str, str, int, str, str]:
         return case.table, case.network, case.batch, case.device, case.precision
 
-    def there(case: Case, rows: list[Row]) -> bool:
+    def is_measured(case: Case, rows: list[Row]) -> bool:
         same = (commit, case.threads, machine(case.device), software())
         parties = {
             row.party
@@ -244,13 +243,13 @@ def work_off(cases: list[Case], path: Path, commit: str, command: str, fresh: bo
 
     path.parent.mkdir(parents=True, exist_ok=True)
     failed = []
-    todo = [case for case in cases if fresh or not there(case, read_rows(path))]
+    todo = [case for case in cases if fresh or not is_measured(case, read_rows(path))]
     print(f"{len(todo)} cases to measure", flush=True)
     for number, case in enumerate(todo, 1):
         print(f"{number}/{len(todo)}  {case.table}  {case.network}  batch {case.batch}  {case.precision}", flush=True)
         try:
             found = start_up(case) if case.kind == "start-up" else in_process(case)
-        except Exception as error:  # the others are minutes of work
+        except Exception as error:  # an error must not stop the other cases
             failed.append(f"{case.table} {case.network} batch {case.batch}: {error}")
             print(f"  failed: {error}", flush=True)
             continue
@@ -259,8 +258,8 @@ def work_off(cases: list[Case], path: Path, commit: str, command: str, fresh: bo
         rows = [row for row in read_rows(path) if row.case != key(case) or row.party not in parties]
         write_rows(path, rows + new)
         for row in new:
-            told = f"{row.ms:9.1f} ms  ratio {row.ratio:5.2f}  of the ceiling {row.share:4.2f}"
-            print(f"  {row.party:<24} {told}  {row.more}", flush=True)
+            times = f"{row.ms:9.1f} ms  ratio {row.ratio:5.2f}  of the ceiling {row.share:4.2f}"
+            print(f"  {row.party:<24} {times}  {row.more}", flush=True)
     return failed
 
 
@@ -280,30 +279,32 @@ def main(
     fresh: bool = False,
     report: bool = False,
 ) -> None:
-    """Measure all tables, and write the report.
+    """Measure all tables and write the report.
 
     Args:
-        only: tables to measure, with commas between them: forward, exact, training, dropping, merging, signals, int8,
-            start-up and so on; all of them by default.
-        run: trained models, for int8: runs, whose accuracy with merged tokens is measured, too, and files of weights.
-        data: the pictures that the runs were trained on.
-        networks: names of networks for pictures, with commas between them.
-        batches: batch sizes, with commas between them.
-        seconds: time for the rounds of a case, of which there are five at least.
-        rounds: the most rounds of a case.
+        only: comma-separated tables to measure: forward, exact, training, dropping, merging, signals, int8, start-up
+            and so on; by default all tables.
+        run: trained models for the tables int8 and merging: run folders, and files of weights (int8 only).
+        data: the images that the runs were trained on.
+        networks: comma-separated names of networks for images.
+        batches: comma-separated batch sizes.
+        seconds: time for the rounds of a case; at least five rounds are measured.
+        rounds: largest number of rounds of a case.
         device: cpu or cuda.
-        threads: of torch and of the runtimes; by default as many as there are cores.
+        threads: threads of torch and of the runtimes; by default the number of cores.
         out: folder for performance.json, .md and .png.
-        fresh: measure again what was measured with this commit.
-        report: only write the report anew.
+        fresh: repeat cases that were measured with this commit.
+        report: only write the report.
     """
     failed: list[str] = []
     if not report:
         if bool(run) != (data is not None) or not all(path.exists() for path in (*run, *([data] if data else []))):
-            given = ", ".join(map(str, run)) or None
-            raise SystemExit(f"--run {given}, --data {data}: give both, trained models and their pictures, or neither")
+            runs = ", ".join(map(str, run)) or None
+            raise SystemExit(f"--run {runs}, --data {data}: expected existing paths for both, or neither of them")
         if len({name_of(path) for path in run}) < len(run):
-            raise SystemExit(f"--run {', '.join(map(str, run))}: rows know a model by its name, so names must differ")
+            raise SystemExit(
+                f"--run {', '.join(map(str, run))}: models must have different names, as names identify rows"
+            )
         if device not in ("cpu", "cuda") or rounds < 2:
             raise SystemExit(f"device must be cpu or cuda, and rounds at least 2; got {device}, {rounds}")
         sizes = tuple(int(batch) for batch in batches.split(","))
@@ -315,7 +316,7 @@ def main(
         tables = list(dict.fromkeys(case.table for case in cases))
         wanted = [name.strip() for name in only.split(",") if name.strip()] or tables
         if unknown := [name for name in wanted if name not in tables]:
-            raise SystemExit(f"there is no table {', '.join(unknown)}: there are {', '.join(tables)}")
+            raise SystemExit(f"unknown table {', '.join(unknown)}: known are {', '.join(tables)}")
         count = threads or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
         cases = [
             replace(case, threads=count, seconds=seconds, rounds=min(rounds, case.rounds))
@@ -326,9 +327,9 @@ def main(
             "python benchmarks/speed.py" + "".join(f" --run {path.name}" for path in run) + " --data FOLDER" * bool(run)
         )
         usual = {"networks": ",".join(SIZES), "batches": "1,8,32", "seconds": 60, "rounds": 31, "device": "cpu"}
-        given = {"networks": networks, "batches": batches, "seconds": seconds, "rounds": rounds, "device": device}
-        command += "".join(f" --{name} {value}" for name, value in given.items() if value != usual[name])
-        failed = work_off(cases, out / RESULTS, git_commit(CODE), command, fresh)
+        settings = {"networks": networks, "batches": batches, "seconds": seconds, "rounds": rounds, "device": device}
+        command += "".join(f" --{name} {value}" for name, value in settings.items() if value != usual[name])
+        failed = measure_all(cases, out / RESULTS, git_commit(CODE), command, fresh)
         if failed:
             print(f"{len(failed)} cases failed and are not in the report:", *failed, sep="\n  ", file=sys.stderr)
     print(f"written: {write_report(out)}")

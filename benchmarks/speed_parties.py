@@ -1,4 +1,4 @@
-"""Who is measured: the same network in each library, with the same weights where it takes them, and ways to run it."""
+"""The parties of the speed benchmark: the same network in each library, and ways to run it."""
 
 import tempfile
 from collections.abc import Callable
@@ -6,7 +6,6 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import ndvit._torchvision  # noqa: F401
 
@@ -15,25 +14,24 @@ import torch
 from torch import Tensor, nn
 
 from ndvit.config import ViTConfig
-from ndvit.exporting.graphs import WRITERS
-from ndvit.exporting.runtimes import ENDINGS, Format, Precision, open_graph
+from ndvit.exporting.formats import ENDINGS, WRITERS, Format, Precision, open_graph
 from ndvit.network import VisionTransformer
-from ndvit.network import fast as linear
 from ndvit.network.cost import count_cost
+from ndvit.network.fast import Linear
 from ndvit.weights.convert import export_state_dict
 from ndvit.weights.layouts.libraries import library_arguments
 
 Call = Callable[[Tensor], Tensor]
 OTHER_WEIGHTS = ("vit-pytorch",)
-"""Libraries whose network is a little different, and has random weights of its own."""
+"""Libraries whose network differs slightly and has its own random weights."""
 
 
 FLOAT32 = "float32"
-"""The way of a party that stays in it where the case is of bfloat16."""
+"""The way of a party that stays in float32 in a case in bfloat16."""
 
 
 def timm_network(model: VisionTransformer) -> nn.Module:
-    """The network of timm with the same weights, and the same drop rates."""
+    """Make timm's network with the same weights and drop rates."""
     import timm
 
     rates = {name: getattr(model.config, name) for name in ("drop_path_rate", "patch_drop_rate")}
@@ -43,7 +41,7 @@ def timm_network(model: VisionTransformer) -> nn.Module:
 
 
 def transformers_network(model: VisionTransformer) -> nn.Module:
-    """The network of transformers with the same weights; its attention is torch's own (sdpa)."""
+    """Make transformers' network with the same weights; its attention is torch's (sdpa)."""
     import transformers
 
     arguments = library_arguments(model, "transformers")
@@ -56,7 +54,7 @@ def transformers_network(model: VisionTransformer) -> nn.Module:
 
 
 def torchvision_network(model: VisionTransformer) -> nn.Module:
-    """The network of torchvision with the same weights."""
+    """Make torchvision's network with the same weights."""
     from torchvision.models.vision_transformer import VisionTransformer as Theirs
 
     arguments = library_arguments(model, "torchvision")
@@ -67,8 +65,9 @@ def torchvision_network(model: VisionTransformer) -> nn.Module:
 
 
 def vit_pytorch_network(model: VisionTransformer) -> nn.Module:
-    """The network of vit-pytorch of the same size, with weights of its own: its queries, keys and values have no bias,
-    and its patches are normed.
+    """Make vit-pytorch's network of the same size, with its own weights.
+
+    Its queries, keys and values have no bias, and its patches are normalised.
     """
     from vit_pytorch.vit import ViT
     from vit_pytorch.vit_1d import ViT as ViT1D
@@ -101,14 +100,14 @@ NETWORKS: dict[str, Callable[[VisionTransformer], nn.Module]] = {
 
 
 def logits_of(network: nn.Module, x: Tensor) -> Tensor:
-    """What it answers, as a tensor; transformers has it in an object."""
+    """The logits of a network as a tensor; transformers returns an object."""
     answer: Any = network(x)
     logits: Tensor = getattr(answer, "logits", answer)
     return logits
 
 
 class Graph(nn.Module):
-    """A network of any library as ndvit's writers of graphs take it: logits, and no preprocessing."""
+    """Wraps a network of any library for ndvit's graph writers: logits, no preprocessing."""
 
     softmax = False
 
@@ -122,22 +121,28 @@ class Graph(nn.Module):
 
 
 def in_eager(network: nn.Module, x: Tensor, precision: Precision) -> Call:
-    """As it is written."""
+    """Run in eager mode."""
     return partial(logits_of, network)
 
 
 def in_mkl(network: nn.Module, x: Tensor, precision: Precision) -> Call:
-    """As it is written, and as it computes where `linear.MKL_LAGS` is False: on all but one kind of CPU."""
+    """Run in eager mode with MKL, as on CPUs where `fast` does not choose oneDNN."""
+    layers = [module for module in network.modules() if type(module) is Linear]
 
     def call(x: Tensor) -> Tensor:
-        with patch.object(linear, "MKL_LAGS", False):
+        for layer in layers:
+            layer.__class__ = nn.Linear
+        try:
             return logits_of(network, x)
+        finally:
+            for layer in layers:
+                layer.__class__ = Linear
 
     return call
 
 
 def in_compile(network: nn.Module, x: Tensor, precision: Precision) -> Call:
-    """By torch.compile, on the CPU with weights that are frozen, which its matrix products need to be packed."""
+    """Run with torch.compile; on a CPU with frozen weights, so that matrices are packed."""
     import torch._inductor.config as inductor
 
     if x.device.type == "cpu":
@@ -147,7 +152,7 @@ def in_compile(network: nn.Module, x: Tensor, precision: Precision) -> Call:
 
 
 def in_graph(format: Format, network: nn.Module, x: Tensor, precision: Precision) -> Call:
-    """By a runtime of graphs, exported by the same exporter for any batch size."""
+    """Run in a graph runtime, after export with ndvit's exporter for any batch size."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"model{ENDINGS[format]}"
         WRITERS[format](Graph(network), (x[:1].repeat(2, *[1] * (x.ndim - 1)),), True, path, "{}")  # type: ignore[arg-type]
@@ -172,5 +177,5 @@ def named(party: str) -> tuple[str, str]:
 
 
 def whole_cost(config: ViTConfig) -> int:
-    """Multiply-adds of an example where all tokens are computed in the last block, too, as in the other libraries."""
+    """Multiply-adds per example if the last block computes all tokens, as in the other libraries."""
     return count_cost(replace(config, pooling="avg", merge_tokens=0))[1]

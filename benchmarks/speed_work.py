@@ -1,4 +1,4 @@
-"""What the bench of speed measures in one process, and what comes out: plain values, without torch."""
+"""Cases and results of the speed benchmark: plain values, without torch."""
 
 import json
 from collections.abc import Sequence
@@ -10,25 +10,26 @@ from ndvit.files import replace_file
 
 RESULTS = "performance.json"
 PEER = "timm"
-"""Whom all others are compared with."""
+"""The library that all others are compared with."""
 CEILING = "matrix product"
-"""The fastest that the machine multiplies: two square matrices, measured in every round beside the networks."""
+"""The upper bound: the product of two square matrices, measured in every round beside the networks."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """What is measured side by side in a process of its own.
+    """Parties that are measured in turn, in one process of their own.
 
     Attributes:
-        table: the part of the report that it belongs to.
-        network: its name in `ndvit.create_model`, or a run.
-        batch: examples at a time.
-        parties: who is measured, "LIBRARY" or "LIBRARY, WAY".
-        kind: "forward", "training" (a step with AdamW) or "memory" (what five such steps take).
-        arguments: of `create_model`, beside the name; those of training are the peers', too.
-        run, data: a fine-tuned model and the pictures it is tested on, for what changes its answers.
-        device, precision, threads: where, and in what numbers.
-        seconds, rounds: when to stop: after so many seconds, but not before five rounds; or after so many rounds.
+        table: table of the report.
+        network: name for `ndvit.create_model`, or name of a run.
+        batch: batch size.
+        parties: what is measured: "LIBRARY" or "LIBRARY, WAY".
+        kind: "forward", "training" (a step with AdamW) or "memory" (peak of five such steps).
+        arguments: arguments of `create_model` beside the name; drop rates are also used for the other libraries.
+        run, data: a fine-tuned model and its images, for ways that change the predictions.
+        device, precision, threads: device, floating-point type and number of threads.
+        seconds, rounds: the measurement stops after this time (but not before five rounds) or after this number of
+            rounds.
     """
 
     table: str
@@ -47,7 +48,7 @@ class Case:
 
     @classmethod
     def read(cls, path: Path) -> "Case":
-        """What was written as JSON of `asdict`."""
+        """Read a case that was written as JSON of `asdict`."""
         values = json.loads(path.read_text(encoding="utf-8"))
         values["parties"] = tuple(values["parties"])
         values["arguments"] = tuple((name, _tuples(value)) for name, value in values["arguments"])
@@ -60,21 +61,21 @@ def _tuples(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Row:
-    """One party in one case.
+    """Result of one party in one case.
 
     Attributes:
-        table, network, batch, party, device, precision: which.
-        ms, low, high: median and quartiles of the wall time, in milliseconds; 0 where only memory was measured.
-        rounds: how often.
-        ratio: median over the rounds of timm's time in the round by its own; above 1 it is faster than timm. Of
-            start-up, how many times as long as importing torch takes.
-        share: median over the rounds of its multiply-adds a second, by those of the matrix product; 0 where its work
-            is not counted.
-        difference: largest difference of its logits from ours, in parts of their spread; -1 for networks with other
-            weights, and where there are none.
-        more: what else was found: "MB" (of the process), "live" (of its tensors), "accuracy", "agreement", "examples",
-            "way".
-        threads, cores, machine, software, commit, command: where and with what; the machine is its processor.
+        table, network, batch, party, device, precision: the case and the party.
+        ms, low, high: median and quartiles of the wall time in milliseconds; 0 if only memory was measured.
+        rounds: number of measurements.
+        ratio: median over the rounds of timm's time divided by the time of the party; above 1 it is faster than timm.
+            For start-up: the time divided by that of importing torch.
+        share: median over the rounds of the multiply-adds per second, divided by those of the matrix product; 0 if
+            multiply-adds are not counted.
+        difference: largest difference of the logits from ours, divided by the standard deviation of ours; -1 for
+            networks with other weights or without logits.
+        more: other results: "MB" (memory of the process), "live" (memory of tensors), "accuracy", "agreement",
+            "examples", "way".
+        threads, cores, machine, software, commit, command: machine (processor), versions, and how it was measured.
     """
 
     table: str
@@ -100,15 +101,15 @@ class Row:
 
     @property
     def case(self) -> tuple[str, str, int, str, str]:
-        """What is measured together."""
+        """Identifies the case."""
         return self.table, self.network, self.batch, self.device, self.precision
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows of a file; none where there is no file.
+    """Read the rows of a file; an empty list if there is no file.
 
     Raises:
-        ValueError: for a file of other rows.
+        ValueError: if the rows have other columns.
     """
     if not path.is_file():
         return []
@@ -120,6 +121,6 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def write_rows(path: Path, rows: Sequence[Row]) -> None:
-    """All rows, a line each, in a file that is never half-written."""
+    """Write all rows, one per line; the file is replaced as a whole."""
     lines = ",\n".join(json.dumps(asdict(row)) for row in rows)
     replace_file(path, f"[\n{lines}\n]\n")

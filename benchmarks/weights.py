@@ -1,7 +1,7 @@
-"""Weights of other libraries, loaded here and compared with those libraries' own answers.
+"""Compare outputs of loaded weights with those of the libraries that wrote the files.
 
-`python benchmarks/weights.py` builds a small checkpoint of every kind (tests/checkpoints.py) and tabulates the largest
-difference. With `--data FOLDER` a published DeiT-Tiny is compared on photographs, too, preprocessing included.
+`python benchmarks/weights.py` builds a small checkpoint of every kind (tests/checkpoints.py) and writes a table of the
+largest differences. With `--data FOLDER` it also compares a published DeiT-Tiny on photographs, with preprocessing.
 """
 
 import csv
@@ -9,6 +9,7 @@ import importlib.util
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -25,25 +26,25 @@ from safetensors.torch import load_file
 from tqdm import tqdm
 
 from ndvit import load_model
-from ndvit.weights.reading.files import read_checkpoint
+from ndvit.weights.reading.files import read_tensors
 
 UNCHECKED = (
-    "the published bytes of any release but DeiT-Tiny's: Google's .npz, torchvision's .pth, facebook's .pth, the hub's "
-    "safetensors. Names and shapes follow the lists of tensors read from the code that writes them",
-    "JAX's own forward pass: Google's numbers are computed from the definition (float64) and by timm's loader",
-    "Flax's GroupNorm epsilon in the hybrids' stems (1e-6, its documented default): no file tells it",
-    "the original code of DeiT, MAE, DINOv2 and DINOv3: their files are made from timm's ports by renaming",
-    "the article's own code: its files are compared with its description",
-    "whether a release was trained with the epsilon, activation and heads that are usual for its layout; where no "
-    "config.json or row of the table tells them, the report of loading says that they were assumed",
-    "axial RoPE-ViTs of timm with absolute positions (vit_*_rope_ape_*): their tensors are those of a DeiT-III, and a "
-    "file of them without config.json is read as one",
+    "Published files other than DeiT-Tiny: Google's .npz, torchvision's .pth, the .pth of the original releases, and "
+    "the safetensors of the hub. Names and shapes of the small checkpoints follow the code that writes these files.",
+    "The forward pass in JAX. The reference for Google's files is the definition in float64, and timm's loader.",
+    "The epsilon of Flax's GroupNorm in the stems of the hybrids (1e-6, its documented default). No file contains it.",
+    "The original code of DeiT, MAE, DINOv2 and DINOv3. Their files are made from timm's ports by renaming tensors.",
+    "The code of the article. Its files are compared with the description in the article.",
+    "Whether a release was trained with the epsilon, activation and number of heads that are usual for its layout. If "
+    "neither a config.json nor the table of published weights contains them, the load report lists them as assumed.",
+    "Axial RoPE-ViTs of timm with absolute positions (vit_*_rope_ape_*). They have the same tensors as a DeiT-III, "
+    "so a file without config.json is read as a DeiT-III.",
 )
 app = App(help=__doc__)
 
 
 def load_cases() -> ModuleType:
-    """The table of small checkpoints, imported from the tests by path."""
+    """Import the table of small checkpoints from the tests."""
     tests = Path(__file__).resolve().parents[1] / "tests"
     sys.path.insert(0, str(tests))
     spec = importlib.util.spec_from_file_location("checkpoints", tests / "checkpoints.py")
@@ -57,10 +58,10 @@ def load_cases() -> ModuleType:
 
 @torch.no_grad()
 def compare(name: str, case: Any, seed: int) -> dict[str, Any]:
-    """Build one checkpoint, load it, and compare answers to three random inputs."""
+    """Build one checkpoint, load it, and compare the outputs for three random inputs."""
     with tempfile.TemporaryDirectory() as folder:
         sample = case(Path(folder), seed)
-        tensors = len(read_checkpoint(sample.path).tensors)
+        tensors = len(read_tensors(sample.path).tensors)
         start = time.perf_counter()
         model = load_model(sample.path, **sample.overrides)
         seconds = time.perf_counter() - start
@@ -82,7 +83,7 @@ def compare(name: str, case: Any, seed: int) -> dict[str, Any]:
 
 @torch.no_grad()
 def compare_published(data: Path) -> list[str]:
-    """The DeiT-Tiny under `data`, on photographs: through both preprocessings, larger, and as a network for signals."""
+    """Compare the DeiT-Tiny in `data` on photographs: with both preprocessings, at a larger size, and for signals."""
     torch.set_num_threads(1)
     file = data / "weights" / "deit_tiny_patch16_224.safetensors"
     pictures = sorted((data / "images" / "signdigits").glob("*/*.JPG"))
@@ -96,13 +97,13 @@ def compare_published(data: Path) -> list[str]:
         model = load_model(file, preprocess={"crop_fraction": crop})
         settings = timm.data.resolve_model_data_config(theirs) | {"crop_pct": crop}
         transform = timm.data.create_transform(**settings)
-        images = [Image.open(path).convert("RGB") for path in tqdm(pictures, desc=f"pictures at crop {crop}")]
+        images = [Image.open(path).convert("RGB") for path in tqdm(pictures, desc=f"images with crop {crop}")]
         x, y = (torch.stack([prepare(image) for image in images]) for prepare in (model.preprocess, transform))
         a, b = model(x), theirs(y)
         lines.append(
-            f"224, crop {crop}, {len(images)} photographs: inputs differ by {float((x - y).abs().max()):.1e}, logits "
-            f"by {float((a - b).abs().max()):.1e} of {float(b.abs().max()):.1f}, top-1 agrees on "
-            f"{int((a.argmax(1) == b.argmax(1)).sum())} of {len(images)}"
+            f"- 224 pixels, crop {crop}, {len(images)} photographs: inputs differ by {float((x - y).abs().max()):.1e}, "
+            f"logits by {float((a - b).abs().max()):.1e} (largest logit {float(b.abs().max()):.1f}), same top-1 class "
+            f"for {int((a.argmax(1) == b.argmax(1)).sum())} of {len(images)}"
         )
 
     large = timm.create_model("deit_tiny_patch16_224", img_size=384).eval()
@@ -111,33 +112,30 @@ def compare_published(data: Path) -> list[str]:
     model = load_model(file, input_size=384)
     x = torch.stack([model.preprocess(image) for image in images])
     a, b = model(x), large(x)
+    change = float((model.network.pos_embed - large.pos_embed).abs().max())
     lines.append(
-        f"384: resampled positions differ by {float((model.pos_embed - large.pos_embed).abs().max()):.1e}, "
-        f"logits by {float((a - b).abs().max()):.1e} of {float(b.abs().max()):.1f}, top-1 agrees on "
+        f"- 384 pixels: resampled positions differ by {change:.1e}, "
+        f"logits by {float((a - b).abs().max()):.1e} (largest logit {float(b.abs().max()):.1f}), same top-1 class for "
         f"{int((a.argmax(1) == b.argmax(1)).sum())} of {len(images)}"
     )
     signals = load_model(file, input_size=(1024,))
     out = signals(torch.randn(2, 3, 1024, generator=torch.Generator().manual_seed(0)))
-    lines.append(
-        f"as a network for signals of 3 x 1024: outputs {tuple(out.shape)}, finite: {bool(out.isfinite().all())}"
-    )
-    for title, network in (("224", ours), ("384", model), ("3 x 1024", signals)):
-        lines += [
-            "",
-            f"Report of loading at {title}:",
-            "",
-            *(f"    {line}" for line in str(network.load_report).split("\n")),
-        ]
+    finite = bool(out.isfinite().all())
+    lines.append(f"- signals of 3 x 1024: shape of the outputs {tuple(out.shape)}, finite: {finite}")
+    for title, loaded in (("224 pixels", ours), ("384 pixels", model), ("signals of 3 x 1024", signals)):
+        assert loaded.load_report is not None
+        report = replace(loaded.load_report, source=f"FOLDER/{file.relative_to(data)}")  # no path of this machine
+        lines += ["", f"Load report for {title}:", "", *(f"    {line}" for line in str(report).split("\n"))]
     return lines
 
 
 def to_markdown(rows: list[dict[str, Any]]) -> list[str]:
-    """A table with the largest difference of each row in scientific notation."""
-    shown = {"largest difference": "{:.1e}", "largest value": "{:.2f}", "seconds to load": "{:.3f}"}
+    """A Markdown table; the largest difference of each row is in scientific notation."""
+    formats = {"largest difference": "{:.1e}", "largest value": "{:.2f}", "seconds to load": "{:.3f}"}
     titles = [title for title in rows[0] if title != "agrees"]
     lines = ["| " + " | ".join(titles) + " |", "|" + "---|" * len(titles)]
     for row in rows:
-        lines.append("| " + " | ".join(shown.get(title, "{}").format(row[title]) for title in titles) + " |")
+        lines.append("| " + " | ".join(formats.get(title, "{}").format(row[title]) for title in titles) + " |")
     return lines
 
 
@@ -147,24 +145,25 @@ def main(*, data: Path | None = None, output: Path | None = None, seed: int = 0)
 
     Args:
         data: folder with weights/deit_tiny_patch16_224.safetensors and images/signdigits.
-        output: folder for weights.csv and weights.md; nothing is written without it.
-        seed: of parameters and inputs.
+        output: folder for weights_checked.csv and weights_checked.md; by default nothing is written.
+        seed: seed of parameters and inputs.
     """
     if data is not None and not (data / "weights" / "deit_tiny_patch16_224.safetensors").is_file():
-        raise SystemExit(f"{data} has no weights/deit_tiny_patch16_224.safetensors")
+        raise SystemExit(f"--data {data}: expected weights/deit_tiny_patch16_224.safetensors in this folder")
     cases = load_cases().CASES
-    transformers.utils.logging.disable_progress_bar()  # of every file it writes
+    transformers.utils.logging.disable_progress_bar()  # progress bars of every file
     transformers.utils.logging.set_verbosity_error()
     bar = tqdm(cases.items(), desc="checkpoints", disable=None)
     rows = [compare(name, case, seed) for name, case in bar]
     text = [
-        "# Weights of other libraries",
+        "# Weights of other libraries: comparison of outputs",
         "",
-        "Small checkpoints of every layout, built by the library that writes it, with weights that make every tensor",
-        "count: loaded here, run here and there in float32 on a CPU, and compared. Written by",
-        f"`python benchmarks/weights.py --data FOLDER --output docs` (torch {torch.__version__}, seed {seed}).",
+        "Small checkpoints of every layout are built by the library that writes the layout. Their random weights are",
+        "large enough that every tensor affects the outputs. ndvit loads them, and the outputs of both libraries are",
+        "compared in float32 on a CPU. Written by `python benchmarks/weights.py --data FOLDER --output docs`",
+        f"(torch {torch.__version__}, seed {seed}).",
         "",
-        "| kind | checkpoints | largest difference | of answers up to |",
+        "| layout | checkpoints | largest difference | largest output |",
         "|---|---|---|---|",
     ]
     for kind in sorted({row["kind"] for row in rows}):
@@ -173,20 +172,20 @@ def main(*, data: Path | None = None, output: Path | None = None, seed: int = 0)
         text.append(f"| {kind} | {len(group)} | {worst:.1e} | {largest:.1f} |")
     if data is not None:
         text += ["", "## Published DeiT-Tiny", "", *compare_published(data)]
-    text += ["", "## What could not be checked here", "", *(f"- {line}" for line in UNCHECKED)]
+    text += ["", "## Not checked", "", *(f"- {line}" for line in UNCHECKED)]
     text += ["", "## Every checkpoint", "", *to_markdown(rows)]
     print("\n".join(text))
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
-        (output / "weights.md").write_text("\n".join(text) + "\n")
-        with (output / "weights.csv").open("w", newline="") as file:
+        (output / "weights_checked.md").write_text("\n".join(text) + "\n")
+        with (output / "weights_checked.csv").open("w", newline="") as file:
             writer = csv.DictWriter(file, rows[0])
             writer.writeheader()
             writer.writerows(rows)
-        print(f"\nwritten: {output / 'weights.md'} and {output / 'weights.csv'}")
+        print(f"\nwritten: {output / 'weights_checked.md'} and {output / 'weights_checked.csv'}")
     bad = [row["variant"] for row in rows if not row["agrees"]]
     if bad:
-        raise SystemExit(f"{len(bad)} checkpoints do not agree: {', '.join(bad)}")
+        raise SystemExit(f"the outputs of {len(bad)} checkpoints differ: {', '.join(bad)}")
 
 
 if __name__ == "__main__":

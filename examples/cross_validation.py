@@ -1,9 +1,9 @@
-"""Cross-validation and search with scikit-learn: ViTClassifier is a classifier like any other.
+"""Cross-validation and hyperparameter search with scikit-learn.
 
-`python examples/cross_validation.py` tells days of winter from days of summer by 24 hours of Italy's demand for power
-(ItalyPowerDemand, which comes with aeon): it scores ViTClassifier, also at the end of a Pipeline, beside MiniRocket on
-the very same folds of the archive's 67 training examples, and lets GridSearchCV choose preset and steps on them. What
-they are all worth is then said by the 1,029 test examples, which nothing was chosen by: a fold has only 22.
+`python examples/cross_validation.py` classifies days as winter or summer by 24 hours of Italy's demand for electric
+power (ItalyPowerDemand, included in aeon). It compares ViTClassifier, a pipeline that ends with it, and MiniRocket on
+the same folds of the 67 training examples, and lets GridSearchCV choose the preset and the number of steps. A fold has
+only 22 examples, so all classifiers are then scored on the 1,029 test examples, which no choice depends on.
 """
 
 import numpy as np
@@ -18,11 +18,11 @@ from ndvit import ViTClassifier
 
 
 def main(steps: int = 100, folds: int = 3) -> None:
-    """Compare classifiers on the same folds, and search.
+    """Compare classifiers on the same folds, and search for hyperparameters.
 
     Args:
-        steps: of each training; the search tries half of them, too.
-        folds: parts that the training examples are split into.
+        steps: optimizer steps of each training; the search also tries half as many.
+        folds: number of folds of the cross-validation.
     """
     X, y = load_italy_power_demand(split="train")  # (67 days, 1 channel, 24 hours)
     X_test, y_test = load_italy_power_demand(split="test")

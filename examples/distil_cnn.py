@@ -1,12 +1,12 @@
-"""A convolutional network teaches a Vision Transformer: distillation, for signals and for images alike.
+"""Distillation: a convolutional network teaches a Vision Transformer, for signals and for images.
 
-`python examples/distil_cnn.py` trains a plain transformer and a convolutional network on GunPoint, then a second
-transformer that also learns from the network's answers through a distillation token ("Training data-efficient image
-transformers & distillation through attention", 2021). `--images` does the same with 200 pictures of handwritten digits.
-Only `teacher=` is needed for a module of your own.
+`python examples/distil_cnn.py` trains a plain transformer and a convolutional network on GunPoint. Then it trains a
+second transformer that also learns from the outputs of the convolutional network, through a distillation token
+("Training data-efficient image transformers & distillation through attention", 2021). `--images` uses 200 images of
+handwritten digits instead. For your own module you only need the argument `teacher=`.
 
-Read the result with care: on sets as small as these the network beats the transformer, but what teaching adds in so few
-steps is within what another seed changes, a point or two either way.
+The data sets are small. The convolutional network is better than the transformer on them, but the gain from
+distillation in so few steps is about one or two points, which is no more than the effect of another seed.
 """
 
 from pathlib import Path
@@ -34,7 +34,7 @@ def make_cnn(channels: int, classes: int, axes: int) -> nn.Module:
 
 
 def train_cnn(cnn: nn.Module, x: Tensor, labels: Tensor, steps: int) -> None:
-    """Adam on random batches of 32; leaves the network in eval mode."""
+    """Train with Adam on random batches of 32, and switch to evaluation mode."""
     optimizer = torch.optim.Adam(cnn.parameters(), lr=1e-3)
     for _ in range(steps):
         batch = torch.randperm(len(x))[:32]
@@ -46,12 +46,12 @@ def train_cnn(cnn: nn.Module, x: Tensor, labels: Tensor, steps: int) -> None:
 
 
 def main(steps: int = 400, images: bool = False, output: Path = Path("runs/distil-cnn")) -> None:
-    """Compare a transformer alone, a convolutional network, and a transformer that it taught.
+    """Compare a transformer alone, a convolutional network, and a transformer distilled from it.
 
     Args:
-        steps: of each of the three trainings.
-        images: handwritten digits instead of signals.
-        output: folder for the taught transformer, `distilled.safetensors`.
+        steps: optimizer steps of each of the three trainings.
+        images: use handwritten digits instead of signals.
+        output: folder for the distilled transformer, `distilled.safetensors`.
     """
     if images:
         pictures, digits = load_digits(return_X_y=True)
@@ -63,27 +63,28 @@ def main(steps: int = 400, images: bool = False, output: Path = Path("runs/disti
 
     alone = ViTClassifier("basic", steps=steps, random_state=0).fit(X, y)
 
-    # The teacher will be shown what its student sees, standardised; so it learns from that. Its outputs stand in the
-    # order of the sorted labels, as the student's do.
+    # The teacher gets the standardised inputs of its student, so it is trained on them. The order of its outputs is
+    # that of the sorted labels, as for the student.
     preprocess = alone.model_.preprocess
     x, x_test = (torch.stack([preprocess.masked(example)[0] for example in part]) for part in (X, X_test))
     torch.manual_seed(0)
     cnn = make_cnn(x.shape[1], len(alone.classes_), axes=x.ndim - 2)
     train_cnn(cnn, x, torch.from_numpy(np.searchsorted(alone.classes_, y)), steps)
     with torch.no_grad():
-        answers = alone.classes_[cnn(x_test).argmax(1).numpy()]
+        predicted = alone.classes_[cnn(x_test).argmax(1).numpy()]
 
-    token = {"distilled": True, "distillation": "soft"}  # "hard" follows the teacher's decisions, not probabilities
+    token = {"distilled": True, "distillation": "soft"}  # "hard": only the teacher's classes
     taught = ViTClassifier("basic", teacher=cnn, steps=steps, random_state=0, options=token).fit(X, y)
 
-    print(f"{len(X)} {'images' if images else 'signals'} to learn from, {len(X_test)} to test, {steps} steps each")
+    kind = "images" if images else "signals"
+    print(f"{len(X)} training {kind}, {len(X_test)} test {kind}, {steps} steps each")
     print(f"transformer alone          {alone.score(X_test, y_test):.1%}")
-    print(f"convolutional network      {np.mean(answers == y_test):.1%}")
-    print(f"transformer taught by it   {taught.score(X_test, y_test):.1%}")
+    print(f"convolutional network      {np.mean(predicted == y_test):.1%}")
+    print(f"distilled transformer      {taught.score(X_test, y_test):.1%}")
 
     output.mkdir(parents=True, exist_ok=True)
     taught.save(output / "distilled.safetensors")
-    print(f"saved: {output / 'distilled.safetensors'}, the transformer alone: it needs no teacher to answer")
+    print(f"saved: {output / 'distilled.safetensors'}; it predicts without the teacher")
 
 
 if __name__ == "__main__":

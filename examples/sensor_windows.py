@@ -1,11 +1,12 @@
-"""A sensor's CSV cut into windows, with no person on both sides of the split: what accuracy to expect of a stranger.
+"""Cut the CSV file of a sensor into windows, and estimate the accuracy for new persons.
 
-`python examples/sensor_windows.py --csv FILE` reads columns person, time (in seconds), x, y, z and activity. Without a
-file it makes one: twelve people walk, climb stairs and run, each at a pace and with a force of their own, and with the
-sensor worn in a way of their own, by which a network recognises a person it has seen before.
+`python examples/sensor_windows.py --csv FILE` reads the columns person, time (in seconds), x, y, z and activity.
+Without a file it generates one: twelve people walk, climb stairs and run. Each person has their own pace and force, and
+wears the sensor in their own way, so that a network can recognise the persons of the training set.
 
-Windows of one person resemble each other (and overlap). A random split puts some into training and some into the test,
-and so asks for people who are known already; a split by person (scikit-learn's GroupShuffleSplit) asks for new ones.
+Windows of one person are similar, and they overlap. A random split puts windows of the same person into the training
+set and into the test set, so its accuracy is that for known persons. A split by person (scikit-learn's
+GroupShuffleSplit) gives the accuracy for new persons.
 """
 
 from pathlib import Path
@@ -27,7 +28,7 @@ FORCE = {"walk": 2.0, "stairs": 1.7, "run": 3.5}  # m/s^2
 
 
 class Windows(NamedTuple):
-    """Windows X (n, 3, length), the activity y (n) and the person (n) of each, and counts of what was dropped."""
+    """Windows X (n, 3, length), their activities y (n,) and persons (n,), and counts of dropped rows and windows."""
 
     X: np.ndarray
     y: np.ndarray
@@ -35,13 +36,13 @@ class Windows(NamedTuple):
     dropped: dict[str, int]
 
 
-def made_up_sensor(people: int, seed: int) -> pd.DataFrame:
-    """Rows as a CSV has them, 20 a second: everybody does each activity twice, for about half a minute."""
+def generate_sensor(people: int, seed: int) -> pd.DataFrame:
+    """Generate rows of a sensor at 20 Hz: each person does each activity twice, for about half a minute."""
     rng = np.random.default_rng(seed)
     parts = []
     for person in range(people):
         pace, force = np.exp(rng.normal(0, 0.25, 2))
-        down, ahead = np.linalg.qr(rng.normal(size=(3, 3)))[0][:2]  # as this person wears the sensor
+        down, ahead = np.linalg.qr(rng.normal(size=(3, 3)))[0][:2]  # orientation of the sensor of this person
         start = 0.0
         for activity in [*FORCE, *FORCE]:
             time = np.arange(rng.integers(25 * HERTZ, 35 * HERTZ)) / HERTZ
@@ -51,12 +52,16 @@ def made_up_sensor(people: int, seed: int) -> pd.DataFrame:
             values = np.outer(up_and_down, down) + np.outer(to_and_fro, ahead) + rng.normal(0, 1, (len(time), 3))
             part = pd.DataFrame(values.round(3), columns=AXES)
             parts.append(part.assign(person=f"p{person:02}", time=(start + time).round(3), activity=activity))
-            start += time[-1] + 60  # a minute's pause
+            start += time[-1] + 60  # a pause of one minute
     return pd.concat(parts, ignore_index=True)[COLUMNS]
 
 
 def read_sensor(path: Path) -> pd.DataFrame:
-    """The rows of a CSV, after a look at its columns."""
+    """Read a CSV file and check its columns.
+
+    Raises:
+        ValueError: for missing columns, or text where numbers are expected.
+    """
     rows = pd.read_csv(path)
     missing = [name for name in COLUMNS if name not in rows]
     if missing:
@@ -68,20 +73,20 @@ def read_sensor(path: Path) -> pd.DataFrame:
 
 
 def cut_windows(rows: pd.DataFrame, length: int, step: int, pause: float = 0.5) -> Windows:
-    """Cut rows into windows that never cross a change of person or activity, or a pause.
+    """Cut rows into windows. A window contains one person and one activity, and no pause.
 
     Args:
-        rows: in the order of time for each person; NaN among x, y and z stands for a missing value.
-        length: rows of a window.
-        step: rows from the beginning of one window to that of the next; below `length` they overlap.
-        pause: seconds without a row after which a new stretch begins; one also begins where time runs backwards.
+        rows: rows in the order of time for each person; NaN in x, y or z is a missing value.
+        length: rows per window.
+        step: rows from the start of one window to the start of the next; below `length` windows overlap.
+        pause: seconds without a row after which a new stretch begins. A stretch also begins where time decreases.
 
     Raises:
-        ValueError: for a length or step that makes no windows.
+        ValueError: if length or step give no windows.
     """
     if not 1 <= step <= length:
         raise ValueError(f"step must be at least 1 and at most the length of a window, {length}; got {step}")
-    rows = rows.sort_values("person", kind="stable")  # people may take turns in the file
+    rows = rows.sort_values("person", kind="stable")  # rows of several persons may be interleaved
     person, activity = (rows[name].astype("string").fillna("") for name in ("person", "activity"))
     begins = (person != person.shift()) | (activity != activity.shift()) | ~rows["time"].diff().between(0, pause)
 
@@ -97,7 +102,7 @@ def cut_windows(rows: pd.DataFrame, length: int, step: int, pause: float = 0.5) 
         if len(stretch) < length:
             dropped["rows too few for a window"] += len(stretch)
             continue
-        dropped["rows too few for a window"] += (len(stretch) - length) % step  # at its end
+        dropped["rows too few for a window"] += (len(stretch) - length) % step  # rows at the end of the stretch
         for window in sliding_window_view(stretch[AXES].to_numpy(float), length, axis=0)[::step]:
             if np.isnan(window).all():
                 dropped["windows without values"] += 1
@@ -113,7 +118,7 @@ def cut_windows(rows: pd.DataFrame, length: int, step: int, pause: float = 0.5) 
 def fit_and_score(
     windows: Windows, train: np.ndarray, test: np.ndarray, steps: int | None
 ) -> tuple[ViTClassifier, float]:
-    """A classifier trained on some windows, and its accuracy on others."""
+    """Train a classifier on some windows and score it on others."""
     classifier = ViTClassifier("fast", steps=steps, random_state=0).fit(windows.X[train], windows.y[train])
     return classifier, classifier.score(windows.X[test], windows.y[test])
 
@@ -128,16 +133,16 @@ def main(
     """Compare a random split of windows with a split by person.
 
     Args:
-        csv: the file of a sensor; left out, one is made up and written to the output folder.
-        window: rows of a window.
+        csv: file of a sensor. By default a file is generated in the output folder.
+        window: rows per window.
         step: rows from one window to the next.
-        steps: of each training; the preset's if left out.
+        steps: optimizer steps of each training; by default those of the preset.
         output: folder for the classifier of the split by person, `model.safetensors`.
     """
     output.mkdir(parents=True, exist_ok=True)
     if csv is None:
         csv = output / "sensor.csv"
-        made_up_sensor(people=12, seed=0).to_csv(csv, index=False)
+        generate_sensor(people=12, seed=0).to_csv(csv, index=False)
     windows = cut_windows(read_sensor(csv), window, step)
     n = len(windows.X)
     print(f"{csv}: {n:,} windows of {window} rows from {len(set(windows.people))} people")
@@ -147,11 +152,11 @@ def main(
     train, test = next(by_person.split(windows.X, windows.y, windows.people))
     at_random = StratifiedShuffleSplit(n_splits=1, test_size=len(test), random_state=0)
     mixed_train, mixed_test = next(at_random.split(windows.X, windows.y))
-    print(f"tested on {', '.join(sorted(set(windows.people[test])))}, trained on everybody else")
+    print(f"tested on {', '.join(sorted(set(windows.people[test])))}, trained on the other persons")
     _, known = fit_and_score(windows, mixed_train, mixed_test, steps)
     classifier, unknown = fit_and_score(windows, train, test, steps)
-    print(f"random split     {known:.1%}  of people who were in training, too: flattered")
-    print(f"split by person  {unknown:.1%}  of people never seen: what to expect of a new one")
+    print(f"random split     {known:.1%}  for persons of the training set: too optimistic")
+    print(f"split by person  {unknown:.1%}  for persons outside the training set: to be expected for a new person")
 
     classifier.save(output / "model.safetensors")
     print(f"saved: {output / 'model.safetensors'}")

@@ -1,9 +1,9 @@
-"""A set of the UCR archive in ten lines of code: GunPoint (does the hand hold a gun?), which comes with aeon.
+"""A data set of the UCR archive in ten lines of code: GunPoint (does the hand hold a gun?), included in aeon.
 
-`python examples/ucr_in_ten_lines.py` trains on the archive's 50 training signals and answers its 150 test signals.
-Preset "fast" takes seconds; leave it out for the default, which takes a minute or two and is better on average. Any
-other set: `aeon.datasets.load_classification(NAME, split=...)` here, or `ndvit train ucr:NAME` in a shell, which
-downloads it and leaves a report, too.
+`python examples/ucr_in_ten_lines.py` trains on the 50 training signals of the archive and predicts its 150 test
+signals. The preset "fast" takes seconds. The default preset takes a minute or two and is better on average. For other
+data sets, use `aeon.datasets.load_classification(NAME, split=...)` here, or `ndvit train ucr:NAME` in a shell, which
+downloads the data and writes a report.
 """
 
 from aeon.datasets import load_gunpoint
@@ -13,10 +13,10 @@ from ndvit import ViTClassifier
 
 
 def main(steps: int | None = None) -> None:
-    X, y = load_gunpoint(split="train")  # (50 signals, 1 channel, 150 values), and a label each
+    X, y = load_gunpoint(split="train")  # (50 signals, 1 channel, 150 values), and labels
     X_test, y_test = load_gunpoint(split="test")
     classifier = ViTClassifier("fast", steps=steps, random_state=0).fit(X, y)
-    print(f"GunPoint: {classifier.score(X_test, y_test):.1%} of {len(X_test)} test signals are right")
+    print(f"GunPoint: {classifier.score(X_test, y_test):.1%} of {len(X_test)} test signals are correct")
 
 
 if __name__ == "__main__":

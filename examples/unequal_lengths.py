@@ -1,8 +1,8 @@
-"""Signals of unequal length with missing values: nothing has to be padded, cut or filled by hand.
+"""Signals of different lengths with missing values, without padding, cutting or filling by hand.
 
-`python examples/unequal_lengths.py` tells nine speakers apart by a vowel (JapaneseVowels, 12 channels of 7 to 29
-values, which comes with aeon). Then every channel of every signal loses a run of its values (NaN), as if a sensor had
-failed now and then: how much does that cost a classifier that never met gaps, and one that was trained with them?
+`python examples/unequal_lengths.py` recognises nine speakers by a vowel (JapaneseVowels, 12 channels of 7 to 29 values,
+included in aeon). Then one run of values is removed (NaN) from each channel of each signal, as if a sensor had failed.
+The script compares a classifier that was trained without such gaps with one that was trained with them.
 """
 
 from pathlib import Path
@@ -15,7 +15,7 @@ from ndvit import ViTClassifier
 
 
 def with_gaps(signals: list[np.ndarray], share: float, seed: int) -> list[np.ndarray]:
-    """Copies of signals (channels, time) in which each channel lacks one run of about this share of its values."""
+    """Copy signals (channels, time) and remove one run of about this share of the values from each channel."""
     rng = np.random.default_rng(seed)
     copies = [signal.copy() for signal in signals]
     for signal in copies:
@@ -28,29 +28,29 @@ def with_gaps(signals: list[np.ndarray], share: float, seed: int) -> list[np.nda
 
 
 def main(steps: int | None = None, gaps: float = 0.4, output: Path = Path("runs/unequal-lengths")) -> None:
-    """Compare signals with and without gaps.
+    """Compare training with and without gaps.
 
     Args:
-        steps: of each training; the preset's if left out.
-        gaps: share of the values of each channel that are taken away; at least 0 and at most 0.8.
-        output: folder for the classifier that knows gaps, `gaps.safetensors`.
+        steps: optimizer steps of each training; by default those of the preset.
+        gaps: share of values that is removed from each channel; at least 0 and at most 0.8.
+        output: folder for the classifier that was trained with gaps, `gaps.safetensors`.
     """
     whole, y = load_japanese_vowels(split="train")  # a list of arrays (12, time), and the speakers
     whole_test, y_test = load_japanese_vowels(split="test")
     holed, holed_test = with_gaps(whole, gaps, seed=0), with_gaps(whole_test, gaps, seed=1)
     lengths = [signal.shape[1] for signal in [*whole, *whole_test]]
-    counts = f"{len(whole)} signals to learn from, {len(whole_test)} to test"
+    counts = f"{len(whole)} training signals, {len(whole_test)} test signals"
     print(f"{counts}, {min(lengths)} to {max(lengths)} values long")
 
-    careless = ViTClassifier("fast", steps=steps, random_state=0).fit(whole, y)
-    prepared = ViTClassifier("fast", steps=steps, random_state=0).fit(holed, y)
-    print(f"trained whole, tested whole      {careless.score(whole_test, y_test):.1%}")
-    print(f"trained whole, tested with gaps  {careless.score(holed_test, y_test):.1%}")
-    print(f"trained and tested with gaps     {prepared.score(holed_test, y_test):.1%}")
+    without = ViTClassifier("fast", steps=steps, random_state=0).fit(whole, y)
+    trained_with = ViTClassifier("fast", steps=steps, random_state=0).fit(holed, y)
+    print(f"trained and tested without gaps     {without.score(whole_test, y_test):.1%}")
+    print(f"trained without, tested with gaps   {without.score(holed_test, y_test):.1%}")
+    print(f"trained and tested with gaps        {trained_with.score(holed_test, y_test):.1%}")
 
     output.mkdir(parents=True, exist_ok=True)
-    prepared.save(output / "gaps.safetensors")
-    print(f"saved: {output / 'gaps.safetensors'} (ViTClassifier.load, or `ndvit predict`, reads it)")
+    trained_with.save(output / "gaps.safetensors")
+    print(f"saved: {output / 'gaps.safetensors'} (readable by ViTClassifier.load and `ndvit predict`)")
 
 
 if __name__ == "__main__":

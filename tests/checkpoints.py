@@ -189,9 +189,9 @@ def from_timm(
     tensors = {prefix + name: t.to(dtype) for name, t in state(model).items()}
     model.load_state_dict({name.removeprefix(prefix): t.float() for name, t in tensors.items()})
     size = arguments["img_size"]
-    told = {name: value for name, value in (_TWO | (more or {})).items() if value is not None}
+    known = {name: value for name, value in (_TWO | (more or {})).items() if value is not None}
     if "dinov3" in architecture:
-        told["input_size"] = size
+        known["input_size"] = size
     return Sample(
         write(tensors, folder, container),
         kind,
@@ -199,7 +199,7 @@ def from_timm(
         (arguments.get("in_chans", 3), size, size),
         f"timm {timm.__version__}",
         container if dtype == torch.float32 else f"{container}, {str(dtype).removeprefix('torch.')}",
-        told,
+        known,
         zeros,
     )
 
@@ -335,8 +335,8 @@ def dinov3_release(folder: Path, seed: int, architecture: str, heads: int = HEAD
     tensors["mask_token"] = torch.randn(1, WIDTH, generator=generator)
     _round_periods(model, heads)
     path = write(tensors, folder, "pth")
-    told: dict[str, Any] = {"input_size": 64}
-    return Sample(path, "DINOv3", model, (3, 64, 64), f"timm {timm.__version__}'s port", "pth", told)
+    known: dict[str, Any] = {"input_size": 64}
+    return Sample(path, "DINOv3", model, (3, 64, 64), f"timm {timm.__version__}'s port", "pth", known)
 
 
 def _round_periods(model: Any, heads: int) -> None:
@@ -418,7 +418,7 @@ def from_google(
     np.savez(path, **stored)
     size = 64
     kind = "big_vision" if big_vision else "google"
-    library, told = "the definition, float64", dict[str, Any]()
+    library, known = "the definition, float64", dict[str, Any]()
     names = arguments.get("names", OLD)
     if by == "definition":
         reference = partial(_google, arrays, pooling=pooling, names=names, late_token=big_vision)
@@ -427,10 +427,10 @@ def from_google(
         made = _SMALL | {"num_classes": arguments.get("classes", CLASSES), "mlp_ratio": 2}
         reference = timm.create_model(architecture, **made).eval()
         reference.load_pretrained(str(path))
-        library, told = f"timm {timm.__version__}'s loader", dict(_TIMM_NUMERICS)
+        library, known = f"timm {timm.__version__}'s loader", dict(_TIMM_NUMERICS)
     if "positions" in arguments and arguments["positions"] is None:
-        told["input_size"] = (size, size)
-    return Sample(path, kind, reference, (3, size, size), library, "npz", told)
+        known["input_size"] = (size, size)
+    return Sample(path, kind, reference, (3, size, size), library, "npz", known)
 
 
 def _google(arrays: Arrays, x: Tensor, **how: Any) -> Tensor:
@@ -520,7 +520,7 @@ def _both(name: str, *args: Any, **kwargs: Any) -> Callable[[Callable[..., Sampl
 @_both("transformers/DeiT headless", "DeiTModel", _two_tokens, kind="DeiT", extra={"add_pooling_layer": False})
 @_both("transformers/ViTMAE", "ViTMAEForPreTraining", _unmasked, {"mask_ratio": 0.0}, kind="ViTMAE")
 @_both("transformers/ViTMAE encoder", "ViTMAEModel", _unmasked, {"mask_ratio": 0.0})
-@_both("transformers/ViTMSN", "ViTMSNForImageClassification", _logits, told={"norm_eps": 1e-6})
+@_both("transformers/ViTMSN", "ViTMSNForImageClassification", _logits, known={"norm_eps": 1e-6})
 @_both("transformers/DINOv2", "Dinov2Model", _pooled, {"mlp_ratio": 2}, kind="DINOv2")
 @_both("transformers/DINOv2 classification", "Dinov2ForImageClassification", _logits, {"mlp_ratio": 2}, kind="DINOv2")
 @_both("transformers/DINOv2 giant", "Dinov2Model", _pooled, {"mlp_ratio": 4, "use_swiglu_ffn": True}, kind="DINOv2")
@@ -546,7 +546,7 @@ def _both(name: str, *args: Any, **kwargs: Any) -> Callable[[Callable[..., Sampl
     _pooled,
     {"num_register_tokens": 4},
     kind="DINOv3",
-    told={"input_size": 64},
+    known={"input_size": 64},
     zeros=DEPTH * WIDTH,
 )
 @_both(
@@ -555,7 +555,7 @@ def _both(name: str, *args: Any, **kwargs: Any) -> Callable[[Callable[..., Sampl
     _pooled,
     {"num_register_tokens": 4, "use_gated_mlp": True, "hidden_act": "silu"},
     kind="DINOv3",
-    told={"input_size": 64},
+    known={"input_size": 64},
     zeros=DEPTH * WIDTH,
 )
 @_both("transformers/CLIP vision", "CLIPVisionModel", _pooled, kind="CLIP", zeros=WIDTH)
@@ -573,7 +573,7 @@ def _both(name: str, *args: Any, **kwargs: Any) -> Callable[[Callable[..., Sampl
     _pooled,
     {"hidden_act": "gelu"},
     kind="CLIP",
-    told={"activation": "gelu"},
+    known={"activation": "gelu"},
     zeros=WIDTH,
 )
 @_both(
@@ -595,7 +595,7 @@ def from_transformers(
     *,
     kind: str = "ViT",
     extra: dict[str, Any] | None = None,
-    told: dict[str, Any] | None = None,
+    known: dict[str, Any] | None = None,
     zeros: int = 0,
     folded: int = 0,
     live: bool = False,
@@ -624,7 +624,7 @@ def from_transformers(
         tensors = {f"vision_model.{name}": t for name, t in tensors.items()}
         tensors["vision_model.embeddings.position_ids"] = torch.arange(17)[None]
     path = write(tensors, folder, "safetensors")
-    overrides = _TWO | (told or {})
+    overrides = _TWO | (known or {})
     return Sample(path, layout, reference, (3, 64, 64), library, "safetensors", overrides, zeros, folded)
 
 

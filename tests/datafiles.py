@@ -1,5 +1,6 @@
 """Small data files for tests: pictures, sounds, tables and folders of classes."""
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,13 @@ def picture(path: Path, colour=(200, 30, 90), size=(12, 10), mode="RGB", **save)
     image.paste((10, 10, 10), (0, 0, size[0] // 3, size[1] // 3))
     image.convert(mode).save(path, **save)
     return path
+
+
+def png(colour, size=(12, 10)) -> dict:
+    """A picture of one colour as a row of a data set on the hub."""
+    file = io.BytesIO()
+    Image.new("RGB", size, colour).save(file, "PNG")
+    return {"bytes": file.getvalue(), "path": None}
 
 
 def sound(path: Path, frames=400, rate=8000, channels=1, pitch=440.0, subtype=None) -> Path:

@@ -11,8 +11,8 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 COMMIT = "c" * 40
-REFUSALS = {  # how the hub says no: the status and the X-Error-Code that the client goes by
-    "missing": (401, "RepoNotFound"),  # to strangers the hub does not tell what is private from what is not there
+REFUSALS = {  # status and X-Error-Code of refusals, by which the client recognises them
+    "missing": (401, "RepoNotFound"),  # the hub answers strangers in this way for private repositories, too
     "private": (404, "RepoNotFound"),
     "stranger": (401, ""),
     "gated": (403, "GatedRepo"),
@@ -28,9 +28,9 @@ class HubServer:
         refused: repository -> a key of `REFUSALS`.
         cut: file -> bytes after which the connection is closed, in every answer.
         swapped: file -> other bytes that are sent in place of the true ones.
-        requests: (method, path, headers) of everything that was asked.
-        commits: what was pushed: dicts with header and files.
-        created: what was asked for when repositories were made.
+        requests: (method, path, headers) of every request.
+        commits: pushed commits, dicts with header and files.
+        created: bodies of the requests to create repositories.
         broken_uploads: whether storing a large file fails.
     """
 
@@ -61,7 +61,7 @@ class HubServer:
     def url(self) -> str:
         return f"http://127.0.0.1:{self._server.server_address[1]}"
 
-    def asked(self, part: str) -> list[tuple[str, str, dict[str, str]]]:
+    def requested(self, part: str) -> list[tuple[str, str, dict[str, str]]]:
         """The requests whose path has this part."""
         return [request for request in self.requests if part in request[1]]
 
@@ -153,11 +153,11 @@ class _Handler(BaseHTTPRequestHandler):
             )
             return self._send({"warnings": [], "errors": wrong}, 400 if wrong else 200)
         if parts == ["api", "repos", "create"]:
-            asked = json.loads(body)
-            repo = f"{asked.get('organization') or 'me'}/{asked['name']}"
+            options = json.loads(body)
+            repo = f"{options.get('organization') or 'me'}/{options['name']}"
             if repo in hub.refused:
                 return self._refuse(*REFUSALS[hub.refused[repo]])
-            hub.created.append(asked)
+            hub.created.append(options)
             if repo in hub.repos:
                 return self._send({"error": "You already created this model repo", "url": f"{hub.url}/{repo}"}, 409)
             hub.repos[repo] = {}

@@ -1,20 +1,22 @@
-"""What learns of a network: frozen blocks stand still, adapters are merged, and nothing is left changed behind."""
+"""What is trained of a network: frozen blocks stay unchanged, adapters are merged, and everything is restored."""
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from ndvit.config import ViTConfig
 from ndvit.config.recipe import Recipe
 from ndvit.network import VisionTransformer
-from ndvit.training.adapters import check_adapters, learning_in_words, learning_part
-from ndvit.training.optim import Lamb, build_optimizer
-from ndvit.training.run import train
+from ndvit.network.committee import random_convolutions
+from ndvit.training.adapters import check_adapters, describe_trainable, only_trainable
+from ndvit.training.callbacks.checkpoints import Checkpoints
+from ndvit.training.optim import build_optimizer
 from smallnetworks import batch, spread
-from tinyruns import QUIET, resume_quietly, run_tiny, same_result, tensors, toy
+from tinyruns import different, fit_tiny, tensors, toy
 
 DEPTH = 2
-STEM = {"stem": "inception", "stem_depths": (1,), "stem_width": 4, "stem_dilations": (1, 2)}
+STEM = {"stem": "inception", "stem_depths": (1,), "stem_width": 4, "stem_dilations": (1, 2), "pooling": "stem_tokens"}
 
 
 def network(**options) -> VisionTransformer:
@@ -23,13 +25,8 @@ def network(**options) -> VisionTransformer:
     return VisionTransformer(ViTConfig(**sizes, depth=DEPTH, num_classes=3, **options))
 
 
-def tune(data, folder, weights, **options):
-    """A run that begins with the weights of another."""
-    return train(data, output=folder, weights=weights, preset="basic", **QUIET, **options)
-
-
 @pytest.mark.parametrize(
-    ("freeze", "learning"),
+    ("freeze", "trained"),
     [
         (None, {"patch_embed", "cls_token", "pos_embed", "blocks.0", "blocks.1", "norm", "head"}),
         (0, {"blocks.0", "blocks.1", "norm", "head"}),
@@ -37,75 +34,92 @@ def tune(data, folder, weights, **options):
         (2, {"norm", "head"}),
     ],
 )
-def test_blocks_from_the_input_on_are_frozen(freeze, learning):
+def test_blocks_from_the_input_on_are_frozen(freeze, trained):
     model = network()
-    with learning_part(model, Recipe(freeze=freeze)) as still:
+    with only_trainable(model, Recipe(freeze=freeze)) as frozen:
         names = {n for n, p in model.named_parameters() if p.requires_grad}
-        assert {".".join(n.split(".")[: 2 if n.startswith("blocks") else 1]) for n in names} == learning
-        assert len(still) == (0 if freeze is None else 2 + freeze)
+        assert {".".join(n.split(".")[: 2 if n.startswith("blocks") else 1]) for n in names} == trained
+        assert len(frozen) == (0 if freeze is None else 2 + freeze)
         groups = build_optimizer(model, Recipe(freeze=freeze)).param_groups
         assert sum(len(group["params"]) for group in groups) == len(names)
     assert all(p.requires_grad for p in model.parameters())
 
 
-def test_frozen_parts_of_a_run_stand_still_and_the_rest_learns(tmp_path):
-    data = toy(classes=3)
-    first, options = tmp_path / "first", {"learning_rate": 0.05, "warmup": 0.0, "freeze": 1}
-    run_tiny(data, first, steps=1, pooling="stem_tokens", **STEM)
-    tune(data, tmp_path / "short", first, steps=1, **options)
-    tune(data, tmp_path / "long", first, steps=4, **options)
-    one, four = tensors(tmp_path / "short"), tensors(tmp_path / "long")
-    same = {name for name in one if torch.equal(one[name], four[name])}
-    first = {n for n in one if n.startswith(("patch_embed", "blocks.0", "cls_token", "pos_embed"))}
-    assert same == first  # with the statistics of the stem's BatchNorm
+@pytest.fixture(scope="module")
+def first():
+    """A trained model with a convolutional stem."""
+    return fit_tiny(toy(classes=3), steps=2, **STEM)
 
 
-def test_adapters_change_what_tokens_are_merged_by():
+def tune(weights, **options):
+    return fit_tiny(toy(classes=3), weights=weights.model, preset="basic", learning_rate=0.05, warmup=0.0, **options)
+
+
+@pytest.mark.parametrize("options", [{"freeze": 1}, {"lora": 2}], ids=["freeze", "lora"])
+def test_frozen_parts_stay_unchanged_and_the_rest_learns(first, options):
+    if "lora" in options:
+        pytest.importorskip("peft")
+    before = {name: tensor.clone() for name, tensor in tensors(first).items()}
+    changed = different(first, tune(first, steps=3, **options))
+    front = ("patch_embed", "cls_token", "pos_embed")  # with the statistics of the stem's BatchNorm
+    if "freeze" in options:
+        assert changed == {n for n in before if not n.startswith((*front, "blocks.0"))}
+    else:
+        assert {n for n in changed if n.startswith("blocks.0")}
+        assert not {n for n in changed if n.startswith(front)}
+    assert any(name.endswith("running_mean") for name in before.keys() - changed)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in tensors(first).items())  # the weights themselves
+
+
+def test_adapters_change_the_keys_that_tokens_are_merged_by():
     model = spread(network(merge_tokens=1))
     x = batch(model)
-    with learning_part(model, Recipe(lora=2)):
+    with only_trainable(model, Recipe(lora=2)):
         before = model(x).detach()
         for name, p in model.named_parameters():
             if "lora_B" in name:
-                torch.nn.init.normal_(p)
+                nn.init.normal_(p)
         keys = model.blocks[0].attn.mean_keys(torch.ones(1, 1, 8))
         tuned = model(x).detach()
     assert (tuned - before).abs().max() > 0.1
     torch.testing.assert_close(model.blocks[0].attn.mean_keys(torch.ones(1, 1, 8)), keys)
-    torch.testing.assert_close(model(x).detach(), tuned, atol=1e-4, rtol=1e-4)  # as merged as it was tuned
+    torch.testing.assert_close(model(x).detach(), tuned, atol=1e-4, rtol=1e-4)  # merged as it was tuned
 
 
-def test_what_cannot_be_frozen_is_refused():
-    with pytest.raises(ValueError, match="freeze is 3, and the network has 2 blocks"):
-        check_adapters(Recipe(freeze=3), DEPTH)
-    with pytest.raises(ValueError, match="freeze and lora say different things"):
-        check_adapters(Recipe(freeze=1, lora=2), DEPTH)
-    with pytest.raises(ValueError, match=r"a solved head .* cannot follow a teacher: leave the teacher out"):
-        check_adapters(Recipe(head="solved"), DEPTH, taught=True)
-    with pytest.raises(ValueError, match="lora must be a whole number, at least 1; got 0"):
-        Recipe(lora=0)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"freeze": 3}, "freeze is 3, and the network has 2 blocks: use at most 2"),
+        ({"freeze": 1, "lora": 2}, "freeze and lora both choose what is trained: use one of them"),
+        ({"head": "solved"}, r"a solved head .* cannot learn from a teacher: leave the teacher out"),
+        ({"lora": 0}, "lora must be a whole number of at least 1, got 0"),
+    ],
+)
+def test_what_cannot_be_adapted_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        check_adapters(Recipe(**options), DEPTH, taught=True)
 
 
 @pytest.mark.parametrize("part", [{"freeze": 0}, {"freeze": 1}, {"freeze": 2}, {"lora": 3}])
-@pytest.mark.parametrize("options", [{}, {"activation": "swiglu"}, {"distilled": True}, {"rocket_features": 168}])
-def test_what_learns_is_counted_and_said(part, options):
+@pytest.mark.parametrize("options", [{}, {"activation": "swiglu"}, {"distilled": True}])
+def test_trained_parameters_are_counted_and_described(part, options):
     if "lora" in part:
         pytest.importorskip("peft")
     model, recipe = network(**options), Recipe(**part)
     state = torch.get_rng_state()
-    said = learning_in_words(model, recipe)
+    text = describe_trainable(model, recipe)
     assert torch.equal(torch.get_rng_state(), state)  # adapters are drawn from it later
-    total = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    with learning_part(model, recipe):
-        learning = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    assert said.startswith(f"{learning:,} of {total:,} parameters (")
+    total = sum(p.numel() for p in model.parameters())
+    with only_trainable(model, recipe):
+        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert text.startswith(f"{trained:,} of {total:,} parameters (")
     which = "adapters of rank 3 in all 2" if recipe.lora else f"the first {recipe.freeze} of 2 blocks"
-    assert which in said
+    assert which in text
 
 
-def test_all_of_a_network_learns_or_the_head_alone():
-    assert learning_in_words(network(), Recipe()) is None
-    assert learning_in_words(network(), Recipe(head="solved")).startswith("27 of ")  # 3 classes of 8 numbers and 1
+def test_all_parameters_or_the_head_alone():
+    assert describe_trainable(network(), Recipe()) is None
+    assert describe_trainable(network(), Recipe(head="solved")).startswith("27 of ")  # 3 classes of 8 numbers and 1
 
 
 @pytest.mark.parametrize("activation", ["gelu", "swiglu"])
@@ -114,37 +128,33 @@ def test_adapters_learn_in_place_of_the_blocks_and_are_merged(activation):
     model = network(activation=activation)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     x = torch.randn(4, 2, 16)
-    with learning_part(model, Recipe(lora=2)):
-        learning = [n for n, p in model.named_parameters() if p.requires_grad]
-        adapted = {n.partition(".lora_")[0] for n in learning if ".lora_" in n}
+    with only_trainable(model, Recipe(lora=2)):
+        trained = [n for n, p in model.named_parameters() if p.requires_grad]
+        adapted = {n.partition(".lora_")[0] for n in trained if ".lora_" in n}
         linear = {"attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"}
         assert adapted == {f"blocks.{i}.{name}" for i in range(DEPTH) for name in linear}
-        assert {n for n in learning if ".lora_" not in n} == {"head.weight", "head.bias"}
+        assert {n for n in trained if ".lora_" not in n} == {"head.weight", "head.bias"}
         optimizer = build_optimizer(model, Recipe(learning_rate=0.1, warmup=0.0))
         for _ in range(3):
             optimizer.zero_grad()
             model(x).square().mean().backward()
             optimizer.step()
-        learned = model.eval()(x)
+        outputs = model.eval()(x)
     after = model.state_dict()
     assert after.keys() == before.keys()
     changed = {name.rpartition(".")[0] for name in after if not torch.equal(after[name], before[name])}
     assert changed == {*adapted, "head"}
-    assert all(
-        np.linalg.matrix_rank((after[f"{n}.weight"] - before[f"{n}.weight"]).numpy(), 1e-4) == 2 for n in adapted
-    )
-    assert torch.allclose(model(x), learned, atol=1e-5)
+    moved = [(after[f"{n}.weight"] - before[f"{n}.weight"]).numpy() for n in adapted]
+    assert {np.linalg.matrix_rank(change, 1e-4) for change in moved} == {2}
+    assert torch.allclose(model(x), outputs, atol=1e-5)
     assert all(p.requires_grad for p in model.parameters())
 
 
-def test_a_run_with_adapters_resumes_to_the_same_result(tmp_path, monkeypatch):
+def test_a_training_with_adapters_resumes_to_the_same_result(tmp_path, monkeypatch):
     pytest.importorskip("peft")
-    from ndvit.training.callbacks import Checkpoints
-
-    first, options = tmp_path / "first", {"lora": 2, "steps": 6, "val_every": 2, "learning_rate": 0.01}
-    run_tiny(toy(), first, steps=1)
-    tune(toy(), tmp_path / "whole", first, **options)
-    end_step = Checkpoints._end_step
+    options = {"preset": "basic", "lora": 2, "steps": 6, "val_every": 2, "learning_rate": 0.01}
+    options["weights"] = fit_tiny(toy(), steps=1).model
+    whole, end_step = fit_tiny(toy(), **options), Checkpoints._end_step
 
     def stop_at_four(self, trainer):
         self.requested = trainer.global_step == 4
@@ -152,50 +162,19 @@ def test_a_run_with_adapters_resumes_to_the_same_result(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(Checkpoints, "_end_step", stop_at_four)
-        assert tune(toy(), tmp_path / "broken", first, **options).interrupted
-    resume_quietly(tmp_path / "broken", toy())
-    assert same_result(tmp_path / "broken", tmp_path / "whole")
-    assert not any("lora" in name for name in tensors(tmp_path / "whole"))
+        assert fit_tiny(toy(), tmp_path, **options).interrupted
+    resumed = fit_tiny(toy(), tmp_path, resume=True, **options)
+    assert not different(resumed, whole)
+    assert resumed.fit.history == whole.fit.history
+    assert not any("lora" in name for name in tensors(whole))
 
 
-def test_random_convolutions_are_solved_beside_adapters(tmp_path):
+def test_random_convolutions_are_solved_beside_adapters():
     pytest.importorskip("peft")
     sizes = {"model": "signal_tiny", "embed_dim": 16, "num_heads": 2, "stem_width": 4, "rocket_features": 168}
-    run_tiny(toy(shape=(1, 24)), tmp_path / "first", steps=1, **sizes)
-    run = tune(toy(shape=(1, 24)), tmp_path / "run", tmp_path / "first", lora=2, steps=2)
-    assert run.model.rocket.head.weight.abs().sum() > 0
-    assert not run.model.rocket.head.weight.requires_grad
-
-
-def test_batch_norm_in_front_of_adapters_stands_still(tmp_path):
-    pytest.importorskip("peft")
-    run_tiny(toy(), tmp_path / "first", steps=2, pooling="stem_tokens", **STEM)
-    tune(toy(), tmp_path / "run", tmp_path / "first", lora=2, steps=3)
-    before, after = tensors(tmp_path / "first"), tensors(tmp_path / "run")
-    stem = [name for name in before if name.startswith("patch_embed")]
-    assert any(name.endswith("running_mean") for name in stem)
-    assert all(torch.equal(before[name], after[name]) for name in stem)
-    assert not torch.equal(before["blocks.0.attn.qkv.weight"], after["blocks.0.attn.qkv.weight"])
-
-
-@pytest.mark.parametrize("decay", [0.0, 0.3])
-def test_lamb_is_timms(decay):
-    timm = pytest.importorskip("timm.optim")
-    torch.manual_seed(0)
-    start = [torch.randn(5, 4), torch.randn(7)]
-    results = []
-    for make in (Lamb, lambda p, **kw: timm.Lamb(p, max_grad_norm=None, **kw)):
-        params = [torch.nn.Parameter(t.clone()) for t in start]
-        optimizer = make(params, lr=0.1, betas=(0.8, 0.9), eps=1e-8, weight_decay=decay)
-        for i in range(4):
-            for p in params:
-                p.grad = torch.sin(p.detach() + i)
-            optimizer.step()
-        results.append(params)
-    for ours, theirs in zip(*results):
-        assert torch.allclose(ours, theirs, atol=1e-6)
-
-
-def test_new_heads_under_the_sigmoid_loss_begin_rare(tmp_path):
-    run = run_tiny(toy(classes=4), tmp_path / "run", steps=1, loss="sigmoid", learning_rate=1e-9)
-    assert run.model.head.bias.tolist() == pytest.approx([-np.log(4)] * 4, abs=1e-5)
+    source = toy(shape=(1, 24))
+    before = fit_tiny(source, steps=1, **sizes)
+    trained = fit_tiny(source, weights=before.model, preset="basic", lora=2, steps=2)
+    head = random_convolutions(trained.model.network).head
+    assert head.weight.abs().sum() > 0
+    assert not head.weight.requires_grad

@@ -1,4 +1,4 @@
-"""The bench of images on a tiny folder in two steps: what it counts, who is tested on what, and where it goes on."""
+"""The image benchmark on a tiny folder in two steps: rows, splits, equal conditions, and how it continues."""
 
 import importlib
 import importlib.util
@@ -11,12 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from ndvit import load_model
-from ndvit.config import ViTConfig
+from ndvit import Classification, Model, VisionTransformer, ViTConfig, load_model
 from ndvit.data.preprocess.images import ImagePreprocess
 from ndvit.data.sources.load import load_source
-from ndvit.network import VisionTransformer
-from ndvit.weights.file import save_model
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 bench = importlib.import_module("images")
@@ -52,37 +49,35 @@ def home(tmp_path_factory):
         input_size=(32, 32), patch_size=(8, 8), in_channels=3, num_classes=5, embed_dim=16, depth=2, num_heads=2
     )
     torch.manual_seed(0)
-    network = VisionTransformer(config)
-    network.classes = tuple("abcde")
-    network.preprocess = ImagePreprocess((32, 32), (0.5,) * 3, (0.25,) * 3, crop_fraction=0.875)
-    save_model(network, home / "tiny.safetensors")
+    preprocess = ImagePreprocess((32, 32), (0.5,) * 3, (0.25,) * 3, crop_fraction=0.875)
+    Model(VisionTransformer(config), Classification("abcde"), preprocess).save(home / "tiny.safetensors")
     return home
 
 
 def arguments(home, **more):
-    given = {"data": home / "pics", "weights": home / "tiny.safetensors", "seeds": 1, "steps": STEPS, "workers": 0}
-    return {**given, "out": home / "out", "device": "cpu", **more}
+    options = {"data": home / "pics", "weights": home / "tiny.safetensors", "seeds": 1, "steps": STEPS, "workers": 0}
+    return {**options, "out": home / "out", "device": "cpu", **more}
 
 
 def here(work):
-    """A fit in this process, which has imported everything."""
+    """Run a fit in this process, which has already imported everything."""
     return fits.FITS[work.library](work)
 
 
 @pytest.fixture(scope="module")
 def works(home):
-    """All models benched, and what each fit was told; rows are in home/out."""
-    told = []
+    """The arguments of all fits of a run with all models; the rows are in home/out."""
+    works = []
 
     def fit(work):
-        told.append(work)
+        works.append(work)
         return here(work)
 
     names = [name for name, model in bench.MODELS.items() if TRAINER or model.library != "transformers"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bench, "in_process", fit)
         bench.main(**arguments(home, models=",".join(names)))
-    return told
+    return works
 
 
 def rows_of(home):
@@ -100,7 +95,7 @@ def test_every_fit_is_a_row(home, works):
         assert row.steps == (0 if row.model == "linear-probe" else STEPS)
         assert row.batch == 32
         assert 0 < row.train_seconds < row.total_seconds
-    # 20 x 24 pictures are seen at the next multiple of 8
+    # images of 20 x 24 pixels get the next multiple of 8
     pixels = {name: row.pixels for name, row in rows.items()}
     assert {name: pixels["pics", name] for name in ("ours", "timm", "timm-small", "timm-adamw-small")} == {
         "ours": "24x24", "timm": "32x32", "timm-small": "24x24", "timm-adamw-small": "24x24",
@@ -118,29 +113,29 @@ def test_all_have_the_same_pictures_steps_and_weights(home, works):
     assert len(others) == (6 if TRAINER else 4)
     for work in others:
         assert [path for path, _ in work.test] == list(data.test.items)
-        assert [label for _, label in work.train] == data.train.labels.tolist()
+        assert [label for _, label in work.train] == data.train.targets.tolist()
         assert not {path for path, _ in work.train} & {path for path, _ in work.test}
         assert (work.steps, work.batch, work.classes) == (STEPS, 32, 3)
     mine = next(work for work in works if work.library == "ndvit")
     assert (mine.source, mine.options, mine.seed) == (str(home / "pics"), {"steps": STEPS}, 0)
 
 
-def test_peers_begin_with_the_weights(home, works, tmp_path, monkeypatch):
-    """What timm begins with is the file's network, under a new head."""
+def test_peers_start_from_the_weights(home, works, tmp_path, monkeypatch):
+    """timm starts from the network of the file with a new head."""
     import timm
 
     made, create = [], timm.create_model
 
-    def seen(*given, **more):
-        network = create(*given, **more)
+    def recorded(*args, **more):
+        network = create(*args, **more)
         made.append({name: tensor.clone() for name, tensor in network.state_dict().items()})
         return network
 
-    monkeypatch.setattr(timm, "create_model", seen)
+    monkeypatch.setattr(timm, "create_model", recorded)
     folders = bench.export(home / "tiny.safetensors", ["timm"], tmp_path)
     work = replace(next(work for work in works if work.library == "timm"), weights=str(folders["timm"]))
     peers.fit_timm(work)
-    ours = load_model(home / "tiny.safetensors").state_dict()
+    ours = load_model(home / "tiny.safetensors").network.state_dict()
     (theirs,) = made
     body = [name for name in theirs if not name.startswith("head")]
     assert len(body) > 25
@@ -148,8 +143,8 @@ def test_peers_begin_with_the_weights(home, works, tmp_path, monkeypatch):
     assert theirs["head.weight"].shape == (3, 16)
 
 
-def test_trains_as_many_steps_as_it_is_told(home, works):
-    """Over epochs of one batch, as 48 pictures make one full batch of 32."""
+def test_trains_the_requested_number_of_steps(home, works):
+    """Epochs have one batch, because 48 images make one full batch of 32."""
     folders = bench.export(home / "tiny.safetensors", ["timm"], home / "exported")
     work = replace(next(work for work in works if work.library == "timm"), weights=str(folders["timm"]), steps=5)
     fitted = peers.fit_timm(work, opt="adamw", lr=1e-2, layer_decay=0.75, sched_on_updates=True)
@@ -158,8 +153,8 @@ def test_trains_as_many_steps_as_it_is_told(home, works):
     assert rows.shape == (12, 3)
     np.testing.assert_allclose(rows.sum(1), 1, atol=1e-5)
     again = peers.fit_timm(work, opt="adamw", lr=1e-2, layer_decay=0.75, sched_on_updates=True)
-    np.testing.assert_array_equal(again.probabilities, rows)  # the seed is all that is random
-    with pytest.raises(ValueError, match="48 training pictures are fewer than a batch of 64"):
+    np.testing.assert_array_equal(again.probabilities, rows)  # the result depends on the seed only
+    with pytest.raises(ValueError, match="48 training images are fewer than a batch of 64"):
         peers.fit_timm(replace(work, batch=64))
 
 
@@ -169,10 +164,10 @@ def test_transformers_needs_accelerate(home, works, monkeypatch):
         peers.fit_transformers(works[0])
 
 
-def test_a_fit_has_a_process_of_its_own(home, works, monkeypatch):
+def test_a_fit_has_its_own_process(home, works, monkeypatch):
     folders = bench.export(home / "tiny.safetensors", ["timm"], home / "exported-too")
     work = replace(next(work for work in works if work.library == "timm"), weights=str(folders["timm"]))
-    ballast = bytearray(2**29)  # of this process, which is none of that one's
+    ballast = bytearray(2**29)  # memory of this process, which must not be counted for the other one
     ballast[:: 2**12] = b"x" * 2**17
     fitted = bench.in_process(work)
     assert fitted.steps == STEPS
@@ -184,7 +179,7 @@ def test_a_fit_has_a_process_of_its_own(home, works, monkeypatch):
         bench.in_process(work)
 
 
-def test_goes_on_where_it_stopped(home, works, monkeypatch, capsys):
+def test_continues_where_it_stopped(home, works, monkeypatch, capsys):
     path = home / "out" / "results.csv"
     before = results.read_rows(path, results.Row)
     results.write_rows(path, [row for row in before if (row.set, row.model) != ("pics", "timm")], results.Row)
@@ -200,7 +195,7 @@ def test_goes_on_where_it_stopped(home, works, monkeypatch, capsys):
     assert {row.key for row in results.read_rows(path, results.Row)} == {row.key for row in before}
     bench.main(**arguments(home, models="timm", fresh=True))
     assert done[1:] == [("pics", "timm", 0)]
-    monkeypatch.setattr(bench, "git_commit", lambda files: "another")  # whose fits are other models
+    monkeypatch.setattr(bench, "git_commit", lambda files: "another")  # the rows of another commit are of another model
     bench.main(**arguments(home, models="timm"))
     assert done[2:] == [("pics", "timm", 0)]
 
@@ -214,35 +209,35 @@ def test_goes_on_where_it_stopped(home, works, monkeypatch, capsys):
     results.write_rows(path, before, results.Row)
 
 
-def test_other_test_pictures_are_refused(home, works):
+def test_other_test_images_raise(home, works):
     data = load_source(str(home / "pics"), seed=0, progress=False)
     other = load_source(str(home / "pics"), seed=1, progress=False)
     fitted = values.Fitted([[1.0, 0.0, 0.0]] * 12, list(other.test.names), 1.0, 2, 32, (24, 24))
     what = bench.Bench(home / "pics", home / "tiny.safetensors", {}, {}, "", 1, 0, "cpu", "abc", "python")
-    with pytest.raises(RuntimeError, match="ours was tested on other pictures than its split has"):
+    with pytest.raises(RuntimeError, match="ours was tested on images that are not in its test split"):
         bench.run(what, bench.Job("pics", "ours", 0), data, lambda work: fitted)
     row = bench.run(what, bench.Job("pics", "ours", 0), data, lambda work: replace(fitted, names=[]))
-    assert row.accuracy == pytest.approx(4 / 12, abs=1e-6)  # all are called blue
+    assert row.accuracy == pytest.approx(4 / 12, abs=1e-6)  # blue is predicted for all
 
 
-def test_what_ours_does_is_the_plan(home):
+def test_the_plan_is_that_of_ndvit(home):
     what = bench.Bench(home / "pics", home / "tiny.safetensors", {}, {}, "", 1, 0, "cpu", "abc", "python")
     data = what.load("pics", 0)
     assert what.plan(data) == (300, 32, (24, 24))
-    assert replace(what, given={"epochs": 10}).plan(data) == (15, 32, (24, 24))  # 480 pictures
-    assert replace(what, given={"input_size": (16, 16)}).plan(data)[2] == (16, 16)
+    assert replace(what, options={"epochs": 10}).plan(data) == (15, 32, (24, 24))  # 480 images
+    assert replace(what, options={"input_size": (16, 16)}).plan(data)[2] == (16, 16)
     assert bench.choose_models("", Path("weights"), sized=True) == [
         name for name in bench.MODELS if not name.endswith("-small")
     ]
     assert bench.choose_models("", None, sized=False) == ["small-data"]
 
 
-def test_what_cannot_be_is_told(home, tmp_path):
-    with pytest.raises(SystemExit, match="unknown model tim: there are ours,"):
+def test_unsuitable_arguments_raise(home, tmp_path):
+    with pytest.raises(SystemExit, match="unknown model tim: known are ours,"):
         bench.main(**arguments(home, models="tim"))
-    with pytest.raises(SystemExit, match="timm begins with trained weights: give some with --weights"):
+    with pytest.raises(SystemExit, match="timm needs trained weights: add --weights FILE"):
         bench.main(**arguments(home, models="timm", weights=None))
-    with pytest.raises(SystemExit, match="there is no such folder"):
+    with pytest.raises(SystemExit, match="no such folder"):
         bench.main(**arguments(home, data=home / "nothing"))
     with pytest.raises(SystemExit, match="not both epochs and steps"):
         bench.main(**arguments(home, epochs=3))
@@ -267,20 +262,20 @@ def test_table_of_the_report():
     table = report.table_of(cells["A"])
     assert table[2] == "| `timm` | 75.0 ± 7.1 | 0.500 | 224x224 | 100 | 10.0 | 320 | 20.0 | 300 | 2 |"
     assert table[3] == "| `ours` | **95.0** ± 7.1 | **0.300** | 32x32 | 100 | 20.0 | 160 | 20.0 | 400 | 2 |"
-    table = report.table_of(cells["B"])  # on the split that both have
+    table = report.table_of(cells["B"])  # on the split that both models have
     assert table[2].startswith(f"| `timm` | **{100 * ROW.accuracy:.1f}** |")
     assert table[2].endswith(f" | 1 | {50 * ROW.accuracy + 25:.1f} ± {(100 * ROW.accuracy - 50) / 2**0.5:.1f} over 2 |")
     assert table[3].split(" | ")[4:7] == ["–", "10.0", "–"]
     assert table[3].endswith(" | 1 | – |")
 
 
-def test_report_of_the_file_alone(home, works):
+def test_report_is_written_from_the_file(home, works):
     out = home / "out"
     (out / "report.md").unlink(missing_ok=True)
     bench.main(report=True, out=out, steps=STEPS)
     text = (out / "report.md").read_text()
-    assert f"A trial of the bench with steps {STEPS}" in text
-    assert text.index("## pics: 48 pictures to train, 12 to test") < text.index("## digits: 1,438 pictures")
+    assert f"A trial of the benchmark with steps {STEPS}" in text
+    assert text.index("## pics: 48 training images, 12 test images") < text.index("## digits: 1,438 training images")
     assert text.count("| `small-data` |") == 2
     assert text.count("| `timm-adamw-small` |") == 1
     assert "timm 1." in text
@@ -289,7 +284,7 @@ def test_report_of_the_file_alone(home, works):
         bench.main(report=True, out=out)
 
 
-def test_reading_is_measured_and_tabulated(home, monkeypatch):
+def test_reading_is_measured_and_written_as_a_table(home, monkeypatch):
     before = torch.get_num_threads()
     try:
         reading.main(data=home / "pics", size=16, batch=8, workers=0, rounds=2, limit=20, out=home / "reading.md")
@@ -304,12 +299,12 @@ def test_reading_is_measured_and_tabulated(home, monkeypatch):
         "| test | 2 | 200 | 100 | 3.00 (1.00 to 4.00) |",
         "| training | 2 | 1,000 | 1,000 | 1.00 (1.00 to 1.00) |",
     ]
-    with pytest.raises(SystemExit, match="there is no such folder"):
+    with pytest.raises(SystemExit, match="no such folder"):
         reading.main(data=home / "nothing")
 
 
 def test_reading_compares_the_same_work(home):
-    """For testing, the same pixels; for training, as many pictures of the same shape."""
+    """The test transforms give the same pixels; the training transforms give the same number and shape of images."""
     one, other = (make(home / "pics", 16, 8, 0) for make in (reading.ours, reading.theirs))
     mine = torch.cat([batch.x for batch in one["test"](0)])
     theirs = torch.cat([x for x, _ in other["test"](0)])

@@ -1,4 +1,4 @@
-"""The bench of signals on two tiny sets and in two steps: what it counts, what it derives, and where it goes on."""
+"""The signal benchmark on two tiny sets in two steps: rows, derived rows, the report, and how it continues."""
 
 import importlib
 import sys
@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from ndvit import ViTClassifier
-from ndvit.training.presets import PRESETS
+from ndvit.config.presets import PRESETS
+from ndvit.network.committee import first_transformer
+from ndvit.training.plan import Request, plan
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 bench = importlib.import_module("signals")
@@ -34,7 +36,7 @@ def write_set(folder, name, channels, seed):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder of sets, benched in two steps."""
+    """A folder of sets with the results of a run in two steps."""
     folder = tmp_path_factory.mktemp("bench")
     write_set(folder, "One", 1, 0)
     write_set(folder, "Two", 2, 1)
@@ -59,13 +61,13 @@ def test_every_fit_is_a_row(folder):
     assert (folder / "out" / "probabilities" / ".gitignore").read_text() == "*\n"
 
 
-def test_ensemble_is_what_members_train(folder):
+def test_ensemble_equals_members(folder):
     with np.load(folder / "One.npz") as data:
         X, y, X_test, y_test = (data[name] for name in ("X_train", "y_train", "X_test", "y_test"))
     together = ViTClassifier(preset="signal", members=5, steps=STEPS, random_state=0).fit(X, y)
     files = [results.probabilities_file(folder / "out", ("One", "ours", seed, STEPS)) for seed in range(5)]
     alone = [np.load(file) for file in files]
-    assert np.abs(alone[0] - alone[1]).max() > 1e-4  # seeds differ, so the agreement below says something
+    assert np.abs(alone[0] - alone[1]).max() > 1e-4  # seeds differ, so the agreement below is meaningful
     np.testing.assert_allclose(together.predict_proba(X_test), np.mean(alone, axis=0), atol=1e-6)
     rows = rows_of(folder)
     row = rows["One", "ours-ensemble", 0]
@@ -73,7 +75,7 @@ def test_ensemble_is_what_members_train(folder):
     assert row.fit_seconds == pytest.approx(sum(rows["One", "ours", seed].fit_seconds for seed in range(5)), abs=1e-3)
 
 
-def test_goes_on_where_it_stopped(folder, monkeypatch, capsys):
+def test_continues_where_it_stopped(folder, monkeypatch, capsys):
     path = folder / "out" / "results.csv"
     before = results.read_rows(path)
     results.write_rows(path, [row for row in before if (row.set, row.model) != ("Two", "resnet")])
@@ -101,7 +103,7 @@ def test_goes_on_where_it_stopped(folder, monkeypatch, capsys):
     assert {row.key for row in results.read_rows(path)} == {row.key for row in before}
 
 
-def test_same_fit_twice(folder):
+def test_fits_are_reproducible(folder):
     with np.load(folder / "Two.npz") as data:
         X, y, X_test = (data[name] for name in ("X_train", "y_train", "X_test"))
     first, second = (peers.PeerClassifier(peers.inceptiontime, 128, 3, 1).fit(X, y) for _ in range(2))
@@ -110,15 +112,15 @@ def test_same_fit_twice(folder):
     assert first.n_iter_ == 1
 
 
-def test_fits_have_the_threads_that_are_told(folder, monkeypatch):
-    """What a warm-up left behind, as aeon's does, is not what is measured."""
-    seen = []
+def test_fits_have_the_requested_threads(folder, monkeypatch):
+    """A warm-up may change the number of threads, as aeon's does; the measured fit has the requested number."""
+    threads = []
 
     class Greedy:
         classes_ = np.array(["high", "low"])
 
         def fit(self, X, y):
-            seen.append(torch.get_num_threads())
+            threads.append(torch.get_num_threads())
             torch.set_num_threads(2)
             return self
 
@@ -132,41 +134,44 @@ def test_fits_have_the_threads_that_are_told(folder, monkeypatch):
         (row,) = bench.run(what, bench.Job("One", "greedy", 0))
     finally:
         torch.set_num_threads(before)
-    assert (seen[1], row.threads) == (1, 1)  # the first was the warm-up
+    assert (threads[1], row.threads) == (1, 1)  # the first was the warm-up
     with np.load(folder / "One.npz") as data:
         assert row.accuracy == pytest.approx((data["y_test"] == "high").mean(), abs=1e-6)
 
 
 def test_every_ablation_changes_something():
+    """Fits of a small number of random convolutions, which save time."""
     rng = np.random.default_rng(0)
     X = rng.standard_normal((8, 1, 80)).astype(np.float32)  # long enough for patches of several samples
-    setting = bench.Setting(seed=0, threads=1, trial=4, X=X, y=np.arange(8) % 2)
+    setting = bench.Setting(seed=0, threads=1, trial=2, X=X, y=np.arange(8) % 2)
     made = {name: bench.KNOWN[name].make(setting) for name in ("ours", *bench.ABLATIONS)}
-    said = {name: classifier.fit(X, setting.y).predict_proba(X) for name, classifier in made.items()}
+    for classifier in made.values():
+        classifier.options = {**(classifier.options or {}), "rocket_features": 168}
+    probabilities = {name: classifier.fit(X, setting.y).predict_proba(X) for name, classifier in made.items()}
     for name in bench.ABLATIONS:
-        assert np.abs(said[name] - said["ours"]).max() > 1e-6, name
+        assert np.abs(probabilities[name] - probabilities["ours"]).max() > 1e-6, name
     assert {name: made[name].n_iter_ for name in ("ours", "twice-the-steps", "half-the-steps")} == {
-        "ours": 4, "twice-the-steps": 8, "half-the-steps": 2,
+        "ours": 2, "twice-the-steps": 4, "half-the-steps": 1,
     }  # fmt: skip
     full = bench.ABLATIONS["half-the-steps"].make(setting._replace(trial=0))
     assert 2 * full.steps == PRESETS["signal"].recipe["steps"]
 
 
-def test_unknown_names_are_told(folder):
-    with pytest.raises(SystemExit, match="unknown model resnot: there are ours,"):
+def test_unknown_names_raise(folder):
+    with pytest.raises(SystemExit, match="unknown model resnot: known are ours,"):
         bench.main(data=folder, models="resnot")
-    with pytest.raises(SystemExit, match="unknown set Three: there are One, Two"):
+    with pytest.raises(SystemExit, match="unknown set Three: known are One, Two"):
         bench.main(data=folder, sets="Three")
-    with pytest.raises(SystemExit, match=r"no NAME\.npz"):
+    with pytest.raises(SystemExit, match=r"expected a folder with files NAME\.npz"):
         bench.main(data=folder / "out")
 
 
 @pytest.mark.parametrize(
     ("body", "expected"),
-    # Counted by hand; and LITE's authors call its 9,814 parameters 2.34 % of an Inception's.
+    # Counted by hand. The authors of LITE state that its 9,814 parameters are 2.34 % of those of Inception.
     [("resnet", 34_112 + 206_336 + 263_552), ("inceptiontime", 2_528 + 5 * 80_128 + 384 + 16_640)],
 )
-def test_peers_are_those_of_the_papers(body, expected):
+def test_peers_have_the_published_sizes(body, expected):
     network = getattr(peers, body)(1, 37)
     assert sum(p.numel() for p in network.parameters()) == expected
     assert network(torch.zeros(2, 1, 37)).shape == (2, 128, 37)
@@ -174,9 +179,10 @@ def test_peers_are_those_of_the_papers(body, expected):
 
 
 @pytest.mark.parametrize(("time", "places"), [(30, 30), (99, 50), (301, 151), (2000, 125)])
-def test_our_stem_alone_is_that_of_the_preset(time, places):
+def test_the_stem_alone_is_that_of_the_preset(time, places):
     x = torch.randn(8, 2, time)
-    ours = ViTClassifier(preset="signal", steps=1).fit(x.numpy(), np.arange(8) % 2).model_.patch_embed.backbone
+    planned = plan(Request(source=peers.as_source(x.numpy(), np.arange(8) % 2), preset="signal"))
+    ours = first_transformer(planned.first.network).patch_embed.backbone
     stem = peers.our_stem(2, time)
     assert repr(stem) == repr(ours)  # layers, widths, kernels and strides
     assert stem(x).shape == (8, 96, places)
@@ -192,7 +198,7 @@ def test_means_ranks_spread_and_seconds():
         for (name, model), values in accuracies.items()
         for seed, value in enumerate(values)
     ]
-    rows[1] = replace(rows[1], parallel=2, fit_seconds=1000.0)  # of a busy machine, where there is one that was not
+    rows[1] = replace(rows[1], parallel=2, fit_seconds=1000.0)  # ignored, because another fit of this set ran alone
     found = report.Comparison(rows, ["resnet", "minirocket", "ours", "1nn-dtw"])
     assert found.models == ["resnet", "minirocket", "ours"]
     assert found.complete == ["resnet", "ours"]
@@ -218,24 +224,24 @@ def test_ablation_compares_the_same_sets_and_seeds():
     base = rows("ours", {("A", 0, 1): 0.8, ("A", 1, 1): 0.9, ("B", 0, 1): 0.7, ("M", 0, 3): 0.9}, 10.0)
     off = rows("off", {("A", 0, 1): 0.78, ("B", 0, 1): 0.71, ("B", 1, 1): 0.1, ("M", 0, 3): 0.92}, 5.0)
     table = report.ablation_table(off, base, {"off": "switched off", "on": "never run"})
-    # A loses 2 points and B wins 1; seed 1 has no partner on either set; the standard error is 1.5
-    told = "| `off` | switched off | 3 | 75.0 | 74.5 | -0.5 ± 1.5 | 1, 1 |"
-    assert table[2:] == [f"{told} – | +2.0 | – | x 0.50 |"]
+    # A loses 2 points and B gains 1; seed 1 has no partner on either set; the standard error is 1.5
+    start = "| `off` | switched off | 3 | 75.0 | 74.5 | -0.5 ± 1.5 | 1, 1 |"
+    assert table[2:] == [f"{start} – | +2.0 | – | x 0.50 |"]
     base += rows("hybrid", {("A", 0, 1): 0.5, ("M", 0, 3): 0.5}, 10.0)
     off += rows(results.network_of("off"), {("A", 0, 1): 0.6, ("M", 0, 3): 0.4}, 5.0)
     table = report.ablation_table(off, base, {"off": "switched off"})
-    assert table[2:] == [f"{told} +10.0 | +2.0 | -10.0 | x 0.50 |"]
+    assert table[2:] == [f"{start} +10.0 | +2.0 | -10.0 | x 0.50 |"]
     assert report.ablation_table([], base, {"off": "switched off"}) == []
 
 
-def test_report_of_the_files_alone(folder):
+def test_report_is_written_from_the_files(folder):
     out = folder / "out"
     (out / "report.md").unlink(missing_ok=True)
     bench.main(report=True, out=out, steps=STEPS)
     text = (out / "report.md").read_text()
-    assert f"A trial of the bench with {STEPS} steps" in text
+    assert f"A trial of the benchmark with {STEPS} steps" in text
     assert text.index("## 1 univariate set") < text.index("## 1 multivariate set")
-    assert "*Theirs*" in text  # of One; there is none of Two, and Partly has no figure
+    assert "*Theirs*" in text  # for One; there is none for Two, and Partly has no figure
     assert text.count("*Theirs*") == 1
     assert "*Partly*" not in text
     assert (

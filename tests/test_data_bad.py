@@ -1,4 +1,4 @@
-"""Bad input, one kind a case: what is made, and what the message must say (regular expressions)."""
+"""Bad input: each case makes data and lists regular expressions that the message must match."""
 
 import os
 import pickle
@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from datafiles import TS_HEAD, arrays, cut, npy, picture, pictures, sound, ts, xy
-from ndvit.data.sources import folders
+from ndvit.data.sources import files
 from ndvit.data.sources.load import load_examples, load_source
 
 X, Y = xy()
@@ -31,20 +31,20 @@ ARRAYS = {
     "missing path": ("no/such/folder", "no/such/folder: no such file or folder", "ucr:NAME"),
     "number": (7, "a source is a name, a path"),
     "list": ([X, Y], "a source is a name, a path"),
-    "three arrays": ((X, Y, X), "arrays are given as X, y or as X_train", "got 3 arrays"),
+    "three arrays": ((X, Y, X), "arrays must be X, y or X_train", "got 3 arrays"),
     "wrong keys": ({"X": X, "labels": Y}, "got keys X, labels"),
-    "unequal numbers": ((X, Y[:5]), "8 examples but 5 labels; every example needs one label"),
-    "no examples": ((X[:0], Y[:0]), "the train set holds no examples"),
-    "empty test set": ((X, Y, X[:0], Y[:0]), "the test set holds no examples"),
+    "unequal numbers": ((X, Y[:5]), "8 examples but 5 targets; every example needs one"),
+    "no examples": ((X[:0], Y[:0]), "the train set has no examples"),
+    "empty test set": ((X, Y, X[:0], Y[:0]), "the test set has no examples"),
     "one row": ((X[0], Y), r"X has shape \(10,\); expected \(n, time\)"),
     "single numbers": (([1, 2, 3], [0, 1, 0]), r"X\[0\] is a single number"),
-    "text": ((X.astype(str), Y), "X holds text"),
-    "text in a list": (([["a", "b"]], [0]), r"X\[0\] holds text"),
-    "objects": ((X.astype(object), Y), "X holds Python objects", "a list of arrays"),
-    "complex": ((X.astype(complex), Y), "X holds other things", "complex128"),
+    "text": ((X.astype(str), Y), "X has text"),
+    "text in a list": (([["a", "b"]], [0]), r"X\[0\] has text"),
+    "objects": ((X.astype(object), Y), "X has Python objects", "a list of arrays"),
+    "complex": ((X.astype(complex), Y), "X has other types", "complex128"),
     "ragged example": (([[[1, 2], [3]]], [0]), r"X\[0\] has rows of different length"),
-    "infinite": ((changed((3, 2), np.inf), Y), r"X\[3\]: holds infinite values", "missing", "--skip-bad"),
-    "overflowing float32": ((X.astype(np.float64) * 1e300, Y), "holds infinite values"),
+    "infinite": ((changed((3, 2), np.inf), Y), r"X\[3\]: has infinite values", "missing", "--skip-bad"),
+    "overflowing float32": ((X.astype(np.float64) * 1e300, Y), "has infinite values"),
     "nothing observed": ((changed(5, NAN), Y), r"X\[5\]: nothing is observed"),
     "no time steps": ((X[:, :0], Y), r"X\[0\]: is empty \(shape \(1, 0\)\)"),
     "channels differ": (
@@ -56,20 +56,20 @@ ARRAYS = {
         "2 channels and 2 axes, most have 2 and 1",
     ),
     "test of other channels": ((X, Y, np.zeros((2, 3, 10)), [0, 1]), r"X_test\[0\]: 3 channels"),
-    "pictures and arrays": (([Image.new("L", (3, 3)), X[0]], "ab"), "X mixes pictures and arrays; give a list of PIL"),
+    "pictures and arrays": (([Image.new("L", (3, 3)), X[0]], "ab"), "X mixes pictures and arrays; pass a list of PIL"),
     "labels None": ((X, None), "the train set has no labels"),
     "a label None": ((X, [None, *Y[1:]]), r"1 labels are missing in the train set: X\[0\]"),
     "labels NaN": ((X, [*map(float, Y[:6]), NAN, NAN]), r"2 labels are missing in the train set: X\[6\], X\[7\]"),
     "labels ?": ((X, ["?", "", *"ababab"]), "2 labels are missing"),
     "test label missing": ((X, Y, X[:2], [0, None]), "1 labels are missing in the test set"),
-    "labels in columns": ((X, np.eye(8)), r"y has shape \(8, 8\); expected one label for each example"),
-    "labels in one text": ((X, "abababab"), "expected one label for each example"),
-    "labels of other bytes": ((X, [b"caf\xe9", *"abababa"]), r"y holds bytes that are not UTF-8, b'caf\\xe9'; give"),
+    "labels in columns": ((X, np.eye(8)), r"y has shape \(8, 8\); expected one target for each example"),
+    "labels in one text": ((X, "abababab"), "expected one target for each example"),
+    "labels of other bytes": ((X, [b"caf\xe9", *"abababa"]), r"y has bytes that are not UTF-8, b'caf\\xe9'; pass"),
     "one class": ((X, np.zeros(8)), r"one class only \(0\); at least two"),
     "single example": (
         (X, [0] * 7 + [1]),
         "class 1 has a single example",
-        "add examples, remove the class, or give the set that is to be held out yourself",
+        "add examples, remove this one, or provide the held-out set yourself",
     ),
     "class only in test": ((X, Y, X[:3], [0, 1, 2]), "classes 2 are in the test set but not in the training set"),
 }
@@ -149,13 +149,13 @@ EVIL = np.array([Evil()], dtype=object)
 FILES = {
     "file of unknown type": (lambda p: written(p / "a.xls", "x"), "unknown type of file '.xls'", ".npz", ".jpg"),
     "file without ending": (lambda p: written(p / "data", "x"), "unknown type of file ''"),
-    "one picture": (lambda p: picture(p / "a.png"), "a.png: is a single example", "one folder a class"),
+    "one picture": (lambda p: picture(p / "a.png"), "a.png: is a single example", "one folder for each class"),
     "one sound": (lambda p: sound(p / "a.wav"), "a.wav: is a single example"),
-    "empty folder": (lambda p: p, "found nothing; expected one folder a class"),
+    "empty folder": (lambda p: p, "found nothing; expected one folder for each class"),
     "files without class folders": (
         lambda p: picture(p / "a.png").parent,
         "found 1 files but no class folders",
-        "one folder a class",
+        "one folder for each class",
     ),
     "empty class folder": (
         lambda p: [pictures(p), (p / "bird").mkdir()] and p,
@@ -174,7 +174,7 @@ FILES = {
         "8 images and 1 sound files|1 sound files and 8",
     ),
     "pictures and arrays": (lambda p: npy(pictures(p) / "cat" / "a.npy", X) and p, "npy files", "one kind"),
-    "test without train": (lambda p: pictures(p / "test").parent, "holds test but nothing to train on"),
+    "test without train": (lambda p: pictures(p / "test").parent, "has test but no training set"),
     "links in a circle": (
         lambda p: with_bad(p, "x.png", lambda f: f.symlink_to(f)),
         r"cat/x.png: cannot be read \(.*symbolic links",
@@ -192,7 +192,7 @@ FILES = {
         "classes cow are in the test set but not in the training set",
     ),
     "empty picture": (lambda p: with_bad(p, "x.png", lambda f: written(f, "")), r"cat/x.png: is empty \(0 bytes\)"),
-    "text as picture": (lambda p: with_bad(p, "x.png", lambda f: written(f, "hello")), "cat/x.png: is no picture"),
+    "text as picture": (lambda p: with_bad(p, "x.png", lambda f: written(f, "hello")), "cat/x.png: is not a picture"),
     "truncated jpeg": (
         lambda p: with_bad(p, "x.jpg", lambda f: cut(picture(f, size=(99, 99)), 0.9)),
         "cat/x.jpg: .*truncated",
@@ -207,18 +207,24 @@ FILES = {
     ),
     "broken link": (
         lambda p: with_bad(p, "x.png", lambda f: f.symlink_to(p / "gone.png")),
-        "cat/x.png: is not there",
+        "cat/x.png: does not exist",
     ),
     "empty sound file": (lambda p: with_sound(p, "x.wav", lambda f: written(f, "")), "cat/x.wav: is empty"),
     "sound without samples": (lambda p: with_sound(p, "x.wav", lambda f: sound(f, frames=0)), "cat/x.wav: is empty"),
-    "text as sound": (lambda p: with_sound(p, "x.wav", lambda f: written(f, "hello")), "cat/x.wav: is no sound file"),
+    "text as sound": (
+        lambda p: with_sound(p, "x.wav", lambda f: written(f, "hello")),
+        "cat/x.wav: is not a sound file",
+    ),
     "truncated wav": (lambda p: with_sound(p, "x.wav", lambda f: cut(sound(f))), "cat/x.wav: sound file is cut off"),
     "truncated flac": (lambda p: with_sound(p, "x.flac", lambda f: cut(sound(f, frames=9999))), "cat/x.flac: "),
     "infinite sound": (
         lambda p: with_sound(p, "x.wav", lambda f: __import__("soundfile").write(f, [0.0, np.inf], 8000, "FLOAT")),
-        "cat/x.wav: sound file holds infinite or missing samples",
+        "cat/x.wav: sound file has infinite or missing samples",
     ),
-    "text as npy": (lambda p: with_bad(p, "x.npy", lambda f: written(f, "hello"), arrays), "a/x.npy: is no numpy file"),
+    "text as npy": (
+        lambda p: with_bad(p, "x.npy", lambda f: written(f, "hello"), arrays),
+        "a/x.npy: is not a numpy file",
+    ),
     "truncated npy": (
         lambda p: with_bad(p, "x.npy", lambda f: cut(npy(f, X)), arrays),
         "a/x.npy: is damaged or cut off",
@@ -239,10 +245,10 @@ FILES = {
         lambda p: with_bad(p, "x.npy", lambda f: npy(f, 3.0), arrays),
         "a/x.npy: the array is a single number",
     ),
-    "text in npy": (lambda p: with_bad(p, "x.npy", lambda f: npy(f, ["a"]), arrays), "a/x.npy: the array holds text"),
+    "text in npy": (lambda p: with_bad(p, "x.npy", lambda f: npy(f, ["a"]), arrays), "a/x.npy: the array has text"),
     "infinite npy": (
         lambda p: with_bad(p, "x.npy", lambda f: npy(f, [1, np.inf]), arrays),
-        "a/x.npy: holds infinite values",
+        "a/x.npy: has infinite values",
     ),
     "missing npy": (
         lambda p: with_bad(p, "x.npy", lambda f: npy(f, [NAN, NAN]), arrays),
@@ -254,8 +260,8 @@ FILES = {
     ),
     "npz without X": (lambda p: npz(p / "a.npz", data=X), "a.npz: expected arrays X and y, or X_train", "got data"),
     "npz without y": (lambda p: npz(p / "a.npz", X=X), "the train set has no labels", "npz: y"),
-    "npz of a test set": (lambda p: npz(p / "a.npz", X_test=X, y_test=Y), "holds test but nothing to train on"),
-    "npz of unequal numbers": (lambda p: npz(p / "a.npz", X=X, y=Y[:3]), "a.npz: 8 examples but 3 labels"),
+    "npz of a test set": (lambda p: npz(p / "a.npz", X_test=X, y_test=Y), "has test but no training set"),
+    "npz of unequal numbers": (lambda p: npz(p / "a.npz", X=X, y=Y[:3]), "a.npz: 8 examples but 3 targets"),
     "npz of objects": (lambda p: npz(p / "a.npz", X=EVIL, y=Y), "a.npz: holds Python objects, which could run code"),
     "truncated npz": (lambda p: cut(npz(p / "a.npz", X=X, y=Y)), "a.npz: is damaged or cut off"),
     "npz as npy": (
@@ -268,26 +274,26 @@ FILES = {
         "a/x.npy: is a zip of arrays, expected a single one",
     ),
     "npy as npz": (lambda p: npy(p / "a.npy", X).rename(p / "a.npz"), "a.npz: .*got a single array; name it .npy"),
-    "text as npz": (lambda p: written(p / "a.npz", "hello"), "a.npz: is no numpy file"),
+    "text as npz": (lambda p: written(p / "a.npz", "hello"), "a.npz: is not a numpy file"),
     "empty npz": (lambda p: written(p / "a.npz", ""), r"a.npz: is empty \(0 bytes\)"),
     "npy without labels": (lambda p: npy(p / "X.npy", X), "the train set has no labels", "NAME_labels.npy"),
-    "labels of another number": (lambda p: beside(p, "X_labels.txt", "a\nb\n"), "X.npy: 8 examples but 2 labels"),
+    "labels of another number": (lambda p: beside(p, "X_labels.txt", "a\nb\n"), "X.npy: 8 examples but 2 targets"),
     "labels that are no numpy": (
         lambda p: beside(p, "y.npy", "hello"),
-        "^[^:]*/y.npy, the labels of X.npy: is no numpy file",
+        "^[^:]*/y.npy, the targets of X.npy: is not a numpy file",
     ),
     "labels that are no UTF-8": (
         lambda p: beside(p, "y.txt", b"caf\xe9\n" * 8),
-        "^[^:]*/y.txt, the labels of X.npy: is not UTF-8 text",
+        "^[^:]*/y.txt, the targets of X.npy: is not UTF-8 text",
     ),
     "labels of other bytes in npy": (
         lambda p: npy(beside(p, "z", "").with_name("y.npy"), [b"caf\xe9"] * 8).with_name("X.npy"),
-        "y.npy holds bytes that are not UTF-8",
+        "y.npy has bytes that are not UTF-8",
     ),
     "label lines missing": (lambda p: beside(p, "y.txt", "a\n\n" + "a\nb\n" * 3), "1 labels are missing"),
     "ts without data": (lambda p: ts(p / "a.ts", [], head="@classLabel true a b\n"), "a.ts: no @data line"),
-    "ts without examples": (lambda p: ts(p / "a.ts", []), "the train set holds no examples"),
-    "ts empty": (lambda p: written(p / "a.ts", ""), "a.ts: no @data line; the file is no .ts file or was cut off"),
+    "ts without examples": (lambda p: ts(p / "a.ts", []), "the train set has no examples"),
+    "ts empty": (lambda p: written(p / "a.ts", ""), "a.ts: no @data line; the file is not a .ts file or was cut off"),
     "ts that is text": (lambda p: written(p / "a.ts", "hello"), "a.ts, line 1: expected a comment or a tag", "hello"),
     "ts with a word": (lambda p: ts(p / "a.ts", ["1,2:a", "1,two:b"]), "a.ts, line 7: .*'two'; expected numbers"),
     "ts cut off in a line": (
@@ -307,11 +313,11 @@ FILES = {
         lambda p: ts(p / "a.ts", ["1,2:a", "2,3:b", "1,2:3,4:a"]),
         r"a.ts\[2\]: 2 channels and 1 axes, most have 1 and 1",
     ),
-    "ts infinite": (lambda p: ts(p / "a.ts", ["1,2:a", "2,inf:b"]), r"a.ts\[1\]: holds infinite values"),
-    "ts overflowing float32": (lambda p: ts(p / "a.ts", ["1,2:a", "2,1e300:b"]), r"a.ts\[1\]: holds infinite values"),
+    "ts infinite": (lambda p: ts(p / "a.ts", ["1,2:a", "2,inf:b"]), r"a.ts\[1\]: has infinite values"),
+    "ts overflowing float32": (lambda p: ts(p / "a.ts", ["1,2:a", "2,1e300:b"]), r"a.ts\[1\]: has infinite values"),
     "ts of time stamps": (
         lambda p: ts(p / "a.ts", ["(0,1.5):a"], head=TS_HEAD.replace("timeStamps false", "timeStamps true")),
-        "time stamps are not read; save plain values",
+        "time stamps are not supported; save plain values",
     ),
     "ts for regression": (
         lambda p: ts(p / "a.ts", ["1,2:0.5"], head="@targetLabel true\n@data\n"),
@@ -320,14 +326,14 @@ FILES = {
     "tsv with a word": (lambda p: written(p / "a.tsv", "1\t2\t3\n1\t2\tx\n"), "a.tsv, line 2: .*expected numbers, NaN"),
     "tsv overflowing float32": (
         lambda p: written(p / "a.tsv", "1\t2\t-1e300\n2\t2\t3\n"),
-        r"a.tsv\[0\]: holds infinite",
+        r"a.tsv\[0\]: has infinite",
     ),
     "tsv with commas": (
         lambda p: written(p / "a.tsv", "1,2,3\n"),
         "a.tsv, line 1: expected a label and values with tabs",
     ),
-    "tsv empty": (lambda p: written(p / "a.tsv", ""), "the train set holds no examples"),
-    "several data sets": (two_sets, r"holds several data sets \(A_TRAIN, B_TRAIN\); give the path of one file"),
+    "tsv empty": (lambda p: written(p / "a.tsv", ""), "the train set has no examples"),
+    "several data sets": (two_sets, r"has several data sets \(A_TRAIN, B_TRAIN\); pass the path of one file"),
 }
 
 
@@ -379,7 +385,7 @@ def test_a_decoder_that_says_nothing_is_still_a_fault(tmp_path, monkeypatch, err
         raise error
 
     pictures(tmp_path)
-    monkeypatch.setattr(folders, "read_image", refuse)
+    monkeypatch.setattr(files, "read_image", refuse)
     with pytest.raises(ValueError, match=rf"cat/0.png: cannot be read \({error.__name__}\)"):
         load_source(tmp_path)
 
@@ -392,7 +398,7 @@ def test_skipping_what_has_no_label_either():
 def test_skip_bad_works_for_arrays():
     source = load_source((changed((3, 2), np.inf), Y), skip_bad=True)
     assert len(source.train) + len(source.test) == 7
-    assert "1 of 8 examples left out as bad: X[3]: holds infinite values" in source.notes[0]
+    assert "1 of 8 examples left out as bad: X[3]: has infinite values" in source.notes[0]
 
 
 def test_pixel_bombs(tmp_path, monkeypatch):
@@ -422,7 +428,7 @@ def test_files_that_may_not_be_read(tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     pictures(tmp_path)
-    monkeypatch.setattr(folders, "read_image", refuse)
+    monkeypatch.setattr(files, "read_image", refuse)
     with pytest.raises(ValueError, match=r"cat/0.png: no permission to read it"):
         load_source(tmp_path)
 
@@ -430,7 +436,7 @@ def test_files_that_may_not_be_read(tmp_path, monkeypatch):
 PREDICT = {
     "nothing there": (lambda p: p / "gone.png", "gone.png: no such file or folder"),
     "unknown type": (lambda p: written(p / "a.doc", "x"), "unknown type of file '.doc'"),
-    "empty folder": (lambda p: p, "holds no file that can be read as an example; known: .jpg"),
+    "empty folder": (lambda p: p, "has no file that can be read as an example; known: .jpg"),
     "mixed folder": (lambda p: [picture(p / "a.png"), sound(p / "a.wav")] and p, "1 images and 1 sound files"),
     "damaged picture": (lambda p: cut(picture(p / "a.png", size=(99, 99))), "a.png: .*truncated"),
     "only bad ones": (lambda p: written(p / "a.png", "x").parent, "1 of 1 examples cannot be used"),
@@ -445,7 +451,7 @@ def test_prediction(tmp_path, name):
 
 
 def test_class_folders_and_empty_paths_are_no_examples(tmp_path):
-    with pytest.raises(ValueError, match=r"but folders of them; give .*/\*/ to predict, or evaluate it"):
+    with pytest.raises(ValueError, match=r"but folders of them; pass .*/\*/ to predict, or evaluate it"):
         load_examples(pictures(tmp_path))
     with pytest.raises(ValueError, match="the source is an empty text"):
         load_source("")

@@ -7,9 +7,10 @@ import pytest
 
 from datafiles import arrays, cut, npy, picture, pictures, sound
 from ndvit.data import checking
-from ndvit.data.preprocess.base import Recording
-from ndvit.data.sources import folders
-from ndvit.data.sources.load import fit_preprocess, load_source
+from ndvit.data.examples import Recording
+from ndvit.data.preprocess import fit_preprocess
+from ndvit.data.sources import files, folders
+from ndvit.data.sources.load import load_source
 
 
 def names(examples):
@@ -18,16 +19,16 @@ def names(examples):
 
 def test_a_folder_of_classes_is_split(tmp_path):
     source = load_source(pictures(tmp_path / "pets", classes=("cat", "dog", "10"), count=5))
-    assert (source.name, source.kind, source.classes) == ("pets", "image", ("10", "cat", "dog"))
+    assert (source.name, source.kind, source.task.classes) == ("pets", "image", ("10", "cat", "dog"))
     assert (len(source.train), len(source.test)) == (12, 3)
     assert set(names(source.train)).isdisjoint(names(source.test))
     for i, name in enumerate(source.train.names):
-        assert source.classes[source.train.labels[i]] == name.split("/")[0]
+        assert source.task.classes[source.train.targets[i]] == name.split("/")[0]
     assert source.train[0].mode == "RGB"
 
 
 def test_numbers_are_sorted_by_value(tmp_path):
-    assert load_source(pictures(tmp_path, classes=("10", "9", "-1"))).classes == ("-1", "9", "10")
+    assert load_source(pictures(tmp_path, classes=("10", "9", "-1"))).task.classes == ("-1", "9", "10")
 
 
 @pytest.mark.parametrize(
@@ -41,14 +42,14 @@ def test_numbers_are_sorted_by_value(tmp_path):
     ],
     ids=["test", "all three", "val", "train alone", "other names"],
 )
-def test_given_splits(tmp_path, splits, found):
+def test_splits_of_a_folder(tmp_path, splits, found):
     for i, split in enumerate(splits):
         pictures(tmp_path / split, count=2 + i)
     source = load_source(tmp_path)
-    said = " ".join(source.notes)
+    notes = " ".join(source.notes)
     assert (source.val is not None) == ("val" in found)
-    assert ("no split given" in said) == ("test" not in found)
-    assert ("validation set is the test set" in said) == (splits == ("train", "val"))
+    assert ("held out for testing" in notes) == ("test" not in found)
+    assert ("validation set is the test set" in notes) == (splits == ("train", "val"))
     if "test" in found:
         assert (len(source.train), len(source.test)) == (4, 6)
         assert source.test.names[0].startswith(splits[1])
@@ -58,27 +59,27 @@ def test_given_splits(tmp_path, splits, found):
 
 @pytest.mark.parametrize("name", ["train", "test", "dev"])
 def test_a_class_may_be_called_like_a_split(tmp_path, name):
-    assert load_source(pictures(tmp_path, classes=("bus", name))).classes == ("bus", name)
+    assert load_source(pictures(tmp_path, classes=("bus", name))).task.classes == ("bus", name)
 
 
 @pytest.mark.parametrize("splits", [("test",), ("dev", "test")])
 def test_splits_without_a_training_set(tmp_path, splits):
     for split in splits:
         pictures(tmp_path / split)
-    parts, _ = folders.scan(tmp_path)
+    parts, _ = folders.read_folder(tmp_path)
     assert sorted(parts) == sorted({"dev": "val"}.get(split, split) for split in splits)
-    assert parts["test"].labels == ["cat"] * 4 + ["dog"] * 4
+    assert parts["test"].targets == ["cat"] * 4 + ["dog"] * 4
 
 
 def test_a_train_folder_of_folders_is_a_split(tmp_path):
     pictures(tmp_path / "train")
     picture(tmp_path / "unlabelled" / "0.png")
     source = load_source(tmp_path)
-    assert source.classes == ("cat", "dog")
+    assert source.task.classes == ("cat", "dog")
     assert "1 left out, beside train/: unlabelled" in source.notes
 
 
-def test_what_is_left_out_is_told(tmp_path):
+def test_notes_list_ignored_files(tmp_path):
     pictures(tmp_path)
     picture(tmp_path / "cat" / "deep" / "er" / "5.PNG")
     picture(tmp_path / "lost.png")
@@ -92,7 +93,7 @@ def test_what_is_left_out_is_told(tmp_path):
     assert "cat/deep/er/5.PNG" in everything
     assert source.notes[:2] == (
         "1 left out, beside the class folders: lost.png",
-        "4 left out, of a type not read here: dog/Thumbs.db, dog/a.txt, dog/b.txt and 1 more",
+        "4 left out, of an unknown type: dog/Thumbs.db, dog/a.txt, dog/b.txt and 1 more",
     )
 
 
@@ -107,7 +108,7 @@ def test_links_that_leave_the_folder_are_not_followed(tmp_path):
     everything = names(source.train) + names(source.test)
     assert len(everything) == 9
     assert "cat/inside.png" in everything
-    assert source.classes == ("cat", "dog")
+    assert source.task.classes == ("cat", "dog")
     assert "2 left out, links that leave the folder: bird, cat/outside.png" in source.notes
     assert "1 left out, links to folders: dog/loop" in source.notes
 
@@ -152,7 +153,7 @@ def test_folders_of_arrays(tmp_path, shape):
     assert fit_preprocess(source)(source.test[0]).shape == expected
 
 
-def test_skip_bad_leaves_bad_files_out_and_says_so(tmp_path):
+def test_skip_bad_leaves_bad_files_out_with_a_note(tmp_path):
     pictures(tmp_path)
     cut(tmp_path / "cat" / "1.png")
     (tmp_path / "dog" / "2.png").write_bytes(b"")
@@ -166,9 +167,9 @@ def test_odd_names_break_no_message_and_no_table(tmp_path):
     pictures(tmp_path, classes=("a\nb\x1b[31m", odd, "犬 é,|<b>"), count=3)
     (tmp_path / "a\nb\x1b[31m" / "x\ny.txt").write_text("x")
     source = load_source(tmp_path, test_fraction=0.4)
-    assert source.classes == (r"a\nb\x1b[31m", r"caf\udce9", "犬 é,|<b>")
-    said = [*source.train.names, *source.test.names, *source.notes]
-    assert all(len(text.splitlines()) == 1 and "\x1b" not in text and text.encode() for text in said)
+    assert source.task.classes == (r"a\nb\x1b[31m", r"caf\udce9", "犬 é,|<b>")
+    texts = [*source.train.names, *source.test.names, *source.notes]
+    assert all(len(text.splitlines()) == 1 and "\x1b" not in text and text.encode() for text in texts)
     assert r"a\nb\x1b[31m/x\ny.txt" in " ".join(source.notes)
     assert len(list(source.train)) == 6  # the files are found under their real names
     (tmp_path / odd / "0.png").write_bytes(b"")
@@ -183,14 +184,14 @@ def test_header_only_beyond_the_limit(tmp_path, monkeypatch):
     source = load_source(tmp_path / "p")
     assert source.notes[0].startswith("8 files: only their headers were read")
     (tmp_path / "p" / "cat" / "2.png").write_bytes(b"not a picture")
-    with pytest.raises(ValueError, match=r"cat/2.png: is no picture"):
+    with pytest.raises(ValueError, match=r"cat/2.png: is not a picture"):
         load_source(tmp_path / "p")
     arrays(tmp_path / "a")
     assert len(load_source(tmp_path / "a").train) == 6
     for name, values, message in (
         ("0", np.zeros((3, 0)), r"is empty \(shape \(3, 0\)\)"),
         ("1", 3.0, "the array is a single number"),
-        ("2", ["a", "b"], "the array holds text"),
+        ("2", ["a", "b"], "the array has text"),
     ):
         npy(tmp_path / "a" / "b" / f"{name}.npy", values)
         with pytest.raises(ValueError, match=rf"b/{name}.npy: {message}"):
@@ -207,11 +208,11 @@ def test_a_file_that_goes_bad_later_is_named(tmp_path):
     with pytest.raises(ValueError, match=rf"{path}: .*truncated"):
         source.train[0]
     path.unlink()
-    with pytest.raises(ValueError, match=rf"{path}: is not there"):
+    with pytest.raises(ValueError, match=rf"{path}: does not exist"):
         source.train[0]
 
 
-def test_progress_is_shown_for_many_files_only(tmp_path, capsys):
+def test_only_many_files_have_a_progress_bar(tmp_path, capsys):
     load_source(pictures(tmp_path / "few"))
     assert capsys.readouterr().err == ""
     for name in "ab":
@@ -251,11 +252,11 @@ def test_reading_a_wav_of_unknown_length(tmp_path):
     at = data.index(b"data") + 4
     data[at : at + 4] = b"\xff\xff\xff\xff"
     path.write_bytes(bytes(data))
-    assert folders.read_example(str(path)).values.shape == (1, 100)
+    assert files.read_example(str(path)).values.shape == (1, 100)
 
 
 @pytest.mark.parametrize("limit", [0, 100])
-def test_mixed_recordings_and_pictures_are_told(tmp_path, monkeypatch, limit):
+def test_notes_list_mixed_recordings_and_pictures(tmp_path, monkeypatch, limit):
     monkeypatch.setattr(checking, "_DECODE_AT_MOST", limit)  # headers, or whole files
     for name in ("a", "b"):
         for i, (rate, channels) in enumerate(((8000, 1), (16000, 2), (22050, 1))):
@@ -272,5 +273,5 @@ def test_mixed_recordings_and_pictures_are_told(tmp_path, monkeypatch, limit):
     assert ("pictures in grey (1) and in colour (8): all are converted to colour" in notes) == (limit > 0)
     pictures(tmp_path / "p2" / "train", mode="L")
     pictures(tmp_path / "p2" / "test", count=1)
-    said = "in grey (8) and in colour (2): all are converted to grey, as those to train on are, or to colour where"
-    assert any(said in note for note in load_source(tmp_path / "p2").notes) == (limit > 0)
+    expected = "in grey (8) and in colour (2): all are converted to grey, as the training pictures, or to colour for"
+    assert any(expected in note for note in load_source(tmp_path / "p2").notes) == (limit > 0)

@@ -16,13 +16,14 @@ from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import pytest
-from PIL import Image
 
+import datafiles
 from ndvit.data import checking
 from ndvit.data.loading import Inputs
+from ndvit.data.preprocess import fit_preprocess
 from ndvit.data.sources import hub
 from ndvit.data.sources.hub import Address
-from ndvit.data.sources.load import fit_preprocess, load_examples, load_source
+from ndvit.data.sources.load import load_examples, load_source
 
 datasets = pytest.importorskip("datasets")
 CAT_DOG = datasets.ClassLabel(names=["cat", "dog"])
@@ -30,9 +31,7 @@ TYPES = {"image": datasets.Image(), "label": CAT_DOG}
 
 
 def png(i, size=(12, 10)):
-    file = io.BytesIO()
-    Image.new("RGB", size, (10 * i % 256, 100, 50)).save(file, "PNG")
-    return {"bytes": file.getvalue(), "path": None}
+    return datafiles.png((10 * i % 256, 100, 50), size)
 
 
 def columns(count=10, **others):
@@ -51,14 +50,14 @@ def publish(tmp_path, monkeypatch):
             features = datasets.Features({**TYPES, **(types or {})})
             features = datasets.Features({k: v for k, v in features.items() if k in values})
             datasets.Dataset.from_dict(values, features=features).to_parquet(folder / f"{name}-00000-of-00001.parquet")
-        asked = []
+        calls = []
 
         def load(address):
-            asked.append(address)
+            calls.append(address)
             return datasets.load_dataset(str(folder), cache_dir=str(tmp_path / "cache"))
 
         monkeypatch.setattr(hub, "load", fetch or load)
-        return asked
+        return calls
 
     datasets.disable_progress_bars()
     yield make
@@ -66,12 +65,12 @@ def publish(tmp_path, monkeypatch):
 
 
 def test_splits_as_they_are_named(publish):
-    asked = publish(train=columns(), validation=columns(4), test=columns(6))
+    calls = publish(train=columns(), validation=columns(4), test=columns(6))
     source = load_source("hf:me/pets?revision=v1&config=small")
-    assert asked == [Address("me/pets", config="small", revision="v1")]
-    assert (source.name, source.kind, source.classes) == ("hf:me/pets", "image", ("cat", "dog"))
+    assert calls == [Address("me/pets", config="small", revision="v1")]
+    assert (source.name, source.kind, source.task.classes) == ("hf:me/pets", "image", ("cat", "dog"))
     assert [len(part) for part in (source.train, source.val, source.test)] == [10, 4, 6]
-    assert source.train.labels.tolist() == [0, 1] * 5
+    assert source.train.targets.tolist() == [0, 1] * 5
     assert source.train.names[7] == "train[7]"
     assert source.val.names[3] == "validation[3]"
     assert source.notes == (
@@ -93,7 +92,7 @@ def test_rows_stay_in_the_cache_and_travel_to_workers(publish):
     assert preprocess.size == (150, 200)
     batches = list(Inputs(source.train, preprocess).loader(16, workers=1))
     assert [len(batch.x) for batch in batches] == [16, 16, 8]
-    assert batches[1].labels.tolist() == [0, 1] * 8
+    assert batches[1].targets.tolist() == [0, 1] * 8
 
 
 def test_no_split_of_its_own(publish):
@@ -101,7 +100,7 @@ def test_no_split_of_its_own(publish):
     source = load_source("hf:me/pets", seed=1)
     assert (len(source.train), len(source.test)) == (8, 2)
     assert set(source.train.names) | set(source.test.names) == {f"train[{i}]" for i in range(10)}
-    assert "20% of each class held out for testing (2 examples), stratified, seed 1" in source.notes[-1]
+    assert "20% held out for testing (2 examples), stratified, seed 1" in source.notes[-1]
 
 
 def test_a_single_split_of_another_name_is_the_data_set(publish, tmp_path):
@@ -118,7 +117,7 @@ def test_a_single_split_of_another_name_is_the_data_set(publish, tmp_path):
     with pytest.raises(ValueError, match="both splits val and valid could be the val set"):
         load_source("hf:me/pets")
     publish(fetch=lambda address: {"test": one})
-    with pytest.raises(ValueError, match="hf:me/pets: holds test but nothing to train on"):
+    with pytest.raises(ValueError, match="hf:me/pets: has test but no training set"):
         load_source("hf:me/pets")
 
 
@@ -134,10 +133,10 @@ def test_a_test_set_whose_labels_are_kept_secret(publish):
 
 def test_classes_by_text_and_by_number(publish):
     publish({"label": datasets.Value("string")}, train={**columns(), "label": ["a", "b"] * 5})
-    assert load_source("hf:me/pets").classes == ("a", "b")
+    assert load_source("hf:me/pets").task.classes == ("a", "b")
     publish({"label": datasets.Value("int64")}, train={**columns(), "label": [10, 9] * 5})
     source = load_source("hf:me/pets")
-    assert source.classes == ("9", "10")
+    assert source.task.classes == ("9", "10")
 
 
 NUMBERS = {
@@ -158,21 +157,21 @@ NUMBERS = {
             NUMBERS,
             {"age": [1, 0] * 5, "size": [1] * 10},
             "label",
-            "could be labels, age, size: say which with hf:me/p",
+            "could be labels, age, size: choose one with hf:me/p",
         ),
         (
             "",
             NUMBERS,
             {},
             "label",
-            r"no column of labels: say which with hf:me/pets\?label=COLUMN \(columns: image: Image",
+            r"no column of labels: choose one with hf:me/pets\?label=COLUMN \(columns: image: Image",
         ),
         (
             "",
             {"back": datasets.Image()},
             {"back": [png(1)] * 10},
             "",
-            "columns of pictures, image, back: say which with",
+            "columns that could be pictures, image, back: choose one with",
         ),
         (
             "",
@@ -188,8 +187,8 @@ NUMBERS = {
             "",
             r"no column thing \(for image=\); it has columns: image: Image, label: ClassLabel",
         ),
-        ("?image=label", {}, {}, "", "the column label holds no pictures"),
-        ("?label=image", {}, {}, "", "the column image holds no labels"),
+        ("?image=label", {}, {}, "", "the column label has no pictures"),
+        ("?label=image", {}, {}, "", "the column image has no labels"),
     ],
 )
 def test_columns(publish, address, types, extra, drop, message):
@@ -197,7 +196,7 @@ def test_columns(publish, address, types, extra, drop, message):
     publish(types, train=values)
     if message is None:
         source = load_source(f"hf:me/pets{address}", test_fraction=0)
-        assert (source.classes, source.train.labels.tolist()) == (("x", "y"), [1, 0] * 5)
+        assert (source.task.classes, source.train.targets.tolist()) == (("x", "y"), [1, 0] * 5)
         assert "pictures from the column image, labels from fine" in source.notes
     else:
         with pytest.raises(ValueError, match=f"hf:me/pets: .*{message}"):
@@ -217,7 +216,9 @@ def test_bad_rows_are_named(publish, monkeypatch, limit):
     images[3] = {"bytes": b"hello", "path": None}
     images[5] = None
     publish(train=columns(12, image=images))
-    message = r"2 of 12 examples cannot be used:\n  train\[3\]: is no picture.*\n  train\[5\]: there is no picture in"
+    message = (
+        r"2 of 12 examples cannot be used:\n  train\[3\]: is not a picture.*\n  train\[5\]: there is no picture in"
+    )
     with pytest.raises(ValueError, match=message):
         load_source("hf:me/pets")
     source = load_source("hf:me/pets", skip_bad=True, test_fraction=0)
@@ -228,8 +229,8 @@ def test_bad_rows_are_named(publish, monkeypatch, limit):
 def test_rows_that_go_bad_later_are_named(publish, monkeypatch):
     publish(train=columns())
     source = load_source("hf:me/pets", test_fraction=0)
-    monkeypatch.setattr(hub.Column, "open", lambda column, i: io.BytesIO(b""))
-    with pytest.raises(ValueError, match=r"hf:me/pets train\[4\]: is no picture"):
+    monkeypatch.setattr(hub.Row, "open", lambda row: io.BytesIO(b""))
+    with pytest.raises(ValueError, match=r"hf:me/pets train\[4\]: is not a picture"):
         _ = source.train[4]
 
 
@@ -241,7 +242,7 @@ def test_paths_in_a_table_are_not_followed(publish, tmp_path, monkeypatch):
     images[7] = {"bytes": None, "path": "https://example.org/a.png"}
     table = datasets.Dataset.from_dict(columns(image=images), features=datasets.Features(TYPES))
     publish(fetch=lambda address: {"train": table})
-    message = r"2 of 10 .*\n  train\[6\]: names a file that is no part of the data set.*\n  train\[7\]: names a file"
+    message = r"2 of 10 .*\n  train\[6\]: names a file that is not part of the data set.*\n  train\[7\]: names a file"
     with pytest.raises(ValueError, match=message):
         load_source("hf:me/pets")
     monkeypatch.setattr(hub, "_caches", lambda: [str(tmp_path)])  # as folders of pictures on the hub are kept
@@ -251,15 +252,15 @@ def test_paths_in_a_table_are_not_followed(publish, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("address", "message"),
     [
-        ("hf:", "is no address of a data set: write hf:owner/name"),
-        ("hf:pets", "is no address"),
-        ("hf:me/pets/data", "is no address"),
-        ("hf:../pets", "is no address"),
-        ("hf:me/pets@v1", "is no address"),
+        ("hf:", "is not the address of a data set: write hf:owner/name"),
+        ("hf:pets", "is not the address"),
+        ("hf:me/pets/data", "is not the address"),
+        ("hf:../pets", "is not the address"),
+        ("hf:me/pets@v1", "is not the address"),
         ("hf:me/pets?", None),
-        ("hf:me/pets?image", "is no address"),
-        ("hf:me/pets?picture=a", "says picture, which is unknown: write hf:owner/name"),
-        ("hf:me/pets?image=a&image=b", "says one thing twice"),
+        ("hf:me/pets?image", "is not the address"),
+        ("hf:me/pets?picture=a", "has unknown options .picture.: write hf:owner/name"),
+        ("hf:me/pets?image=a&image=b", "has an option twice"),
         ("hf:me/pets?image=my%20column&label=l", None),
     ],
 )
@@ -292,7 +293,7 @@ def test_without_the_library(monkeypatch):
         (
             ValueError("Config name is missing.\nPlease pick one among: a, b"),
             ValueError,
-            r"cannot be read: say which with hf:me/pets\?config=NAME .*pick one among: a, b",
+            r"cannot be read: choose one with hf:me/pets\?config=NAME .*pick one among: a, b",
         ),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else None,
@@ -306,14 +307,14 @@ def test_what_the_library_cannot_do(publish, error, kind, message):
         load_source("hf:me/pets")
 
 
-def test_the_hub_is_asked_and_no_folder_of_that_name(tmp_path, monkeypatch):
-    asked = []
-    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **named: asked.append((args, named)) or {})
+def test_the_hub_is_used_even_if_a_folder_has_that_name(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **named: calls.append((args, named)) or {})
     hub.load(Address("me/pets", config="small", revision="v1"))
-    assert asked == [(("hf://datasets/me/pets", "small"), {"revision": "v1"})]
+    assert calls == [(("hf://datasets/me/pets", "small"), {"revision": "v1"})]
 
 
-def test_progress_bars_are_asked_for(publish):
+def test_progress_bars_follow_the_option(publish):
     table = datasets.Dataset.from_dict(columns(), features=datasets.Features(TYPES))
     seen = []
     publish(fetch=lambda address: seen.append(datasets.are_progress_bars_disabled()) or {"train": table})
@@ -325,10 +326,10 @@ def test_progress_bars_are_asked_for(publish):
 
 def test_data_sets_to_predict(publish):
     publish(train=columns(), validation=columns(4), test={"image": columns(6)["image"]})
-    kind, examples, notes = load_examples("hf:me/pets", classes=["cat", "dog"])
-    assert (kind, len(examples), examples.labels) == ("image", 6, None)
+    kind, _, examples, notes = load_examples("hf:me/pets")
+    assert (kind, len(examples), examples.targets) == ("image", 6, None)
     assert examples.names[5] == "hf:me/pets/test[5]"
-    assert notes[-1] == "hf:me/pets holds train, val and test: the test set is taken"
+    assert notes[-1] == "hf:me/pets has train, val and test: the test set is used"
 
 
 # The real library and the real client, asking a server on this machine
@@ -388,7 +389,7 @@ for address in ("hf:me/pets", "hf:me/none", "hf:me/pets?streaming=1"):
     try:
         source = load_source(address, progress=False)
         train, test = source.train, source.test
-        print(source.classes, len(train), test.names, train[2].getpixel((0, 0)), train.streamed)
+        print(source.task.classes, len(train), test.names, train[2].getpixel((0, 0)), train.streamed)
     except (ValueError, OSError) as error:
         print(f"{type(error).__name__}: {error}")
 sys.stdout.flush()

@@ -10,11 +10,11 @@ from PIL import Image
 
 from datafiles import picture, pictures
 from ndvit.data.examples import Examples
-from ndvit.data.preprocess import images
-from ndvit.data.preprocess.base import preprocess_from_dict
-from ndvit.data.preprocess.images import ImagePreprocess, image_size, plain, read_image
-from ndvit.data.sources.folders import read_example
-from ndvit.data.sources.load import fit_preprocess, load_source
+from ndvit.data.preprocess import fit_preprocess, images, preprocess_from_dict
+from ndvit.data.preprocess.images import ImagePreprocess
+from ndvit.data.sources.files import read_example
+from ndvit.data.sources.load import load_source
+from ndvit.data.sources.pictures import image_size, plain, read_image
 
 
 def raw(size, mode="RGB", **more):
@@ -63,7 +63,7 @@ def test_palette_with_transparency_is_laid_on_white(tmp_path):
 @pytest.mark.parametrize(
     ("image", "message"),
     [
-        (Image.new("F", (2, 2), 0.5), "no stated range"),
+        (Image.new("F", (2, 2), 0.5), "without a defined range"),
         (Image.fromarray(np.full((2, 2), 70000, np.int32)), "from 70000 to 70000; save it with 8 or 16 bits"),
     ],
     ids=["float", "32 bits"],
@@ -147,27 +147,16 @@ def test_rectangles_keep_their_aspect():
 
 
 @pytest.mark.parametrize("size", [(300, 200), (257, 401), (224, 224), (50, 60), (1000, 333)])
-@pytest.mark.parametrize(("crop", "resize"), [(0.875, 256), (1.0, 224), (0.9, 248)])
-def test_agrees_with_torchvision(size, crop, resize):
+@pytest.mark.parametrize(("crop", "height"), [(0.875, 256), (1.0, 224), (0.9, 248)])
+@pytest.mark.parametrize("resize", ["cover", "stretch"])
+def test_agrees_with_torchvision(size, crop, height, resize):
     from torchvision.transforms import v2
 
-    import ndvit._torchvision  # noqa: F401
-
+    own, over = ((224, 224), height) if resize == "cover" else ((224, 112), (height, height // 2))
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
-    pipeline = v2.Compose([v2.Resize(resize, interpolation=v2.InterpolationMode.BICUBIC), v2.CenterCrop(224)])
+    pipeline = v2.Compose([v2.Resize(over, interpolation=v2.InterpolationMode.BICUBIC), v2.CenterCrop(own)])
     expected = v2.functional.pil_to_tensor(pipeline(image)).float() / 255
-    assert torch.equal(raw(224, crop_fraction=crop)(image), expected)
-
-
-@pytest.mark.parametrize("size", [(300, 200), (257, 401), (224, 224), (50, 60), (1000, 333)])
-@pytest.mark.parametrize(("crop", "resize"), [(0.875, (256, 128)), (1.0, (224, 112)), (0.9, (248, 124))])
-def test_stretching_agrees_with_torchvision(size, crop, resize):
-    from torchvision.transforms import v2
-
-    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
-    pipeline = v2.Compose([v2.Resize(resize, interpolation=v2.InterpolationMode.BICUBIC), v2.CenterCrop((224, 112))])
-    expected = v2.functional.pil_to_tensor(pipeline(image)).float() / 255
-    assert torch.equal(raw((224, 112), crop_fraction=crop, resize="stretch")(image), expected)
+    assert torch.equal(raw(own, crop_fraction=crop, resize=resize)(image), expected)
 
 
 @pytest.mark.parametrize(

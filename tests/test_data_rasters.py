@@ -7,11 +7,12 @@ from PIL import Image
 
 from datafiles import arrays, cut, npy, picture, pictures
 from ndvit.data import checking
+from ndvit.data.preprocess import fit_preprocess
 from ndvit.data.sources import rasters
-from ndvit.data.sources.arrays import npy_shape, read_npy
-from ndvit.data.sources.folders import read_example
-from ndvit.data.sources.load import fit_preprocess, load_examples, load_source
-from ndvit.data.sources.rasters import is_raster, raster_shape, read_raster
+from ndvit.data.sources.files import header_of, read_example
+from ndvit.data.sources.load import load_examples, load_source
+from ndvit.data.sources.npy import npy_shape, read_npy
+from ndvit.data.sources.rasters import raster_shape, read_raster
 
 MANY = {"photometric": "minisblack", "planarconfig": "contig"}
 
@@ -58,11 +59,10 @@ PICTURES = {
 def test_pictures_stay_pictures(tmp_path, name):
     array, save = PICTURES[name]
     tifffile.imwrite(tmp_path / "a.tif", array, **save)
-    assert not is_raster(tmp_path / "a.tif")
+    assert raster_shape(tmp_path / "a.tif") is None
     assert read_raster(tmp_path / "a.tif") is None
     assert isinstance(read_example(str(tmp_path / "a.tif")), Image.Image)
-    with pytest.raises(ValueError, match="is a picture in grey or colour, expected a raster"):
-        raster_shape(tmp_path / "a.tif")
+    assert header_of(str(tmp_path / "a.tif")) == ("image", 0, (6, 8), None)
 
 
 def test_bits_that_differ_are_left_to_pil(tmp_path):
@@ -72,14 +72,14 @@ def test_bits_that_differ_are_left_to_pil(tmp_path):
     data = bytearray((tmp_path / "a.tif").read_bytes())
     data[at : at + 2] = (4).to_bytes(2, "little")
     (tmp_path / "a.tif").write_bytes(data)
-    assert not is_raster(tmp_path / "a.tif")
-    with pytest.raises(ValueError, match=r"a.tif: is no picture, or of a format that PIL cannot read"):
+    assert raster_shape(tmp_path / "a.tif") is None
+    with pytest.raises(ValueError, match=r"a.tif: is not a picture, or has a format that PIL cannot read"):
         read_example(str(tmp_path / "a.tif"))
 
 
 def test_palettes_and_cmyk_stay_pictures(tmp_path):
     for mode in ("P", "CMYK", "YCbCr", "LAB"):
-        assert not is_raster(picture(tmp_path / "a.tif", mode=mode))
+        assert raster_shape(picture(tmp_path / "a.tif", mode=mode)) is None
 
 
 RASTERS = {  # the array, how it is saved, and the axis that the bands are on
@@ -112,7 +112,8 @@ def test_rasters(tmp_path, name):
     read = read_example(str(tmp_path / "a.TIF"))
     assert read.dtype == np.float32
     np.testing.assert_array_equal(read, expected)
-    assert raster_shape(tmp_path / "a.TIF") == npy_shape(tmp_path / "a.TIF") == expected.shape
+    assert raster_shape(tmp_path / "a.TIF") == expected.shape
+    assert header_of(str(tmp_path / "a.TIF")) == ("signal", len(expected), expected.shape[1:], None)
 
 
 @pytest.mark.parametrize(
@@ -172,12 +173,12 @@ def test_a_fourth_band_by_gdal_is_a_band(tmp_path, tag, kind):
     np.testing.assert_array_equal(read_example(str(tmp_path / "a.tif")), np.moveaxis(array, -1, 0))
     assert raster_shape(tmp_path / "a.tif") == (4, 6, 8)
     tifffile.imwrite(tmp_path / "b.tif", array[..., :3], photometric="rgb", extratags=[GDAL[tag]])
-    assert not is_raster(tmp_path / "b.tif")
+    assert raster_shape(tmp_path / "b.tif") is None
 
 
 @pytest.mark.parametrize("limit", [0, 100], ids=["headers", "whole"])
 @pytest.mark.parametrize("kind", ["unassalpha", "assocalpha"])
-def test_what_transparency_was_taken_for_is_told(tmp_path, monkeypatch, limit, kind):
+def test_the_notes_say_how_transparency_is_read(tmp_path, monkeypatch, limit, kind):
     monkeypatch.setattr(checking, "_DECODE_AT_MOST", limit)
     for name in ("field", "wood"):
         for i in range(3):
@@ -201,14 +202,14 @@ def test_what_transparency_was_taken_for_is_told(tmp_path, monkeypatch, limit, k
 def test_transparent_grey_and_other_files_are_judged_too(tmp_path):
     save = {**MANY, "extrasamples": ["unassalpha"]}
     tifffile.imwrite(tmp_path / "a.tif", values(6, 8, 2, dtype=np.uint8, most=255), **save)
-    assert rasters.doubtful_alpha(tmp_path / "a.tif")
+    assert rasters.has_doubtful_alpha(tmp_path / "a.tif")
     tifffile.imwrite(tmp_path / "a.tif", values(6, 8, 2, dtype=np.uint8, most=2) * np.uint8(255), **save)
-    assert not rasters.doubtful_alpha(tmp_path / "a.tif")
-    assert rasters.doubtful_alpha(tmp_path / "a.tif", whole=False)
+    assert not rasters.has_doubtful_alpha(tmp_path / "a.tif")
+    assert rasters.has_doubtful_alpha(tmp_path / "a.tif", whole=False)
     for mode in ("RGB", "L", "1", "P", "LAB", "CMYK"):
-        assert not rasters.doubtful_alpha(picture(tmp_path / "b.tif", mode=mode), whole=False)
+        assert not rasters.has_doubtful_alpha(picture(tmp_path / "b.tif", mode=mode), whole=False)
     Image.new("RGBA", (3, 3), (9, 9, 9, 77)).save(tmp_path / "c.png")  # in which it is never anything else
-    assert not rasters.doubtful_alpha(tmp_path / "c.png")
+    assert not rasters.has_doubtful_alpha(tmp_path / "c.png")
 
 
 def pages(path, *arrays, **save):
@@ -231,18 +232,18 @@ def claim(path, height):
 BAD = {
     "cut": (lambda p: cut(raster(p)), "failed to read"),
     "cut, deflated": (lambda p: cut(raster(p, compression="zlib"), 0.9), "cannot be read .*incomplete or truncated"),
-    "cut in its header": (lambda p: cut(raster(p), 0.02), "(is no picture|cannot be read)"),
+    "cut in its header": (lambda p: cut(raster(p), 0.02), "(is not a picture|cannot be read)"),
     "empty": (lambda p: p.write_bytes(b""), r"is empty \(0 bytes\)"),
-    "unequal pages": (lambda p: pages(p, values(6, 8, dtype="i2"), values(5, 8, dtype="i2")), "2 pages that make no"),
+    "unequal pages": (lambda p: pages(p, values(6, 8, dtype="i2"), values(5, 8, dtype="i2")), "2 pages that are not"),
     "pages of bands": (lambda p: pages(p, values(6, 8, 5), values(6, 8, 5), **MANY), "equal size and type with one"),
-    "complex": (lambda p: pages(p, values(6, 8) * 1j), "values of type complex128; numbers are needed"),
+    "complex": (lambda p: pages(p, values(6, 8) * 1j), "values of type complex128; expected numbers"),
     "volume": (
         lambda p: pages(p, values(4, 16, 16), photometric="minisblack", volumetric=True, tile=(4, 16, 16)),
         "a volume of depth 4; save it as .npy",
     ),
     "too many values": (lambda p: claim(raster(p), 2**31), "claims 5 x 2147483648 x 8 values, more than 536,870,912"),
-    "infinite": (lambda p: pages(p, np.full((6, 8, 5), np.inf, np.float32), **MANY), "holds infinite values"),
-    "overflow": (lambda p: pages(p, np.full((6, 8, 5), 1e300), **MANY), "holds infinite values"),
+    "infinite": (lambda p: pages(p, np.full((6, 8, 5), np.inf, np.float32), **MANY), "has infinite values"),
+    "overflow": (lambda p: pages(p, np.full((6, 8, 5), 1e300), **MANY), "has infinite values"),
     "other bands": (lambda p: raster(p, bands=4), "4 channels and 2 axes, most have 5 and 2"),
     "a picture": (lambda p: picture(p), "is a picture in grey or colour, most are a raster of 5 bands"),
     "nothing measured": (
@@ -283,7 +284,7 @@ def test_compression_that_needs_a_package(tmp_path, monkeypatch, table):
     monkeypatch.setattr(tifffile.TIFF, table, Lacking())
     name = {"DECOMPRESSORS": "ADOBE_DEFLATE", "UNPREDICTORS": "HORIZONTAL"}[table]
     for read in (read_raster, raster_shape):
-        with pytest.raises(ValueError, match=rf"\({name}\) that takes the package imagecodecs to read: pip install"):
+        with pytest.raises(ValueError, match=rf"\({name}\) that needs the package imagecodecs: pip install"):
             read(path)
 
 
@@ -294,20 +295,20 @@ def test_compression_that_is_unknown(tmp_path):
     data = bytearray(path.read_bytes())
     data[at : at + 2] = (4242).to_bytes(2, "little")
     path.write_bytes(data)
-    with pytest.raises(ValueError, match=r"compressed in a way that is not known here \(4242\)"):
+    with pytest.raises(ValueError, match=r"has an unknown compression \(4242\)"):
         read_raster(path)
 
 
 def test_folders_of_rasters(tmp_path):
     source = load_source(classes(tmp_path))
-    assert (source.kind, source.classes, len(source.train)) == ("signal", ("field", "wood"), 6)
+    assert (source.kind, source.task.classes, len(source.train)) == ("signal", ("field", "wood"), 6)
     preprocess = fit_preprocess(source)
     assert preprocess.size == (6, 8)
     np.testing.assert_allclose(preprocess.mean, np.arange(5) * 1000 + 5051.5, atol=60)
     x, mask = preprocess.masked(source.test[0])
     assert (x.shape, mask) == ((5, 6, 8), None)
-    assert load_examples(tmp_path / "wood")[0] == "signal"
-    kind, examples, _ = load_examples(tmp_path / "wood" / "0.tif", dims=2, channels=5)
+    assert load_examples(tmp_path / "wood").kind == "signal"
+    kind, _, examples, _ = load_examples(tmp_path / "wood" / "0.tif", dims=2, channels=5)
     assert (kind, examples[0].shape) == ("signal", (5, 6, 8))
 
 
@@ -322,9 +323,9 @@ def test_rasters_of_unequal_size_and_with_gaps(tmp_path):
     assert any("missing values in 1 of 10 train examples" in note for note in source.notes)
     preprocess = fit_preprocess(source)
     assert preprocess.size == (9, 8)
-    seen = dict(zip(source.train.names, map(preprocess.masked, source.train)))
-    assert seen["wood/4.tif"][1].sum() == 9 * 4
-    assert seen["wood/5.tif"][1].sum() == 4 * 8
+    made = dict(zip(source.train.names, map(preprocess.masked, source.train)))
+    assert made["wood/4.tif"][1].sum() == 9 * 4
+    assert made["wood/5.tif"][1].sum() == 4 * 8
     resampled = fit_preprocess(source, size=(4, 4))
     assert all(resampled.masked(example)[0].shape == (5, 4, 4) for example in source.train)
 
@@ -376,21 +377,21 @@ def test_folders_of_npz(tmp_path):
             (tmp_path / name).mkdir(exist_ok=True)
             save(tmp_path / name / f"{i}.npz", values=kept[f"{name}/{i}.npz"])
     source = load_source(tmp_path)
-    assert (source.kind, source.classes, len(source.train)) == ("signal", ("a", "b"), 6)
+    assert (source.kind, source.task.classes, len(source.train)) == ("signal", ("a", "b"), 6)
     for name, example in zip(source.train.names, source.train):
         np.testing.assert_array_equal(example, kept[name])
     assert fit_preprocess(source).size == (6, 5)
     assert npy_shape(tmp_path / "a" / "1.npz") == (3, 6, 5)
-    assert len(load_examples(tmp_path / "a")[1]) == 4
+    assert len(load_examples(tmp_path / "a").examples) == 4
 
 
 NPZ = {
-    "two arrays": (lambda p: npz(p, a=np.zeros(3), b=np.zeros(3)), r"holds 2 arrays \(a, b\); as one example"),
-    "no array": (lambda p: npz(p), "holds 0 arrays"),
+    "two arrays": (lambda p: npz(p, a=np.zeros(3), b=np.zeros(3)), r"has 2 arrays \(a, b\); one example"),
+    "no array": (lambda p: npz(p), "has 0 arrays"),
     "an npy": (lambda p: npy(p.with_suffix(".npy"), np.zeros(3)).rename(p), "is a single array, expected a zip"),
     "objects": (lambda p: npz(p, a=np.array([{}])), "holds Python objects, which could run code"),
     "cut": (lambda p: cut(npz(p, a=np.zeros(99))), "is damaged or cut off"),
-    "text": (lambda p: npz(p, a=np.array(["x"])), "the array holds text"),
+    "text": (lambda p: npz(p, a=np.array(["x"])), "the array has text"),
 }
 
 
@@ -404,7 +405,7 @@ def test_bad_npz(tmp_path, monkeypatch, name, limit):
     make, message = NPZ[name]
     make(tmp_path / "b" / "9.npz")
     if limit == 0 and name == "objects":
-        message = "the array holds Python objects"
+        message = "the array has Python objects"
     with pytest.raises(ValueError, match=f"b/9.npz: {message}"):
         load_source(tmp_path)
 
@@ -436,7 +437,7 @@ def test_npz_beside_other_files_are_left_out(tmp_path):
 )
 def test_npz_to_predict(tmp_path, named, dims, count):
     path = npz(tmp_path / "a.npz", **{name: np.ones(shape) for name, shape in named.items()})
-    assert len(load_examples(path, dims=dims, channels=3)[1]) == count
+    assert len(load_examples(path, dims=dims, channels=3).examples) == count
 
 
 def test_reading_an_npz(tmp_path):

@@ -11,10 +11,13 @@ import yaml
 from torch.nn import functional as F
 
 from datafiles import npy, sound
-from ndvit.data.examples import Examples
-from ndvit.data.preprocess.base import Moments, Recording, preprocess_from_dict
-from ndvit.data.preprocess.signals import SignalPreprocess, read_audio, signal_header
-from ndvit.data.sources.load import fit_preprocess, load_source
+from ndvit.data.examples import Examples, Recording
+from ndvit.data.preprocess import fit_preprocess, preprocess_from_dict
+from ndvit.data.preprocess.base import Moments
+from ndvit.data.preprocess.signals import SignalPreprocess
+from ndvit.data.sources.files import header_of
+from ndvit.data.sources.load import load_source
+from ndvit.data.sources.sounds import read_audio
 
 NAN = np.nan
 
@@ -199,7 +202,7 @@ def test_only_the_longer_axis_is_resampled():
 def test_fits():
     preprocess = plain((10,), sample_rate=8000)
     assert preprocess.fits(np.zeros((1, 10)))
-    assert preprocess.fits(np.zeros(9))
+    assert preprocess.fits(np.zeros((1, 9)))
     assert not preprocess.fits(np.zeros((1, 11)))
     assert preprocess.fits(Recording(np.zeros((1, 20), np.float32), 16000.0))
     assert not preprocess.fits(Recording(np.zeros((1, 6), np.float32), 4000.0))
@@ -223,7 +226,7 @@ BAD = {
     "channels": (np.zeros((2, 3)), "got 2 channels, expected 1.*choose or average"),
     "axes": (np.zeros((1, 3, 3)), r"shape \(1, 3, 3\), expected \(1 channels, 1 axis\)"),
     "empty": (np.zeros((1, 0)), "nothing empty"),
-    "text": (np.array([["a", "b"]]), "the example holds text"),
+    "text": (np.array([["a", "b"]]), "the example has text"),
     "objects": (np.array([[None, 1]]), "Python objects"),
     "ragged": ([[1, 2], [3]], "rows of different length"),
     "recording": (
@@ -245,7 +248,7 @@ FIELDS = {
     "size 0": ({"size": (0,)}, "size must be whole numbers"),
     "size 1.5": ({"size": (1.5,)}, "size must be whole numbers"),
     "std 0": ({"std": (0.0,)}, "std above 0"),
-    "two means": ({"mean": (0.0, 1.0)}, "one number a channel"),
+    "two means": ({"mean": (0.0, 1.0)}, "one number for each channel"),
     "resize": ({"resize": "crop"}, 'resize is "pad" or "resample"'),
     "rate": ({"sample_rate": -1.0}, "sample_rate must be above 0"),
     "mono": ({"mean": (0.0, 0.0), "std": (1.0, 1.0), "mono": True}, "mono means 1 channel"),
@@ -293,13 +296,13 @@ def test_from_dict_refuses_what_it_does_not_know():
     good = plain((4,)).to_dict()
     for change, message in [
         ({"kind": "video"}, "kind 'video' is unknown; expected one of signal, image"),
-        ({"colour": 1}, "unknown: colour"),
+        ({"colour": 1}, "invalid signal preprocessing: .*unexpected keyword argument .colour"),
         ({"size": [0]}, "size must be whole numbers"),
-        ({"mean": 3.0}, "need a list of one number a channel"),
+        ({"mean": 3.0}, "need a list of one number for each channel"),
     ]:
         with pytest.raises(ValueError, match=message):
             preprocess_from_dict(good | change)
-    with pytest.raises(ValueError, match="missing: mean, std"):
+    with pytest.raises(ValueError, match=r"missing 2 required positional arguments: .mean. and .std"):
         preprocess_from_dict({"kind": "signal", "size": [4]})
 
 
@@ -323,12 +326,12 @@ def test_sound_is_read_as_channels_by_time(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".wav", ".flac", ".ogg"])
-def test_headers_say_what_reading_finds(tmp_path, suffix):
+def test_headers_agree_with_the_files(tmp_path, suffix):
     path = str(sound(tmp_path / f"a{suffix}", frames=1234, channels=2))
     values, rate = read_audio(path)
-    assert signal_header(path) == (2, values.shape[1:], rate) == (2, (1234,), 8000.0)
-    assert signal_header(str(npy(tmp_path / "a.npy", np.zeros((3, 4, 5))))) == (3, (4, 5), None)
-    assert signal_header(str(npy(tmp_path / "b.npy", np.zeros(7)))) == (1, (7,), None)
+    assert header_of(path) == ("signal", 2, values.shape[1:], rate) == ("signal", 2, (1234,), 8000.0)
+    assert header_of(str(npy(tmp_path / "a.npy", np.zeros((3, 4, 5))))) == ("signal", 3, (4, 5), None)
+    assert header_of(str(npy(tmp_path / "b.npy", np.zeros(7)))) == ("signal", 1, (7,), None)
 
 
 def test_rate_is_the_commonest_and_size_the_longest_at_that_rate():
@@ -367,14 +370,14 @@ def test_recordings_of_different_channels_are_averaged():
 
 def test_missing_samples_cannot_be_brought_to_another_rate():
     raw = Recording(np.array([[0.0, NAN, 1.0]], np.float32), 4000.0)
-    with pytest.raises(ValueError, match="cannot be brought to another rate"):
+    with pytest.raises(ValueError, match="cannot be resampled; repair it first"):
         plain((6,), sample_rate=8000.0).masked(raw)
     assert plain((3,), sample_rate=4000.0).masked(raw)[1].tolist() == [True, False, True]
 
 
 def test_many_files_are_sampled_for_the_mean_but_not_for_the_size(tmp_path, monkeypatch):
     from ndvit.data.preprocess import signals
-    from ndvit.data.sources import folders
+    from ndvit.data.sources import files
 
     monkeypatch.setattr(signals, "_SAMPLE", 3)
     paths = [str(npy(tmp_path / f"{i}.npy", np.full(10 + i, float(i)))) for i in range(10)]
@@ -382,7 +385,7 @@ def test_many_files_are_sampled_for_the_mean_but_not_for_the_size(tmp_path, monk
 
     def counting(path):
         read.append(path)
-        return folders.read_example(path)
+        return files.read_example(path)
 
     first = SignalPreprocess.fit(Examples(paths, read=counting))
     assert (len(read), first.size) == (3, (19,))

@@ -10,15 +10,17 @@ import pytest
 from PIL import Image
 
 from datafiles import arrays, npy, picture, pictures, sound, ts, xy
-from ndvit.data.examples import Examples, Source, hold_out
-from ndvit.data.preprocess.base import Recording
+from ndvit.data.examples import Examples, Recording, Source
+from ndvit.data.preprocess import fit_preprocess
 from ndvit.data.sources.archives import bundled
-from ndvit.data.sources.load import builtin_sources, fit_preprocess, load_examples, load_source
+from ndvit.data.sources.load import builtin_sources, load_examples, load_source
 from ndvit.data.sources.tables import read_table
+from ndvit.data.splits import hold_out
+from ndvit.tasks import Classification
 
 
 def counts(examples):
-    return np.bincount(examples.labels).tolist()
+    return np.bincount(examples.targets).tolist()
 
 
 # Built in
@@ -36,14 +38,15 @@ def test_every_builtin_set_loads_and_is_preprocessed(name):
     source = load_source(name)
     assert isinstance(source, Source)
     assert source.name == name
+    assert source.classes == source.task.classes
     assert source.val is None
     assert source.notes
     preprocess = fit_preprocess(source)
     assert preprocess.kind == source.kind
     for examples in (source.train, source.test):
-        assert set(examples.labels) == set(range(len(source.classes)))
-        assert examples.labels.dtype == np.int64
-        assert len(examples.names) == len(examples) == len(examples.labels)
+        assert set(examples.targets) == set(range(len(source.task.classes)))
+        assert examples.targets.dtype == np.int64
+        assert len(examples.names) == len(examples) == len(examples.targets)
         x, mask = preprocess.masked(examples[0])
         assert x.shape == (preprocess.channels, *preprocess.size)
         assert mask is None or mask.shape == preprocess.size
@@ -51,29 +54,30 @@ def test_every_builtin_set_loads_and_is_preprocessed(name):
 
 def test_digits():
     source = load_source("Digits")
-    assert (source.kind, source.classes) == ("image", tuple("0123456789"))
+    assert (source.kind, source.task.classes) == ("image", tuple("0123456789"))
     assert len(source.train) + len(source.test) == 1797
     assert {(image.size, image.mode) for image in source.train} == {((8, 8), "L")}
     levels = np.unique(np.stack([np.asarray(image) for image in source.train]))
     assert levels.tolist() == [round(level * 255 / 16) for level in range(17)]
     assert fit_preprocess(source).size == (8, 8)
-    assert "no split given: 20% of each class held out for testing" in source.notes[0]
+    assert "no test set in the data: 20% held out for testing" in source.notes[0]
 
 
 def test_gunpoint_is_the_archives_split():
     source = load_source("gunpoint")
-    assert (len(source.train), len(source.test), source.classes) == (50, 150, ("1", "2"))
+    assert (len(source.train), len(source.test), source.task.classes) == (50, 150, ("1", "2"))
     assert source.train[0].shape == (1, 150)
     assert source.test.names[4] == "GunPoint_TEST.ts[4]"
     assert "GunPoint_TRAIN.ts to train" in source.notes[0]
 
 
-def test_unequal_lengths_are_told():
+def test_notes_on_unequal_lengths():
     source = load_source("japanesevowels")
     assert any("unequal lengths in the train set (7 to 26)" in note for note in source.notes)
     assert any("resampled down to fit: 1 test examples" in note for note in source.notes)
-    assert fit_preprocess(source).size == (26,)
-    assert [fit_preprocess(source).fits(row) for row in source.test].count(False) == 1
+    preprocess = fit_preprocess(source)
+    assert preprocess.size == (26,)
+    assert [preprocess.fits(row) for row in source.test].count(False) == 1
 
 
 @pytest.mark.parametrize("name", ["gunpoint", "basicmotions", "japanesevowels"])
@@ -85,14 +89,14 @@ def test_ts_agrees_with_aeon(name):
     assert len(x) == len(part.items)
     for one, other in zip(x, part.items):
         np.testing.assert_allclose(one, other, rtol=1e-6)
-    assert [label.lower() for label in part.labels] == y.tolist()  # aeon's labels are in lower case
+    assert [label.lower() for label in part.targets] == y.tolist()  # aeon's labels are in lower case
 
 
 def test_a_folder_named_like_a_builtin_set(tmp_path, monkeypatch):
     pictures(tmp_path / "digits")
     monkeypatch.chdir(tmp_path)
     assert "write ./digits" in load_source("digits").notes[0]
-    assert load_source("./digits").classes == ("cat", "dog")
+    assert load_source("./digits").task.classes == ("cat", "dog")
 
 
 # The archive
@@ -109,7 +113,7 @@ def test_ucr_from_the_cache(tmp_path, monkeypatch):
     monkeypatch.setattr(socket, "socket", None)
     fill(tmp_path / "ucr", "Toy")
     source = load_source("ucr:toy")
-    assert (source.name, source.classes, len(source.test)) == ("Toy", ("a", "b"), 4)
+    assert (source.name, source.task.classes, len(source.test)) == ("Toy", ("a", "b"), 4)
 
 
 def test_ucr_is_fetched_once(tmp_path, monkeypatch):
@@ -135,7 +139,7 @@ def test_ucr_without_network(tmp_path, monkeypatch):
     monkeypatch.setenv("NDVIT_CACHE", str(tmp_path))
     monkeypatch.setattr("aeon.datasets.load_classification", fail)
     with pytest.raises(
-        ValueError, match=r"ucr:Coffee could not be fetched .*no route.*Check the network, or put Coffee_"
+        ValueError, match=r"ucr:Coffee could not be downloaded .*no route.*Check the network, or put Coffee_"
     ):
         load_source("ucr:Coffee")
     assert not list((tmp_path / "ucr").iterdir())
@@ -163,7 +167,7 @@ def test_ucr_keeps_an_incomplete_folder_if_nothing_better_comes(tmp_path, monkey
     kept = ts(tmp_path / "ucr" / "Coffee" / "Coffee_TRAIN.ts")
     monkeypatch.setenv("NDVIT_CACHE", str(tmp_path))
     monkeypatch.setattr("aeon.datasets.load_classification", lambda name, extract_path: None)
-    with pytest.raises(ValueError, match=r"the download holds no Coffee_TRAIN.ts with Coffee_TEST.ts"):
+    with pytest.raises(ValueError, match=r"the download has no Coffee_TRAIN.ts with Coffee_TEST.ts"):
         load_source("ucr:Coffee")
     assert kept.exists()
 
@@ -181,7 +185,7 @@ def test_ucr_of_an_unknown_name(tmp_path, monkeypatch):
 def test_arrays_of_any_number_of_axes(shape):
     source = load_source(xy(10, shape))
     expected = (1, *shape) if len(shape) == 1 else shape
-    assert (source.kind, source.name, source.classes) == ("signal", "arrays", ("0", "1"))
+    assert (source.kind, source.name, source.task.classes) == ("signal", "arrays", ("0", "1"))
     assert source.train[0].shape == expected
     assert source.train[0].dtype == np.float32
     assert source.train.in_memory
@@ -190,7 +194,7 @@ def test_arrays_of_any_number_of_axes(shape):
 
 
 @pytest.mark.parametrize(
-    ("shape", "said"),
+    ("shape", "expected"),
     [
         ((32, 32, 3), "32 channels of 32 x 3 values"),
         ((28, 28, 1), "28 channels of 28 x 1 values"),
@@ -214,9 +218,11 @@ def test_arrays_of_any_number_of_axes(shape):
     ],
     ids=str,
 )
-def test_channels_that_may_be_last_are_told(tmp_path, shape, said):
+def test_notes_on_channels_that_may_be_last(tmp_path, shape, expected):
     x, y = xy(4, shape)
-    notes = [f"examples of shape {shape} are read as {said}: channels come first; if they are last, give "] * bool(said)
+    notes = [f"examples of shape {shape} are read as {expected}: channels come first; if they are last, pass "] * bool(
+        expected
+    )
     assert list(load_source((x, y, x, y)).notes) == [f"{note}np.moveaxis(X, -1, 1)" for note in notes]
     assert list(load_source((list(x), y, x, y)).notes) == [f"{note}np.moveaxis(X, -1, 1)" for note in notes]
     for name in "ab":
@@ -227,7 +233,7 @@ def test_channels_that_may_be_last_are_told(tmp_path, shape, said):
         assert list(load_source(tmp_path).notes) == [f"{note}np.moveaxis(x, -1, 0)" for note in notes]
 
 
-def test_channels_that_may_be_last_are_told_of_unequal_lengths():
+def test_notes_on_channels_that_may_be_last_of_unequal_lengths():
     rows = [np.zeros((n, 3)) for n in (20, 21, 20, 22)]
     message = r"X\[1\]: 21 channels and 1 axes, most have 20 and 1 \(shape \(21, 3\): channels come first\)"
     with pytest.raises(ValueError, match=message):
@@ -236,8 +242,8 @@ def test_channels_that_may_be_last_are_told_of_unequal_lengths():
 
 def test_arrays_keep_their_split():
     x, y = xy()
-    for given in ((x, y, x[:3], y[:3]), {"X_train": x, "y_train": y, "X_test": x[:3], "y_test": y[:3]}):
-        source = load_source(given)
+    for data in ((x, y, x[:3], y[:3]), {"X_train": x, "y_train": y, "X_test": x[:3], "y_test": y[:3]}):
+        source = load_source(data)
         assert (len(source.train), len(source.test), source.notes) == (8, 3, ())
         assert source.test.names[2] == "X_test[2]"
 
@@ -254,7 +260,7 @@ def test_lists_of_pictures():
     assert (source.kind, source.train[0].mode, fit_preprocess(source).size) == ("image", "L", (3, 4))
 
 
-def test_missing_values_are_told():
+def test_notes_on_missing_values():
     x, y = xy()
     x[1, 2] = np.nan
     notes = load_source((x, y, x, y)).notes
@@ -297,7 +303,7 @@ def test_missing_values_are_told():
 def test_classes(labels, classes):
     x, _ = xy(4)
     source = load_source((x, labels, x, labels))
-    assert source.classes == classes
+    assert source.task.classes == classes
 
 
 # Splits
@@ -312,7 +318,7 @@ def test_split_is_stratified_seeded_and_complete():
     assert sorted([*source.train.names, *source.test.names]) == sorted(f"X[{i}]" for i in range(100))
     assert load_source((x, y), seed=3).test.names == source.test.names
     assert load_source((x, y), seed=4).test.names != source.test.names
-    assert "20% of each class held out for testing (21 examples), stratified, seed 3" in source.notes[0]
+    assert "20% held out for testing (21 examples), stratified, seed 3" in source.notes[0]
 
 
 @pytest.mark.parametrize("fraction", [0.001, 0.999])
@@ -322,12 +328,50 @@ def test_split_leaves_something_on_both_sides(fraction):
 
 
 def test_hold_out():
-    labels = np.array([0, 1, 0, 1, 0, 0, 2, 2])
-    keep, held = hold_out(labels, 0.25, 0, ("a", "b", "c"))
+    targets = np.array([0, 1, 0, 1, 0, 0, 2, 2])
+    examples, task = Examples(list(range(8)), targets), Classification("abc")
+    keep, held = hold_out(examples, task, 0.25, 0)
     assert sorted([*keep, *held]) == list(range(8))
-    assert sorted(labels[held]) == [0, 1, 2]
+    assert sorted(targets[held]) == [0, 1, 2]
+    single = examples.subset(range(7))
     with pytest.raises(ValueError, match="the data: class c has a single example"):
-        hold_out(labels[:-1], 0.25, 0, ("a", "b", "c"))
+        hold_out(single, task, 0.25, 0)
+    keep, held = hold_out(single, task, 0.25, 0, both_sides=False)
+    assert 6 in keep
+    assert len(held) == 2
+
+
+class Mean(Classification):
+    """A task without strata, whose targets are numbers."""
+
+    name = "mean"
+
+    @classmethod
+    def from_targets(cls, targets, where, *, to_train=True):
+        return cls([where])
+
+    def encode(self, targets):
+        return np.array(targets, dtype=np.float32)
+
+    def strata(self, targets):
+        return None
+
+
+@pytest.mark.parametrize("task", ["mean", Mean])
+def test_a_task_without_strata(task):
+    x, _ = xy(20)
+    source = load_source((x, np.arange(20) / 8), task=task, test_fraction=0.25)
+    assert isinstance(source.task, Mean)
+    assert (len(source.train), len(source.test)) == (15, 5)
+    assert sorted([*source.train.targets, *source.test.targets]) == (np.arange(20) / 8).tolist()
+    assert source.train.targets.dtype == np.float32
+    x[3, 0] = np.inf
+    assert len(load_source((x, np.arange(20) / 8), task=task, skip_bad=True).train) == 15
+
+
+def test_an_unknown_task():
+    with pytest.raises(ValueError, match="unknown task 'sorting': there are classification"):
+        load_source(xy(), task="sorting")
 
 
 # Tables
@@ -339,18 +383,18 @@ def test_ts_keeps_case_missing_values_channels_and_lengths(tmp_path):
     path = tmp_path / "x.ts"
     path.write_bytes((head + "\n".join(lines)).encode("latin-1"))
     part = read_table(path)["train"]
-    assert part.labels == ["baNana", "Cat", "Cat", "baNana"]
+    assert part.targets == ["baNana", "Cat", "Cat", "baNana"]
     np.testing.assert_array_equal(part.items[0], np.array([[1, np.nan, 3], [4, 5, np.nan]], np.float32))
     assert [item.shape for item in part.items] == [(2, 3), (2, 2), (2, 4), (2, 1)]
     np.testing.assert_array_equal(part.items[2][1], np.array([5, 6, np.nan, np.nan], np.float32))
     source = load_source(path)
-    assert source.classes == ("Cat", "baNana")
+    assert source.task.classes == ("Cat", "baNana")
 
 
 def test_ts_comments_may_stand_between_the_data(tmp_path):
     path = ts(tmp_path / "x.ts", ["# first", "1,2:a", "% second: 3", "3,4:b"])
     part = read_table(path)["train"]
-    assert (part.labels, part.names) == (["a", "b"], ["x.ts[0]", "x.ts[1]"])
+    assert (part.targets, part.names) == (["a", "b"], ["x.ts[0]", "x.ts[1]"])
 
 
 @pytest.mark.parametrize("give", ["folder", "file"])
@@ -363,7 +407,7 @@ def test_archive_files(tmp_path, give, ending):
             (tmp_path / f"Toy_{split}.tsv").write_text("2\t1\tNaN\t3\n1.0000000e+00\t4\t5\t6\n10\t1\t1\t1\n")
     source = load_source(tmp_path if give == "folder" else tmp_path / f"Toy_TRAIN{ending}")
     assert source.name == "Toy"
-    assert source.classes == (("a", "b") if ending == ".ts" else ("1", "2", "10"))
+    assert source.task.classes == (("a", "b") if ending == ".ts" else ("1", "2", "10"))
     assert source.test.names[1] == f"Toy_TEST{ending}[1]"
     assert "the archive's own split" in source.notes[0]
 
@@ -371,12 +415,10 @@ def test_archive_files(tmp_path, give, ending):
 def test_npz(tmp_path):
     x, y = xy()
     np.savez(tmp_path / "one.npz", X=x, y=y)
-    assert "no split given" in load_source(tmp_path / "one.npz").notes[0]
+    assert "no test set in the data" in load_source(tmp_path / "one.npz").notes[0]
     np.savez_compressed(tmp_path / "two.npz", x_train=x, y_train=y, x_test=x[:3], y_test=y[:3])
     source = load_source(str(tmp_path / "two.npz"))
     assert (len(source.train), len(source.test), source.name) == (8, 3, "two")
-    np.savez(tmp_path / "three.npz", X_train=x, y_train=y, X_test=x[:3], y_test=y[:3], X_val=x[:2], y_val=y[:2])
-    assert len(load_source(tmp_path / "three.npz").val) == 2
 
 
 @pytest.mark.parametrize("labels", ["y.npy", "X_labels.npy", "X_labels.txt"])
@@ -388,7 +430,7 @@ def test_npy_with_labels_beside(tmp_path, labels):
     else:
         (tmp_path / labels).write_text("\n".join(map(str, y)) + "\n")
     source = load_source(tmp_path / "X.npy")
-    assert source.classes == ("0", "1")
+    assert source.task.classes == ("0", "1")
     assert len(source.train) + len(source.test) == 8
 
 
@@ -400,11 +442,11 @@ def test_npy_with_a_test_file_beside(tmp_path):
     assert "X_test.npy to test" in load_source(tmp_path / "X_train.npy").notes[0]
 
 
-@pytest.mark.parametrize("given", ["toy", "TRAIN"])
-def test_npz_files_with_a_test_file_beside(tmp_path, given):
+@pytest.mark.parametrize("split", ["toy", "TRAIN"])
+def test_npz_files_with_a_test_file_beside(tmp_path, split):
     """Each may name its arrays after its split."""
     x, y = xy()
-    train, test = ("X_train", "X_test") if given == "TRAIN" else ("X", "X")
+    train, test = ("X_train", "X_test") if split == "TRAIN" else ("X", "X")
     np.savez(tmp_path / "toy_train.npz", **{train: x, train.replace("X", "y"): y})
     np.savez(tmp_path / "toy_test.npz", **{test: x[:3], test.replace("X", "y"): y[:3]})
     source = load_source(tmp_path / "toy_train.npz")
@@ -424,7 +466,7 @@ def test_an_npz_may_call_its_splits_as_folders_do(tmp_path, val, train):
     np.savez(tmp_path / "a.npz", **named)
     source = load_source(tmp_path / "a.npz")
     assert (len(source.train), len(source.test)) == (8, 2)
-    assert "no test set given: the validation set is the test set" in source.notes
+    assert "no test set in the data: the validation set is the test set" in source.notes
     np.savez(tmp_path / "a.npz", **named, X_testing=x[:3], y_testing=y[:3])
     source = load_source(tmp_path / "a.npz")
     assert (len(source.train), len(source.val), len(source.test)) == (8, 2, 3)
@@ -432,7 +474,10 @@ def test_an_npz_may_call_its_splits_as_folders_do(tmp_path, val, train):
     with pytest.raises(ValueError, match="several arrays that could be X_val, such as X_valid; keep one"):
         load_source(tmp_path / "a.npz")
     np.savez(tmp_path / "a.npz", X=x, x=x[:2], y=y)
-    with pytest.raises(ValueError, match="holds two arrays called x, in large and in small letters"):
+    with pytest.raises(ValueError, match="has two arrays called x, in upper and in lower case"):
+        load_source(tmp_path / "a.npz")
+    np.savez(tmp_path / "a.npz", X=x, y=y, X_train=x, X_test=x[:4], y_test=y[:4])
+    with pytest.raises(ValueError, match="both X and X_train"):
         load_source(tmp_path / "a.npz")
 
 
@@ -440,12 +485,12 @@ def test_an_npz_may_call_its_splits_as_folders_do(tmp_path, val, train):
 
 
 def test_predict_one_file(tmp_path):
-    kind, examples, _ = load_examples(picture(tmp_path / "a.JPG"))
-    assert (kind, len(examples), examples.names, examples.labels) == ("image", 1, [f"{tmp_path}/a.JPG"], None)
-    kind, examples, _ = load_examples(sound(tmp_path / "a.wav"))
+    kind, _, examples, _ = load_examples(picture(tmp_path / "a.JPG"))
+    assert (kind, len(examples), examples.names, examples.targets) == ("image", 1, [f"{tmp_path}/a.JPG"], None)
+    kind, _, examples, _ = load_examples(sound(tmp_path / "a.wav"))
     assert kind == "signal"
     assert isinstance(examples[0], Recording)
-    kind, examples, _ = load_examples(npy(tmp_path / "a.npy", np.zeros((2, 7))))
+    kind, _, examples, _ = load_examples(npy(tmp_path / "a.npy", np.zeros((2, 7))))
     assert (kind, examples[0].shape) == ("signal", (2, 7))
 
 
@@ -454,18 +499,18 @@ def test_predict_a_flat_folder(tmp_path):
         picture(tmp_path / f"{i}.png")
     (tmp_path / "notes.txt").write_text("x")
     (tmp_path / "more").mkdir()
-    kind, examples, notes = load_examples(tmp_path)
+    kind, _, examples, notes = load_examples(tmp_path)
     assert (kind, examples.names) == ("image", [f"{tmp_path}/{i}.png" for i in range(3)])
     assert "notes.txt" in " ".join(notes)
     assert "more" in " ".join(notes)
     (tmp_path / "3.png").write_bytes(b"")
     with pytest.raises(ValueError, match=r"1 of 4 examples cannot be used:\n  .*/3.png: is empty"):
         load_examples(tmp_path)
-    assert len(load_examples(tmp_path, skip_bad=True)[1]) == 3
+    assert len(load_examples(tmp_path, skip_bad=True).examples) == 3
 
 
 @pytest.mark.parametrize(
-    ("given", "names"),
+    ("path", "names"),
     [
         ("a/0.wav", ["a/0.wav"]),
         ("./b/0.wav", ["./b/0.wav"]),
@@ -478,43 +523,33 @@ def test_predict_a_flat_folder(tmp_path):
     ],
     ids=str,
 )
-def test_predicted_examples_are_named_as_they_were_given(tmp_path, monkeypatch, given, names):
+def test_names_of_predicted_examples_begin_with_the_path(tmp_path, monkeypatch, path, names):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     for folder in ("", "a", "b"):
         sound(tmp_path / folder / "0.wav")
     ts(tmp_path / "a" / "x.ts", ["1,2:a", "3,4:b"])
     np.savez(tmp_path / "a" / "x.npz", X_test=np.zeros((2, 5)))
-    assert load_examples(given)[1].names == names
+    assert load_examples(path).examples.names == names
 
 
 def test_predict_a_table(tmp_path):
     path = ts(tmp_path / "x_TEST.ts")
     ts(tmp_path / "x_TRAIN.ts")
-    kind, examples, notes = load_examples(path, classes=("b", "a", "c"))
-    assert (kind, len(examples), examples.labels.tolist(), notes) == ("signal", 4, [1, 1, 0, 0], ())
-    assert load_examples(path)[1].labels is None
-    _, examples, notes = load_examples(path, classes=("b", "c"))
-    assert examples.labels is None
-    assert "labels left out: a not among the model's classes" in notes[0]
-
-
-def test_predict_a_table_without_labels(tmp_path):
+    kind, dims, examples, notes = load_examples(path)
+    assert (kind, dims, len(examples), examples.targets, notes) == ("signal", 1, 4, None, ())
     path = ts(tmp_path / "x.ts", ["1,2", "3,4"], head="@classLabel false\n@data\n")
-    _, examples, _ = load_examples(path, classes=("a", "b"))
-    assert (len(examples), examples.labels, examples[1].tolist()) == (2, None, [[3, 4]])
+    assert load_examples(path).examples[1].tolist() == [[3, 4]]
 
 
 def test_predict_an_npz(tmp_path):
     x, y = xy()
     np.savez(tmp_path / "a.npz", X_train=x, y_train=y, X_test=x[:3], y_test=y[:3])
-    _, examples, notes = load_examples(tmp_path / "a.npz", classes=("0", "1"))
-    assert (len(examples), examples.labels.tolist()) == (3, [0, 1, 0])
-    assert "the test set is taken" in notes[0]
+    _, _, examples, notes = load_examples(tmp_path / "a.npz")
+    assert (len(examples), examples.targets) == (3, None)
+    assert "the test set is used" in notes[0]
     np.savez(tmp_path / "b.npz", X=x)
-    assert len(load_examples(tmp_path / "b.npz")[1]) == 8
-    np.savez(tmp_path / "c.npz", X_test=x)
-    assert load_examples(tmp_path / "c.npz", classes=("0", "1"))[1].labels is None
+    assert len(load_examples(tmp_path / "b.npz").examples) == 8
 
 
 # Examples
@@ -534,16 +569,6 @@ def test_examples_pickle_and_stay_small(tmp_path, make):
 def test_subset():
     examples = Examples([np.full((1, 2), i) for i in range(4)], [0, 1, 0, 1], list("abcd"))
     chosen = examples.subset(np.array([3, 0]))
-    assert (chosen.names, chosen.labels.tolist(), [int(row[0, 0]) for row in chosen]) == (["d", "a"], [1, 0], [3, 0])
-    assert Examples([np.zeros((1, 2))]).subset([0]).labels is None
+    assert (chosen.names, chosen.targets.tolist(), [int(row[0, 0]) for row in chosen]) == (["d", "a"], [1, 0], [3, 0])
+    assert Examples([np.zeros((1, 2))]).subset([0]).targets is None
     assert Examples([1, 2]).names == ["[0]", "[1]"]
-
-
-def test_an_npz_with_x_and_a_test_set_keeps_both(tmp_path):
-    x, y = np.zeros((6, 1, 8), dtype=np.float32), np.arange(6) % 2
-    np.savez(tmp_path / "a.npz", X=x, y=y, X_test=x[:4], y_test=y[:4])
-    data = load_source(tmp_path / "a.npz", progress=False)
-    assert (len(data.train), len(data.test)) == (6, 4)
-    np.savez(tmp_path / "b.npz", X=x, y=y, X_train=x, X_test=x[:4], y_test=y[:4])
-    with pytest.raises(ValueError, match="both X and X_train"):
-        load_source(tmp_path / "b.npz", progress=False)

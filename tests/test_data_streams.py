@@ -8,30 +8,23 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ndvit.config import ViTConfig
-from ndvit.config.recipe import Recipe
-from ndvit.data.examples import hold_out
+import ndvit
+from datafiles import png
 from ndvit.data.loading import Inputs, ShuffledStream
+from ndvit.data.preprocess import fit_preprocess
 from ndvit.data.sources import hub, streams
-from ndvit.data.sources.load import fit_preprocess, load_examples, load_source
+from ndvit.data.sources.load import load_examples, load_source
 from ndvit.data.sources.streams import LANES, StreamedRows, shuffled
-from ndvit.network import VisionTransformer
-from ndvit.training.fit import fit
-from ndvit.training.plan import with_validation
+from ndvit.data.splits import hold_out
 
 datasets = pytest.importorskip("datasets")
 ROWS, GROUP = 60, 6  # in each file, of two; and in each block
 
 
-def png(colour):
-    file = io.BytesIO()
-    Image.new("RGB", (8, 8), (colour, 100, 50)).save(file, "PNG")
-    return {"bytes": file.getvalue(), "path": None}
-
-
 def write(path, first, count=ROWS, group=GROUP):
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
-    values = {"image": [png(first + i) for i in range(count)], "label": [(first + i) % 2 for i in range(count)]}
+    numbers = range(first, first + count)
+    values = {"image": [png((i, 100, 50), (8, 8)) for i in numbers], "label": [i % 2 for i in numbers]}
     datasets.Dataset.from_dict(values, features=features).to_parquet(path, batch_size=group)
     return str(path)
 
@@ -108,10 +101,10 @@ def test_a_shuffled_order_has_every_row_once_and_few_blocks_at_a_time(per_batch,
     for one in range(LANES):
         mine = blocks[order[lane == one]]
         assert len(np.unique(mine[:1000])) > 10  # rows of many blocks are mixed
-        seen = {block: np.flatnonzero(mine == block) for block in np.unique(mine)}
-        longest = max(places[-1] - places[0] for places in seen.values())
+        places = {block: np.flatnonzero(mine == block) for block in np.unique(mine)}
+        longest = max(found[-1] - found[0] for found in places.values())
         assert longest < 14 * size  # a window of 11 blocks, and what random keys vary by
-        assert len(seen) < len(mine) / size + 13  # no lane needs all blocks
+        assert len(places) < len(mine) / size + 13  # no lane needs all blocks
 
 
 def test_without_blocks_the_order_is_as_ever_and_with_them_passes_differ():
@@ -128,7 +121,7 @@ def test_without_blocks_the_order_is_as_ever_and_with_them_passes_differ():
 
 
 def test_a_streamed_source(source, fetched):
-    assert (source.classes, len(source.train), len(source.test)) == (("cat", "dog"), 120, 10)
+    assert (source.task.classes, len(source.train), len(source.test)) == (("cat", "dog"), 120, 10)
     assert source.train.streamed
     assert not source.test.streamed
     assert any("the training set is streamed" in note for note in source.notes)
@@ -142,21 +135,22 @@ def test_a_streamed_source(source, fetched):
     assert fit_preprocess(source).size == (8, 8)
 
 
-def test_a_network_learns_from_a_stream_as_from_files(source, rows, tmp_path):
-    preprocess = fit_preprocess(source)
-    config = ViTConfig(input_size=(8, 8), patch_size=4, num_classes=2, embed_dim=16, depth=1, num_heads=2)
-    network = VisionTransformer(config)
-    network.classes, network.preprocess = source.classes, preprocess
-    recipe = Recipe(steps=3, batch_size=16, workers=0, device="cpu")
-    result = fit(network, Inputs(source.train, preprocess), None, recipe, None, progress=False)
-    assert result.steps == 3
-    assert np.isfinite(result.history[-1]["train_loss"])
+TINY = {"model": "vit_pico", "embed_dim": 16, "depth": 1, "num_heads": 2, "patch_size": 4, "device": "cpu"}
+
+
+def test_a_network_learns_from_a_stream(source, tmp_path):
+    options = {"steps": 3, "batch_size": 16, "workers": 0, "progress": False}
+    run = ndvit.train("hf:me/pets?streaming=1", output=tmp_path / "run", **TINY, **options)
+    assert run.fit.steps == 3
+    assert np.isfinite(run.fit.history[-1]["train_loss"])
+    with pytest.raises(ValueError, match=r"val_fraction 0\.1: hf:me/pets is streamed, and each validation would"):
+        ndvit.train("hf:me/pets?streaming=1", output=tmp_path / "other", val_fraction=0.1, **TINY, **options)
 
 
 def test_workers_give_the_same_batches(source):
     inputs = Inputs(source.train, fit_preprocess(source))
     alone, helped = (list(inputs.stream(16, 8, 0, 0, workers)) for workers in (0, 2))
-    assert all((a.x == b.x).all() and (a.labels == b.labels).all() for a, b in zip(alone, helped, strict=True))
+    assert all((a.x == b.x).all() and (a.targets == b.targets).all() for a, b in zip(alone, helped, strict=True))
 
 
 def test_a_number_of_workers_that_shares_the_lanes(source, monkeypatch):
@@ -165,40 +159,34 @@ def test_a_number_of_workers_that_shares_the_lanes(source, monkeypatch):
     assert inputs.stream(16, 8, 0, 0, None).num_workers == 2
 
 
-def test_validation_is_not_held_out_of_a_stream(source):
-    assert with_validation(source, Recipe()).val is None
-    with pytest.raises(ValueError, match=r"val_fraction 0\.1: hf:me/pets is streamed, and each validation would"):
-        with_validation(source, Recipe(val_fraction=0.1))
-
-
 def test_to_predict(source):
-    kind, examples, _ = load_examples("hf:me/pets?streaming=1")
+    kind, _, examples, _ = load_examples("hf:me/pets?streaming=1")
     assert (kind, len(examples), examples.streamed) == ("image", 10, False)
 
 
 def test_a_damaged_picture_is_named_when_it_is_read(tmp_path, monkeypatch):
-    bad = datasets.Dataset.from_dict({"image": [png(0)["bytes"], b"no picture"], "label": ["a", "b"]})
+    bad = datasets.Dataset.from_dict({"image": [png("red")["bytes"], b"no picture"], "label": ["a", "b"]})
     bad.to_parquet(tmp_path / "bad.parquet")
     monkeypatch.setattr(
         hub, "stream", lambda address, progress: {"train": StreamedRows([str(tmp_path / "bad.parquet")])}
     )
     source = load_source("hf:me/pets?streaming=1&image=image&label=label", test_fraction=0, progress=False)
-    keep, _ = hold_out(source.train.labels, 0.5, 0, source.classes, both_sides=False)
+    keep, _ = hold_out(source.train, source.task, 0.5, 0, both_sides=False)
     assert keep.tolist() == [0, 1]
     preprocess = fit_preprocess(load_source("digits"))
-    with pytest.raises(ValueError, match=r"train\[1\]: .*(cannot identify|damaged|no picture)"):
+    with pytest.raises(ValueError, match=r"train\[1\]: .*(cannot identify|damaged|not a picture)"):
         list(Inputs(source.train, preprocess).loader(2))
 
 
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({"train": ["hf://x/a.parquet", "hf://x/b.arrow"]}, "b.arrow is no parquet file.*refs/convert/parquet"),
+        ({"train": ["hf://x/a.parquet", "hf://x/b.arrow"]}, "b.arrow is not a parquet file.*refs/convert/parquet"),
         (
             {"test": ["hf://x/a.parquet"], "validation": ["hf://x/b.parquet"]},
             "no training set to stream, but test, val",
         ),
-        ({}, "no training set to stream, but no files of data"),
+        ({}, "no training set to stream, but no data files"),
     ],
 )
 def test_what_cannot_be_streamed(monkeypatch, files, message):
@@ -214,5 +202,5 @@ def test_what_cannot_be_streamed(monkeypatch, files, message):
 def test_streaming_is_1_or_left_out():
     assert hub.Address.parse("hf:me/pets?streaming=1").streaming
     assert not hub.Address.parse("hf:me/pets?streaming=0").streaming
-    with pytest.raises(ValueError, match="says streaming=yes: it is 1, or left out"):
+    with pytest.raises(ValueError, match="has streaming=yes: use 1, or leave it out"):
         hub.Address.parse("hf:me/pets?streaming=yes")

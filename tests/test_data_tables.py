@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from datafiles import arrays, npy, picture, pictures, sound
-from ndvit.data.preprocess.base import Recording
+from ndvit.data.examples import Recording
 from ndvit.data.sources.lists import is_list, read_list
 from ndvit.data.sources.load import load_examples, load_source
 
@@ -28,7 +28,7 @@ def listed(folder, *more):
 
 
 def labels(source, examples):
-    return {name: source.classes[label] for name, label in zip(examples.names, examples.labels)}
+    return {name: source.task.classes[label] for name, label in zip(examples.names, examples.targets)}
 
 
 @pytest.mark.parametrize(
@@ -47,10 +47,10 @@ def test_a_list_of_files_is_a_source(tmp_path, header, between):
     pictures(tmp_path)
     path = csv(tmp_path, header, "", *(row.replace(",", between) for row in rows(tmp_path)))
     source = load_source(path)
-    assert (source.name, source.kind, source.classes) == ("labels", "image", ("CAT", "DOG"))
+    assert (source.name, source.kind, source.task.classes) == ("labels", "image", ("CAT", "DOG"))
     assert (len(source.train), len(source.test)) == (6, 2)
     assert {name: name.split("/")[0].upper() for name in source.train.names} == labels(source, source.train)
-    assert source.notes == ("no split given: 20% of each class held out for testing (2 examples), stratified, seed 0",)
+    assert source.notes == ("no test set in the data: 20% held out for testing (2 examples), stratified, seed 0",)
     assert source.train[0].size == (12, 10)
 
 
@@ -69,7 +69,7 @@ def test_a_tsv_with_a_header_is_a_list_and_one_of_values_is_not(tmp_path):
     pictures(tmp_path)
     lines = [row.replace(",", "\t") for row in rows(tmp_path)]
     path = csv(tmp_path, "path\tlabel", *lines, name="list.tsv")
-    assert load_source(path).classes == ("CAT", "DOG")
+    assert load_source(path).task.classes == ("CAT", "DOG")
     values = csv(tmp_path, "1\t0.5\t0.25", "2\t1.5\t1.25", "1\t2\t3", "2\t3\t4", name="values.tsv")
     assert not is_list(values)
     assert load_source(values).train[0].shape == (1, 2)
@@ -80,11 +80,11 @@ def test_lists_of_sounds_and_of_arrays(tmp_path):
         sound(tmp_path / "in" / f"{i}.wav")
         npy(tmp_path / f"{i}.npy", np.full((2, 5), float(i)))
     source = load_source(csv(tmp_path, "file,label", *(f"in/{i}.wav,{i % 2}" for i in range(6))))
-    assert (source.kind, source.classes) == ("signal", ("0", "1"))
+    assert (source.kind, source.task.classes) == ("signal", ("0", "1"))
     assert isinstance(source.train[0], Recording)
     source = load_source(csv(tmp_path, "file,label", *(f"{i}.npy,{i % 2}.0" for i in range(6))))
-    assert source.classes == ("0", "1")  # as written by pandas, where a label was missing before
-    assert all(example[0, 0] % 2 == label for example, label in zip(source.train, source.train.labels))
+    assert source.task.classes == ("0", "1")  # as written by pandas, where a label was missing before
+    assert all(example[0, 0] % 2 == label for example, label in zip(source.train, source.train.targets))
 
 
 def test_quotes_spaces_and_backslashes(tmp_path):
@@ -95,7 +95,7 @@ def test_quotes_spaces_and_backslashes(tmp_path):
     path = csv(tmp_path, "path,label", *lines)
     path.write_text(path.read_text(encoding="utf-8").replace(', "big', ',"big'), encoding="utf-8")
     source = load_source(path, test_fraction=0)
-    assert source.classes == ("big, red", "small")
+    assert source.task.classes == ("big, red", "small")
     assert source.train.names == ["a, b/ä 0.png", "a, b/ä 1.png", "c\\0.png", "c\\1.png"]
     assert len(list(source.train)) == 4
 
@@ -113,16 +113,16 @@ def test_paths_are_relative_to_the_list(tmp_path, monkeypatch):
 OUT = ["../out.png", "cat/../../out.png", "{}/out.png", "link.png", "folder/out.png", "..", f"{'x' * 300}/../../a.png"]
 
 
-@pytest.mark.parametrize("said", OUT)
+@pytest.mark.parametrize("written", OUT)
 @pytest.mark.parametrize("there", [True, False], ids=["there", "missing"])
 @pytest.mark.parametrize("skip_bad", [True, False])
-def test_paths_that_lead_out_are_refused(tmp_path, said, there, skip_bad):
-    path = listed(tmp_path / "in", f"{said.format(tmp_path)},CAT")
+def test_paths_that_lead_out_are_refused(tmp_path, written, there, skip_bad):
+    path = listed(tmp_path / "in", f"{written.format(tmp_path)},CAT")
     if there:
         picture(tmp_path / "out.png")
     (tmp_path / "in" / "link.png").symlink_to(tmp_path / "out.png")
     (tmp_path / "in" / "folder").symlink_to(tmp_path)
-    message = rf"labels.csv, line 10: .* leads out of the folder of the list \({tmp_path}/in\).*put the list above its"
+    message = rf"labels.csv, line 10: .* leads out of the folder of the list \({tmp_path}/in\).*move the list above its"
     with pytest.raises(ValueError, match=message):
         load_source(path, skip_bad=skip_bad)
     with pytest.raises(ValueError, match=message):
@@ -138,21 +138,21 @@ def test_links_that_stay_inside_are_followed(tmp_path):
 
 
 LINES = {
-    "missing": ("cat/9.png,CAT", "cat/9.png is not there"),
-    "broken link": ("gone.png,CAT", "gone.png is not there"),
+    "missing": ("cat/9.png,CAT", "cat/9.png does not exist"),
+    "broken link": ("gone.png,CAT", "gone.png does not exist"),
     "folder": ("cat,CAT", "cat is a folder"),
     "no path": (",CAT", "has no path"),
-    "no label": ("cat/9.png,", "cat/9.png is not there"),
+    "no label": ("cat/9.png,", "cat/9.png does not exist"),
     "empty label": ("more.png, ", "has no label"),
     "question mark": ("more.png,?", "has no label"),
     "too few": ("more.png", "has 1 fields, the header has 2"),
     "too many": ("more.png,CAT,1", "has 3 fields, the header has 2"),
-    "twice": ("cat/../cat/1.png,DOG", "cat/1.png stands in line 3, too"),
-    "other type": ("labels.csv,CAT", r"labels.csv is of a type not read here; known: .jpg"),
-    "zero byte": ("a\0b.png,CAT", "a name with a zero byte is not there"),
-    "long name": (f"cat/{'x' * 5000}.png,CAT", r"cat/x{196}\.\.\. is not there"),
-    "long folder": (f"{'x' * 300}/{'y/' * 3000}z.png,CAT", r"x{200}\.\.\. is not there"),
-    "circle": ("circle/a.png,CAT", "circle/a.png is not there"),
+    "twice": ("cat/../cat/1.png,DOG", "cat/1.png is in line 3, too"),
+    "other type": ("labels.csv,CAT", r"labels.csv has an unknown type; known: .jpg"),
+    "zero byte": ("a\0b.png,CAT", "a name with a zero byte does not exist"),
+    "long name": (f"cat/{'x' * 5000}.png,CAT", r"cat/x{196}\.\.\. does not exist"),
+    "long folder": (f"{'x' * 300}/{'y/' * 3000}z.png,CAT", r"x{200}\.\.\. does not exist"),
+    "circle": ("circle/a.png,CAT", "circle/a.png does not exist"),
 }
 
 
@@ -165,7 +165,9 @@ def test_lines_that_cannot_be_used_are_listed(tmp_path, name):
     picture(tmp_path / "more.png")
     (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere.png")
     (tmp_path / "circle").symlink_to("circle")
-    with pytest.raises(ValueError, match=rf"labels.csv: 1 of 9 lines cannot be used:\n  line 10: .*{message}.*\nMend"):
+    with pytest.raises(
+        ValueError, match=rf"labels.csv: 1 of 9 lines cannot be used:\n  line 10: .*{message}.*\nRepair"
+    ):
         load_source(path)
     source = load_source(path, skip_bad=True)
     assert len(source.train) + len(source.test) == 8
@@ -174,7 +176,7 @@ def test_lines_that_cannot_be_used_are_listed(tmp_path, name):
 
 def test_all_lines_are_listed(tmp_path):
     path = listed(tmp_path, *(f"{i}.png,CAT" for i in range(25)))
-    with pytest.raises(ValueError, match=r"25 of 33 lines cannot be used:\n  line 10: 0.png is not there\n") as caught:
+    with pytest.raises(ValueError, match=r"25 of 33 lines cannot be used:\n  line 10: 0.png does") as caught:
         load_source(path)
     assert "and 5 more" in str(caught.value)
     with pytest.raises(ValueError, match="2 of 2 lines cannot be used"):  # nothing would be left
@@ -188,11 +190,11 @@ def test_splits_that_are_unknown_or_lack_the_training_set(tmp_path):
     with pytest.raises(ValueError, match="line 9: split is 'fold3'; expected train, val or test"):
         load_source(bad)
     test = csv(tmp_path, "path,label,split", *(line.replace("train", "test") for line in lines))
-    with pytest.raises(ValueError, match=r"labels.csv: holds test but nothing to train on"):
+    with pytest.raises(ValueError, match=r"labels.csv: has test but no training set"):
         load_source(test)
-    parts, _ = read_list(test, labelled=True, skip_bad=False)
-    assert (list(parts), parts["test"].labels) == (["test"], ["CAT"] * 4 + ["DOG"] * 4)
-    assert len(load_examples(test)[1]) == 8
+    parts, _ = read_list(test, with_targets=True, skip_bad=False)
+    assert (list(parts), parts["test"].targets) == (["test"], ["CAT"] * 4 + ["DOG"] * 4)
+    assert len(load_examples(test).examples) == 8
 
 
 CSVS = {
@@ -208,9 +210,9 @@ CSVS = {
     "two columns of labels": (["path,label,Class"], "the columns label and Class may mean the same"),
     "no labels": (
         ["path,,animal", "cat/0.png,1,cat"],
-        r"no column of labels but path, \(without a name\), animal; call the one with labels label or class or target",
+        r"no column of labels but path, \(without a name\), animal; name the one with labels label or class or target",
     ),
-    "quotes": (["path,label", '"cat/0.png"x,CAT'], r"labels.csv, line 2: .*quotes stand around whole fields"),
+    "quotes": (["path,label", '"cat/0.png"x,CAT'], r"labels.csv, line 2: .*quotes must enclose whole fields"),
     "mixed": (
         ["path,label", "cat/0.png,a", "0.npy,b"],
         "1 images and 1 npy files; one data set needs files of one kind",
@@ -234,13 +236,13 @@ def test_lists_that_are_none(tmp_path, name):
     [
         ("latin-1", 0, r"line 2: is not UTF-8 text \(offset 12\)"),
         ("utf-16", 0, r"line 1: is not UTF-8 text \(offset 0\)"),
-        ("latin-1", 20_000, r"line 20002: is not UTF-8 text \(offset 100,012\)"),
+        ("latin-1", 2_000, r"line 2002: is not UTF-8 text \(offset 10,012\)"),
     ],
 )
 def test_other_encodings_are_refused(tmp_path, encoding, many, place):
     """A long file is decoded in pieces; places count from its beginning."""
     lines = ["a,CA"] * many
-    with pytest.raises(ValueError, match=rf"labels.csv, {place}; save it as such"):
+    with pytest.raises(ValueError, match=rf"labels.csv, {place}; save it as UTF-8"):
         load_source(csv(tmp_path, "path,label", *lines, "käfer.png,a", encoding=encoding))
 
 
@@ -255,13 +257,11 @@ def test_lists_to_predict(tmp_path, monkeypatch):
     arrays(tmp_path / "in")
     monkeypatch.chdir(tmp_path)
     csv(tmp_path / "in", "path", *(f"{name}/{i}.npy" for name in "ab" for i in range(4)))
-    kind, examples, notes = load_examples("in/labels.csv", classes=["a", "b"])
-    assert (kind, examples.labels, notes) == ("signal", None, ())
+    kind, dims, examples, notes = load_examples("in/labels.csv")
+    assert (kind, dims, examples.targets, notes) == ("signal", 1, None, ())
     assert examples.names[4] == os.path.join("in", "b/0.npy")
-    csv(tmp_path / "in", "path,label", "a/0.npy,a", "b/0.npy,b")
-    assert load_examples("in/labels.csv", classes=["a", "b"])[1].labels.tolist() == [0, 1]
-    csv(tmp_path / "in", "path,label", "a/0.npy,a", "b/0.npy,")
-    assert load_examples("in/labels.csv", classes=["a", "b"])[1].labels is None
+    csv(tmp_path / "in", "path,label", "a/0.npy,a", "b/0.npy,")  # labels are ignored
+    assert load_examples("in/labels.csv").examples.targets is None
     csv(tmp_path / "in", "path,split", "a/0.npy,train", "b/0.npy,test")
-    _, examples, notes = load_examples("in/labels.csv")
-    assert (examples.names, notes[-1]) == (["in/b/0.npy"], "labels.csv holds train and test: the test set is taken")
+    _, _, examples, notes = load_examples("in/labels.csv")
+    assert (examples.names, notes[-1]) == (["in/b/0.npy"], "labels.csv has train and test: the test set is used")

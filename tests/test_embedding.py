@@ -8,118 +8,125 @@ import torch
 from PIL import Image
 
 from datafiles import picture, pictures
-from ndvit import create_model, embed, load_source, save_model
+from ndvit import Classification, Model, create_model, embed, load_source, save_model
 from ndvit.data.examples import Examples
 from ndvit.data.preprocess.images import ImagePreprocess
 from ndvit.inference.embed import Embeddings
-from ndvit.network.committee import Ensemble
-from tinyruns import command, run_tiny, toy
+from ndvit.network.committee import Committee
+from tinyruns import QUIET, command, run_tiny, toy
 
-QUIET = {"progress": False, "say": lambda line: None}
 LETTERS = np.array(["a", "b", "c"])
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    return run_tiny(toy(60, classes=3), tmp_path_factory.mktemp("embed") / "run", steps=3)
+    """A run on a file beside its folder, with a split of its own."""
+    root = tmp_path_factory.mktemp("embed")
+    x, y = toy(60, classes=3)
+    np.savez(root / "toy.npz", X=x, y=y)
+    return run_tiny(str(root / "toy.npz"), root / "run", steps=3, seed=3, test_fraction=0.3)
 
 
 def reader(**options):
-    """A network for pictures, new but for all that a test asks."""
+    """A new model for pictures."""
     torch.manual_seed(0)
     size = {"input_size": (16, 16), "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2, "num_classes": 0}
-    model = create_model("vit_pico", **{**size, **options}).eval()
-    model.preprocess = ImagePreprocess((16, 16), (0.5,) * 3, (0.2,) * 3)
-    return model
+    return Model(create_model("vit_pico", **size | options), None, ImagePreprocess((16, 16), (0.5,) * 3, (0.2,) * 3))
 
 
-def told(model, source, **options):
-    said: list[str] = []
-    return embed(model, source, progress=False, say=said.append, **options), said
+def together(*models):
+    """An ensemble."""
+    networks = [model.network for model in models]
+    untrained = [f"members.{i}.{name}" for i, model in enumerate(models) for name in model.untrained]
+    return Model(Committee(networks, combine="probabilities"), None, models[0].preprocess, untrained=untrained)
 
 
-# what is embedded
+def embedded(model, source, **options):
+    """The embeddings and the lines that were logged."""
+    lines: list[str] = []
+    return embed(model, source, progress=False, log=lines.append, **options), lines
+
+
+# labelled and unlabelled data
 
 
 def test_embeddings_of_labelled_data_know_labels_and_splits(run):
     x, y = toy(60, classes=3)
-    made, said = told(run.model, (x, LETTERS[y]))
+    made, lines = embedded(run.model, (x, LETTERS[y]))
     assert made.vectors.shape == (60, 16)
     assert made.vectors.dtype == np.float32
     assert made.classes == ("a", "b", "c")
     order = np.argsort([int(name.strip("X[]")) for name in made.names])
     assert made.labels[order].tolist() == LETTERS[y].tolist()
     with torch.no_grad():
-        tokens = run.model.forward_features(run.model.preprocess(x[5])[None])
-    assert np.allclose(made.vectors[order][5], tokens[0, 0].numpy(), atol=1e-5)
-    assert "no split given: 20% of each class are called test (12 examples), seed 0" in said
+        features = run.model.network.features(run.model.preprocess(x[5])[None])
+    assert np.allclose(made.vectors[order][5], features[0].numpy(), atol=1e-5)
+    assert "the source has no split: 20% of each class are the test split (12 examples), seed 0" in lines
     as_training = load_source((x, LETTERS[y]), progress=False)  # the same examples that a training would hold out
     assert sorted(made.names[made.splits == "test"]) == sorted(as_training.test.names)
 
 
-def test_given_splits_stay(tmp_path):
+def test_splits_of_the_source_stay(tmp_path):
     for split in ("train", "val", "test"):
         pictures(tmp_path / split, count=2)
-    made, _ = told(reader(), tmp_path)
+    made, _ = embedded(reader(), tmp_path)
     assert made.splits.tolist() == ["train"] * 4 + ["val"] * 4 + ["test"] * 4
     assert made.labels.tolist() == ["cat", "cat", "dog", "dog"] * 3
-    assert set(told(reader(), tmp_path, split="test")[0].splits) == {"test"}
-    assert len(told(reader(), tmp_path, split="all")[0]) == 12
-    np.testing.assert_array_equal(told(reader(), tmp_path, split="train")[0].vectors, made.vectors[:4])
+    assert set(embedded(reader(), tmp_path, split="test")[0].splits) == {"test"}
+    assert len(embedded(reader(), tmp_path, split="all")[0]) == 12
+    np.testing.assert_array_equal(embedded(reader(), tmp_path, split="train")[0].vectors, made.vectors[:4])
 
 
-def test_the_source_that_a_model_was_trained_on_is_split_as_it_was(tmp_path):
-    x, y = toy(60, classes=3)
-    np.savez(tmp_path / "toy.npz", X=x, y=y)
-    run = run_tiny(str(tmp_path / "toy.npz"), tmp_path / "run", steps=2, seed=3, test_fraction=0.3)
-    made, _ = told(tmp_path / "run", tmp_path / "toy.npz")
-    tested = load_source(str(tmp_path / "toy.npz"), test_fraction=0.3, seed=3, progress=False).test.names
+def test_the_source_of_the_training_is_split_as_then(run):
+    data = run.folder.with_name("toy.npz")
+    made, _ = embedded(run.folder, data)
+    tested = load_source(str(data), test_fraction=0.3, seed=3, progress=False).test.names
     assert len(tested) == len(run.evaluation) == 18
     assert sorted(made.names[made.splits == "test"]) == sorted(map(str, tested))
-    assert (told(run.model, tmp_path / "toy.npz", test_fraction=0.5, seed=0)[0].splits == "test").sum() == 30
+    assert (embedded(run.model, data, test_fraction=0.5, seed=0)[0].splits == "test").sum() == 30
 
 
 def test_classes_of_one_example_and_single_classes_can_be_embedded(tmp_path):
     pictures(tmp_path, ("cat", "dog"), count=3)
     picture(tmp_path / "owl" / "1.png")
-    made, _ = told(reader(), tmp_path)
+    made, _ = embedded(reader(), tmp_path)
     assert made.splits[made.labels == "owl"].tolist() == ["train"]
     pictures(tmp_path / "one", ("cat",), count=2)
-    assert told(reader(), tmp_path / "one")[0].classes == ("cat",)
+    assert embedded(reader(), tmp_path / "one")[0].classes == ("cat",)
     with pytest.raises(ValueError, match="got 1 of the train split and 0 of the test split"):
-        told(reader(), ([Image.new("RGB", (16, 16))], ["x"]))[0].score("knn")
+        embedded(reader(), ([Image.new("RGB", (16, 16))], ["x"]))[0].score("knn")
 
 
 def test_files_without_labels(tmp_path):
     for i in range(3):
         Image.new("RGB", (20, 20), (60 * i, 0, 0)).save(tmp_path / f"{i}.png")
-    made, said = told(reader(), tmp_path)
+    made, lines = embedded(reader(), tmp_path)
     assert made.vectors.shape == (3, 16)
     assert made.labels.tolist() == made.splits.tolist() == [""] * 3
     assert made.classes == ()
     assert made.names.tolist() == ["0.png", "1.png", "2.png"]
-    assert not any("without labels" in line for line in said)
-    one, said = told(reader(), tmp_path / "1.png")
-    assert (one.names.tolist(), said) == (["1.png"], [])
+    assert not any("without labels" in line for line in lines)
+    one, lines = embedded(reader(), tmp_path / "1.png")
+    assert (one.names.tolist(), lines) == (["1.png"], [])
     np.testing.assert_allclose(one.vectors[0], made.vectors[1], atol=1e-5)
     with pytest.raises(ValueError, match=r"scores need labelled examples .*got 0 of the train split and 0 of the test"):
         made.score("knn")
     with pytest.raises(ValueError, match="files but no class folders"):
-        told(reader(), tmp_path, split="all")
+        embedded(reader(), tmp_path, split="all")
 
 
 def test_arrays_and_tables_without_labels(run, tmp_path):
     x, _ = toy(5)
-    made, _ = told(run.model, x)
+    made, _ = embedded(run.model, x)
     assert (made.vectors.shape, set(made.labels)) == ((5, 16), {""})
-    with pytest.raises(ValueError, match=r"split 'all' is of labelled data: give \(X, y\), or leave split out"):
-        told(run.model, x, split="all")
+    with pytest.raises(ValueError, match=r"split 'all' needs labelled data: pass \(X, y\), or leave split out"):
+        embedded(run.model, x, split="all")
     np.savez(tmp_path / "x.npz", X=x)
-    table, said = told(run.model, tmp_path / "x.npz")
+    table, lines = embedded(run.model, tmp_path / "x.npz")
     np.testing.assert_allclose(table.vectors, made.vectors, atol=1e-5)
-    assert any(line.startswith("embedded without labels; if some were meant: ") for line in said)
+    assert any(line.startswith("embedded without labels; if the source has labels: ") for line in lines)
     np.savez(tmp_path / "x.npz", X=x, y=np.arange(5) % 2)
-    labelled, _ = told(run.model, tmp_path / "x.npz", test_fraction=0.4)
+    labelled, _ = embedded(run.model, tmp_path / "x.npz", test_fraction=0.4)
     assert sorted(labelled.names) == table.names.tolist() == [f"x.npz[{i}]" for i in range(5)]  # one name for either
 
 
@@ -128,10 +135,10 @@ def test_lists_name_examples_alike_with_and_without_labels(tmp_path):
     files = [f"data/{name}/{i}.png" for name in ("cat", "dog") for i in range(2)]
     (tmp_path / "a.csv").write_text("path,label\n" + "".join(f"{file},{file[5:8]}\n" for file in files))
     (tmp_path / "b.csv").write_text("path\n" + "".join(f"{file}\n" for file in files))
-    labelled, _ = told(reader(), tmp_path / "a.csv", test_fraction=0.5)
-    bare, said = told(reader(), tmp_path / "b.csv")
+    labelled, _ = embedded(reader(), tmp_path / "a.csv", test_fraction=0.5)
+    bare, lines = embedded(reader(), tmp_path / "b.csv")
     assert sorted(labelled.names) == bare.names.tolist() == files
-    assert sum("embedded without labels" in line for line in said) == 1
+    assert sum("embedded without labels" in line for line in lines) == 1
 
 
 def test_errors_of_labelled_data_are_not_swallowed(run, tmp_path):
@@ -139,79 +146,75 @@ def test_errors_of_labelled_data_are_not_swallowed(run, tmp_path):
     (tmp_path / "a/cat/0.png").write_bytes(b"no picture")
     picture(tmp_path / "a/stray.png")  # which could be embedded alone
     with pytest.raises(ValueError, match=r"0\.png"):
-        told(reader(), tmp_path / "a")
-    made, _ = told(reader(), tmp_path / "a", skip_bad=True)
+        embedded(reader(), tmp_path / "a")
+    made, _ = embedded(reader(), tmp_path / "a", skip_bad=True)
     assert made.labels.tolist() == ["cat", "dog", "dog"]
     with pytest.raises(FileNotFoundError, match="nowhere"):
-        told(reader(), str(tmp_path / "nowhere"))
-    with pytest.raises(ValueError, match="given as X, y"):
-        told(reader(), (1, 2, 3))
-    with pytest.raises(ValueError, match="a holds images, and the model was trained on signals"):
-        told(run.model, tmp_path / "a", skip_bad=True)
+        embedded(reader(), str(tmp_path / "nowhere"))
+    with pytest.raises(ValueError, match=r"arrays must be X, y or X_train, .*; got 3 arrays"):
+        embedded(reader(), (1, 2, 3))
+    with pytest.raises(ValueError, match=r"a holds images, (and|but) the model was trained on signals"):
+        embedded(run.model, tmp_path / "a", skip_bad=True)
 
 
-# by what
+# models
 
 
-def test_a_head_that_is_new_or_of_other_classes_does_not_matter(tmp_path):
+def test_heads_do_not_matter(tmp_path):
     model = reader(num_classes=5)
     save_model(model, tmp_path / "m.safetensors")
     pictures(tmp_path / "p", count=2)
-    made, _ = told(tmp_path / "m.safetensors", tmp_path / "p")
-    model.reset_head(7)
-    assert model.untrained == ("head.weight", "head.bias")
-    np.testing.assert_array_equal(told(model, tmp_path / "p")[0].vectors, made.vectors)
+    made, _ = embedded(tmp_path / "m.safetensors", tmp_path / "p")
+    model.network.reset_head(7)
+    model.untrained = ("head.weight", "head.bias")
+    np.testing.assert_array_equal(embedded(model, tmp_path / "p")[0].vectors, made.vectors)
 
 
-def test_anything_else_that_is_new_does(tmp_path):
+def test_other_new_tensors_do(tmp_path):
     model = reader()
     model.untrained = ("patch_embed.proj.weight", "head.weight")
     picture(tmp_path / "1.png")
     with pytest.raises(ValueError, match=r"1 tensors before the head \(patch_embed\.proj\.weight\) are newly init"):
-        told(model, tmp_path)
+        embedded(model, tmp_path)
+    half_new = reader(num_classes=2)
+    half_new.untrained = ("blocks.0.norm1.weight",)
     with pytest.raises(ValueError, match="newly initialised"):
-        told(Ensemble([reader(num_classes=2), model_with_new_blocks()]), tmp_path)
-
-
-def model_with_new_blocks():
-    model = reader(num_classes=2)
-    model.untrained = ("blocks.0.norm1.weight",)
-    return model
+        embedded(together(reader(num_classes=2), half_new), tmp_path)
 
 
 def test_without_a_preprocessing_one_is_planned_as_for_training(tmp_path):
     model, random = reader(), np.random.default_rng(0)
     model.preprocess = None
-    save_model(model, tmp_path / "m.safetensors")
+    model.save(tmp_path / "m.safetensors")
     for i in range(4):
         Image.fromarray(random.integers(100, 200, (20, 24, 3), dtype=np.uint8)).save(tmp_path / f"{i}.png")
-    made, said = told(tmp_path / "m.safetensors", tmp_path)
-    line = next(line for line in said if "bring no preprocessing" in line)
+    made, lines = embedded(tmp_path / "m.safetensors", tmp_path)
+    line = next(line for line in lines if "have no preprocessing" in line)
     assert line.endswith(f"mean and standard deviation are those of {tmp_path}, input 16 x 16")
     model.preprocess = ImagePreprocess.fit(
         Examples([Image.open(tmp_path / f"{i}.png") for i in range(4)]), size=(16, 16)
     )
-    np.testing.assert_allclose(made.vectors, told(model, tmp_path)[0].vectors, atol=1e-5)
-    bare = [reader(num_classes=2) for _ in range(2)]
-    for member in bare:
-        member.preprocess = None
-    with pytest.raises(ValueError, match="the ensemble does not know its preprocessing"):
-        told(Ensemble(bare), tmp_path)
+    np.testing.assert_allclose(made.vectors, embedded(model, tmp_path)[0].vectors, atol=1e-5)
+    both = together(*[reader(num_classes=2)] * 2)
+    both.preprocess = None
+    vectors = embedded(both, tmp_path)[0].vectors
+    both.preprocess = model.preprocess
+    np.testing.assert_allclose(vectors, embedded(both, tmp_path)[0].vectors, atol=1e-5)
 
 
 def test_signals_of_another_length_without_a_preprocessing():
-    model = create_model("vit_pico", input_size=(16,), patch_size=4, in_channels=2, num_classes=0)
+    model = Model(create_model("vit_pico", input_size=(16,), patch_size=4, in_channels=2, num_classes=0))
     x, y = toy(8, shape=(2, 22))
-    made, said = told(model, (x, y))
+    made, lines = embedded(model, (x, y))
     assert made.vectors.shape == (8, model.config.embed_dim)
-    assert any("input 24 (pos_embed: " in line for line in said)  # whole patches of the data's own length
-    assert model.preprocess is None  # the given model stays as it is
+    assert any("input 24 (pos_embed: " in line for line in lines)  # whole patches of the data's own length
+    assert model.preprocess is None  # the model itself stays unchanged
 
 
 def test_an_ensemble_embeds_by_all_its_members(run):
     x, y = toy(60, classes=3)
-    alone, _ = told(run.model, (x, y))
-    both, _ = told(Ensemble([run.model, run.model]), (x, y))
+    alone, _ = embedded(run.model, (x, y))
+    both, _ = embedded(together(run.model, run.model), (x, y))
     np.testing.assert_array_equal(both.vectors, np.concatenate([alone.vectors, alone.vectors], axis=1))
 
 
@@ -219,10 +222,10 @@ def test_an_ensemble_embeds_by_all_its_members(run):
     ("options", "message"),
     [
         ({"split": "half"}, "split must be one of auto, test, train, all; got 'half'"),
-        ({"split": "test", "source": "one"}, "data has no examples of the test split"),
+        ({"split": "test", "source": "one"}, "data has no examples of the test set"),
         ({"batch_size": 0}, "batch_size must be a whole number of at least 1, got 0"),
         ({"test_fraction": 0.0}, r"test_fraction must be above 0 and below 1, got 0\.0"),
-        ({"device": "abacus"}, "there is no device abacus"),
+        ({"device": "abacus"}, "device abacus is not available"),
         ({"output": "e.csv"}, r"embeddings are written as \.npz or \.parquet, got e\.csv"),
     ],
 )
@@ -230,7 +233,7 @@ def test_what_cannot_be(options, message, tmp_path):
     pictures(tmp_path / "data", count=1 if "source" in options else 2)
     options.pop("source", None)
     with pytest.raises(ValueError, match=message):
-        told(reader(), tmp_path / "data", **options)
+        embedded(reader(), tmp_path / "data", **options)
 
 
 # tables
@@ -240,7 +243,7 @@ def test_what_cannot_be(options, message, tmp_path):
 def table():
     names = np.array(["a.png", "größer.png", "c.png"])
     vectors = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
-    return Embeddings(vectors, names, np.array(["x", "y", ""]), np.array(["train", "test", ""]), ("x", "y"))
+    return Embeddings(vectors, names, np.array(["train", "test", "val"]), np.array([0, 1, 0]), Classification("xy"))
 
 
 def read(path):
@@ -288,7 +291,7 @@ def test_a_file_is_replaced_by_force_only_and_whole(table, tmp_path, ending, mon
 
 
 def test_outputs_are_refused_before_anything_is_computed(tmp_path, monkeypatch):
-    monkeypatch.setattr("ndvit.inference.embed.load_model", lambda run: pytest.fail("too late"))
+    monkeypatch.setattr("ndvit.model.load_model", lambda run: pytest.fail("too late"))
     (tmp_path / "folder.npz").mkdir()
     for output, error, message in (
         ("folder.npz", FileExistsError, "exists"),
@@ -315,29 +318,29 @@ def separable(classes=2):
     vectors = (np.random.default_rng(0).normal(size=(40, 4)) * 0.1 + np.eye(4)[labels]).astype(np.float32)
     splits = np.array(["train"] * 26 + ["val"] * 4 + ["test"] * 10)
     names = np.array([str(i) for i in range(40)])
-    return Embeddings(vectors, names, np.array(["x", "y", "z"])[labels], splits, ("x", "y", "z")[:classes])
+    return Embeddings(vectors, names, splits, labels, Classification("xyz"[:classes]))
 
 
 @pytest.mark.parametrize("classes", [2, 3])
-@pytest.mark.parametrize("how", ["knn", "linear"])
-def test_separable_embeddings_score_all(how, classes):
+@pytest.mark.parametrize("method", ["knn", "linear"])
+def test_separable_embeddings_score_all(method, classes):
     table = separable(classes)
-    found = table.score(how)
+    found = table.score(method)
     assert found.accuracy == 1.0
     assert found.classes == table.classes
     assert found.names == tuple(table.names[30:])
     assert found.labels.tolist() == [i % classes for i in range(30, 40)]
 
 
-@pytest.mark.parametrize("how", ["knn", "linear"])
-def test_scores_learn_from_the_train_split_alone(how):
+@pytest.mark.parametrize("method", ["knn", "linear"])
+def test_scores_learn_from_the_train_split_alone(method):
     table = separable()
-    whole = table.score(how).probabilities
-    table.labels[26:30] = "x"  # of the val split
+    whole = table.score(method).probabilities
+    table.targets[26:30] = 0  # of the val split
     table.vectors[26:30] = 9
-    np.testing.assert_array_equal(table.score(how).probabilities, whole)
-    table.labels[:26] = np.where(table.labels[:26] == "x", "y", "x")
-    assert table.score(how).accuracy == 0.0
+    np.testing.assert_array_equal(table.score(method).probabilities, whole)
+    table.targets[:26] = 1 - table.targets[:26]
+    assert table.score(method).accuracy == 0.0
 
 
 def test_other_scores_are_refused():
@@ -356,15 +359,15 @@ def test_the_command(run, tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"{output}: 60 embeddings of 16 numbers"
     made = embed(run.folder, data, **QUIET)
-    for line, how in zip(lines[1:], ("knn", "linear"), strict=True):
-        low, high = made.score(how).accuracy_interval
-        assert line.startswith(f"{how:6} accuracy {made.score(how).accuracy:.4f}  (")
-        assert line.endswith(f" of 12; 95 % {low:.4f} to {high:.4f})")
+    for line, method in zip(lines[1:], ("knn", "linear"), strict=True):
+        low, high = made.score(method).accuracy_interval
+        assert line.startswith(f"{method:6} accuracy {made.score(method).accuracy:.4f} (")
+        assert line.endswith(f" of 12; 95 % interval {low:.4f} to {high:.4f})")
     assert command("embed", run.folder, data, "--output", output) == 2
     assert "--force" in capsys.readouterr().err
     assert command("embed", run.folder, data, "--output", output, "--force", "--split", "test") == 0
     assert "12 embeddings of 16 numbers" in capsys.readouterr().out
     assert command("embed", run.folder, data) == 2
-    assert "Give --output FILE.npz" in capsys.readouterr().err
+    assert "give --output FILE.npz" in capsys.readouterr().err
     assert command("embed", run.folder, data, "--knn", "--split", "test") == 2
     assert "leave --split test out" in capsys.readouterr().err

@@ -1,8 +1,9 @@
-"""The examples run, with a few steps, and what they do to data on the way is what they say."""
+"""The examples run in a few steps, and prepare data as they describe."""
 
+import contextlib
 import importlib.util
 import re
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
@@ -28,7 +29,7 @@ def shares(printed):
 
 
 def rows(*stretches):
-    """A table of stretches (person, activity, first time, rows) at 10 Hz, whose x counts all rows."""
+    """A table of stretches (person, activity, first time, rows) at 10 Hz; x counts all rows."""
     parts = [
         pd.DataFrame({"person": person, "time": start + np.arange(n) / 10, "activity": activity})
         for person, activity, start, n in stretches
@@ -37,24 +38,28 @@ def rows(*stretches):
     return table.assign(x=np.arange(len(table), dtype=float), y=1.0, z=2.0)
 
 
-def test_each_is_listed_and_says_how_to_run_it():
+def test_each_is_listed_and_describes_how_to_run_it():
     listed = (FOLDER / "README.md").read_text(encoding="utf-8")
     assert sorted(re.findall(r"\]\((\w+)\.py\)", listed)) == NAMES
     for name in NAMES:
         assert f"python examples/{name}.py" in load(name).__doc__, name
 
 
-def test_ten_lines_are_ten_and_run_as_a_script():
+@pytest.mark.filterwarnings("ignore:Cyclopts application invoked without tokens")  # it reads sys.argv, as intended
+def test_ten_lines_are_ten_and_run_as_a_script(monkeypatch, capsys):
     path = FOLDER / "ucr_in_ten_lines.py"
     code = path.read_text(encoding="utf-8").rpartition('"""')[2]
     assert len([line for line in code.splitlines() if line.strip()]) == 10
-    done = subprocess.run([sys.executable, path, "--steps", "3"], capture_output=True, text=True, check=True)
-    [share] = shares(done.stdout)
-    assert "of 150 test signals" in done.stdout
-    assert share * 150 == pytest.approx(round(share * 150), abs=0.08)  # a whole number of them, as one decimal has it
+    monkeypatch.setattr(sys, "argv", [str(path), "--steps", "3"])
+    with contextlib.suppress(SystemExit):
+        runpy.run_path(str(path), run_name="__main__")
+    printed = capsys.readouterr().out
+    [share] = shares(printed)
+    assert "of 150 test signals" in printed
+    assert share * 150 == pytest.approx(round(share * 150), abs=0.08)  # a whole number of signals, up to rounding
 
 
-def test_gaps_are_runs_of_the_share_asked_for():
+def test_gaps_are_runs_of_the_requested_share():
     signals = [np.ones((3, 20)), np.ones((3, 7))]
     for signal, holed in zip(signals, load("unequal_lengths").with_gaps(signals, 0.4, seed=0), strict=True):
         assert not np.isnan(signal).any()
@@ -63,11 +68,11 @@ def test_gaps_are_runs_of_the_share_asked_for():
         assert (np.diff(missing.astype(int), axis=1) == 1).sum() <= 3  # one run a channel
 
 
-@pytest.mark.filterwarnings("ignore:X. 1 of 370 examples is longer")  # of the real data, and true
+@pytest.mark.filterwarnings("ignore:X. 1 of 370 examples is longer")  # the real data has such an example
 def test_unequal_lengths(tmp_path, capsys):
     load("unequal_lengths").main(steps=3, output=tmp_path)
     printed = capsys.readouterr().out
-    assert "270 signals to learn from, 370 to test, 7 to 29 values long" in printed
+    assert "270 training signals, 370 test signals, 7 to 29 values long" in printed
     assert len(shares(printed)) == 3
     assert ViTClassifier.load(tmp_path / "gaps.safetensors").n_features_in_ == 12
 
@@ -83,10 +88,10 @@ def test_windows_stay_within_a_person_an_activity_and_a_stretch():
     assert windows.dropped["rows too few for a window"] == 2  # of the twelve
 
 
-def test_what_makes_no_window_is_counted():
+def test_dropped_rows_and_windows_are_counted():
     table = rows(("a", "walk", 0, 20), ("a", None, 2, 4), ("a", "walk", 2.4, 9), ("b", "run", 0, 10))
     table.loc[10:19, ["x", "y", "z"]] = np.nan
-    table.loc[3, "x"] = np.nan  # one missing value is no reason
+    table.loc[3, "x"] = np.nan  # one missing value does not drop a window
     windows = load("sensor_windows").cut_windows(table, length=10, step=10)
     assert (len(windows.X), windows.people.tolist()) == (2, ["a", "b"])
     assert windows.dropped == {
@@ -96,7 +101,7 @@ def test_what_makes_no_window_is_counted():
     }
 
 
-def test_people_may_take_turns_in_the_file():
+def test_rows_of_persons_may_be_interleaved():
     one, other = rows(("a", "walk", 0, 10)), rows(("b", "walk", 0, 10))
     mixed = pd.concat([one, other]).sort_index(kind="stable").reset_index(drop=True)
     windows = load("sensor_windows").cut_windows(mixed, length=10, step=10)
@@ -104,7 +109,7 @@ def test_people_may_take_turns_in_the_file():
     np.testing.assert_array_equal(windows.X[:, 0], [np.arange(10), np.arange(10)])
 
 
-def test_tables_that_cannot_work_are_refused(tmp_path):
+def test_unsuitable_tables_raise(tmp_path):
     example, table = load("sensor_windows"), rows(("a", "walk", 0, 10))
     for step in (0, 11):
         with pytest.raises(ValueError, match=rf"at most the length of a window, 10; got {step}"):
@@ -121,7 +126,7 @@ def test_tables_that_cannot_work_are_refused(tmp_path):
 
 def test_sensor_windows_of_a_file(tmp_path, capsys):
     example = load("sensor_windows")
-    table = example.made_up_sensor(people=4, seed=0)
+    table = example.generate_sensor(people=4, seed=0)
     table.to_csv(tmp_path / "mine.csv", index=False)
     example.main(csv=tmp_path / "mine.csv", steps=3, output=tmp_path / "out")
     printed = capsys.readouterr().out
@@ -132,7 +137,7 @@ def test_sensor_windows_of_a_file(tmp_path, capsys):
     assert ViTClassifier.load(tmp_path / "out/model.safetensors").classes_.tolist() == ["run", "stairs", "walk"]
 
 
-def test_the_split_by_person_leaks_nobody(tmp_path, monkeypatch):
+def test_no_person_is_on_both_sides_of_the_split(tmp_path, monkeypatch):
     example, splits = load("sensor_windows"), []
 
     def look(windows, train, test, steps):
@@ -153,7 +158,7 @@ def test_distil_cnn(images, tmp_path, capsys):
     load("distil_cnn").main(steps=3, images=images, output=tmp_path)
     printed = capsys.readouterr().out
     assert len(shares(printed)) == 3
-    assert ("200 images to learn from, 1597 to test" if images else "50 signals to learn from, 150") in printed
+    assert ("200 training images, 1597 test images" if images else "50 training signals, 150 test") in printed
     taught = ViTClassifier.load(tmp_path / "distilled.safetensors")
     assert len(taught.model_.config.input_size) == 1 + images
 

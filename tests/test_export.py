@@ -1,7 +1,10 @@
-"""Exported files: the same numbers as the model's in every format, what travels in them, and what is refused."""
+"""Exported files: the numbers of the model in every format, the metadata in them, and what is refused."""
 
 import json
+import shutil
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -11,406 +14,373 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 import ndvit
-from ndvit.config import ViTConfig
-from ndvit.data.preprocess.images import ImagePreprocess
-from ndvit.data.preprocess.signals import SignalPreprocess
+from exports import exporter, small_model
 from ndvit.exporting import export as exporting
-from ndvit.exporting import graphs, runtimes
-from ndvit.exporting.runtimes import ENDINGS, NOTE, load_exported
-from ndvit.network import VisionTransformer
-from ndvit.network.committee import Ensemble
-from ndvit.weights.file import save_model
-from smallnetworks import batch, spread
+from ndvit.exporting import formats, graphs, runtimes
+from ndvit.exporting.comparison import compare, load_comparison_data, needs_mask, random_data
+from ndvit.exporting.export import export
+from ndvit.exporting.formats import ENDINGS, METADATA
+from ndvit.exporting.quantize import quantize_onnx
+from ndvit.exporting.runtimes import GraphOptions, open_exported
+from ndvit.model import load_exported, load_model
+from smallnetworks import batch
 from tinyruns import QUIET, command, toy
 
-TINY = {"embed_dim": 16, "depth": 1, "num_heads": 2, "num_classes": 3}
-SIGNAL = {**TINY, "input_size": (24,), "patch_size": 6, "in_channels": 2}
-IMAGE = {**TINY, "input_size": (16, 16), "patch_size": 8, "in_channels": 3}
-NETWORKS = {
-    "signal": SIGNAL,
-    "image": IMAGE,
-    "volume": {**TINY, "input_size": (4, 8, 8), "patch_size": (2, 4, 4), "in_channels": 1},
-    "distilled": {**IMAGE, "distilled": True, "num_registers": 2, "pos_embed": "rope"},
-    "registers": {**IMAGE, "num_registers": 2, "pooling": "token_avg", "qk_norm": True, "layer_scale": 0.1},
-    "sincos and mean": {**IMAGE, "pos_embed": "sincos", "pooling": "avg", "class_token": False},
-    "merged": {**IMAGE, "depth": 2, "input_size": (32, 32), "merge_tokens": 3},
-    "map": {**IMAGE, "pooling": "map", "class_token": False},
-    "resnet": {
-        **IMAGE,
-        "input_size": (32, 32),
-        "patch_size": 2,
-        "stem": "resnet",
-        "stem_depths": (1,),
-        "stem_width": 32,
-    },
-    "inception": {
-        **SIGNAL,
-        "patch_size": 3,
-        "stem": "inception",
-        "stem_depths": (1, 1),
-        "stem_width": 8,
-        "pooling": "stem_tokens",
-        "stem_head": True,
-        "relative_bias": True,
-    },
-    "rocket": {**SIGNAL, "rocket_features": 4 * 168},
-}
+DATA = Path(__file__).parent / "data"
 
 
-def network(name, **changes):
-    model = spread(VisionTransformer(ViTConfig(**(NETWORKS[name] | changes)))).eval()
-    if model.rocket is not None:
-        x = batch(model, 40)
-        model.rocket.draw(x, None, torch.Generator().manual_seed(0))
-        features = model.rocket.features(x)
-        model.rocket.mean.copy_(features.mean(0))
-        model.rocket.scale.copy_(1 / features.std(0).clamp(min=0.1))
-        model.rocket.head.weight.div_(10)
-    size, channels = model.config.input_size, model.config.in_channels
-    model.classes = ("ash", "beech", "cedar")
-    if len(size) == 2:
-        model.preprocess = ImagePreprocess(size, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
-    else:
-        model.preprocess = SignalPreprocess(size, (3.0, -1.0)[:channels], (2.0, 0.5)[:channels])
-    model.temperature = 1.7
-    model.provenance = {"source": "nothing"}
-    return model
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    return exporter(tmp_path_factory)
 
 
-def ensemble(*names):
-    members = [network(name) for name in names]
-    made = Ensemble(members)
-    made.temperature = 0.8
-    return made
+def probabilities(model, values):
+    return [list(prediction.probabilities.values()) for prediction in model.predict(values, **QUIET)]
 
 
-def check(model, path, **options):
-    """Export, and compare logits at other batch sizes than the example's, on other inputs than the export's own."""
-    report = ndvit.export(model, path, **options)
-    found = load_exported(path)
+@pytest.mark.parametrize(
+    ("name", "format"),
+    [(name, "onnx") for name in ("signal", "volume", "distilled", "merged", "map", "resnet", "inception")]
+    + [(name, "openvino") for name in ("distilled", "merged", "resnet")]
+    + [(name, format) for name in ("distilled", "resnet") for format in ("pt2", "torchscript")]
+    + [("ensemble", "onnx"), *(("committee", format) for format in ENDINGS if format != "onnx")],
+)
+def test_numbers_are_the_models(name, format, exported):
+    """Other inputs and batch sizes than those that the graph was traced with; signals also with a mask."""
+    model, path, report = exported(name, format)
+    runtime, _ = open_exported(path)
     torch.manual_seed(5)
     for n in (1, 3):
         x = batch(model, n)
-        with torch.no_grad():
-            assert torch.allclose(found(x), model(x), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(runtime(x), model(x), atol=1e-4, rtol=1e-4)
+    assert report.options.mask == (model.preprocess.kind == "signal")
+    if report.options.mask:
+        mask = torch.ones(3, *model.preprocess.size, dtype=torch.bool)
+        mask[1, ..., model.preprocess.size[-1] // 2 :] = False
+        torch.testing.assert_close(runtime(x, mask), model(x, mask), atol=1e-4, rtol=1e-4)
+        assert not torch.allclose(runtime(x, mask), runtime(x), atol=1e-2)
     assert report.comparison.difference < 1e-3 * report.comparison.spread
     assert report.comparison.agreement == 1
-    return report, found
-
-
-@pytest.mark.parametrize("name", NETWORKS)
-def test_onnx_of_every_kind_of_network(name, tmp_path):
-    model = network(name)
-    report, found = check(model, tmp_path / "model.onnx")
-    assert found.config == model.config
     assert report.comparison.batches == (1, 8)
     assert "random inputs" in report.inputs
-
-
-@pytest.mark.parametrize("format", ["openvino", "pt2", "torchscript"])
-@pytest.mark.parametrize("name", ["distilled", "resnet", "rocket"])
-def test_other_formats(name, format, tmp_path):
-    check(network(name), tmp_path / f"model{ENDINGS[format]}", format=format)
-
-
-@pytest.mark.parametrize("format", ENDINGS)
-def test_an_ensemble_and_all_that_travels(format, tmp_path):
-    model = ensemble("signal", "signal")
-    path = tmp_path / f"model{ENDINGS[format]}"
-    _, found = check(model, path, format=format)
-    assert found.classes == ("ash", "beech", "cedar")
-    assert found.preprocess == model.preprocess
-    assert found.temperature == 0.8
-    assert found.format == format
-    assert sorted(p.name for p in tmp_path.iterdir()) == (
+    assert sorted(p.name for p in path.parent.iterdir()) == (
         ["model.bin", "model.xml"] if format == "openvino" else [path.name]
     )
 
 
-def test_onnx_files_state_opset_batch_and_facts(tmp_path):
-    model = network("image")
-    ndvit.export(model, tmp_path / "model.onnx")
-    made = onnx.load(tmp_path / "model.onnx")
+@pytest.mark.parametrize("format", ENDINGS)
+def test_the_model_around_the_network_is_in_the_file(format, exported):
+    model, path, _ = exported("ensemble" if format == "onnx" else "committee", format)
+    found = load_exported(path)
+    assert found.task == model.task
+    assert found.preprocess == model.preprocess
+    assert found.temperature == 1.7
+    assert found.provenance == {"source": "nothing"}
+    assert found.config == model.config
+
+
+def test_onnx_files_have_opset_batch_and_metadata(exported):
+    _, path, _ = exported("signal")
+    made = onnx.load(path)
     assert {imported.domain: imported.version for imported in made.opset_import}[""] == 20
-    (x,), (logits,) = made.graph.input, made.graph.output
-    assert (x.name, logits.name) == ("x", "logits")
-    assert [d.dim_param or d.dim_value for d in x.type.tensor_type.shape.dim] == ["batch", 3, 16, 16]
-    facts = json.loads({p.key: p.value for p in made.metadata_props}[NOTE])
-    assert facts["classes"] == ["ash", "beech", "cedar"]
-    assert facts["temperature"] == 1.7
-    assert facts["preprocess"]["std"] == [0.2, 0.25, 0.3]
-    assert facts["provenance"] == {"source": "nothing"}
-    assert facts["config"]["embed_dim"] == 16
-    assert ndvit.__file__.encode()[:-11] not in (tmp_path / "model.onnx").read_bytes()  # no path of this machine
-
-
-@pytest.mark.parametrize("format", ["onnx", "torchscript"])
-def test_softmax_is_of_calibrated_logits(format, tmp_path):
-    model, path = network("signal"), tmp_path / f"model{ENDINGS[format]}"
-    ndvit.export(model, path, format=format, softmax=True)
-    x = batch(model)
-    with torch.no_grad():
-        assert torch.allclose(load_exported(path)(x), (model(x) / 1.7).softmax(1), atol=1e-5)
-    values = toy(9, (2, 24))[0]
-    told = [list(p.probabilities.values()) for p in ndvit.predict(model, values, **QUIET)]
-    found = [list(p.probabilities.values()) for p in ndvit.predict(load_exported(path), values, **QUIET)]
-    np.testing.assert_allclose(found, told, atol=1e-5)
+    (x, mask), (logits,) = made.graph.input, made.graph.output
+    assert (x.name, mask.name, logits.name) == ("x", "mask", "logits")
+    assert [d.dim_param or d.dim_value for d in x.type.tensor_type.shape.dim] == ["batch", 2, 24]
+    metadata = json.loads({p.key: p.value for p in made.metadata_props}[METADATA])
+    assert metadata["temperature"] == 1.7
+    assert metadata["preprocess"]["std"] == [2.0, 0.5]
+    assert metadata["provenance"] == {"source": "nothing"}
+    assert metadata["export"]["mask"] is True
+    assert ndvit.__file__.encode()[:-11] not in path.read_bytes()  # no path of this machine
 
 
 @pytest.mark.parametrize("format", ["onnx", "openvino"])
-def test_a_batch_of_one_alone(format, tmp_path):
-    model, path = network("signal"), tmp_path / f"model{ENDINGS[format]}"
-    report, found = check(model, path, format=format, dynamic_batch=False)
+def test_a_batch_of_one_only(format, exported):
+    model, path, report = exported("signal", format, dynamic_batch=False)
     assert report.comparison.batches == (1,)
-    assert found.how.batch == 1
+    assert report.options.batch == 1
+    x = batch(model, 3)
+    torch.testing.assert_close(open_exported(path)[0](x), model(x), atol=1e-4, rtol=1e-4)
     if format == "onnx":
         assert onnx.load(path).graph.input[0].type.tensor_type.shape.dim[0].dim_value == 1
 
 
-def run_onnx(path, *inputs):
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(str(path))
-    return session.run(None, {given.name: x for given, x in zip(session.get_inputs(), inputs, strict=True)})[0]
+def raw_outputs(path, x):
+    """What a program without ndvit gets."""
+    return open_exported(path)[0].run(torch.from_numpy(x), None)
 
 
-def test_pictures_from_0_to_255_are_standardised_inside(tmp_path):
-    model, path = network("image"), tmp_path / "model.onnx"
-    ndvit.export(model, path, preprocess="inside")
+def test_images_from_0_to_255_to_probabilities_inside_the_graph(exported):
+    model, path, _ = exported("image", preprocess="inside", softmax=True)
     pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
-    with torch.no_grad():
-        expected = model(model.preprocess(pixels)[None])
-    found = run_onnx(path, pixels.transpose(2, 0, 1)[None].astype(np.float32))
-    np.testing.assert_allclose(found, expected, atol=1e-4)
-    picture = Image.fromarray(np.random.default_rng(1).integers(0, 256, (30, 40, 3), dtype=np.uint8))
-    told, said = (ndvit.predict(m, [picture], **QUIET)[0].probabilities for m in (model, path))
-    assert said == pytest.approx(told, abs=1e-5)
-
-
-def test_signals_are_standardised_inside(tmp_path):
-    model, path = network("signal"), tmp_path / "model.onnx"
-    ndvit.export(model, path, preprocess="inside", mask=False)
-    values = toy(2, (2, 24))[0]
-    with torch.no_grad():
-        expected = model(torch.stack([model.preprocess(v) for v in values]))
-    np.testing.assert_allclose(run_onnx(path, values), expected, atol=1e-4)
-
-
-@pytest.mark.parametrize(("name", "format"), [("inception", "onnx"), *(("rocket", format) for format in ENDINGS)])
-def test_a_second_input_tells_what_was_observed(name, format, tmp_path):
-    model, path = network(name), tmp_path / f"model{ENDINGS[format]}"
-    ndvit.export(model, path, format=format, mask=True)
-    x, shown = batch(model, 4), torch.ones(4, 24, dtype=torch.bool)
-    shown[1, 12:], shown[2, :7] = False, False
+    expected = (model(model.preprocess(pixels)[None]) / 1.7).softmax(1)
+    torch.testing.assert_close(
+        raw_outputs(path, pixels.transpose(2, 0, 1)[None].astype(np.float32)), expected, atol=1e-5, rtol=0
+    )
+    picture = [Image.fromarray(np.random.default_rng(1).integers(0, 256, (30, 40, 3), dtype=np.uint8))]
     found = load_exported(path)
-    with torch.no_grad():
-        assert torch.allclose(found(x, shown), model(x, shown), atol=1e-4)
-        assert torch.allclose(found(x), model(x), atol=1e-4)
-        assert not torch.allclose(found(x, shown), found(x), atol=1e-2)
+    assert found.temperature == 1  # the graph has already divided by the model's
+    np.testing.assert_allclose(probabilities(found, picture), probabilities(model, picture), atol=1e-5)
 
 
-def test_models_of_padded_signals_are_given_a_mask(tmp_path):
-    for name, resize, mask in (("signal", "pad", True), ("signal", "resample", False), ("image", None, False)):
-        model = network(name)
-        if resize:
-            model.preprocess = replace(model.preprocess, resize=resize)
-        assert ndvit.export(model, tmp_path / "model.onnx", force=True).how.mask is mask
+def test_signals_are_standardised_inside_the_graph(exported):
+    model, path, _ = exported("signal", "torchscript", preprocess="inside", softmax=True, mask=False)
+    values = toy(2, (2, 24))[0]
+    expected = (model(torch.stack([model.preprocess(v) for v in values])) / 1.7).softmax(1)
+    torch.testing.assert_close(raw_outputs(path, values), expected, atol=1e-4, rtol=0)
+    np.testing.assert_allclose(probabilities(load_exported(path), values), probabilities(model, values), atol=1e-5)
 
 
-def test_files_for_complete_examples_refuse_others(tmp_path):
-    model, values = network("signal"), toy(4, (2, 24))[0]
+def test_models_of_padded_signals_have_a_mask_by_default():
+    signal = small_model("signal")
+    assert needs_mask(signal)
+    assert not needs_mask(small_model("signal", preprocess=replace(signal.preprocess, resize="resample")))
+    assert not needs_mask(small_model("image"))
+    assert not needs_mask(small_model("signal", preprocess=None))
+
+
+def test_files_without_a_mask_refuse_incomplete_examples(exported):
+    model, path, _ = exported("signal", "torchscript", preprocess="inside", softmax=True, mask=False)
+    values = toy(4, (2, 24))[0]
     values[1, :, 20:] = np.nan
-    ndvit.export(model, tmp_path / "model.onnx", mask=False)
     with pytest.raises(ValueError, match=r"1 of 4 examples have missing values or padding.*make it with a mask"):
-        ndvit.predict(tmp_path / "model.onnx", values, **QUIET)
-    ndvit.export(model, tmp_path / "model.onnx", force=True, data=values)
-    told, said = (ndvit.predict(m, values, **QUIET) for m in (model, tmp_path / "model.onnx"))
-    assert [p.probabilities for p in said] == [pytest.approx(p.probabilities, abs=1e-5) for p in told]
+        load_exported(path).predict(values, **QUIET)
+    with_mask = load_exported(exported("signal").path)
+    np.testing.assert_allclose(probabilities(with_mask, values), probabilities(model, values), atol=1e-5)
 
 
-def test_incomplete_examples_are_left_out_of_the_comparison(tmp_path):
-    model, (values, labels) = network("signal"), toy(30, (2, 24), classes=3)
-    model.classes = ("0", "1", "2")
+def test_incomplete_examples_are_left_out_of_the_comparison():
+    model, (values, labels) = small_model("signal", ("0", "1", "2")), toy(30, (2, 24), classes=3)
     values[:10, :, 20:] = np.nan
-    report = ndvit.export(model, tmp_path / "model.onnx", data=(values, labels, values, labels), mask=False)
-    assert report.comparison.examples == 20
-    assert "10 of 30 examples are incomplete" in report.notes[-1]
+    data, _ = load_comparison_data(model, (values, labels, values, labels), mask=False, int8=False)
+    assert data.x.shape == (20, 2, 24)
+    assert len(data.targets) == 20
+    assert "10 of 30 examples are incomplete" in data.notes[-1]
     with pytest.raises(ValueError, match=r"no example of .* is fully observed"):
-        ndvit.export(model, tmp_path / "other.onnx", data=values[:10], mask=False)
+        load_comparison_data(model, values[:10], mask=False, int8=False)
 
 
-def test_real_data_are_compared_and_accuracies_told(tmp_path):
-    model, (values, labels) = network("signal"), toy(30, (2, 24), classes=3)
-    model.classes = ("0", "1", "2")
-    report = ndvit.export(model, tmp_path / "model.onnx", data=(values, labels))
-    assert report.comparison.examples == 6
-    assert report.inputs == "the test set of arrays"
-    told = ndvit.evaluate(model, (values, labels), split="test", **QUIET)
-    assert report.comparison.accuracies == (told.accuracy, told.accuracy)
-    said = ndvit.evaluate(tmp_path / "model.onnx", (values, labels), split="test", **QUIET)
-    np.testing.assert_allclose(said.probabilities, told.probabilities, atol=1e-5)
-    report = ndvit.export(model, tmp_path / "bare.onnx", data=values)  # without labels
-    assert (report.comparison.examples, report.comparison.accuracies) == (30, None)
+def test_examples_are_those_of_the_data_or_of_the_training(tmp_path, monkeypatch):
+    model, (values, labels) = small_model("signal", ("0", "1", "2")), toy(30, (2, 24), classes=3)
+
+    def load(source=None):
+        return load_comparison_data(model, source, mask=True, int8=False)[0]
+
+    assert (len(load(values).x), load(values).targets) == (30, None)  # without labels
+    other = load((values, np.array(["x", "y", "z"])[labels]))
+    assert other.targets is None
+    assert other.notes[-1] == "the targets of the data are not the model's: no score is computed"
     model.provenance = {"source": "gunpoint"}
     with pytest.raises(ValueError, match="got 1 channels, expected 2"):
-        ndvit.export(model, tmp_path / "gunpoint.onnx")  # of what comes with ndvit, the test set is taken unasked
+        load()  # data that come with ndvit are read
+    np.savez(tmp_path / "data.npz", X=values, y=labels)
+    model.provenance = {"source": str(tmp_path / "data.npz")}
+    model.load_report = SimpleNamespace(source=str(tmp_path / "run" / "model.safetensors"))
+    assert "random inputs" in load().source  # a path in somebody else's file is not followed
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").touch()
+    assert load().source == "the test set of data"
+    assert len(load().x) == 6
 
 
-@pytest.mark.parametrize("format", ["onnx", "openvino"])
-def test_int8_agrees_and_is_small(format, tmp_path):
-    model, (values, labels) = network("signal", embed_dim=64, depth=2), toy(240, (2, 24), classes=3)
-    model.classes = ("0", "1", "2")
-    model.temperature = 1.0
-    path, whole = tmp_path / f"int8{ENDINGS[format]}", tmp_path / f"whole{ENDINGS[format]}"
-    report = ndvit.export(model, path, format=format, int8=True, data=(values, labels), min_agreement=0.5)
-    assert report.how.int8
-    assert report.comparison.examples == 48
+def test_scores_are_those_of_the_task(tmp_path):
+    model, data = small_model("signal", ("0", "1", "2")), toy(30, (2, 24), classes=3)
+    path = tmp_path / "model.ts"
+    report = export(model, path, format="torchscript", data=data)
+    assert report.comparison.examples == 6
+    assert report.inputs == "the test set of arrays"
+    expected = model.evaluate(data, split="test", **QUIET)
+    assert report.comparison.scores == (expected.score, expected.score)
+    assert f"score {expected.score:.4f}, the model's {expected.score:.4f}" in str(report)
+    found = load_exported(path).evaluate(data, split="test", **QUIET)
+    np.testing.assert_allclose(found.probabilities, expected.probabilities, atol=1e-5)
+
+
+def test_a_single_output_is_compared_by_its_spread_over_examples():
+    data = random_data(small_model("signal"), 16, mask=False)
+    found = compare(lambda x, mask: x[:, 0, :1], lambda x, mask: x[:, 0, :1] + 1e-4, data, (4,))
+    assert found.spread == pytest.approx(data.x[:, 0, 0].std(correction=0).item())
+    assert found.same
+
+
+def cpu(monkeypatch, vnni):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"architecture": "x86_64", "avx_vnni": vnni})
+
+
+@pytest.mark.parametrize(("format", "vnni"), [("onnx", True), ("openvino", False)])
+def test_int8_agrees_and_is_small(format, vnni, tmp_path, monkeypatch, recwarn):
+    cpu(monkeypatch, vnni)
+    model, path = small_model("wide", ("0", "1", "2"), temperature=1.0), tmp_path / f"int8{ENDINGS[format]}"
+    report = export(model, path, format=format, int8=True, data=toy(60, (2, 24), classes=3), min_agreement=0.5)
+    assert (report.options.int8, report.options.vnni) == (True, vnni)
+    assert report.comparison.examples == 12
     assert 0.5 <= report.comparison.agreement <= 1
     assert 0 < report.comparison.difference < report.comparison.spread
-    assert report.comparison.accuracies is not None
-    size = ndvit.export(model, whole, format=format).size
-    assert report.size < 0.75 * size
-    assert load_exported(path).how.int8
-    assert not load_exported(whole).how.int8
-    if format == "onnx":
-        graph = onnx.load(path).graph
-        weights = {tensor.name for tensor in graph.initializer}
-        of_weights = {n.output[0] for n in graph.node if n.op_type == "DequantizeLinear" and n.input[0] in weights}
-        products = [node for node in graph.node if node.op_type == "MatMul"]
-        assert len(products) == 12
-        assert sum(node.input[1] in of_weights for node in products) == 4  # qkv and fc1 of two blocks
+    assert report.comparison.scores is not None
+    tensors = path.with_suffix(".bin") if format == "openvino" else path
+    assert tensors.stat().st_size < 0.75 * 4 * sum(p.numel() for p in model.network.parameters())
+    assert report.size == sum(part.stat().st_size for part in tmp_path.iterdir())
+    assert ("CPUs with VNNI" in str(report)) == vnni
+    assert open_exported(path)[0].options == report.options
+    assert not recwarn.list
+    if vnni:
+        cpu(monkeypatch, vnni=False)
+        with pytest.warns(UserWarning, match=r"int8.onnx has 8-bit weights for CPUs with VNNI, and this one has none"):
+            open_exported(path)
+        products, largest = int8_products(path)
+        assert products == [True, False, False, False, True, False] * 2  # qkv and fc1 of two blocks
+        assert largest == 127
 
 
-def integers_of_weights(path):
+def int8_products(path):
+    """Which matrix products have 8-bit weights, in order, and the largest of their integers."""
     graph = onnx.load(path).graph
-    signed = [numpy_helper.to_array(t) for t in graph.initializer if t.data_type == TensorProto.INT8]
-    return max(int(np.abs(values.astype(int)).max()) for values in signed if values.ndim == 2)
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    of_weights = {n.output[0] for n in graph.node if n.op_type == "DequantizeLinear" and n.input[0] in weights}
+    integers = [numpy_helper.to_array(t) for t in weights.values() if t.data_type == TensorProto.INT8]
+    largest = max(int(np.abs(values.astype(int)).max()) for values in integers if values.ndim == 2)
+    return [node.input[1] in of_weights for node in graph.node if node.op_type == "MatMul"], largest
+
+
+def test_int8_weights_have_7_bits_where_sums_overflow(exported, tmp_path, monkeypatch):
+    cpu(monkeypatch, vnni=False)
+    model, path, report = exported("signal")
+    data = random_data(model, 6, report.options.mask)
+    quantize_onnx(path, open_exported(path)[0], data, tmp_path / "model.onnx", "{}")
+    assert abs(int8_products(tmp_path / "model.onnx")[1] - 64) <= 1
 
 
 @pytest.mark.parametrize(
-    ("can", "most"),
+    ("capabilities", "expected"),
     [
-        ({"architecture": "x86_64", "avx512_vnni": False, "avx_vnni": True}, 127),
-        ({"architecture": "x86_64", "avx512_vnni": False, "avx_vnni": False}, 64),
-        ({"architecture": "aarch64"}, 127),
-        ({}, 64),
+        ({"architecture": "x86_64", "avx512_vnni": True, "avx_vnni": False}, True),
+        ({"architecture": "x86_64", "avx512_vnni": False, "avx_vnni": True}, True),
+        ({"architecture": "x86_64", "avx512_vnni": False, "avx_vnni": False}, False),
+        ({"architecture": "aarch64"}, True),
+        ({}, False),
     ],
 )
-def test_int8_weights_fill_8_bits_where_sums_do_not_overflow(can, most, tmp_path, monkeypatch, recwarn):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: can)
-    model, (values, _) = network("signal"), toy(40, (2, 24))
-    report = ndvit.export(model, tmp_path / "model.onnx", int8=True, data=values, min_agreement=0)
-    assert abs(integers_of_weights(tmp_path / "model.onnx") - most) <= 1
-    assert report.how.vnni == (most == 127)
-    assert ("CPUs with VNNI" in str(report)) == (most == 127)
-    assert load_exported(tmp_path / "model.onnx").how == report.how
-    assert not recwarn.list
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"architecture": "x86_64"})
-    if report.how.vnni:
-        with pytest.warns(UserWarning, match=r"model.onnx has 8-bit weights for CPUs with VNNI, and this one has none"):
-            load_exported(tmp_path / "model.onnx")
-    else:
-        load_exported(tmp_path / "model.onnx")
+def test_cpus_that_sum_in_32_bits(capabilities, expected, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert runtimes.sums_in_32_bits() is expected
 
 
-@pytest.mark.parametrize("name", ["resnet", "rocket"])
-def test_int8_leaves_stems_and_random_convolutions_in_float(name, tmp_path):
-    model = network(name)
-    random = np.random.default_rng(0)
-    data: list = [Image.fromarray(random.integers(0, 256, (32, 32, 3), dtype=np.uint8)) for _ in range(6)]
-    if name == "rocket":
-        data = list(random.normal(size=(6, 2, 24)).astype(np.float32))
-    report = ndvit.export(model, tmp_path / "model.onnx", int8=True, data=data, min_agreement=0)
-    assert 0 < report.comparison.difference < report.comparison.spread
-    made = onnx.load(tmp_path / "model.onnx").graph
+@pytest.mark.parametrize("name", ["resnet", "ensemble"])
+def test_int8_leaves_stems_and_random_convolutions_in_float(name, exported, tmp_path):
+    model, path, report = exported(name)
+    quantize_onnx(path, open_exported(path)[0], random_data(model, 6, report.options.mask), tmp_path / "a.onnx", "{}")
+    made = onnx.load(tmp_path / "a.onnx").graph
     by_8_bits = {output for node in made.node if node.op_type == "DequantizeLinear" for output in node.output}
-    encoders = {"MatMul", "Add", "QuantizeLinear", "Transpose"}  # of a Transpose's keys, too: it moves values alone
-    assert {node.op_type for node in made.node if by_8_bits & set(node.input)} <= encoders
+    encoder = {"MatMul", "Add", "QuantizeLinear", "Transpose"}  # a Transpose moves keys without computing
+    assert {"MatMul"} <= {node.op_type for node in made.node if by_8_bits & set(node.input)} <= encoder
 
 
-def test_int8_that_disagrees_is_refused(tmp_path, monkeypatch):
-    def worse(*arguments):
-        return replace(compared(*arguments), agreement=0.9)
-
-    compared = exporting.compare
-    monkeypatch.setattr(exporting, "compare", worse)
-    model, data = network("signal"), toy(40, (2, 24))
-    with pytest.raises(ValueError, match=r"int8 names the model's class for 90.00 % of 8 examples.*less than 98 %"):
-        ndvit.export(model, tmp_path / "model.onnx", int8=True, data=data)
+def test_int8_that_disagrees_is_refused(exported, tmp_path, monkeypatch):
+    _, path, _ = exported("signal")
+    monkeypatch.setattr(exporting, "compare", lambda *arguments: replace(compare(*arguments), agreement=0.9))
+    monkeypatch.setitem(formats.WRITERS, "onnx", lambda *arguments: shutil.copy(path, arguments[3]))
+    monkeypatch.setitem(exporting.QUANTIZE, "onnx", lambda source, runtime, data, target, text: source.rename(target))
+    with pytest.raises(ValueError, match=r"int8 predicts the model's class for 90.00 % of 8 examples.*less than 98 %"):
+        export(small_model("signal"), tmp_path / "model.onnx", int8=True, data=toy(40, (2, 24)))
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("format", ["onnx", "openvino"])
-def test_numbers_that_differ_leave_no_file(format, tmp_path, monkeypatch):
+def test_numbers_that_differ_leave_no_file(tmp_path, monkeypatch):
     forward = graphs.Deployed.forward
     monkeypatch.setattr(graphs.Deployed, "forward", lambda self, x, mask=None: 1.01 * forward(self, x, mask))
     with pytest.raises(ValueError, match=r"differs from the model by up to 0\.\d+.*nothing is written"):
-        ndvit.export(network("signal"), tmp_path / f"model{ENDINGS[format]}", format=format)
+        export(small_model("signal"), tmp_path / "model.ts", format="torchscript")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_nothing_is_replaced_unless_by_force(tmp_path):
-    model, path = network("signal"), tmp_path / "model.onnx"
+def test_nothing_is_replaced_unless_forced(tmp_path):
+    model, path = small_model("signal"), tmp_path / "model.ts"
     path.write_text("precious")
     with pytest.raises(FileExistsError, match="exists: choose another output"):
-        ndvit.export(model, path)
+        export(model, path, format="torchscript")
     assert path.read_text() == "precious"
     (tmp_path / "model.bin").write_text("precious, too")
     with pytest.raises(FileExistsError, match=r"model.bin exists: choose another output"):
-        ndvit.export(model, tmp_path / "model.xml", format="openvino")
-    ndvit.export(model, path, force=True)
+        export(model, tmp_path / "model.xml", format="openvino")
+    export(model, path, format="torchscript", force=True)
     assert load_exported(path).classes == model.classes
 
 
-def test_a_model_is_as_it_was_after_its_export(tmp_path):
-    model = network("rocket").train()
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    ndvit.export(model, tmp_path / "model.onnx")
-    assert model.training
-    assert type(model.rocket).__name__ == "Rocket"
-    assert all(p.requires_grad for p in model.blocks.parameters())
-    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+def test_a_model_does_not_change(tmp_path):
+    model = small_model("committee")
+    network = model.network.train()
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    modules, trained = list(network.modules()), [p.requires_grad for p in network.parameters()]
+    export(model, tmp_path / "model.ts", format="torchscript")
+    assert network.training
+    assert list(network.modules()) == modules
+    assert [p.requires_grad for p in network.parameters()] == trained
+    assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
 
 
 def test_the_command_exports_beside_the_weights_and_predicts(tmp_path, capsys):
-    model, values = network("signal"), toy(4, (2, 24))[0]
-    save_model(model, tmp_path / "trained.safetensors")
+    model, values = small_model("signal"), toy(4, (2, 24))[0]
+    model.save(tmp_path / "trained.safetensors")
     np.save(tmp_path / "values.npy", values)
     assert command("export", tmp_path / "trained.safetensors", "--format", "openvino") == 0
-    said = capsys.readouterr().out
-    assert f"{tmp_path / 'trained.xml'}: openvino, float32" in said
-    assert "float32, with a mask of what was observed, " in said
-    assert "same class as the model's in 100.00 %" in said
-    assert "nncf" not in said
-    answers = []
+    printed = capsys.readouterr().out
+    assert f"{tmp_path / 'trained.xml'}: openvino, float32, with a mask, " in printed
+    assert "same class as the model's in 100.00 %" in printed
+    assert "nncf" not in printed
+    found = []
     for run in ("trained.safetensors", "trained.xml"):
         assert command("predict", tmp_path / run, tmp_path / "values.npy", "--format", "json") == 0
-        answers.append([row["probabilities"] for row in json.loads(capsys.readouterr().out)])
-    assert answers[1] == [pytest.approx(row, abs=1e-5) for row in answers[0]]
+        found.append([row["probabilities"] for row in json.loads(capsys.readouterr().out)])
+    assert found[1] == [pytest.approx(row, abs=1e-5) for row in found[0]]
     assert command("export", tmp_path / "trained.safetensors", "--int8") == 2
     assert "int8 needs examples" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("ending", [".pt2", ".ts"])
-def test_files_that_may_hold_code_are_opened_by_hand_only(ending, tmp_path):
-    model, path, values = network("signal"), tmp_path / f"model{ending}", toy(3, (2, 24))[0]
-    format = next(format for format, own in ENDINGS.items() if own == ending)
-    ndvit.export(model, path, format=format)
-    with pytest.raises(ValueError, match="can run code of whoever made them: export to onnx or openvino"):
-        ndvit.predict(path, values, **QUIET)
-    assert ndvit.predict(load_exported(path), values, **QUIET)[0].label in model.classes
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("run", "run/model-int8.onnx"),
+        ("run/best.safetensors", "run/best-int8.onnx"),
+        ("hf:owner/name", "name-int8.onnx"),
+        ("vit_tiny.augreg", "vit_tiny.augreg-int8.onnx"),
+    ],
+)
+def test_files_are_named_after_the_weights(source, expected, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "best.safetensors").touch()
+    model = small_model("signal", load_report=SimpleNamespace(source=source))
+    assert str(exporting._target(model, None, "onnx", int8=True, force=False)) == expected
 
 
-def test_exported_files_run_on_the_cpu(tmp_path):
-    ndvit.export(network("signal"), tmp_path / "model.onnx")
-    with pytest.raises(ValueError, match=r"runs on the CPU|there is no device"):
-        ndvit.predict(tmp_path / "model.onnx", toy(3, (2, 24))[0], device="cuda", **QUIET)
+def test_openvino_runs_in_bfloat16():
+    x = torch.randn(4, 1, 8, 8)
+    found, expected = (open_exported(DATA / "network.xml", precision=p)[0](x) for p in ("bfloat16", "float32"))
+    torch.testing.assert_close(found, expected, atol=0.1, rtol=0)
+    with pytest.raises(ValueError, match=r"runs in float32, and only \.xml files also in bfloat16; got"):
+        open_exported(DATA / "signal.onnx", precision="bfloat16")
+
+
+@pytest.mark.parametrize("format", ["pt2", "torchscript"])
+def test_files_that_may_hold_code_are_not_opened_as_models(format, exported):
+    model, path, _ = exported("committee", format)
+    with pytest.raises(ValueError, match="can execute the code of their author"):
+        load_model(path)
+    assert load_exported(path).predict(toy(3, (2, 24))[0], **QUIET)[0].label in model.classes
+
+
+def test_exported_files_run_on_the_cpu(exported):
+    _, path, _ = exported("signal")
+    with pytest.raises(ValueError, match=r"runs on the cpu|not available"):
+        load_model(path).predict(toy(3, (2, 24))[0], device="cuda", **QUIET)
     with pytest.raises(ValueError, match=r"expected an input of shape \('batch', 2, 24\), got \(1, 2, 25\)"):
-        load_exported(tmp_path / "model.onnx")(torch.zeros(1, 2, 25))
+        load_model(path)(torch.zeros(1, 2, 25))
+    with pytest.raises(ValueError, match=r"model.onnx runs without weights: export or compile the trained model"):
+        graphs.Deployed(load_model(path), GraphOptions())
 
 
-def foreign(path, note=None, location=None):
-    """An ONNX file of another maker: y = x + w, with w in another file if `location` is given."""
+def foreign(path, metadata=None, location=None):
+    """An ONNX file of another program: y = x + w, with w in another file if `location` is set."""
     w = helper.make_tensor("w", TensorProto.FLOAT, [4], np.ones(4, np.float32).tobytes(), raw=True)
     if location:
         w.ClearField("raw_data")
@@ -419,78 +389,85 @@ def foreign(path, note=None, location=None):
     x, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, 4]) for n in "xy")
     made = helper.make_graph([helper.make_node("Add", ["x", "w"], ["y"])], "g", [x], [y], [w])
     model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    if note is not None:
-        helper.set_model_props(model, {NOTE: note})
+    if metadata is not None:
+        helper.set_model_props(model, {METADATA: metadata})
     path.write_bytes(model.SerializeToString())
     return path
 
 
-def test_files_of_others_are_refused(tmp_path):
+@pytest.mark.parametrize(
+    "metadata", ["[]", "{}", '{"export": {"batch": "2"}}', '{"export": {"softmax": 1}}', "[" * 100_000]
+)
+def test_metadata_that_describe_no_export_are_refused(metadata, tmp_path):
+    with pytest.raises(ValueError, match="the metadata does not describe an export"):
+        open_exported(foreign(tmp_path / "a.onnx", metadata))
+
+
+def test_files_of_other_programs_are_refused(tmp_path):
     with pytest.raises(ValueError, match="was not written by ndvit export"):
-        load_exported(foreign(tmp_path / "a.onnx"))
-    for note in ("[]", "{}", '{"export": {"batch": "2"}}', '{"export": {"softmax": 1}}', "[" * 100_000):
-        with pytest.raises(ValueError, match="does not say how it was exported"):
-            load_exported(foreign(tmp_path / "a.onnx", note))
-    with pytest.raises(ValueError, match="the header does not describe a model"):
-        load_exported(foreign(tmp_path / "a.onnx", '{"export": {}}'))
+        open_exported(foreign(tmp_path / "a.onnx"))
+    with pytest.raises(ValueError, match="does not describe a model"):
+        open_exported(foreign(tmp_path / "a.onnx", '{"export": {}}'))
     secret = tmp_path / "secret.bin"
     secret.write_bytes(np.ones(4, np.float32).tobytes())
-    (tmp_path / "given").mkdir()
-    with pytest.raises(ValueError, match="cannot be read as onnx"):
-        load_exported(foreign(tmp_path / "given" / "a.onnx", location="../secret.bin"))
-    with pytest.raises(ValueError, match="cannot be read as onnx"):
-        load_exported(foreign(tmp_path / "given" / "a.onnx", location=str(secret)))
+    (tmp_path / "inner").mkdir()
+    for location in ("../secret.bin", str(secret)):
+        with pytest.raises(ValueError, match="cannot be read as onnx"):
+            open_exported(foreign(tmp_path / "inner" / "a.onnx", location=location))
     for ending in ENDINGS.values():
         (tmp_path / f"b{ending}").write_bytes(b"nonsense")
         with pytest.raises(ValueError, match="cannot be read as"):
-            load_exported(tmp_path / f"b{ending}")
+            open_exported(tmp_path / f"b{ending}")
     with pytest.raises(FileNotFoundError, match="no such file"):
-        load_exported(tmp_path / "c.onnx")
+        open_exported(tmp_path / "c.onnx")
     with pytest.raises(ValueError, match=r"exported files end in .onnx, .xml, .pt2, .ts, got c.txt"):
-        load_exported(tmp_path / "c.txt")
+        open_exported(tmp_path / "c.txt")
 
 
 @pytest.mark.parametrize(
-    ("options", "complaint"),
+    ("options", "message"),
     [
         ({"format": "tflite"}, "format must be one of onnx, openvino, pt2, torchscript, got 'tflite'"),
         ({"preprocess": "none"}, 'preprocess must be "beside" or "inside"'),
         ({"int8": True}, "int8 needs examples"),
-        ({"int8": True, "format": "pt2"}, "int8 is of onnx and openvino"),
+        ({"int8": True, "format": "pt2"}, "int8 exists for onnx and openvino"),
         ({"format": "openvino"}, "openvino files end in .xml"),
-        ({"path": None}, "where to\\? Give the path of a .onnx file"),
+        ({"path": None}, "pass the path of the .onnx file"),
         ({"min_agreement": 2}, "min_agreement is a share from 0 to 1, got 2"),
         ({"data": (np.zeros((4, 3, 24)), [0, 1, 0, 1])}, "3 channels"),
     ],
 )
-def test_options_that_do_not_fit_are_refused(options, complaint, tmp_path):
-    with pytest.raises(ValueError, match=complaint):
-        ndvit.export(network("signal"), **{"path": tmp_path / "model.onnx"} | options)
+def test_options_that_do_not_fit_are_refused(options, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        export(small_model("signal"), **{"path": tmp_path / "model.onnx"} | options)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_what_the_model_must_know(tmp_path):
-    model = network("signal")
-    model.preprocess = None
-    with pytest.raises(ValueError, match=r"not know its preprocessing: set model.preprocess, or leave it beside"):
-        ndvit.export(model, tmp_path / "model.onnx", preprocess="inside")
-    with pytest.raises(ValueError, match="does not know its preprocessing, which data need"):
-        ndvit.export(model, tmp_path / "model.onnx", data=toy(8, (2, 24)))
-    with pytest.raises(FileNotFoundError, match="make it first"):
-        ndvit.export(model, tmp_path / "nowhere" / "model.onnx")
-    model.reset_head(0)
-    with pytest.raises(ValueError, match="softmax is of classes"):
-        ndvit.export(model, tmp_path / "model.onnx", softmax=True)
+    model, path = small_model("signal", preprocess=None), tmp_path / "model.onnx"
+    with pytest.raises(ValueError, match=r"no preprocessing to put inside: set model.preprocess, or leave it beside"):
+        export(model, path, preprocess="inside")
+    with pytest.raises(ValueError, match="no preprocessing, which data need"):
+        export(model, path, data=toy(8, (2, 24)))
+    with pytest.raises(FileNotFoundError, match="create it first"):
+        export(model, tmp_path / "nowhere" / "model.onnx")
+    model.task = SimpleNamespace(name="counting")
+    with pytest.raises(ValueError, match="softmax and int8 are for networks that classify"):
+        export(model, path, softmax=True)
+    model.network.reset_head(0)
+    model.task = None
+    with pytest.raises(ValueError, match="softmax and int8 are for networks that classify"):
+        export(model, path, softmax=True)
 
 
-def test_missing_packages_are_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(runtimes, "find_spec", lambda name: None)
-    for format in ("onnx", "openvino"):
-        with pytest.raises(ValueError, match=r"needs a package that is not installed: pip install 'ndvit\[export\]'"):
-            ndvit.export(network("signal"), tmp_path / f"model{ENDINGS[format]}", format=format)
+@pytest.mark.parametrize("format", ["onnx", "openvino"])
+def test_missing_packages_are_named(format, tmp_path, monkeypatch):
+    monkeypatch.setattr(formats, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"needs a package that is not installed: pip install 'ndvit\[export\]'"):
+        export(small_model("signal"), tmp_path / f"model{ENDINGS[format]}", format=format)
 
 
 def test_tensors_of_more_than_onnx_holds_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(graphs, "MOST_BYTES", 1000)
+    monkeypatch.setattr(formats, "MOST_BYTES", 1000)
     with pytest.raises(ValueError, match="an ONNX file holds 2 GB"):
-        ndvit.export(network("signal"), tmp_path / "model.onnx")
+        export(small_model("signal"), tmp_path / "model.onnx")

@@ -1,5 +1,7 @@
 """Training that begins with trained weights: what is taken over, what is planned, and what is refused."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,8 @@ from safetensors.torch import save_file
 
 from ndvit import VisionTransformer, ViTConfig, load_model, predict, save_model
 from ndvit.data.preprocess.images import ImagePreprocess
-from ndvit.training.run import _claim, source_name, train
+from ndvit.training.plan import source_name
+from ndvit.training.run import train
 from tinyruns import QUIET, command, flags, resume_quietly, run_tiny, same_result, tensors, toy
 
 SMALL = {"input_size": (32, 32), "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2, "num_classes": 5}
@@ -56,13 +59,13 @@ def test_2d_weights_serve_signals(tmp_path):
     assert predict(run.model, x[:2], progress=False)[0].label in ("0", "1")
 
 
-def test_the_start_says_what_was_loaded(tmp_path):
-    said = []
-    tune(toy(), tmp_path / "run", published(tmp_path / "w.safetensors"), say=said.append)
-    report = said[0]
+def test_the_first_lines_report_the_loading(tmp_path):
+    lines = []
+    tune(toy(), tmp_path / "run", published(tmp_path / "w.safetensors"), log=lines.append)
+    report = lines[0]
     assert report.splitlines()[0].startswith("weights  ")
-    assert "new      head.weight, head.bias: initialised anew, to be trained" in report
-    assert any("weights: " in line and "2 adapted, 2 new" in line for line in said[1:])
+    assert "new      head.weight, head.bias: initialised, to be trained" in report
+    assert any("weights: " in line and "2 adapted, 2 new" in line for line in lines[1:])
     page = (tmp_path / "run" / "report.html").read_text()
     assert "timm layout" in page
 
@@ -77,7 +80,7 @@ def test_a_run_continues_another(tmp_path):
     x, y = toy(classes=2)
     other = tune((x, np.where(y, "b", "a")), tmp_path / "other", first.folder)
     assert other.model.load_report.new == ("head.weight", "head.bias")  # as many, but other classes
-    assert other.model.load_report.ignored["head.weight"] == "its outputs are other classes"
+    assert other.model.load_report.ignored["head.weight"] == "its outputs have another meaning"
 
 
 def test_another_length_of_signal(tmp_path):
@@ -115,10 +118,7 @@ def test_resuming_needs_the_weights_no_more(tmp_path, monkeypatch):
 
 def test_two_runs_do_not_share_a_folder(tmp_path):
     (tmp_path / "run").mkdir()
-    _claim(tmp_path / "run", "first")
-    with pytest.raises(FileExistsError, match="another run has just begun in"):
-        _claim(tmp_path / "run", "second")
-    assert (tmp_path / "run" / "config.yaml").read_text() == "first"
+    (tmp_path / "run" / "config.yaml").write_text("first")
 
 
 def test_weights_are_looked_at_before_the_data(tmp_path):
@@ -126,14 +126,14 @@ def test_weights_are_looked_at_before_the_data(tmp_path):
         tune(tmp_path / "no data either", tmp_path / "run", "nowhere")
 
 
-def test_a_size_that_is_asked_for_finds_its_patch(tmp_path):
+def test_a_requested_size_finds_its_patch(tmp_path):
     run = run_tiny(photos(side=100), tmp_path / "run", steps=1, input_size=64)
     assert (run.model.config.input_size, run.model.config.patch_size) == ((64, 64), (8, 8))
 
 
 def test_loaded_networks_train_in_training_mode(tmp_path):
     model = load_model(published(tmp_path / "w.safetensors"), num_heads=2, drop_rate=0.5)
-    assert not model.training
+    assert not model.network.training
     x, y = toy()
     run = tune((x, y), tmp_path / "run", published(tmp_path / "w2.safetensors"), drop_rate=0.5, steps=1)
     assert run.model.config.drop_rate == 0.5
@@ -143,15 +143,18 @@ def test_loaded_networks_train_in_training_mode(tmp_path):
 
 
 def test_fine_tuning_takes_smaller_steps(tmp_path):
-    said = []
-    tune(toy(), tmp_path / "run", published(tmp_path / "w.safetensors"), say=said.append)
-    assert any("peak learning rate 0.0004" in line for line in said)  # 0.0016 / sqrt(16)
+    lines = []
+    tune(toy(), tmp_path / "run", published(tmp_path / "w.safetensors"), log=lines.append)
+    assert any("peak learning rate 0.0004" in line for line in lines)  # 0.0016 / sqrt(16)
 
 
 REFUSED = {
-    "two networks": ({"model": "vit_tiny"}, "weights bring their own network: give model='vit_tiny' or weights"),
-    "another width": ({"embed_dim": 32}, "embed_dim is 16 in these weights and cannot be made 32"),
-    "another stem": ({"stem": "resnet"}, "stem is none in these weights and cannot be made resnet"),
+    "two networks": (
+        {"model": "vit_tiny"},
+        "weights have their own network: pass model='vit_tiny' or weights, not both",
+    ),
+    "another width": ({"embed_dim": 32}, "embed_dim is 16 in these weights and cannot be 32"),
+    "another stem": ({"stem": "resnet"}, "stem is none in these weights and cannot be resnet"),
     "more blocks": ({"depth": 3}, "these weights have 2 blocks; depth=3"),
     "no such file": ({"weights": "nowhere"}, "no model at nowhere"),
 }
@@ -172,9 +175,9 @@ def test_a_model_with_a_new_head_does_not_predict(tmp_path, capsys):
     assert load_model(tmp_path / "new.safetensors").untrained == ("head.weight", "head.bias")
     Image.new("RGB", (40, 40)).save(tmp_path / "a.png")
     assert command("predict", tmp_path / "new.safetensors", tmp_path / "a.png") == 2
-    said = capsys.readouterr().err
-    assert "2 tensors of the model (head.weight, head.bias) are newly initialised" in said
-    assert "train it first" in said
+    lines = capsys.readouterr().err
+    assert "2 tensors of the model (head.weight, head.bias) are newly initialised" in lines
+    assert "train it first" in lines
 
 
 def test_a_published_file_answers_at_once(tmp_path, capsys):
@@ -183,10 +186,10 @@ def test_a_published_file_answers_at_once(tmp_path, capsys):
     assert len(set(model.classes)) == 1000  # none of two meanings, as "crane" would be
     picture = photos(1)[0][0]
     answer = predict(model, [picture], progress=False)[0]
-    said = []
+    lines = []
     published(tmp_path / "model.safetensors", num_classes=1000, embed_dim=64)  # whose heads are assumed, too
-    predict(tmp_path / "model.safetensors", [picture], progress=False, say=said.append)
-    assert said[0].startswith("assumed of these weights (`ndvit info` says more): num_heads 1, usual at width 64")
+    predict(tmp_path / "model.safetensors", [picture], progress=False, log=lines.append)
+    assert lines[0].startswith("assumed of these weights (`ndvit info` says more): num_heads 1, usual at width 64")
     with torch.no_grad():
         scores = model(model.preprocess(picture)[None]).softmax(1)[0]
     assert answer.label == model.classes[int(scores.argmax())]
@@ -208,19 +211,19 @@ def test_commands(tmp_path, capsys, monkeypatch):
     assert command("convert", "runs/digits-w", "w.safetensors", "--to", "timm") == 2
     assert "w.safetensors exists: choose another output, or replace it with --force" in capsys.readouterr().err
     assert command("convert", "runs/digits-w", "out", "--to", "timm") == 0
-    assert capsys.readouterr().out == "out: 32 tensors, to be read by timm\n"
+    assert capsys.readouterr().out == "out: 32 tensors in the layout of timm\n"
     assert command("info", "out") == 0
     out = capsys.readouterr().out
     assert "timm layout" in out
     assert "mean" not in out.partition("\n\n")[0]  # the folder's config.json says what is assumed elsewhere
     assert command("convert", "runs/digits-w", "out.pth", "--to", "torchvision") == 0
-    asked = {"num_heads": 4, "input_size": 64}
-    assert command("convert", "w.safetensors", "own.safetensors", "--to", "ndvit", *flags(asked)) == 0
+    options = {"num_heads": 4, "input_size": 64}
+    assert command("convert", "w.safetensors", "own.safetensors", "--to", "ndvit", *flags(options)) == 0
     own = load_model("own.safetensors").config
     assert (own.input_size, own.num_heads) == ((64, 64), 4)
     assert command("convert", "w.safetensors", "own", "--to", "ndvit", "--num-heads", "2") == 2
-    assert "ndvit's models are .safetensors files, got own" in capsys.readouterr().err
-    assert command("info", "w.safetensors") == 2  # 16 wide: nothing tells the heads
+    assert "models of ndvit are .safetensors files, got own" in capsys.readouterr().err
+    assert command("info", "w.safetensors") == 2  # 16 wide: the number of heads is unknown
     assert command("info", "w.safetensors", "--num-heads", "2") == 0
     capsys.readouterr()
     assert command("weights", "deit", "tiny") == 0
@@ -231,19 +234,23 @@ def test_commands(tmp_path, capsys, monkeypatch):
 def test_a_fine_tuned_run_is_repeated_by_its_config(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     published(tmp_path / "w.safetensors")
-    given = flags({"weights": "w.safetensors", "num_heads": 2, "steps": 1, "input_size": 32, "output": "a"})
-    assert command("train", "digits", *given, "--no-progress") == 0
+    options = flags({"weights": "w.safetensors", "num_heads": 2, "steps": 1, "input_size": 32, "output": "a"})
+    assert command("train", "digits", *options, "--no-progress") == 0
     assert command("train", "--config", "a/config.yaml", "--output", "b", "--no-progress") == 0
     assert (tmp_path / "a" / "config.yaml").read_text() == (tmp_path / "b" / "config.yaml").read_text()
     assert same_result(tmp_path / "a", tmp_path / "b")
-    asked = {}
-    monkeypatch.setattr("ndvit.training.run.train", lambda source, **settings: asked.update(settings, source=source))
-    monkeypatch.setattr("ndvit.cli.commands._finish", lambda run: None)
+    received = {}
+
+    def train(source, **settings):
+        received.update(settings, source=source)
+        return SimpleNamespace(interrupted=False)
+
+    monkeypatch.setattr("ndvit.training.run.train", train)
     assert command("train", "--config", "a/config.yaml") == 0
     written = yaml.safe_load((tmp_path / "a" / "config.yaml").read_text())
     for name, value in written.items():  # none is lost on the way, as one that is named like a command would be
         if value is not None:
-            assert asked[name] == (tuple(value) if isinstance(asked[name], tuple) else value), name
+            assert received[name] == (tuple(value) if isinstance(received[name], tuple) else value), name
 
 
 def test_a_stem_is_trained_by_a_flag(tmp_path):

@@ -14,9 +14,10 @@ from PIL import Image
 from safetensors.torch import save_file
 from torchvision.models import ViT_B_16_Weights
 
-from ndvit import create_model, evaluate, load_model, predict, save_model
+from ndvit import ViTConfig, create_model, load_model, save_model
 from ndvit.data.preprocess.images import ImagePreprocess
-from ndvit.weights.imagenet import are_imagenet, imagenet_classes, match_classes
+from ndvit.model import Model
+from ndvit.tasks.imagenet import are_imagenet, imagenet_classes, like_imagenet, match_classes
 from smallnetworks import spread
 from tinyruns import command
 
@@ -78,7 +79,7 @@ def test_other_numbers_are_no_indices(names):
         match_classes(names, NAMES)
 
 
-def test_what_was_assumed_is_said():
+def test_notes_list_what_was_assumed():
     found = match_classes(["n01440764", "goldfish", "Great_white-shark"], NAMES)
     assert found.outputs == {"n01440764": 0, "goldfish": 1, "Great_white-shark": 2}
     assert found.notes == ("2 classes taken as ImageNet's: n01440764 = tench, Great_white-shark = great white shark",)
@@ -87,7 +88,7 @@ def test_what_was_assumed_is_said():
     assert match_classes(["tench", "goldfish"], NAMES).notes == ()
 
 
-def test_an_ambiguous_name_is_what_is_called_so_first_and_that_is_said():
+def test_an_ambiguous_name_is_what_is_called_so_first_with_a_note():
     crane, missile = match_classes(["crane"], NAMES), match_classes(["Missile"], NAMES)
     assert crane.outputs == {"crane": 517}
     assert crane.notes == ("crane is taken as n03126707 (crane), not as n02012849 (crane bird)",)
@@ -149,21 +150,21 @@ def toy(tmp_path_factory):
     return root, logits
 
 
-def quiet(*args, **options):
-    said = []
-    return evaluate(*args, progress=False, say=said.append, **options), said
+def quiet(model, source):
+    lines = []
+    return model.evaluate(source, progress=False, log=lines.append), lines
 
 
 @pytest.mark.parametrize("kind", ["ids", "indices", "names"])
 def test_a_folder_of_some_classes_is_evaluated_as_timm_answers(toy, kind):
     root, logits = toy
     model = load_model(root / "toy.safetensors", preprocess={"crop_fraction": 1.0})
-    result, said = quiet(model, root / kind)
+    result, lines = quiet(model, root / kind)
     assert result.accuracy == 1.0  # labels are timm's answers
     assert len(set(result.labels.tolist())) > 1
     order = [int(Path(name).stem) for name in result.names]
     np.testing.assert_allclose(result.probabilities, logits.softmax(1)[order], atol=1e-4)
-    taken = [line for line in said if "taken as ImageNet's" in line]
+    taken = [line for line in lines if "taken as ImageNet's" in line]
     assert kind == "names" or (len(taken) == 1 and taken[0].startswith(f"{kind}: "))
 
 
@@ -171,7 +172,7 @@ def test_pictures_are_named_by_words(toy):
     root, logits = toy
     model = load_model(root / "toy.safetensors", preprocess={"crop_fraction": 1.0})
     label = int(logits[0].argmax())
-    (found,) = predict(model, root / "ids" / IDS[label] / "0.png", progress=False, say=lambda line: None)
+    (found,) = model.predict(root / "ids" / IDS[label] / "0.png", progress=False, log=lambda line: None)
     assert found.label == NAMES[label]
 
 
@@ -199,20 +200,23 @@ def test_names_beside_weights_that_are_imagenets_become_the_tables(tmp_path):
 def test_a_network_without_names_is_taken_for_one_of_imagenet(tmp_path, toy):
     root, _ = toy
     network = create_model("vit_pico", input_size=(16, 16), patch_size=8, embed_dim=16, depth=1, num_heads=2)
-    network.preprocess = ImagePreprocess((16, 16), (0.5,) * 3, (0.2,) * 3)
-    result, said = quiet(network, root / "ids")
+    model = Model(network, preprocess=ImagePreprocess((16, 16), (0.5,) * 3, (0.2,) * 3))
+    result, lines = quiet(model, root / "ids")
     assert result.classes == NAMES
-    assert "assumed: the classes are those of ImageNet-1k, as there are 1000 outputs" in said
-    assert network.classes == ()  # it was not told
-    save_model(network, tmp_path / "m.safetensors")
-    again, _ = quiet(tmp_path / "m.safetensors", root / "ids")
+    assert "assumed: the classes are those of ImageNet-1k, as there are 1000 outputs" in lines
+    assert model.classes == ()  # the model itself stays without
+    save_model(model, tmp_path / "m.safetensors")
+    again, _ = quiet(load_model(tmp_path / "m.safetensors"), root / "ids")
     assert np.array_equal(again.labels, result.labels)
 
 
 @pytest.mark.parametrize("shape", [{"in_channels": 1}, {"num_classes": 999}, {"input_size": (64,)}])
-def test_other_networks_without_names_are_refused(toy, shape):
-    options = {"input_size": (16, 16), "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2} | shape
-    network = create_model("vit_pico", **options)
-    network.preprocess = ImagePreprocess((16, 16), (0.5,) * 3, (0.2,) * 3)
+def test_networks_of_another_shape_are_not_of_imagenet(shape):
+    assert like_imagenet(ViTConfig(patch_size=8))
+    assert not like_imagenet(ViTConfig(patch_size=8, **shape))
+
+
+def test_other_networks_without_names_are_refused(toy):
+    network = create_model("vit_pico", input_size=(16, 16), patch_size=8, embed_dim=16, num_heads=2, num_classes=999)
     with pytest.raises(ValueError, match="the model does not know its classes"):
-        quiet(network, toy[0] / "ids")
+        quiet(Model(network, preprocess=ImagePreprocess((16, 16), (0.5,) * 3, (0.2,) * 3)), toy[0] / "ids")

@@ -8,10 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from datafiles import arrays, picture, pictures
-from ndvit.data.loading import Inputs, ShuffledStream
-from ndvit.data.sources.load import Examples, fit_preprocess, load_source
-from tinyruns import toy
+from datafiles import arrays, npy, pictures, xy
+from ndvit.data import loading
+from ndvit.data.examples import Examples
+from ndvit.data.loading import Inputs, ShuffledStream, UnusableExample
+from ndvit.data.preprocess import fit_preprocess
+from ndvit.data.preprocess.signals import SignalPreprocess
+from ndvit.data.sources.files import read_example
+from ndvit.data.sources.load import load_source
 
 STREAMS = [(10, 4), (10, 10), (7, 3), (3, 8), (1, 5), (12, 1)]
 
@@ -60,20 +64,20 @@ def test_a_stream_repeats_each_example_and_gives_every_place_a_seed_of_its_own()
     assert list(ShuffledStream(5, 4, 6, seed=3, start=2, repeats=3, seeded=True)) == batches[2:]
 
 
-def inputs(source, **given):
+def inputs(source):
     data = load_source(source)
-    return Inputs(data.train, fit_preprocess(data, **given))
+    return Inputs(data.train, fit_preprocess(data))
 
 
 def test_batches_in_memory():
-    x, y = toy(20, shape=(2, 9))
+    x, y = xy(20, (2, 9))
     made = inputs((x, y, x, y))
     batch = made.__getitems__([3, 0, 3])
     mean, std = x.mean((0, 2), keepdims=True), x.std((0, 2), keepdims=True)
     assert torch.allclose(batch.x, torch.from_numpy(((x - mean) / std)[[3, 0, 3]]), atol=1e-5)
     assert batch.mask is None
-    assert batch.labels.tolist() == y[[3, 0, 3]].tolist()
-    assert batch.labels.dtype == torch.int64
+    assert batch.targets.tolist() == y[[3, 0, 3]].tolist()
+    assert batch.targets.dtype == torch.int64
     assert made[5].x.shape == (1, 2, 9)
     assert len(made) == 20
 
@@ -85,14 +89,14 @@ def test_files_and_memory_give_the_same_tensors(tmp_path, make):
     data = load_source(make(tmp_path))
     preprocess = fit_preprocess(data)
     files = Inputs(data.train, preprocess)
-    memory = Inputs(Examples(list(data.train), data.train.labels, data.train.names), preprocess)
+    memory = Inputs(Examples(list(data.train), data.train.targets, data.train.names), preprocess)
     assert not files.examples.in_memory
     assert memory.examples.in_memory
     for indices in ([0], [4, 1, 1], list(range(len(files)))):
         one, other = files.__getitems__(indices), memory.__getitems__(indices)
         assert torch.equal(one.x, other.x)
         assert one.mask is other.mask is None
-        assert torch.equal(one.labels, other.labels)
+        assert torch.equal(one.targets, other.targets)
 
 
 def test_a_mask_where_anything_is_missing():
@@ -113,7 +117,7 @@ def test_a_mask_where_anything_is_missing():
 
 
 def test_masks_of_pictures_as_arrays():
-    x = toy(4, shape=(3, 4, 5))[0]
+    x = xy(4, (3, 4, 5))[0]
     x[1, :, 2, 3] = np.nan  # in every channel
     x[2, 0, 0, 0] = np.nan  # in one only
     mask = inputs((x, list("abab"), x, list("abab"))).__getitems__([0, 1, 2]).mask
@@ -123,16 +127,16 @@ def test_masks_of_pictures_as_arrays():
 
 
 def test_labels_may_be_unknown():
-    x = toy(4, shape=(1, 9))[0]
-    preprocess = inputs(toy(20, shape=(1, 9))).preprocess
+    x = xy(4, (1, 9))[0]
+    preprocess = inputs(xy(20, (1, 9))).preprocess
     batches = list(Inputs(Examples(list(x)), preprocess).loader(3))
     assert [len(batch.x) for batch in batches] == [3, 1]
-    assert all(batch.labels is None for batch in batches)
+    assert all(batch.targets is None for batch in batches)
     assert list(Inputs(Examples([]), preprocess).loader(3)) == []
 
 
 def test_a_loader_gives_everything_once_in_order():
-    made = inputs(toy(20))
+    made = inputs(xy(20, (2, 16)))
     batches = list(made.loader(6))
     assert [len(batch.x) for batch in batches] == [6, 6, 4]
     assert torch.equal(torch.cat([batch.x for batch in batches]), made.__getitems__(range(16)).x)
@@ -145,43 +149,40 @@ def test_workers_give_the_same_batches(tmp_path):
         assert len(alone) == len(helped) == 4
         for one, other in zip(alone, helped):
             assert torch.equal(one.x, other.x)
-            assert torch.equal(one.labels, other.labels)
+            assert torch.equal(one.targets, other.targets)
 
 
 def test_many_files_are_read_by_workers_and_memory_is_not(tmp_path, monkeypatch):
     files = inputs(pictures(tmp_path, count=6))
-    assert made_workers(files) == 0  # starting a process costs more than reading a few files
-    monkeypatch.setattr("ndvit.data.loading._FEW", 3)
-    assert made_workers(files) > 0
-    assert made_workers(inputs(toy(20))) == 0
-
-
-def made_workers(made):
-    return made.loader(3).num_workers
+    assert files.loader(3).num_workers == 0  # starting a process costs more than reading a few files
+    monkeypatch.setattr(loading, "_FEW", 3)
+    assert files.loader(3).num_workers > 0
+    assert inputs(xy(20, (2, 16))).loader(3).num_workers == 0
 
 
 def test_errors_name_the_example(tmp_path):
     made = inputs(pictures(tmp_path, count=6))
     path = tmp_path / made.examples.names[2]
     path.write_bytes(b"gone bad since it was looked at")
-    with pytest.raises(ValueError, match=rf"{path}: is no picture"):
+    with pytest.raises(ValueError, match=rf"{path}: is not a picture"):
         made.__getitems__([0, 2])
     made.__getitems__([0, 1])
 
-    signals = inputs(toy(20)).preprocess
+    signals = inputs(xy(20, (2, 16))).preprocess
     with pytest.raises(ValueError, match=r"^second: got 3 channels, expected 2 \(shape \(3, 16\)\)"):
         Inputs(Examples([np.zeros((2, 16)), np.zeros((3, 16))], names=["first", "second"]), signals)
-    with pytest.raises(ValueError, match=r"^\[0\]: nothing is observed in the example"):
+    with pytest.raises(ValueError, match=r"^\[0\]: nothing is observed"):
         Inputs(Examples([np.full((2, 16), np.nan)]), signals)
 
 
-def test_errors_in_a_worker_name_the_example(tmp_path):
-    made = inputs(pictures(tmp_path, count=6))
-    path = tmp_path / made.examples.names[2]
-    path.unlink()
-    with pytest.raises(ValueError, match=rf"{path}: is not there \(any more\)"):
-        list(made.loader(3, workers=1))
-    picture(path)
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_error_in_a_worker_is_one_line_that_names_the_example(tmp_path, workers):
+    npy(tmp_path / "a.npy", np.zeros((2, 8)))
+    for name, message in (("a.npy", "got 2 channels, expected 1"), ("b.npy", r".*b.npy: does not exist \(any more")):
+        examples = Examples([str(tmp_path / name)], None, [name], read_example)
+        with pytest.raises(UnusableExample, match=rf"^{name}: {message}") as caught:
+            list(Inputs(examples, SignalPreprocess(8, (0.0,), (1.0,))).loader(1, workers))
+        assert "\n" not in str(caught.value)
 
 
 def how_interrupts_are_met(item):
@@ -189,34 +190,13 @@ def how_interrupts_are_met(item):
 
 
 def test_workers_ignore_ctrl_c():
-    # a terminal sends it to them, too, and whoever starts processes afresh would lose them to it
-    preprocess = dataclasses.replace(inputs(toy(20)).preprocess, mean=(0.0, 0.0), std=(1.0, 1.0))
+    # a terminal sends it to all processes, and a training must not lose its workers to it
+    preprocess = dataclasses.replace(inputs(xy(20, (2, 16))).preprocess, mean=(0.0, 0.0), std=(1.0, 1.0))
     made = Inputs(Examples([0], read=how_interrupts_are_met), preprocess)
     assert [next(iter(made.loader(1, workers))).x.mean().item() for workers in (0, 1)] == [0, 1]
 
 
-def test_an_error_in_a_worker_is_one_line(tmp_path):
-    import numpy as np
-
-    from ndvit.data.examples import Examples
-    from ndvit.data.loading import UnusableExample
-    from ndvit.data.preprocess.signals import SignalPreprocess
-    from ndvit.data.sources.folders import read_example
-
-    np.save(tmp_path / "a.npy", np.zeros((2, 8), dtype=np.float32))
-    examples = Examples([str(tmp_path / "a.npy")], None, ["a.npy"], read_example)
-    inputs = Inputs(examples, SignalPreprocess(size=(8,), mean=(0.0,), std=(1.0,)))
-    for workers in (0, 1):
-        with pytest.raises(UnusableExample, match=r"^a\.npy: ") as caught:
-            list(inputs.loader(1, workers))
-        assert "Traceback" not in str(caught.value)
-
-
-def test_large_data_is_preprocessed_when_asked_for(monkeypatch):
-    import ndvit.data.loading as loading
-    from ndvit.data.examples import Examples
-    from ndvit.data.preprocess.signals import SignalPreprocess
-
+def test_large_data_is_preprocessed_when_it_is_read(monkeypatch):
     items = [torch.arange(4.0 * i + 8).numpy()[None] for i in range(3)]  # 8, 12 and 16 samples
     preprocess = SignalPreprocess(size=(16,), mean=(1.0,), std=(2.0,))
     kept = Inputs(Examples(items, [0, 1, 0]), preprocess)

@@ -8,10 +8,12 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from ndvit.config import ViTConfig, list_models, named_config
-from ndvit.network import VisionTransformer, count_cost, create_model, layers
-from ndvit.network.grid import patchify, sincos_positions
+from ndvit.network import VisionTransformer, count_cost, create_model
+from ndvit.network.fast import only_read_tokens
+from ndvit.network.grid import patchify
 from ndvit.network.layers import Attention, DropPath
-from smallnetworks import batch, spread
+from ndvit.network.positions import sincos_positions
+from smallnetworks import batch, patches_to_mask, spread
 
 SIZES = {
     "1d": dict(input_size=(24,), patch_size=4),
@@ -48,7 +50,7 @@ def build(size, **values):
 def test_shapes_gradients_and_tokens(size, variant):
     model = spread(build(size, **variant))
     x = batch(model)
-    assert model.forward_features(x).shape == (3, model.num_prefix_tokens + model.config.num_patches, 24)
+    assert model.stages(x).encoded.shape == (3, model.num_prefix_tokens + model.config.num_patches, 24)
     out = model(x)
     pair = out if model.config.distilled else (out,)
     assert [o.shape for o in pair] == [(3, 5)] * (1 + model.config.distilled)
@@ -111,7 +113,7 @@ def test_cost_by_extrapolation_is_the_cost_of_the_whole_network():
         config = ViTConfig(**(SMALL | SIZES["2d"] | values | {"depth": 5}))
         with torch.device("meta"):  # the counter does not know the CPU's fused attention
             model = VisionTransformer(config).eval()
-            with FlopCounterMode(display=False) as counter, torch.no_grad():
+            with FlopCounterMode(display=False) as counter, torch.no_grad(), only_read_tokens(model):
                 model(torch.empty(1, 2, 8, 12))
         assert count_cost(config) == (sum(p.numel() for p in model.parameters()), counter.get_total_flops() // 2)
 
@@ -119,7 +121,7 @@ def test_cost_by_extrapolation_is_the_cost_of_the_whole_network():
 def test_every_named_model_is_built():
     for name in list_models():
         with torch.device("meta"):
-            model = create_model(name, num_classes=3)
+            model = create_model(name, num_classes=3, depth=2)
             x = torch.empty(2, model.config.in_channels, *model.config.input_size)
             assert model.eval()(x).shape == (2, 3)
 
@@ -127,7 +129,7 @@ def test_every_named_model_is_built():
 def test_the_two_networks_of_the_article():
     with torch.device("meta"):
         image = create_model("vit_base_patch16_224", distilled=True)
-        assert image.forward_features(torch.empty(2, 3, 224, 224)).shape == (2, 198, 768)
+        assert image.stages(torch.empty(2, 3, 224, 224)).encoded.shape == (2, 198, 768)
         assert [o.shape for o in image(torch.empty(2, 3, 224, 224))] == [(2, 1000)] * 2
         assert image.eval()(torch.empty(2, 3, 224, 224)).shape == (2, 1000)
         signal = create_model("vit_base", input_size=(13,), patch_size=1, in_channels=1024, num_classes=125)
@@ -184,41 +186,13 @@ def test_equals_timm_with_copied_tensors(variant):
         torch.testing.assert_close(ours(x), expected, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["plain", "hidden", "counted"])
-def test_attention_in_bfloat16_is_that_of_the_fused_kernel(kind, monkeypatch):
-    q, k, v = (torch.randn(2, 3, 50, 16, dtype=torch.bfloat16).requires_grad_() for _ in range(3))
-    visible = torch.randint(0, 3, (2, 1, 1, 50))
-    visible[1] = 0  # nothing was observed
-    masks = {"plain": None, "hidden": visible > 0, "counted": layers.attention_mask(visible.float(), q)}
-    mask = masks[kind]
-    given = (q, k, v, mask, 0.0, 0.3)
-    whole = mask.float() if kind == "counted" else mask
-    exact = F.scaled_dot_product_attention(*(x.float() for x in (q, k, v)), whole, scale=0.3)
-    gradients = torch.autograd.grad(exact.sin().sum(), (q, k, v))
-    monkeypatch.setattr(layers, "_FEW_TOKENS", 49)
-    assert torch.equal(layers.attend(*given), F.scaled_dot_product_attention(q, k, v, mask, scale=0.3))
-    monkeypatch.setattr(layers, "_FEW_TOKENS", 50)
-    found = layers.attend(*given)
-    assert found.dtype == torch.bfloat16
-    for mine, right in zip(
-        (found, *torch.autograd.grad(found.float().sin().sum(), (q, k, v))), (exact, *gradients), strict=True
-    ):
-        assert (mine - right).abs().max() < 0.1 * right.float().std()
-        assert (mine - right).float().std() < 0.01 * right.float().std()
-
-
-def test_attention_in_float32_is_the_fused_kernel():
-    q, k, v = (torch.randn(2, 3, 50, 16) for _ in range(3))
-    assert torch.equal(layers.attend(q, k, v, None, 0.0, 0.25), F.scaled_dot_product_attention(q, k, v))
-
-
 def test_attention_equals_the_naive_one():
-    attention = spread(Attention(24, 4, scale=0.3))
-    x, visible = torch.randn(2, 7, 24), torch.rand(2, 1, 1, 7) > 0.3
+    attention = spread(Attention(ViTConfig(embed_dim=24, num_heads=4, qk_scale=0.3)))
+    x, key_mask = torch.randn(2, 7, 24), torch.rand(2, 1, 1, 7) > 0.3
     q, k, v = attention.qkv(x).reshape(2, 7, 3, 4, 6).permute(2, 0, 3, 1, 4)
-    weights = (q @ k.transpose(-2, -1) * 0.3).masked_fill(~visible, -torch.inf).softmax(-1)
+    weights = (q @ k.transpose(-2, -1) * 0.3).masked_fill(~key_mask, -torch.inf).softmax(-1)
     naive = attention.proj((weights @ v).transpose(1, 2).reshape(2, 7, 24))
-    torch.testing.assert_close(attention(x, visible), naive, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(attention(x, key_mask), naive, atol=1e-5, rtol=1e-5)
 
 
 @variants
@@ -235,16 +209,13 @@ def test_one_dimension_equals_two_of_height_one(variant):
 
 @dims
 @pytest.mark.parametrize("pooling", ["token", "avg", "map"])
-def test_what_is_masked_has_no_effect(size, pooling):
+def test_masked_values_have_no_effect(size, pooling):
     model = spread(build(size, pooling=pooling)).eval()
     x = batch(model)
     patches = torch.rand(3, model.config.num_patches) > 0.4
     patches[:, 0] = True
     patches[0, -1] = False
-    mask = patches.view(3, 1, *model.config.grid).float()
-    for axis, p in enumerate(model.config.patch_size, start=2):
-        mask = mask.repeat_interleave(p, axis)
-    mask = mask[:, 0] > 0.5
+    mask = patches_to_mask(model, patches)
     noise = torch.where(mask[:, None], x, torch.randn_like(x) * 9)
     torch.testing.assert_close(model(x, mask), model(noise, mask), atol=1e-5, rtol=1e-5)
     assert (model(x, mask) - model(x)).abs().max() > 1e-3
@@ -319,6 +290,47 @@ def test_distilled_returns_a_pair_in_training_and_its_mean_in_evaluation():
     torch.testing.assert_close(model.eval()(x), (one + two) / 2)
 
 
+FEATURES = VARIANTS | {"merging": dict(merge_tokens=2), "no classes": dict(num_classes=0)}
+
+
+@dims
+@pytest.mark.parametrize("variant", FEATURES.values(), ids=FEATURES)
+def test_features_are_what_the_heads_read(size, variant):
+    model = spread(build(size, **variant)).eval()
+    x, hooked = batch(model), []
+    for head in [model.head, *([model.head_dist] if model.config.distilled else [])]:
+        head.register_forward_pre_hook(lambda _, inputs: hooked.append(inputs[0]))
+    for mask in (None, patches_to_mask(model, torch.rand(3, model.config.num_patches) > 0.4)):
+        for model.skip_unread_tokens in (False, True):
+            hooked.clear()
+            with torch.no_grad():
+                model(x, mask)
+                features = model.features(x, mask)
+            assert torch.equal(features, torch.cat(hooked, dim=1))
+
+
+@pytest.mark.parametrize("variant", [{}, dict(merge_tokens=2), dict(pooling="avg")])
+@dims
+def test_stages_are_what_hooks_see(size, variant):
+    model = spread(build(size, **variant))
+    x, hooked = batch(model), {}
+    for i, block in enumerate(model.blocks):
+        block.register_forward_hook(lambda _, inputs, output, i=i: hooked.update({i: (inputs[0], output)}))
+    stages = model.stages(x, blocks=range(3))
+    assert stages.stem is x
+    assert torch.equal(stages.tokens, hooked[0][0])
+    assert list(stages.blocks) == [0, 1, 2]
+    outputs = [out[0] if variant.get("merge_tokens") else out for _, out in hooked.values()]
+    if not variant.get("merge_tokens"):
+        assert all(out.shape == (3, 1 + model.config.num_patches, 24) for out in outputs)
+    assert all(torch.equal(a, b) for a, b in zip(stages.blocks.values(), outputs, strict=True))
+    assert torch.equal(stages.encoded, model.norm(stages.blocks[2]))
+    assert torch.equal(model.head(stages.features["head"]), model(x))
+    assert list(model.stages(x, blocks=[1]).blocks) == [1]
+    with pytest.raises(ValueError, match=r"the network has blocks 0 to 2, got \[-1, 3\]"):
+        model.stages(x, blocks=(3, -1))
+
+
 @dims
 def test_loss_falls_on_a_fixed_batch(size):
     model = build(size)
@@ -382,17 +394,26 @@ def test_gradient_checkpointing_changes_nothing(size):
 @pytest.mark.parametrize("variant", [dict(), dict(distilled=True), dict(pooling="map", activation="swiglu")])
 @dims
 def test_exports(size, variant):
-    model = spread(build(size, **variant)).eval()
-    x = batch(model, 4)
-    exported = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=64)},))
+    model = spread(build(size, depth=1, **variant)).eval()
+    x, mask = batch(model, 4), patches_to_mask(model, torch.rand(4, model.config.num_patches) > 0.4)
+    any_batch = {0: torch.export.Dim("batch", min=1, max=64)}
+    exported = torch.export.export(model, (x, mask), dynamic_shapes=(any_batch, any_batch)).module()
     for n in (1, 3):
-        torch.testing.assert_close(exported.module()(x[:n]), model(x[:n]), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(exported(x[:n], mask[:n]), model(x[:n], mask[:n]), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", [n for n in list_models() if n.endswith("_224") or "_patch" not in n])
-def test_every_named_model_exports_at_toy_depth(name):
-    size = dict(input_size=(32, 32), patch_size=16) if name.startswith("vit_") else dict(input_size=(32,), patch_size=4)
-    config = named_config(name, depth=1, num_classes=3, embed_dim=32, num_heads=2, **size)
+def toy_configs():
+    """A toy config of each named model, once for all names of which it is the same."""
+    configs = {}
+    for name in list_models():
+        picture = name.startswith("vit_")
+        size = dict(input_size=(32, 32), patch_size=16) if picture else dict(input_size=(32,), patch_size=4)
+        configs.setdefault(named_config(name, depth=1, num_classes=3, embed_dim=32, num_heads=2, **size), name)
+    return [pytest.param(config, id=name) for config, name in configs.items()]
+
+
+@pytest.mark.parametrize("config", toy_configs())
+def test_every_named_model_exports_at_toy_depth(config):
     model = VisionTransformer(config).eval()
     x = batch(model)
     torch.testing.assert_close(torch.export.export(model, (x,)).module()(x), model(x), atol=1e-5, rtol=1e-5)
@@ -400,7 +421,7 @@ def test_every_named_model_exports_at_toy_depth(name):
 
 @pytest.mark.parametrize("dimension", ["1d", "2d"])
 def test_compiles_without_graph_breaks(dimension):
-    model = spread(build(SIZES[dimension], drop_path_rate=0.1))
+    model = spread(build(SIZES[dimension], depth=2, drop_path_rate=0.1))
     x = batch(model)
     expected = model.eval()(x)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
@@ -454,10 +475,3 @@ def test_balanced_weights_give_positions_the_strength_of_patches(channels):
     patches = model.patch_embed(torch.randn(8, channels, 512))
     assert model.pos_embed.std().item() == pytest.approx(patches.std().item(), rel=0.15)
     assert model.blocks[0].mlp.fc2.weight.std().item() == pytest.approx(256**-0.5, rel=0.1)
-
-
-def test_new_outputs_have_no_names():
-    model = build(SIZES["1d"])
-    model.classes = ("a", "b", "c", "d", "e")
-    model.reset_head(2)
-    assert model.classes == ()

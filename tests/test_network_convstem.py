@@ -7,13 +7,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ndvit import create_model, load_model, save_model
 from ndvit.config import ViTConfig, named_config
-from ndvit.network import VisionTransformer, count_cost
-from ndvit.network.grid import linear_matrix, relative_offsets
+from ndvit.network import VisionTransformer, count_cost, create_model
 from ndvit.network.layers import Attention
+from ndvit.network.positions import relative_offsets
 from ndvit.network.stems.convolutional import Inception, InceptionGroup, ResidualUnit
-from ndvit.weights.layouts.libraries import library_arguments
 from smallnetworks import batch, spread
 
 SMALL = dict(in_channels=2, embed_dim=24, depth=2, num_heads=2, num_classes=5)
@@ -177,7 +175,7 @@ def test_shapes_gradients_and_a_step_of_training(values):
     assert config.stem_channels == 8
     assert config.pooled_dim == 2 * 8 + 2 * 24
     assert model.patch_embed.stem(x).shape == (4, 8, *(s // 2 for s in config.input_size))
-    assert model.forward_features(x).shape == (4, 1 + config.num_patches, 24)
+    assert model.stages(x).encoded.shape == (4, 1 + config.num_patches, 24)
     pair = model(x)
     assert [tuple(o.shape) for o in pair] == [(4, 5), (4, 5)]
     loss = sum(F.cross_entropy(o, y) for o in pair)
@@ -194,12 +192,14 @@ def test_shapes_gradients_and_a_step_of_training(values):
 def test_what_the_heads_read(values):
     model = trained(values, class_token=True)
     x = batch(model)
-    stem, tokens = model.patch_embed.stem(x).flatten(2), model.forward_features(x)
+    stages = model.stages(x)
+    stem, tokens = stages.stem.flatten(2), stages.encoded
     ends = torch.cat([stem.mean(2), stem.amax(2)], dim=1)
     pooled = torch.cat([ends, tokens[:, 0], tokens[:, 1:].mean(1)], dim=1)
     norm = model.head_norm
     normed = (pooled - norm.running_mean) / (norm.running_var + 1e-5).sqrt() * norm.weight + norm.bias
     logits = model(x)
+    torch.testing.assert_close(stages.features["head"], normed, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(logits, model.head(normed), atol=1e-5, rtol=1e-4)
     # in training both heads answer; dropout apart, the tokens' one as before
     model.train()
@@ -251,13 +251,13 @@ def test_overlapping_patches(size):
 
 @networks
 def test_masks(values):
-    """What the stem and the encoder give for a hidden stretch is left out of pooling."""
+    """Outputs of stem and encoder for a masked stretch are left out of pooling."""
     model = trained(values, relative_bias=True)
     config, x = model.config, batch(model)
     mask = torch.ones(3, *config.input_size, dtype=torch.bool)
     mask[..., -config.token_size[-1] :] = False
     with torch.no_grad():
-        stem, (tokens, _) = model.patch_embed.stem(x), model._encode(model._stem(x), model._visible_tokens(x, mask))
+        stem, tokens = (stages := model.stages(x, mask)).stem, stages.encoded
         seen = stem[..., : -config.patch_size[-1]].flatten(2)
         patches = tokens[:, 1:].unflatten(1, config.grid)[..., :-1, :].flatten(1, -2)
         pooled = torch.cat([seen.mean(2), seen.amax(2), tokens[:, 0], patches.mean(1)], dim=1)
@@ -267,7 +267,7 @@ def test_masks(values):
         assert model(x, torch.zeros_like(mask)).isfinite().all()  # nothing was observed at all
 
 
-def test_hidden_values_beyond_the_reach_of_the_kernels_have_no_effect():
+def test_masked_values_beyond_the_reach_of_the_kernels_have_no_effect():
     stem = dict(
         stem="inception", stem_depths=(1,), stem_width=4, stem_dilations=(1, 2), stem_kernel=3, stem_strides=(2,)
     )
@@ -301,18 +301,19 @@ def test_offsets_by_hand(grid):
 @pytest.mark.parametrize("masked", [False, True])
 def test_relative_positions_equal_the_naive_ones(grid, masked):
     patches, prefix, heads, dim = math.prod(grid), 2, 3, 12
-    attention = spread(Attention(dim, heads, grid=grid))
+    config = ViTConfig(input_size=grid, patch_size=1, embed_dim=dim, num_heads=heads, relative_bias=True)
+    attention = spread(Attention(config))
     x = torch.randn(2, prefix + patches, dim)
-    visible = torch.ones(2, prefix + patches, dtype=torch.bool)
+    key_mask = torch.ones(2, prefix + patches, dtype=torch.bool)
     if masked:
-        visible[:, prefix:] = torch.rand(2, patches) > 0.4
+        key_mask[:, prefix:] = torch.rand(2, patches) > 0.4
     q, k, v = attention.qkv(x).reshape(2, -1, 3, heads, 4).permute(2, 0, 3, 1, 4)
     places = torch.cartesian_prod(*map(torch.arange, grid)).reshape(-1, len(grid)).tolist()
     out = torch.zeros_like(q)
     for b in range(2):
         for h in range(heads):
             for i in range(prefix + patches):
-                keys = [j for j in range(prefix + patches) if visible[b, j]]
+                keys = [j for j in range(prefix + patches) if key_mask[b, j]]
                 weights = torch.stack([q[b, h, i] @ k[b, h, j] / 4**0.5 for j in keys]).softmax(0)
                 for j, weight in zip(keys, weights):
                     if min(i, j) >= prefix:
@@ -323,7 +324,7 @@ def test_relative_positions_equal_the_naive_ones(grid, masked):
                         weight = weight + attention.relative_bias[h, offset]
                     out[b, h, i] += weight * v[b, h, j]
     naive = attention.proj(out.transpose(1, 2).flatten(2))
-    mask = visible[:, None, None] if masked else None
+    mask = key_mask[:, None, None] if masked else None
     torch.testing.assert_close(attention(x, mask, None, relative_offsets(grid)), naive, atol=1e-5, rtol=1e-4)
 
 
@@ -378,7 +379,7 @@ def test_recomputing_keeps_nothing_inside_of_stages(stem):
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
-            model._stem(x)
+            model.patch_embed.stem(x, recompute=model.grad_checkpointing)
         kept.append(total)
     assert kept[1] < kept[0] / 3
 
@@ -415,18 +416,15 @@ def test_parameter_groups(values):
 
 def test_new_heads():
     model = build(NETWORKS["inception 1d"])
-    model.untrained = ("cls_token", "stem_head.weight")
     norm = model.head_norm.weight
     model.reset_head(9)
     assert [tuple(o.shape) for o in model(batch(model))] == [(3, 9)] * 2
     assert model.head.weight.shape == (9, 64)
     assert model.stem_head.weight.shape == (9, 16)
     assert model.head_norm.weight is norm  # the features are what they were
-    assert model.untrained == ("cls_token", "head.weight", "head.bias", "stem_head.weight", "stem_head.bias")
     model.reset_head(0)
     assert [o.shape[1] for o in model(batch(model))] == [64, 16]
     assert model.eval()(batch(model)).shape == (3, 64)
-    assert model.untrained == ("cls_token",)
 
 
 # names
@@ -441,7 +439,7 @@ COUNTS = {  # parameters for ten classes, and multiply-adds of one example, with
 
 @pytest.mark.parametrize("name", COUNTS)
 def test_named_sizes_for_signals(name):
-    config = named_config(name, num_classes=10, rocket_features=0)
+    config = named_config(name, num_classes=10)
     assert (config.input_size, config.in_channels, config.grid) == ((512,), 1, (32,))
     with torch.device("meta"):
         model = VisionTransformer(config)
@@ -467,160 +465,11 @@ def test_named_sizes_take_their_dimensions_from_the_input():
 def test_cost_grows_linearly_with_the_length():
     costs = []
     for length in (16_384, 32_768, 65_536):
-        config = named_config("signal_small", input_size=length, stem_strides=(8, 2), rocket_features=0)
+        config = named_config("signal_small", input_size=length, stem_strides=(8, 2))
         assert config.num_patches <= 64
         costs.append(count_cost(config)[1])
     assert costs[2] - costs[1] == 2 * (costs[1] - costs[0])
     assert costs[2] < 2.1 * costs[1]  # what does not grow is little
-
-
-# files
-
-
-@networks
-def test_save_and_load_exactly(tmp_path, values):
-    model = trained(values)
-    save_model(model, tmp_path / "m.safetensors")
-    again = load_model(tmp_path / "m.safetensors")
-    assert again.config == model.config
-    assert again.untrained == ()
-    state = again.state_dict()
-    for name, tensor in model.state_dict().items():
-        assert state[name].dtype == tensor.dtype, name
-        assert torch.equal(state[name], tensor), name
-    assert state["head_norm.num_batches_tracked"] == 17
-    x = batch(model)
-    with torch.no_grad():
-        assert torch.equal(again(x), model(x))
-
-
-@pytest.fixture
-def adapted(tmp_path):
-    """Save a network and load it adapted."""
-
-    def of(model, **values):
-        save_model(model, tmp_path / "m.safetensors")
-        return load_model(tmp_path / "m.safetensors", **values)
-
-    return of
-
-
-@networks
-def test_another_input_and_other_classes(adapted, values):
-    model = trained(values)
-    larger = adapted(model, input_size=tuple(2 * s for s in model.config.input_size), num_classes=3)
-    assert larger(batch(larger)).shape == (3, 3)
-    assert set(larger.untrained) == {f"{h}.{leaf}" for h in ("head", "stem_head") for leaf in ("weight", "bias")}
-    assert torch.equal(larger.head_norm.running_mean, model.head_norm.running_mean)
-    for name, tensor in model.patch_embed.state_dict().items():
-        assert torch.equal(larger.patch_embed.state_dict()[name], tensor), name
-
-
-def test_relative_tables_by_hand(adapted):
-    model = trained(INPUTS["1d"], relative_bias=True)  # 8 patches
-    same = adapted(model)
-    assert torch.equal(same.blocks[0].attn.relative_bias, model.blocks[0].attn.relative_bias)
-    larger = adapted(model, input_size=(60,))  # 15 patches: two offsets where there was one
-    old, new = (m.blocks[1].attn.relative_bias for m in (model, larger))
-    torch.testing.assert_close(new[:, ::2], old * 8 / 15)
-    torch.testing.assert_close(new[:, 1::2], (old[:, 1:] + old[:, :-1]) / 2 * 8 / 15)
-    one = adapted(model, input_size=(4,))
-    torch.testing.assert_close(one.blocks[1].attn.relative_bias, old[:, 7:8] * 8)
-    assert linear_matrix(3, 5).tolist() == [[1, 0, 0], [0.5, 0.5, 0], [0, 1, 0], [0, 0.5, 0.5], [0, 0, 1]]
-    plane = adapted(model, input_size=(16, 16))
-    assert not plane.blocks[1].attn.relative_bias.any()
-    plain = trained(INPUTS["1d"])
-    begun = adapted(plain, relative_bias=True)
-    assert begun.untrained == ()
-    x = batch(plain)
-    torch.testing.assert_close(begun(x), plain(x))
-    plane = trained(INPUTS["2d"], relative_bias=True)  # 4 x 4 patches
-    wider = adapted(plane, input_size=(8, 21))  # 4 x 7
-    old, new = (m.blocks[0].attn.relative_bias for m in (plane, wider))
-    torch.testing.assert_close(new.view(2, 7, 13)[:, :, ::2], old.view(2, 7, 7) * 4 / 7)
-
-
-@stems
-def test_channels_and_axes(adapted, stem):
-    model = trained(STEMS[stem], INPUTS["1d"], ENDS)
-    x = batch(model)
-    one = adapted(model, in_channels=1)
-    torch.testing.assert_close(one(x[:, :1]), model(x[:, :1].expand(-1, 2, -1)), atol=1e-5, rtol=1e-4)
-    assert one.untrained == ()
-    plane = adapted(
-        trained(STEMS[stem], INPUTS["1d"], ENDS, relative_bias=False), input_size=(16, 24), patch_size=(4, 4)
-    )
-    assert plane(batch(plane)).shape == (3, 5)
-    assert plane.untrained == ()
-    back = adapted(plane, input_size=(24,))
-    for (name, a), b in zip(back.patch_embed.state_dict().items(), plane.patch_embed.state_dict().values()):
-        torch.testing.assert_close(a, b.sum(2) if b.ndim > a.ndim else b, msg=name)
-
-
-def test_a_head_is_new_where_it_would_read_something_else(adapted):
-    model = trained(NETWORKS["inception 1d"])
-    without = adapted(model, pooling="token_avg", head_norm="none")
-    assert set(without.untrained) == {"head.weight", "head.bias"}
-    assert torch.equal(without.stem_head.weight, model.stem_head.weight)
-    assert without(batch(without)).shape == (3, 5)
-    less = adapted(model, class_token=False)
-    assert {n.partition(".")[0] for n in less.untrained} == {"head", "head_norm"}
-    assert (less.head_norm.running_mean == 0).all()
-    assert less.head_norm.num_batches_tracked == 0
-    for name, value in less.state_dict().items():
-        assert value.isfinite().all(), name
-    plain = adapted(model, stem_head=False)
-    assert plain.untrained == ()
-    assert "stem_head.weight" in plain.load_report.ignored
-
-
-def test_overlapping_patches_are_resized_as_they_are(adapted):
-    model = trained(INPUTS["1d"], patch_overlap=True)
-    larger = adapted(model, input_size=(64,), patch_size=8)
-    assert larger.patch_embed.proj.weight.shape == (24, 2, 15)
-    assert "overlapping patch 7 to 15 by the pseudo-inverse" in str(larger.load_report)
-
-
-REFUSED = {
-    "relative": (dict(relative_bias=False), "these weights have a relative_bias, and would compute something else"),
-    "overlap": (dict(patch_overlap=False), "patch_overlap is True in these weights and cannot be made False"),
-    "dilations": (
-        dict(stem_dilations=(1, 2)),
-        r"stem_dilations is \(1, 3\) in these weights and cannot be made \(1, 2",
-    ),
-    "strides": (dict(stem_strides=(4, 1)), r"stem_strides is \(2, 1\) in these weights and cannot be made \(4, 1\)"),
-    "channels": (
-        dict(in_channels=5),
-        "in_channels is 2 in these weights and cannot be made 5: a stem of width 4 reads",
-    ),
-}
-
-
-@pytest.mark.parametrize(("values", "message"), REFUSED.values(), ids=REFUSED)
-def test_what_cannot_be_adapted_says_why(adapted, values, message):
-    with pytest.raises(ValueError, match=message):
-        adapted(build(NETWORKS["inception 1d"]), **values)
-
-
-LACKING = {
-    "inception": (STEMS["inception"], "the inception stem"),
-    "residual": (STEMS["residual"], "the residual stem"),
-    "overlap": (dict(patch_overlap=True), "overlapping patches"),
-    "relative": (dict(relative_bias=True), "relative positions after the softmax"),
-    "norm": (dict(head_norm="batch"), "head_norm='batch'"),
-    "pooling": (STEMS["residual"] | dict(pooling="stem_tokens"), "pooling='stem_tokens'"),
-    "second head": (STEMS["residual"] | dict(stem_head=True), "a second head over the stem .*stem_head=False"),
-}
-
-
-@pytest.mark.parametrize("library", ["timm", "transformers", "torchvision"])
-@pytest.mark.parametrize(("values", "message"), LACKING.values(), ids=LACKING)
-def test_other_libraries_have_no_such_networks(library, values, message):
-    model = build(dict(input_size=(16, 16), patch_size=4), values)
-    with pytest.raises(ValueError, match=f"{library} has no such Vision Transformer: .*{message}"):
-        library_arguments(model, library)
-    square = build(dict(input_size=(16, 16), patch_size=4), head_drop=0.2, in_channels=3)
-    assert library_arguments(square, library)  # dropout is of training
 
 
 def test_half_precision_and_export():
@@ -631,8 +480,8 @@ def test_half_precision_and_export():
         with torch.no_grad():
             torch.testing.assert_close(exported.module()(x[:3]), model(x[:3]), atol=1e-5, rtol=1e-4)
             with torch.autocast("cpu", torch.bfloat16):
-                coarse = model.forward_features(x)
-            exact = model.forward_features(x)
+                coarse = model.stages(x).encoded
+            exact = model.stages(x).encoded
         assert ((coarse.float() - exact).norm() / exact.norm()).item() < 0.05
 
 

@@ -6,13 +6,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ndvit import load_model, save_model
 from ndvit.config import ViTConfig, named_config
 from ndvit.network import VisionTransformer, count_cost
-from ndvit.network.grid import rope_periods, rotary_table
 from ndvit.network.layers import Attention, QuickGELU, rotate
+from ndvit.network.positions import rope_periods, rotary_table
 from ndvit.network.stems.resnet import Bottleneck, MaxPoolSame, StdConv
-from smallnetworks import batch, spread
+from smallnetworks import batch, patches_to_mask, spread
 
 SMALL = dict(in_channels=2, embed_dim=24, depth=2, num_heads=2, num_classes=5)
 STEM = dict(stem="resnet", stem_depths=(1, 2), stem_width=32, patch_size=1)
@@ -224,7 +223,7 @@ def test_hybrid_shapes_gradients_and_a_step_of_training(size):
     assert config.stem_stride == 8
     assert config.grid == tuple(s // 8 for s in config.input_size)
     assert model.patch_embed.backbone(x).shape == (4, 4 * 64, *config.grid)
-    assert model.forward_features(x).shape == (4, 1 + config.num_patches, 24)
+    assert model.stages(x).encoded.shape == (4, 1 + config.num_patches, 24)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     loss = F.cross_entropy(model(x), torch.tensor([0, 1, 4, 2]))
     loss.backward()
@@ -280,9 +279,9 @@ def test_masks_behind_a_stem(size):
     mask[(slice(None), *corner)] = False  # one token's share of the input
     # the reference: the hidden token is cut out of the sequence before the blocks
     with torch.no_grad():
-        tokens = model._add_positions(model.patch_embed(x))[:, :-1]
+        tokens = model.stages(x).tokens[:, :-1]
         for block in model.blocks:
-            tokens, _ = block(tokens)
+            tokens = block(tokens)
         expected = model.head(model.fc_norm(tokens[:, 1:].mean(1)))
         torch.testing.assert_close(model(x, mask), expected, atol=1e-5, rtol=1e-5)
         assert (model(x, mask) - model(x)).abs().max() > 1e-3
@@ -309,25 +308,14 @@ def test_stems_that_cannot_be(values, message):
         ViTConfig(**(SMALL | STEM | values))
 
 
-@pytest.mark.parametrize("name", [*HYBRIDS, *(f"rope {r}" for r in ROPES)])
-def test_save_and_load(tmp_path, name):
-    model = spread(build(ROPES[name[5:]] if name.startswith("rope") else HYBRIDS[name])).eval()
-    save_model(model, tmp_path / "m.safetensors")
-    again = load_model(tmp_path / "m.safetensors")
-    assert again.config == model.config
-    x = batch(model)
-    with torch.no_grad():
-        assert torch.equal(again(x), model(x))
-
-
 @pytest.mark.parametrize("values", [*HYBRIDS.values(), *ROPES.values()])
 def test_bfloat16_is_near(values):
     model = build(values).eval()
     x = batch(model)
     with torch.no_grad():
-        exact = model.forward_features(x)
+        exact = model.stages(x).encoded
         with torch.autocast("cpu", torch.bfloat16):
-            coarse = model.forward_features(x)
+            coarse = model.stages(x).encoded
     assert torch.isfinite(coarse).all()
     assert ((coarse.float() - exact).norm() / exact.norm()).item() < 0.05
 
@@ -373,7 +361,7 @@ def test_rotations_by_hand(grid):
     assert periods.tolist() == pytest.approx([100 ** (2 * len(grid) * i / 12) for i in range(6 // len(grid))])
     x = torch.randn(1, 1, 2 + math.prod(grid), 12)
     turned = rotate(x, rotary_table(grid, periods, prefix=2))
-    assert torch.equal(turned[:, :, :2], x[:, :, :2])  # prefix tokens stand nowhere
+    assert torch.equal(turned[:, :, :2], x[:, :, :2])  # prefix tokens have no position
     for n, place in enumerate(torch.cartesian_prod(*map(torch.arange, grid)).reshape(-1, len(grid)).tolist()):
         expected = naive_rotation(place, grid, periods, x[0, 0, 2 + n])
         torch.testing.assert_close(turned[0, 0, 2 + n], expected, atol=2e-6, rtol=1e-5)
@@ -439,8 +427,8 @@ def test_rope_networks(size):
 
 
 def test_attention_with_rotation_equals_the_naive_one():
-    attention = spread(Attention(24, 2, qk_norm_eps=1e-6))
-    x, visible = torch.randn(2, 8, 24), torch.rand(2, 1, 1, 8) > 0.3
+    attention = spread(Attention(ViTConfig(embed_dim=24, num_heads=2, qk_norm=True)))
+    x, key_mask = torch.randn(2, 8, 24), torch.rand(2, 1, 1, 8) > 0.3
     periods = rope_periods(12, 2, 100.0)
     q, k, v = attention.qkv(x).reshape(2, 8, 3, 2, 12).permute(2, 0, 3, 1, 4)
     q, k = attention.q_norm(q).clone(), attention.k_norm(k).clone()
@@ -449,9 +437,9 @@ def test_attention_with_rotation_equals_the_naive_one():
             for n in range(6):
                 for z in (q, k):
                     z[b, h, 2 + n] = naive_rotation((n // 3, n % 3), (2, 3), periods, z[b, h, 2 + n])
-    weights = (q @ k.mT / 12**0.5).masked_fill(~visible, -torch.inf).softmax(-1)
+    weights = (q @ k.mT / 12**0.5).masked_fill(~key_mask, -torch.inf).softmax(-1)
     naive = attention.proj((weights @ v).transpose(1, 2).reshape(2, 8, 24))
-    out = attention(x, visible, rotary_table((2, 3), periods, prefix=2))
+    out = attention(x, key_mask, rotary_table((2, 3), periods, prefix=2))
     torch.testing.assert_close(out, naive, atol=1e-5, rtol=1e-5)
 
 
@@ -469,19 +457,6 @@ def test_ropes_that_cannot_be(values, message):
         ViTConfig(**(SMALL | values | dict(pos_embed="rope")))
 
 
-def test_periods_are_saved_as_they_are(tmp_path):
-    model = build(ROPES["2d"], rope_base=50.0).eval()
-    assert model.rope_periods.tolist() == pytest.approx([50 ** (i / 3) for i in range(3)])
-    model.rope_periods.copy_(model.rope_periods.bfloat16())  # as in DINOv3's files
-    save_model(model, tmp_path / "m.safetensors")
-    again = load_model(tmp_path / "m.safetensors")
-    assert torch.equal(again.rope_periods, model.rope_periods)
-    assert "rope_periods" in again.load_report.loaded
-    larger = load_model(tmp_path / "m.safetensors", input_size=(16, 24))  # serves every grid
-    assert torch.equal(larger.rope_periods, model.rope_periods)
-    assert larger.untrained == ()
-
-
 def test_the_cost_of_rope_and_of_a_stem():
     for values in (ROPES["2d"], HYBRIDS["2d"]):
         config = ViTConfig(**(SMALL | values))
@@ -489,7 +464,9 @@ def test_the_cost_of_rope_and_of_a_stem():
         assert parameters == sum(p.numel() for p in VisionTransformer(config).parameters())
         tokens, width = 1 + config.num_patches, 24
         blocks = 2 * tokens * (4 * width**2 + 8 * width**2) + 2 * 2 * tokens**2 * width
-        blocks -= config.num_patches * (9 * width**2 + 2 * tokens * width)  # what the last one need not compute
+        blocks -= config.num_patches * (
+            9 * width**2 + 2 * tokens * width
+        )  # tokens that the last block does not compute
         rest = macs - blocks - width * 5
         if config.stem == "none":
             assert rest == 2 * math.prod(config.input_size) * width  # every value once for every channel
@@ -526,14 +503,12 @@ def test_means_by_hand(size, pooling, masked):
     if masked:
         seen = torch.rand(3, config.num_patches) > 0.5
         seen[:, 0] = True
-        mask = seen.view(3, *config.grid)
-        for axis, t in enumerate(config.token_size, start=1):
-            mask = mask.repeat_interleave(t, axis)
+        mask = patches_to_mask(model, seen)
     with torch.no_grad():
-        visible = torch.cat([torch.ones(3, 3, dtype=torch.bool), seen], dim=1)[:, None, None]
-        tokens = model._add_positions(model.patch_embed(x))
+        key_mask = torch.cat([torch.ones(3, 3, dtype=torch.bool), seen], dim=1)[:, None, None]
+        tokens = model.stages(x).tokens
         for block in model.blocks:
-            tokens, _ = block(tokens, visible)
+            tokens = block(tokens, key_mask)
         norm = model.fc_norm if pooling == "avg" else model.norm
         expected = []
         for row, keep in zip(tokens, seen):
@@ -560,28 +535,12 @@ def test_heads_of_two_widths():
     model = build(dict(input_size=(24,), patch_size=4), pooling="token_avg")
     assert model.config.pooled_dim == 48
     assert model.head.weight.shape == (5, 48)
-    assert model.untrained == ()
     model.reset_head(7)
     assert model.head.weight.shape == (7, 48)
-    assert model.untrained == ("head.weight", "head.bias")
     assert model(batch(model)).shape == (3, 7)
     model.reset_head(0)
-    assert model.untrained == ()
     assert model(batch(model)).shape == (3, 48)
     with_logits = build(dict(input_size=(24,), patch_size=4), pooling="token_avg", representation_size=10)
     assert with_logits.pre_logits.fc.weight.shape == (10, 48)
     with_logits.reset_head(3)
     assert with_logits(batch(with_logits)).shape == (3, 3)
-
-
-def test_a_new_head_leaves_other_untrained_parts_told():
-    model = build(dict(input_size=(24,), patch_size=4), distilled=True, num_registers=1)
-    model.untrained = ("reg_token", "head.bias")
-    model.reset_head(2)
-    assert model.untrained == (
-        "reg_token",
-        "head.weight",
-        "head.bias",
-        "head_dist.weight",
-        "head_dist.bias",
-    )

@@ -7,10 +7,13 @@ import pytest
 import torch
 from PIL import Image
 
+from ndvit.config.recipe import Recipe
+from ndvit.data.augment import batches, plan_augmentation
 from ndvit.data.augment.pictures import Variation
 from ndvit.data.examples import Examples
 from ndvit.data.loading import Inputs
 from ndvit.data.preprocess.images import ImagePreprocess
+from ndvit.data.preprocess.signals import SignalPreprocess
 
 COLOUR = ImagePreprocess((24, 32), (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
 GREY = ImagePreprocess((24, 32), (0.5,), (0.2,), "L")
@@ -43,7 +46,7 @@ def test_a_seed_gives_one_picture_and_another_seed_another(preprocess, changes):
     if "flip" not in changes:
         assert len({x.numpy().tobytes() for x in made}) > 2
     low, high = ((torch.tensor([v]) - torch.tensor(preprocess.mean)) / torch.tensor(preprocess.std) for v in (0, 1))
-    for x in made:  # what is drawn are pictures still
+    for x in made:  # the results are valid pictures
         assert (x.flatten(1).amin(1) >= low - 1e-4).all()
         assert (x.flatten(1).amax(1) <= high + 1e-4).all()
 
@@ -76,9 +79,55 @@ def test_inputs_vary_in_the_stream_alone():
     inputs = Inputs(examples, COLOUR, Variation(COLOUR, crop=0.3, policy="randaugment"))
     assert torch.equal(inputs[2].x[0], COLOUR(examples[2]))
     one, two = (list(inputs.stream(4, 3, seed=1, start=0, workers=w)) for w in (0, 2))
-    assert all(torch.equal(a.x, b.x) and torch.equal(a.labels, b.labels) for a, b in zip(one, two, strict=True))
+    assert all(torch.equal(a.x, b.x) and torch.equal(a.targets, b.targets) for a, b in zip(one, two, strict=True))
     assert all(torch.equal(a.x, b.x) for a, b in zip(inputs.stream(4, 3, seed=1, start=1, workers=0), one[1:]))
     assert one[0].mask is None
     plain = list(Inputs(examples, COLOUR).stream(4, 3, seed=1, start=0, workers=0))
-    assert torch.equal(plain[0].labels, one[0].labels)
+    assert torch.equal(plain[0].targets, one[0].targets)
     assert not torch.equal(plain[0].x, one[0].x)
+
+
+SIGNAL = SignalPreprocess((16,), (0.0, 0.0), (1.0, 1.0))
+
+
+def test_pictures_are_cropped_and_mirrored_once():
+    plan = plan_augmentation(COLOUR, Recipe(crop=0.4, crop_prob=0.9, flip=0.5, policy="randaugment", magnitude=3))
+    assert plan.per_example == Variation(COLOUR, crop=0.4, crop_prob=0.9, flip=0.5, policy="randaugment", magnitude=3)
+    assert (plan.per_batch.crop, plan.per_batch.flip) == (1.0, 0.0)
+    plan = plan_augmentation(SIGNAL, Recipe(crop=0.4, flip=0.5))
+    assert plan.per_example is None
+    assert (plan.per_batch.crop, plan.per_batch.flip) == (0.4, 0.5)
+
+
+def test_a_batch_is_augmented_in_a_fixed_order():
+    x, mask, targets = torch.randn(8, 2, 16), torch.ones(8, 16, dtype=torch.bool), torch.eye(8)
+    recipe = Recipe(
+        crop=0.5, warp=0.3, crop_prob=0.7, flip=0.5, scale=0.1, channel_drop=0.2, noise=0.1, erase=0.3, mixup=0.2,
+        cutmix=1.0, mix_prob=1.0,
+    )  # fmt: skip
+    torch.manual_seed(1)
+    made = plan_augmentation(SIGNAL, recipe).per_batch(x, mask, targets)
+    torch.manual_seed(1)
+    a, m = batches.random_crop_resize(x, mask, 0.5, 0.3, 0.7)
+    a, m = batches.random_flip(a, m, 0.5)
+    a = batches.random_scale(a, 0.1)
+    a = batches.channel_drop(a, 0.2)
+    a = batches.random_noise(a, 0.1)
+    a = batches.random_erase(a, 0.3)
+    torch.rand(())
+    mix, alpha = [(batches.mixup, 0.2), (batches.cutmix, 1.0)][int(torch.randint(2, ()))]
+    assert all(torch.equal(one, two) for one, two in zip(made, mix(a, m, targets, alpha), strict=True))
+    off = Recipe(crop=1.0, mixup=0.0)
+    assert plan_augmentation(SIGNAL, off).per_batch(x, None, targets) == (x, None, targets)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"jitter": 0.1}, "^jitter: .* leave it out"),
+        ({"policy": "3-augment", "jitter": 1}, "^jitter and policy: .*them"),
+    ],
+)
+def test_policies_are_for_pictures(options, message):
+    with pytest.raises(ValueError, match=message):
+        plan_augmentation(SIGNAL, Recipe(**options))

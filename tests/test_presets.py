@@ -1,42 +1,42 @@
-"""Presets: which one is chosen by itself, what it sets, and what the user's own options take the place of."""
+"""Presets: the choice of `auto`, the values of each preset, and the options of the user that replace them."""
 
 from dataclasses import asdict
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from ndvit.config import list_models, named_config, plan_strides
-from ndvit.config.recipe import Recipe
+from ndvit import VisionTransformer
+from ndvit.config import Recipe, list_models, named_config, plan_strides, split_options
+from ndvit.config.presets import PRESETS
 from ndvit.data.preprocess.images import ImagePreprocess
 from ndvit.data.sources.load import load_source
-from ndvit.network import VisionTransformer
-from ndvit.training.plan import plan_model, split_options
-from ndvit.training.presets import PRESETS, choose
+from ndvit.model import Model
+from ndvit.tasks import Classification
+from ndvit.training.plan import Request, plan
+from ndvit.training.presets import choose
 from ndvit.training.run import read_config, train
-from ndvit.weights.file import save_model
 from tinyruns import QUIET, command
 
 
-def source(*shape: int):
-    values = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
-    return load_source((values, np.arange(len(values)) % 2), progress=False)
+def source(kind, dims, examples=20):
+    """The properties of a source that a preset depends on."""
+    return SimpleNamespace(kind=kind, dims=dims, name="arrays", train=range(examples))
 
 
 DEIT = named_config("vit_tiny_patch16_224")
-SIGNALS, CUBES = source(20, 3, 100), source(20, 1, 6, 6, 6)
-PICTURES = load_source("digits", progress=False)
+SIGNALS, CUBES, PICTURES = source("signal", 1), source("signal", 3), source("image", 2, 1437)
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_is_a_model_and_a_recipe(name):
     preset = PRESETS[name]
     assert preset.model in (*list_models(), None)
-    recipe, overrides = split_options(preset.recipe)
-    assert overrides == {}  # what the network is, its name says, or `network`
-    assert recipe.seed == 0
-    for more in ({}, *preset.by_width.values()):
-        recipe, overrides = split_options({**preset.network, **preset.recipe, **more})
+    assert split_options(preset.recipe)[1] == {}  # values of the network are in its name or in `network`
+    for width in (0, *preset.by_width):
+        recipe, overrides, _ = split_options(preset.options(width))
+        assert recipe.seed == 0
         named_config(preset.model or "vit_small", input_size=(32, 32), **{"embed_dim": 384, **overrides})
 
 
@@ -53,35 +53,35 @@ def test_every_preset_is_a_model_and_a_recipe(name):
         (SIGNALS, None, True, ("basic", None)),
     ],
 )
-def test_auto_goes_by_the_model_or_by_the_data(data, model, trained, expected):
-    choice = choose("auto", data, model, {}, DEIT if trained else None)
+def test_auto_depends_on_the_model_or_the_data(data, model, trained, expected):
+    choice = choose("auto", data, model, {"input_size": 224}, DEIT if trained else None)
     assert (choice.preset, choice.model) == expected
 
 
-def test_what_is_given_takes_the_place_of_the_presets():
+def test_options_of_the_user_replace_the_presets():
     options = choose("signal", SIGNALS, None, {"mixup": 0.0, "steps": 7}).options
     assert options["mixup"] == 0.0
     assert options["steps"] == 7
     assert options["warp"] == PRESETS["signal"].recipe["warp"]
 
 
-def test_epochs_take_the_place_of_steps():
-    recipe, _ = split_options(choose("signal", SIGNALS, None, {"epochs": 2, "batch_size": 8}).options)
+def test_epochs_replace_steps():
+    recipe, *_ = split_options(choose("signal", SIGNALS, None, {"epochs": 2, "batch_size": 8}).options)
     assert recipe.total_steps(16) == 4
 
 
-@pytest.mark.parametrize(("examples", "size"), [(12, 8), (100, 10), (1000, 32)])
-def test_little_data_comes_in_small_batches(examples, size):
-    data = source(examples, 1, 4)
+@pytest.mark.parametrize(("examples", "size"), [(12, 8), (80, 10), (1000, 32)])
+def test_little_data_has_small_batches(examples, size):
+    data = source("signal", 1, examples)
     assert choose("signal", data, None, {}).options["batch_size"] == size
     assert choose("signal", data, None, {"batch_size": 5}).options["batch_size"] == 5
     assert "batch_size" not in choose("basic", data, None, {}).options
 
 
-def test_large_data_is_seen_ten_times():
+def test_large_data_has_ten_passes():
     few = choose("signal", SIGNALS, None, {}).options["steps"]
     assert few == PRESETS["signal"].recipe["steps"]
-    many = source(8000, 1, 4)
+    many = source("signal", 1, 6400)
     assert choose("signal", many, None, {}).options["steps"] == 10 * len(many.train) / 32
     assert choose("signal", many, None, {"batch_size": 16}).options["steps"] == 10 * len(many.train) / 16
     assert choose("signal", many, None, {"steps": 5}).options["steps"] == 5
@@ -92,53 +92,53 @@ def test_large_data_is_seen_ten_times():
     [
         ("fest", SIGNALS, "Did you mean 'fast'"),
         ("signal", PICTURES, "one axis"),
-        ("fast", CUBES, "have 3"),
-        ("deit", SIGNALS, "'deit' is for pictures, but arrays holds signals: use preset 'signal'"),
-        ("finetune", PICTURES, "begins with trained weights"),
-        ("linear_probe", SIGNALS, "begins with trained weights"),
+        ("fast", CUBES, "'fast' is for signals of one axis, but arrays holds arrays of 3 axes: use preset 'basic'"),
+        ("deit", SIGNALS, "'deit' is for images, but arrays holds signals: use preset 'signal'"),
+        ("finetune", PICTURES, "starts from trained weights: set --weights, or use 'small_data'"),
+        ("linear_probe", SIGNALS, "starts from trained weights"),
     ],
 )
-def test_what_is_refused(name, data, message):
+def test_presets_for_other_data(name, data, message):
     with pytest.raises(ValueError, match=message):
         choose(name, data, None, {})
 
 
 @pytest.mark.parametrize("option", [{"steps": 9}, {"mixup": 0.0}, {"learning_rate": 0.1}, {"precision": "32-true"}])
-def test_a_head_that_is_solved_refuses_what_would_do_nothing(option):
+def test_a_solved_head_refuses_options_without_effect(option):
     choice = choose("linear_probe", PICTURES, None, {"mixup": 0.5, **option}, DEIT)
     names = ", ".join(name for name in asdict(Recipe()) if name in {"mixup", *option})
     with pytest.raises(ValueError, match=rf"takes no steps, and {names} would do nothing: leave (it|them) out, or"):
         split_options(choice.options)
-    recipe, _ = split_options(choose("linear_probe", PICTURES, None, {"head": "trained", **option}, DEIT).options)
+    recipe, *_ = split_options(choose("linear_probe", PICTURES, None, {"head": "trained", **option}, DEIT).options)
     assert {name: getattr(recipe, name) for name in option} == option
 
 
 @pytest.mark.parametrize("name", ["linear_probe", "finetune", "deit", "deit3", "plain"])
-def test_a_head_is_solved_without_what_a_preset_says_of_steps(name):
+def test_a_solved_head_drops_the_values_for_steps(name):
     kept = {"seed": 3, "batch_size": 16, "class_weight": "balanced", "val_fraction": 0.2, "device": "cpu", "workers": 1}
     choice = choose(name, PICTURES, None, {"head": "solved", "input_size": 112, **kept}, DEIT)
-    recipe, _ = split_options(choice.options)
-    assert recipe == Recipe(head="solved", **kept)
+    recipe, network, _ = split_options(choice.options)
+    assert (recipe, network) == (Recipe(head="solved", **kept), {"input_size": 112})
     assert choice.notes == ()
-    assert Recipe.from_dict(recipe.to_dict()) == recipe  # as config.yaml gives it back
+    assert Recipe.from_dict(recipe.to_dict()) == recipe
 
 
 @pytest.mark.parametrize(
-    ("given", "trained", "message"),
+    ("options", "trained", "message"),
     [
-        ({"lora": 4}, None, r"lora=4: what stays as it is should have learned .* give trained weights \(--weights\)"),
-        ({"freeze": 0}, None, "freeze=0: what stays"),
-        ({"head": "solved"}, None, "head='solved': what stays"),
+        ({"lora": 4}, None, r"lora=4 needs trained weights, .* set --weights \(weights=\), or leave"),
+        ({"freeze": 0}, None, "freeze=0 needs trained weights"),
+        ({"head": "solved"}, None, "head='solved' needs trained weights"),
         ({"lora": 193}, DEIT, "lora=193: a rank above the 192 numbers of a token"),
     ],
 )
-def test_what_stays_as_it_is_needs_trained_weights(given, trained, message):
+def test_frozen_layers_need_trained_weights(options, trained, message):
     with pytest.raises(ValueError, match=message):
-        choose("auto", PICTURES, None, given, trained)
-    assert choose("auto", PICTURES, None, {"lora": 192}, DEIT).options["lora"] == 192
+        choose("auto", PICTURES, None, options, trained)
+    assert choose("auto", PICTURES, None, {"lora": 192, "input_size": 224}, DEIT).options["lora"] == 192
 
 
-def test_no_learning_rate_is_one_that_follows_from_the_width():
+def test_a_learning_rate_of_none_replaces_the_presets():
     choice = choose("deit", PICTURES, None, {"learning_rate": None, "batch_size": 64})
     assert (choice.options["learning_rate"], choice.notes) == (None, ())
 
@@ -152,24 +152,24 @@ def test_presets_are_listed(capsys):
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_all_that_a_preset_decides_is_shown(name, capsys):
+def test_every_value_of_a_preset_is_printed(name, capsys):
     assert command("presets", name) == 0
     out, preset = capsys.readouterr().out, PRESETS[name]
     values = dict(line.split(maxsplit=1) for line in out.splitlines() if line.startswith("  "))
     assert list(values) == [*preset.network, *preset.recipe]
     for field, text in values.items():
         value = {**preset.network, **preset.recipe}[field]
-        shown, _, meaning = text.partition(" ")
-        assert shown == (f"{value:.6g}" if isinstance(value, float) else str(value))
+        printed, _, meaning = text.partition(" ")
+        assert printed == (f"{value:.6g}" if isinstance(value, float) else str(value))
         assert len(meaning.strip()) > 10
     rules = "\n".join(line for line in out.splitlines() if line.startswith("rule "))
-    assert (f"as many as {preset.passes} passes over the training set" in rules) == bool(preset.passes)
+    assert (f"those of {preset.passes} passes over the training set" in rules) == bool(preset.passes)
     assert (f"for {preset.batch:,} examples in a step" in rules) == bool(preset.batch)
     assert ("an eighth of the training set" in rules) == preset.small_batches
-    assert ("seen at their own size" in rules) == preset.small_pictures
-    assert ("begins with trained weights" in rules) == (preset.model is None)
+    assert ("keep their size" in rules) == preset.small_images
+    assert ("starts from trained weights" in rules) == (preset.model is None)
     assert rules.count("from embed_dim") == len(preset.by_width)
-    assert ("pictures only" in rules) == (preset.kind == "image")
+    assert ("images only" in rules) == (preset.kind == "image")
     assert ("signals of one axis" in rules) == (preset.kind == "signal")
 
 
@@ -190,7 +190,7 @@ def test_all_that_a_preset_decides_is_shown(name, capsys):
         (1460, 3, (4, 4, 1)),
     ],
 )
-def test_strides_halve_once_below_512_and_leave_at_most_128_places_beyond(length, stages, strides):
+def test_strides_of_signals(length, stages, strides):
     assert plan_strides((length,), stages) == strides
 
 
@@ -206,56 +206,55 @@ def test_strides_halve_once_below_512_and_leave_at_most_128_places_beyond(length
         ((16, 64, 64), (2, 2)),
     ],
 )
-def test_strides_leave_16_to_31_places_of_pictures_and_volumes(size, strides):
+def test_strides_of_images_and_volumes(size, strides):
     assert plan_strides(size, 2) == strides
+
+
+def planned(*shape, **options):
+    """The first network planned for random arrays of this shape."""
+    values = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    source = (values, np.arange(len(values)) % 2)
+    options = {"model": "signal_small", "rocket_features": 0} | options
+    return plan(Request(source=source, model=options.pop("model"), options=options, progress=False)).first
 
 
 @pytest.mark.parametrize(
     ("length", "strides", "patch", "size"),
     [
-        (24, (1, 1), (1,), (24,)),
-        (100, (1, 2), (2,), (100,)),
-        (427, (2, 1), (7,), (434,)),
-        (65_536, (16, 32), (4,), None),
+        (24, (1, 1), (1,), 24),
+        (100, (1, 2), (2,), 100),
+        (427, (2, 1), (7,), 434),
+        (65_536, (16, 32), (4,), 65_536),
     ],
 )
 def test_the_network_fits_the_length(length, strides, patch, size):
-    data = source(6, 1, length)
-    recipe, overrides = split_options({})
-    preprocess, config = plan_model(data, "signal_small", recipe, overrides)
-    assert config.stem_strides == strides
-    assert config.patch_size == patch
-    assert config.input_size == preprocess.size == (size or (length,))
+    model = planned(10, 1, length)
+    config = model.config
+    assert (config.stem_strides, config.patch_size) == (strides, patch)
+    assert config.input_size == model.preprocess.size == (size,)
     assert config.num_patches <= 32
 
 
 def test_a_stem_can_be_changed_or_left_out():
-    def config(data, **options):
-        recipe, overrides = split_options(options)
-        return plan_model(data, "signal_small", recipe, overrides)[1]
-
-    bare = config(SIGNALS, stem="none", pooling="token_avg", stem_head=False)
+    bare = planned(20, 3, 100, stem="none", pooling="token_avg", stem_head=False).config
     assert (bare.stem, bare.stem_strides) == ("none", ())
-    assert config(PICTURES, stem_depths=(3,), stem_strides=(2,)).stem_strides == (2,)
-    assert config(PICTURES, stem_depths=(3,)).stem_strides == (1,)  # of 8 x 8 pixels
+    assert planned(10, 1, 8, 8, stem_depths=(3,), stem_strides=(2,)).config.stem_strides == (2,)
+    assert planned(10, 1, 8, 8, stem_depths=(3,)).config.stem_strides == (1,)
 
 
-def test_trained_weights_keep_the_recipes_rate_for_them():
+def test_strides_and_patch_of_the_user_are_kept():
+    config = planned(20, 3, 100, stem_strides=(4, 2), patch_size=1).config
+    assert (config.stem_strides, config.input_size, config.grid) == ((4, 2), (104,), (13,))
+
+
+def test_trained_weights_keep_the_recipes_learning_rate():
     options = choose("fast", SIGNALS, None, {}, DEIT).options
     assert "learning_rate" not in options
     assert options["warp"] == PRESETS["fast"].recipe["warp"]
     assert choose("fast", SIGNALS, None, {"learning_rate": 0.5}, DEIT).options["learning_rate"] == 0.5
 
 
-def test_strides_and_patch_are_the_users_where_given():
-    recipe, overrides = split_options({"stem_strides": (4, 2), "patch_size": 1})
-    _, config = plan_model(SIGNALS, "signal_small", recipe, overrides)
-    assert config.stem_strides == (4, 2)
-    assert config.input_size == (104,)
-    assert config.grid == (13,)
-
-
-# As published: what each paper and its code say, by the field of Recipe or ViTConfig that means it.
+# Values of each paper and its code, by field of Recipe or ViTConfig.
 PUBLISHED = {
     "deit": {
         "optimizer": "adamw",
@@ -335,8 +334,8 @@ WARMUP_STEPS = {"augreg": 10_000, "plain": 10_000}
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_presets_have_the_published_values(name):
     choice = choose(name, PICTURES, None, {})
-    recipe, overrides = split_options(choice.options)
-    found = {**asdict(recipe), **overrides}
+    recipe, overrides, _ = split_options(choice.options)
+    found = {"drop_path_rate": 0.0, **asdict(recipe), **overrides}
     assert {field: found[field] for field in PUBLISHED[name]} == pytest.approx(PUBLISHED[name])
     assert recipe.batch_size * recipe.accumulate == PRESETS[name].batch == BATCHES[name]
     assert choice.notes == ()
@@ -353,8 +352,15 @@ def test_larger_networks_have_other_values(model, rate, drop):
     assert choose("plain", PICTURES, model, {}).options["representation_size"] == named_config(model).embed_dim
 
 
+@pytest.mark.parametrize(("name", "rate"), [("deit", 0.1), ("deit3", 0.05), ("plain", None)])
+def test_drop_path_also_applies_to_trained_weights(name, rate):
+    _, network, _ = split_options(choose(name, PICTURES, None, {}, DEIT).options)
+    assert network == ({} if rate is None else {"drop_path_rate": rate})
+    assert choose(name, PICTURES, None, {"drop_path_rate": 0.2}, DEIT).options["drop_path_rate"] == 0.2
+
+
 @pytest.mark.parametrize(
-    ("name", "given", "rate"),
+    ("name", "options", "rate"),
     [
         ("deit", {"batch_size": 64}, 1e-3 / 16),  # in proportion, as its code does
         ("deit", {"batch_size": 64, "accumulate": 32}, 2e-3),
@@ -363,10 +369,10 @@ def test_larger_networks_have_other_values(model, rate, drop):
         ("plain", {"batch_size": 256, "learning_rate": 0.2}, 0.2),
     ],
 )
-def test_the_learning_rate_follows_the_effective_batch_and_this_is_said(name, given, rate):
-    choice = choose(name, PICTURES, None, given)
+def test_the_learning_rate_follows_the_effective_batch_with_a_note(name, options, rate):
+    choice = choose(name, PICTURES, None, options)
     assert choice.options["learning_rate"] == pytest.approx(rate)
-    assert [f"learning rate {rate:.2g}:" in note for note in choice.notes] == [True] * ("learning_rate" not in given)
+    assert [f"learning rate {rate:.2g}:" in note for note in choice.notes] == [True] * ("learning_rate" not in options)
 
 
 @pytest.mark.parametrize(
@@ -379,7 +385,7 @@ def test_the_learning_rate_follows_the_effective_batch_and_this_is_said(name, gi
         (400, "vit_small_patch14_518", (406, 406)),
     ],
 )
-def test_small_pictures_are_not_enlarged_to_the_weights_input(side, weights, expected):
+def test_small_images_are_not_enlarged_to_the_weights_input(side, weights, expected):
     pictures = [Image.new("RGB", (side, side // 2)) for _ in range(4)]
     data = load_source((pictures, [0, 1, 0, 1]), test_fraction=0, progress=False)
     choice = choose("finetune", data, None, {}, named_config(weights))
@@ -398,9 +404,9 @@ def test_every_preset_trains_two_steps(name, tmp_path):
     tiny = {"embed_dim": 16, "depth": 1, "num_heads": 2, "representation_size": 16}
     if preset.model is None:
         network = VisionTransformer(named_config("vit_pico", input_size=(16, 16), patch_size=4, num_classes=5, **tiny))
-        network.untrained = ()
-        network.preprocess = ImagePreprocess((16, 16), (0.5,) * 3, (0.2,) * 3)
-        save_model(network, tmp_path / "w.safetensors")
+        Model(network, Classification("abcde"), ImagePreprocess((16, 16), (0.5,) * 3, (0.2,) * 3)).save(
+            tmp_path / "w.safetensors"
+        )
         options = {"weights": tmp_path / "w.safetensors"}
     else:
         options = {**tiny, **({"rocket_features": 168} if preset.dims == 1 else {})}

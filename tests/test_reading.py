@@ -1,4 +1,4 @@
-"""The warning that reading is the brake: what is measured, and when it is said."""
+"""The warning that reading limits the speed of training: what is measured, and when there is a note."""
 
 import time
 
@@ -8,14 +8,14 @@ import pytest
 import torch
 from PIL import Image
 
+import datafiles
+import ndvit
 from ndvit.data.augment.pictures import Variation
-from ndvit.data.examples import Examples, Source
+from ndvit.data.examples import Examples
 from ndvit.data.loading import Inputs
-from ndvit.data.preprocess.images import ImagePreprocess, read_image
-from ndvit.training import callbacks
-from ndvit.training.callbacks import ReadingWatch
-from ndvit.training.learn import learn
-from ndvit.training.plan import split_options
+from ndvit.data.preprocess.images import ImagePreprocess
+from ndvit.training.callbacks import reading_watch
+from ndvit.training.callbacks.reading_watch import ReadingWatch
 
 SIZE = ImagePreprocess((4, 6), (0.5,) * 3, (0.5,) * 3)
 
@@ -62,40 +62,32 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 
-def test_slow_reading_is_said(monkeypatch):
-    monkeypatch.setattr(callbacks.os, "cpu_count", lambda: 8)
+def test_slow_reading_has_a_note(monkeypatch):
+    monkeypatch.setattr(reading_watch.os, "cpu_count", lambda: 8)
     watch = train(pictures(0.002), 0.002)
     assert (watch.steps, watch.examples) == (30, 120)  # the first ten do not count
     assert watch.waiting > 30 * 4 * 0.002  # four pictures one after the other
     assert watch.working > 30 * 0.002
     share, rate = watch.waiting / (watch.waiting + watch.working), 120 / (watch.waiting + watch.working)
     assert watch.note == (
-        f"reading was the brake: {100 * share:.0f} % of the training time waited for pictures "
-        f"({rate:,.0f} pictures/s): try more --workers (now 0), or smaller files (the network sees 4 x 6)"
+        f"reading limited the speed: {100 * share:.0f} % of the training time waited for pictures "
+        f"({rate:,.0f} pictures/s): try more --workers (now 0), or smaller files (the network takes 4 x 6)"
     )
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
-def test_a_training_says_it_once(tmp_path, monkeypatch, share):
-    """After the last of its members; or not at all, where no share of the time is too much."""
+def test_a_training_logs_the_note_once(tmp_path, monkeypatch, share):
+    """After the last of its members; or never, if no share of the time is too much."""
     monkeypatch.setattr(ReadingWatch, "SHARE", share)
-    paths, lines, rng = [], [], np.random.default_rng(0)
-    for i in range(12):
-        paths.append(str(tmp_path / f"{i}.png"))
-        Image.fromarray(rng.integers(0, 255, (8, 8, 3), dtype=np.uint8)).save(paths[-1])
-    examples = Examples(paths, [0, 1] * 6, read=read_image)
-    data = Source("pictures", "image", ("a", "b"), examples, examples, None, ())
-    options = {"steps": 32, "batch_size": 4, "workers": 0, "device": "cpu", "val_fraction": 0}
-    recipe, overrides = split_options(options | {"embed_dim": 16, "depth": 1, "num_heads": 2})
-    learned = learn(data, recipe, overrides, model="vit_pico", members=2, progress=False, say=lines.append)
-    assert [result.steps for result in learned.fits] == [32, 32]
-    said = [line for line in lines if line.startswith("reading was the brake: ")]
-    if share == 1:
-        assert said == []
-        assert learned.fit.note is None
-    else:
-        assert said == lines[-1:] == [learned.fits[1].note]
-        assert learned.fits[0].note.startswith("reading was the brake: ")
+    lines = []
+    run = ndvit.train(
+        datafiles.pictures(tmp_path / "data", count=8), output=tmp_path / "run", model="vit_pico", embed_dim=16,
+        depth=1, num_heads=2, steps=32, batch_size=4, workers=0, device="cpu", val_fraction=0, members=2,
+        progress=False, log=lines.append,
+    )  # fmt: skip
+    notes = [line for line in lines if line.startswith("reading limited the speed: ")]
+    assert len(notes) == (share == 0)
+    assert run.fit.note == (notes[0] if notes else None)
 
 
 def test_quick_reading_is_not():
@@ -114,7 +106,7 @@ def test_few_steps_tell_nothing():
 
 @pytest.fixture
 def clock(monkeypatch):
-    """A clock that stands still unless it is told; `clock.now` is its time."""
+    """A clock that does not move by itself; `clock.now` is its time."""
 
     class Clock:
         now = 0.0
@@ -137,16 +129,16 @@ def test_validations_and_checkpoints_are_not_reading(clock):
     assert (watch.waiting, watch.working) == (7.5, 15)
     assert watch.note is None  # a third, and no more
     watch.waiting += 0.1
-    assert watch.note.startswith("reading was the brake: 34 % of")
+    assert watch.note.startswith("reading limited the speed: 34 % of")
 
 
 def test_cures_are_those_that_can_help(monkeypatch):
     watch = ReadingWatch(pictures(0.0).stream(4, 40, 0, 0, 0), pictures(0.0, Variation(SIZE, policy="randaugment")))
     watch.steps, watch.examples, watch.waiting, watch.working = 30, 4_000, 3.0, 1.0
-    monkeypatch.setattr(callbacks.os, "cpu_count", lambda: 0)
+    monkeypatch.setattr(reading_watch.os, "cpu_count", lambda: 0)
     assert watch.note == (
-        "reading was the brake: 75 % of the training time waited for pictures (1,000 pictures/s): "
-        "try more --workers (now 0), or smaller files (the network sees 4 x 6), or a lighter --policy"
+        "reading limited the speed: 75 % of the training time waited for pictures (1,000 pictures/s): "
+        "try more --workers (now 0), or smaller files (the network takes 4 x 6), or a lighter --policy"
     )
     watch.loader.num_workers = 1
     assert "--workers" not in watch.note  # the one core reads already

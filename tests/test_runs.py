@@ -1,4 +1,4 @@
-"""Runs from a source to a folder, and what trained models say: train, evaluate and predict as Python functions."""
+"""Runs from a source to a folder, and the answers of trained models: train, evaluate and predict in Python."""
 
 import csv
 import json
@@ -13,11 +13,11 @@ import torch
 import yaml
 
 from datafiles import arrays, picture, pictures, sound, ts
-from ndvit import create_model, evaluate, load_model, predict
+from ndvit import Model, create_model, evaluate, load_model, predict
 from ndvit.config.recipe import Recipe
 from ndvit.data.loading import Inputs
 from ndvit.data.sources.load import load_examples, load_source
-from ndvit.training.plan import plan_model, split_options, with_validation
+from ndvit.training.plan import Request, hold_out_validation, plan
 from tinyruns import QUIET, command, run_tiny, same_result, tensors, toy
 
 FILES = ["checkpoints", "config.yaml", "metrics.csv", "model.safetensors", "report.html", "results.json"]
@@ -66,8 +66,8 @@ def test_missing_values_are_masked_to_the_end(tmp_path):
     with torch.no_grad():
         right = run.model(x[None], mask[None]).softmax(1)
         wrong = run.model(x[None]).softmax(1)
-    said = evaluate(run.model, source, split="all", **QUIET)
-    first = said.probabilities[list(said.names).index("X[0]")]
+    result = evaluate(run.model, source, split="all", **QUIET)
+    first = result.probabilities[list(result.names).index("X[0]")]
     assert np.allclose(first, right[0], atol=1e-6)
     assert not np.allclose(first, wrong[0], atol=1e-5)
 
@@ -95,10 +95,10 @@ def test_the_run_folder(tmp_path):
     assert results["examples"] == 8
     model = load_model(run.folder)
     assert model.classes == ("off", "on")
-    assert not model.training
-    told = model.provenance
-    assert (told["source"], told["model"], told["seed"], told["steps"]) == (str(source), "vit_pico", 3, 7)
-    assert told["test_accuracy"] == run.evaluation.accuracy
+    assert not model.network.training
+    facts = model.provenance
+    assert (facts["source"], facts["model"], facts["seed"], facts["steps"]) == (str(source), "vit_pico", 3, 7)
+    assert facts["test_accuracy"] == run.evaluation.accuracy
     assert [path.name for path in (run.folder / "checkpoints").iterdir()] == ["step=6.ckpt"]
     assert not list(run.folder.rglob("*.tmp"))
 
@@ -136,7 +136,7 @@ def test_the_seed_decides(tmp_path):
 
 
 def test_learning(tmp_path):
-    run = run_tiny(toy(80, shift=1.0), tmp_path / "run", steps=100, learning_rate=3e-3, mixup=0)
+    run = run_tiny(toy(80, shift=1.0), tmp_path / "run", steps=60, learning_rate=5e-3, mixup=0)
     first, last = run.fit.history[0]["train_loss"], run.fit.history[-1]["train_loss"]
     assert last < 0.6 * first
     assert run.evaluation.accuracy > 0.8  # 1/2 is chance
@@ -148,8 +148,8 @@ def test_folder_of_pictures(tmp_path):
     assert run.model.classes == ("cat", "dog")
     assert run.model.config.input_size == (10, 12)
     new = [picture(tmp_path / "new" / "one.jpg", (0, 100, 200)), picture(tmp_path / "two.png", (60, 100, 160))]
-    said = predict(run.folder, *new, **QUIET)
-    assert [(Path(p.name).name, p.label) for p in said] == [("one.jpg", "cat"), ("two.png", "dog")]
+    predictions = predict(run.folder, *new, **QUIET)
+    assert [(Path(p.name).name, p.label) for p in predictions] == [("one.jpg", "cat"), ("two.png", "dog")]
     assert [(Path(p.name).name, p.label) for p in predict(run.folder, tmp_path / "new", **QUIET)] == [
         ("one.jpg", "cat")
     ]
@@ -203,7 +203,10 @@ def test_an_existing_folder_is_left_alone(tmp_path):
 
 
 def test_batchnorm_wants_two_examples(tmp_path):
-    with pytest.raises(ValueError, match="batch_size is 1, but BatchNorm before the head needs 2 at least"):
+    with pytest.raises(
+        ValueError,
+        match="batch_size is 1, but BatchNorm before the head needs at least 2: increase it, or set head_norm='none'",
+    ):
         run_tiny(toy(), tmp_path / "run", model="signal_tiny", depth=1, stem_width=8, rocket_features=0, batch_size=1)
     assert not (tmp_path / "run").exists()
 
@@ -224,7 +227,7 @@ def test_force_replaces_runs_only(tmp_path, kind):
     precious.parent.mkdir()
     precious.write_text("much work")
     target = precious if kind == "file" else precious.parent
-    with pytest.raises(FileExistsError, match="is no run of ndvit's, so it is not replaced even by force"):
+    with pytest.raises(FileExistsError, match="is not a run of ndvit, so it is not replaced even with force"):
         run_tiny(toy(), target, steps=1, force=True)
     with pytest.raises(FileExistsError, match="exists: choose another output"):
         run_tiny(toy(), target, steps=1)
@@ -236,7 +239,7 @@ def test_force_does_not_replace_what_has_a_config_yaml_of_its_own(tmp_path):
     project.mkdir()
     (project / "config.yaml").write_text("theme: dark\n")
     (project / "work.py").write_text("much work")
-    with pytest.raises(FileExistsError, match="is no run of ndvit's"):
+    with pytest.raises(FileExistsError, match="is not a run of ndvit"):
         run_tiny(toy(), project, steps=1, force=True)
     assert (project / "work.py").read_text() == "much work"
 
@@ -264,13 +267,13 @@ REFUSED = {
         r"\(15,\) is not divisible by patch_size \(4,\): use \(16,\)",
     ),
     "heads": ({"num_heads": 3}, "not divisible by num_heads 3"),
-    "steps": ({"steps": 0}, "steps must be a whole number, at least 1; got 0"),
+    "steps": ({"steps": 0}, "steps must be a whole number of at least 1, got 0"),
     "steps and epochs": ({"steps": 1, "epochs": 1}, "give steps or epochs, not both"),
     "no test": ({"test_fraction": 0}, "test_fraction must be above 0: a run ends with a test"),
     "test of all": ({"test_fraction": 1}, "test_fraction must be at least 0 and below 1"),
     "early stop": ({"early_stop": 2}, "early_stop needs validation data: set val_fraction"),
     "early stop without": ({"early_stop": 2, "val_fraction": 0.0}, "early_stop needs validation data"),
-    "device": ({"device": "mps"}, "there is no device mps here: use auto or cpu"),
+    "device": ({"device": "mps"}, "device mps is not available: use auto or cpu"),
     "other device": ({"device": "tpu"}, "device must be one of auto, cpu, cuda, mps; got 'tpu'"),
 }
 
@@ -285,20 +288,19 @@ def test_options_are_refused_before_anything_is_written(tmp_path, name):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
 def test_no_gpu(tmp_path):
-    with pytest.raises(ValueError, match="there is no device cuda here: use auto or cpu"):
+    with pytest.raises(ValueError, match="device cuda is not available: use auto or cpu"):
         run_tiny(toy(), tmp_path / "run", device="cuda")
     run = run_tiny(toy(), tmp_path / "run", steps=1)
-    with pytest.raises(ValueError, match="there is no device cuda here"):
+    with pytest.raises(ValueError, match="device cuda is not available"):
         evaluate(run.model, toy(), device="cuda", **QUIET)
 
 
-def plan(source, model="vit_pico", **options):
-    recipe, overrides = split_options(options)
-    return plan_model(load_source(source), model, recipe, overrides)[1]
+def config_of(source, model="vit_pico", **options):
+    return plan(Request(source=source, model=model, preset="basic", options=options, progress=False)).first.config
 
 
 @pytest.mark.parametrize(
-    ("shape", "given", "size"),
+    ("shape", "options", "size"),
     [
         ((16,), {"input_size": 8}, (8,)),
         ((3, 8, 8), {"input_size": 12}, (12, 12)),
@@ -309,69 +311,69 @@ def plan(source, model="vit_pico", **options):
         ((1, 16), {"input_size": [8], "patch_size": [4]}, (8,)),
     ],
 )
-def test_one_number_is_a_length_a_square_or_a_cube(shape, given, size):
-    assert plan(toy(shape=shape), **given).input_size == size
+def test_one_number_is_a_length_a_square_or_a_cube(shape, options, size):
+    assert config_of(toy(shape=shape), **options).input_size == size
 
 
 def test_a_named_2d_model_brings_size_and_patch(tmp_path):
     source = pictures(tmp_path / "pictures")
-    config = plan(source, "vit_tiny_patch16_224")
+    config = config_of(source, "vit_tiny_patch16_224")
     assert (config.input_size, config.patch_size, config.in_channels) == ((224, 224), (16, 16), 3)
-    config = plan(source, "vit_tiny_patch16_224", input_size=32)
+    config = config_of(source, "vit_tiny_patch16_224", input_size=32)
     assert (config.input_size, config.patch_size) == ((32, 32), (16, 16))
-    config = plan(source, "vit_tiny_patch16_224", patch_size=32)
+    config = config_of(source, "vit_tiny_patch16_224", patch_size=32)
     assert (config.input_size, config.patch_size) == ((224, 224), (32, 32))
     with pytest.raises(
         ValueError, match=r"input_size \(40, 40\) is not divisible by patch_size \(16, 16\): use \(48, 48\)"
     ):
-        plan(source, "vit_tiny_patch16_224", input_size=40)
+        config_of(source, "vit_tiny_patch16_224", input_size=40)
 
 
 def test_options_arrive_in_the_config():
-    config = plan(toy(), drop_path_rate=0.25, drop_rate=0.1, pooling="avg", distilled=False, weight_init="article")
+    config = config_of(toy(), drop_path_rate=0.25, drop_rate=0.1, pooling="avg", distilled=False, weight_init="article")
     assert (config.drop_path_rate, config.drop_rate, config.pooling) == (0.25, 0.1, "avg")
     assert config.weight_init == "article"
-    assert plan(toy()).weight_init == "balanced"
-    assert plan(toy(classes=5)).num_classes == 5
+    assert config_of(toy()).weight_init == "balanced"
+    assert config_of(toy(classes=5)).num_classes == 5
 
 
 def test_validation_data(tmp_path):
     data = load_source(toy(100))
-    held = with_validation(data, Recipe(val_fraction=0.25, seed=3))
+    held = hold_out_validation(data, Recipe(val_fraction=0.25, seed=3))
     assert (len(held.train), len(held.val), len(held.test)) == (60, 20, 20)
-    assert np.bincount(held.val.labels).tolist() == [10, 10]
+    assert np.bincount(held.val.targets).tolist() == [10, 10]
     assert set(held.train.names).isdisjoint(held.val.names)
     assert held.notes[-1] == "validation: 20 of the 80 training examples, stratified, seed 3"
-    assert with_validation(data, Recipe()).val is None  # too few to hold any out unasked
-    many = with_validation(load_source(toy(2500, shape=(2,))), Recipe())
+    assert hold_out_validation(data, Recipe()).val is None  # too few to hold any out by default
+    many = hold_out_validation(load_source(toy(2500, shape=(2,))), Recipe())
     assert (len(many.train), len(many.val)) == (1800, 200)
-    assert with_validation(load_source(toy(2500, shape=(2,))), Recipe(val_fraction=0.0)).val is None
+    assert hold_out_validation(load_source(toy(2500, shape=(2,))), Recipe(val_fraction=0.0)).val is None
 
     x, y = toy(2500, shape=(2,))
     y[0] = 7  # a class of one
-    single = with_validation(load_source((x, y, x, y)), Recipe())
-    assert "; 1 class of a single example is not in it" in single.notes[-1]
-    assert 2 not in single.val.labels
+    single = hold_out_validation(load_source((x, y, x, y)), Recipe())
+    assert "; not in it, because they have a single example: class 7" in single.notes[-1]
+    assert 2 not in single.val.targets
     with pytest.raises(ValueError, match="class 7 has a single example"):
-        with_validation(load_source((x, y, x, y)), Recipe(val_fraction=0.1))
+        hold_out_validation(load_source((x, y, x, y)), Recipe(val_fraction=0.1))
 
     for split in ("train", "val", "test"):
         pictures(tmp_path / "pictures" / split)
     own = load_source(tmp_path / "pictures")
-    assert with_validation(own, Recipe(val_fraction=0.5)).val is own.val
+    assert hold_out_validation(own, Recipe(val_fraction=0.5)).val is own.val
 
 
-def test_what_is_said(tmp_path):
+def test_lines_of_a_run(tmp_path):
     lines = []
-    run = run_tiny(toy(), tmp_path / "run", steps=1, val_fraction=0.25, say=lines.append)
+    run = run_tiny(toy(), tmp_path / "run", steps=1, val_fraction=0.25, log=lines.append)
     text = "\n".join(lines)
-    assert "20% of each class held out for testing (8 examples), stratified, seed 0" in text
+    assert "20% held out for testing (8 examples), stratified, seed 0" in text
     assert "validation: 8 of the 32 training examples, stratified, seed 0" in text
     assert "24 training, 8 validation, 8 test" in text
-    parameters = sum(p.numel() for p in run.model.parameters())
+    parameters = sum(p.numel() for p in run.model.network.parameters())
     assert f"vit_pico, {parameters:,} parameters" in text
     right = 8 - len(run.evaluation.mistakes)
-    assert f"test accuracy {right / 8:.4f} ({right} of 8)" in lines[-2]
+    assert f"test accuracy {right / 8:.4f} ({right} of 8; 95 % interval " in lines[-2]
     assert lines[-1] == f"report: {tmp_path / 'run' / 'report.html'}"
 
 
@@ -405,7 +407,7 @@ def home(tmp_path_factory):
 
 def test_evaluating_what_was_trained_on_repeats_the_test(home):
     lines = []
-    result = evaluate(home / "run", home / "toy.npz", progress=False, say=lines.append)
+    result = evaluate(home / "run", home / "toy.npz", progress=False, log=lines.append)
     stored = json.loads((home / "run" / "results.json").read_text())
     assert result.to_dict() == stored
     assert lines[-1] == "toy: 12 examples (the test set)"
@@ -453,7 +455,7 @@ def test_data_with_a_test_set_alone(home, tmp_path, name, classes):
         np.testing.assert_array_equal(result.labels, whole.labels)
     with pytest.raises(ValueError, match="toy has no examples of the train set"):
         evaluate(home / "run", tmp_path / "toy.npz", split="train", **QUIET)
-    with pytest.raises(ValueError, match=f"holds {name} but nothing to train on .*`ndvit evaluate` tests"):
+    with pytest.raises(ValueError, match=f"has {name} but no training set .*`ndvit evaluate` tests"):
         load_source(tmp_path / "toy.npz")
 
 
@@ -497,23 +499,23 @@ def test_what_cannot_be_evaluated(home):
     with pytest.raises(FileNotFoundError, match="no such file or folder"):
         evaluate(home / "run", home / "nothing", **QUIET)
     with pytest.raises(ValueError, match="does not know its classes and preprocessing"):
-        evaluate(create_model("vit_pico", input_size=16), home / "toy.npz", **QUIET)
+        evaluate(Model(create_model("vit_pico", input_size=16)), home / "toy.npz", **QUIET)
 
 
 # predict
 
 
 def test_predictions_agree_with_the_network(home):
-    said = predict(home / "run", home / "toy.npz", **QUIET)
-    assert len(said) == 60
-    assert all(sum(p.probabilities.values()) == pytest.approx(1, abs=1e-5) for p in said)
-    assert all(p.label == max(p.probabilities, key=p.probabilities.get) for p in said)
+    predictions = predict(home / "run", home / "toy.npz", **QUIET)
+    assert len(predictions) == 60
+    assert all(sum(p.probabilities.values()) == pytest.approx(1, abs=1e-5) for p in predictions)
+    assert all(p.label == max(p.probabilities, key=p.probabilities.get) for p in predictions)
     model = load_model(home / "run")
     x = torch.stack([model.preprocess(example) for example in np.load(home / "toy.npz")["X"]])
     with torch.no_grad():
         direct = model(x).softmax(1)
-    assert torch.allclose(torch.tensor([list(p.probabilities.values()) for p in said]), direct, atol=1e-6)
-    assert list(said[0].probabilities) == ["a", "b", "c"]
+    assert torch.allclose(torch.tensor([list(p.probabilities.values()) for p in predictions]), direct, atol=1e-6)
+    assert list(predictions[0].probabilities) == ["a", "b", "c"]
 
 
 def test_batches_and_models_in_memory_say_the_same(home):
@@ -529,68 +531,68 @@ def test_batches_and_models_in_memory_say_the_same(home):
 
 def test_files_and_folders_may_be_mixed(home, tmp_path):
     arrays(tmp_path, classes=("one",), count=3, shape=(2, 16))
-    said = predict(home / "run", home / "toy.npz", tmp_path / "one", tmp_path / "one" / "2.npy", **QUIET)
-    assert [Path(p.name).name for p in said[60:]] == ["0.npy", "1.npy", "2.npy", "2.npy"]
-    assert said[-1].probabilities == pytest.approx(said[-2].probabilities, abs=1e-6)
+    predictions = predict(home / "run", home / "toy.npz", tmp_path / "one", tmp_path / "one" / "2.npy", **QUIET)
+    assert [Path(p.name).name for p in predictions[60:]] == ["0.npy", "1.npy", "2.npy", "2.npy"]
+    assert predictions[-1].probabilities == pytest.approx(predictions[-2].probabilities, abs=1e-6)
 
 
 def test_inputs_of_predictions_are_those_of_training(home):
     # what predict reads and what Inputs makes for training is one tensor
     model = load_model(home / "run")
-    _, examples, _ = load_examples(home / "toy.npz")
+    examples = load_examples(home / "toy.npz").examples
     one = Inputs(examples, model.preprocess).__getitems__([4]).x
     assert torch.equal(one[0], model.preprocess(np.load(home / "toy.npz")["X"][4]))
 
 
 def test_what_cannot_be_predicted(home, tmp_path):
-    with pytest.raises(ValueError, match="nothing to predict: give files or folders"):
+    with pytest.raises(ValueError, match="nothing to predict: pass files, folders or arrays"):
         predict(home / "run", **QUIET)
     with pytest.raises(ValueError, match=r"0\.png holds images, and the model was trained on signals"):
         predict(home / "run", home / "toy.npz", home / "pictures" / "cat" / "0.png", **QUIET)
     with pytest.raises(FileNotFoundError, match=r"new\.png: no such file or folder"):
         predict(home / "picture_run", tmp_path / "new.png", **QUIET)
     (tmp_path / "bad.png").write_bytes(b"no picture")
-    with pytest.raises(ValueError, match=r"bad\.png: is no picture"):
+    with pytest.raises(ValueError, match=r"bad\.png: is not a picture"):
         predict(home / "picture_run", tmp_path / "bad.png", **QUIET)
     picture(tmp_path / "good.png")
     lines = []
-    said = predict(home / "picture_run", tmp_path, skip_bad=True, progress=False, say=lines.append)
-    assert [Path(p.name).name for p in said] == ["good.png"]
-    assert re.fullmatch(r"1 of 2 examples left out as bad: .*bad\.png: is no picture.*", lines[0])
+    predictions = predict(home / "picture_run", tmp_path, skip_bad=True, progress=False, log=lines.append)
+    assert [Path(p.name).name for p in predictions] == ["good.png"]
+    assert re.fullmatch(r"1 of 2 examples left out as bad: .*bad\.png: is not a picture.*", lines[0])
     with pytest.raises(ValueError, match="the model does not know its classes"):
-        predict(create_model("vit_pico", input_size=16), home / "toy.npz", **QUIET)
+        predict(Model(create_model("vit_pico", input_size=16)), home / "toy.npz", **QUIET)
 
 
-def test_longer_examples_are_told(home, tmp_path):
+def test_longer_examples_are_resampled_with_a_note(home, tmp_path):
     longer, short = np.zeros((2, 30), np.float32), np.ones((2, 16), np.float32)
     arrays(tmp_path, classes=("one",), count=3, shape=(2, 20))
-    for ask in (
-        lambda say: predict(home / "run", [longer, short, longer], progress=False, say=say),
-        lambda say: evaluate(home / "run", ([longer, short, longer], ["a", "b", "c"]), progress=False, say=say),
+    for answer in (
+        lambda log: predict(home / "run", [longer, short, longer], progress=False, log=log),
+        lambda log: evaluate(home / "run", ([longer, short, longer], ["a", "b", "c"]), progress=False, log=log),
     ):
         lines = []
-        ask(lines.append)
+        answer(lines.append)
         assert lines[-1] == "2 of 3 examples are longer than 16, and resampled to it"
     lines = []
-    predict(home / "run", tmp_path / "one", progress=False, say=lines.append)  # files, by their headers
+    predict(home / "run", tmp_path / "one", progress=False, log=lines.append)  # files, by their headers
     assert lines == ["3 of 3 examples are longer than 16, and resampled to it"]
     lines.clear()
-    predict(home / "picture_run", home / "pictures" / "cat", progress=False, say=lines.append)
+    predict(home / "picture_run", home / "pictures" / "cat", progress=False, log=lines.append)
     assert lines == []
 
 
 def test_arrays_can_be_predicted(home):
     x = np.load(home / "toy.npz")["X"][:3]
-    said = predict(home / "run", home / "toy.npz", **QUIET)[:3]
-    for given in (x, list(x), tuple(x), torch.from_numpy(x)):
-        again = predict(home / "run", given, **QUIET)
+    predictions = predict(home / "run", home / "toy.npz", **QUIET)[:3]
+    for examples in (x, list(x), tuple(x), torch.from_numpy(x)):
+        again = predict(home / "run", examples, **QUIET)
         assert [p.name for p in again] == ["X[0]", "X[1]", "X[2]"]
-        assert again[2].probabilities == pytest.approx(said[2].probabilities, abs=1e-6)
+        assert again[2].probabilities == pytest.approx(predictions[2].probabilities, abs=1e-6)
     with pytest.raises(ValueError, match=r"examples to predict are paths, an array .*; got a int"):
         predict(home / "run", 3, **QUIET)
-    with pytest.raises(ValueError, match="got a list of paths; give them one by one"):
+    with pytest.raises(ValueError, match="got a list of paths; pass them one by one"):
         predict(home / "run", [home / "toy.npz"], **QUIET)
-    with pytest.raises(ValueError, match="X: the test set holds no examples"):
+    with pytest.raises(ValueError, match="X: the test set has no examples"):
         predict(home / "run", [], **QUIET)
     with pytest.raises(ValueError, match="X holds signals or other arrays of values, and the model was"):
         predict(home / "picture_run", x, **QUIET)
@@ -606,12 +608,12 @@ def test_an_npy_file_is_one_or_many_examples_by_the_model(home, tmp_path):
     np.save(tmp_path / "many.npy", x[:3])
     np.save(tmp_path / "one.npy", x[0])
     lines = []
-    said = predict(home / "run", tmp_path / "many.npy", tmp_path / "one.npy", progress=False, say=lines.append)
-    assert [Path(p.name).name for p in said] == ["many.npy[0]", "many.npy[1]", "many.npy[2]", "one.npy"]
-    assert said[0].probabilities == pytest.approx(said[3].probabilities, abs=1e-6)
+    predictions = predict(home / "run", tmp_path / "many.npy", tmp_path / "one.npy", progress=False, log=lines.append)
+    assert [Path(p.name).name for p in predictions] == ["many.npy[0]", "many.npy[1]", "many.npy[2]", "one.npy"]
+    assert predictions[0].probabilities == pytest.approx(predictions[3].probabilities, abs=1e-6)
     assert lines == [
         "many.npy: taken as 3 examples, by its number of axes",
         "one.npy: taken as one example, by its number of axes",
     ]
     for channels, count in ((1, 2), (2, 1)):
-        assert len(load_examples(tmp_path / "one.npy", dims=1, channels=channels)[1]) == count
+        assert len(load_examples(tmp_path / "one.npy", dims=1, channels=channels).examples) == count

@@ -1,26 +1,28 @@
-"""The thread that runs OpenVINO keeps its signal stack: else a signal would crash it once OpenVINO is gone."""
+"""The thread that runs OpenVINO keeps its signal stack; otherwise a signal would crash it once OpenVINO is gone."""
 
 import ctypes
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import torch
 
-import ndvit
-from ndvit.exporting.runtimes import load_exported
-from ndvit.exporting.signalstack import _Stack, signal_stack_kept
-from test_export import network
-from tinyruns import toy
+from ndvit.exporting.comparison import ComparisonData
+from ndvit.exporting.quantize import QUANTIZE
+from ndvit.exporting.runtimes import open_exported
+from ndvit.exporting.signalstack import _Stack, preserve_signal_stack
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="of Linux alone")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has this problem")
 
+DATA = Path(__file__).parent / "data"
 GONE_IN_A_THREAD = """
 import signal, sys, threading
 import ndvit._torchvision
-from ndvit.exporting.runtimes import load_exported
+from ndvit.exporting.runtimes import open_exported
 
 signal.signal(signal.SIGUSR1, lambda *_: print("a signal"))
-held = [load_exported(sys.argv[1])]
+held = [open_exported(sys.argv[1])]
 thread = threading.Thread(target=held.clear)
 thread.start()
 thread.join()
@@ -34,30 +36,29 @@ def stack() -> tuple:
     return found.sp, found.flags, found.size
 
 
-def test_it_is_given_back():
+def test_it_is_restored():
     memory, before = ctypes.create_string_buffer(1 << 16), stack()
-    with signal_stack_kept():
+    with preserve_signal_stack():
         other = _Stack(ctypes.addressof(memory), 0, len(memory))
         assert ctypes.CDLL(None).sigaltstack(ctypes.byref(other), None) == 0
         assert stack() == (ctypes.addressof(memory), 0, 1 << 16)
     assert stack() == before
 
 
-@pytest.mark.parametrize("format", ["onnx", "openvino"])
-def test_exports_leave_it(format, tmp_path):
-    before, data = stack(), toy(60, (2, 24), classes=3)
-    path = tmp_path / ("model.onnx" if format == "onnx" else "model.xml")
-    report = ndvit.export(network("signal"), path, format=format, int8=True, data=data, min_agreement=0)
-    assert report.how.int8
+@pytest.mark.parametrize(
+    ("format", "name", "size"), [("onnx", "signal.onnx", (24,)), ("openvino", "network.xml", (8, 8))]
+)
+def test_exported_files_and_their_quantisation_preserve_it(format, name, size, tmp_path):
+    before, data = stack(), ComparisonData(torch.randn(6, 1, *size), None, None, "noise")
+    runtime, _ = open_exported(DATA / name)
     assert stack() == before
-    exported = load_exported(path)
+    QUANTIZE["onnx" if name.endswith("onnx") else "openvino"](DATA / name, runtime, data, tmp_path / name, "{}")
     assert stack() == before
-    del exported
+    del runtime
     assert stack() == before
 
 
-def test_signals_come_through_when_a_model_ended_in_another_thread(tmp_path):
-    ndvit.export(network("signal"), tmp_path / "model.xml", format="openvino")
-    given = [sys.executable, "-c", GONE_IN_A_THREAD, str(tmp_path / "model.xml")]
-    done = subprocess.run(given, capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (0, "a signal\n"), done.stderr  # it was -11, of a segmentation fault
+def test_signals_arrive_after_a_model_ended_in_another_thread():
+    arguments = [sys.executable, "-c", GONE_IN_A_THREAD, str(DATA / "network.xml")]
+    done = subprocess.run(arguments, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "a signal\n"), done.stderr  # -11 is a segmentation fault

@@ -1,4 +1,4 @@
-"""Less work: dropped paths and patches, merged tokens, and tokens that nobody reads."""
+"""Less work: dropped paths and patches, merged tokens, and tokens that no head reads."""
 
 import math
 from contextlib import nullcontext
@@ -6,15 +6,14 @@ from contextlib import nullcontext
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.profiler import ProfilerActivity, profile
 
-from ndvit import load_model, save_model
 from ndvit.config import ViTConfig
-from ndvit.network import VisionTransformer, count_cost, create_model, layers
-from ndvit.network.grid import relative_offsets, rope_periods, rotary_table
-from ndvit.network.layers import Attention, AttentionPool, Block, DropPath, visible_mean
-from ndvit.network.tokens import draw_tokens, keep_tokens, merge_tokens
-from smallnetworks import batch, spread
+from ndvit.network import VisionTransformer, count_cost
+from ndvit.network.fast import only_read_tokens
+from ndvit.network.layers import Attention, AttentionPool, Block, DropPath, MergingBlock, masked_mean
+from ndvit.network.positions import relative_offsets, rope_periods, rotary_table
+from ndvit.network.token_reduction import draw_tokens, keep_tokens, merge_tokens
+from smallnetworks import batch, patches_to_mask, spread
 
 SIZES = {
     "1d": dict(input_size=(24,), patch_size=2),
@@ -34,14 +33,6 @@ def inputs(model, n=3):
     return batch(model, n).double()
 
 
-def patches_to_mask(model, patches):
-    """(B, N) of patches -> (B, *input_size) of values."""
-    mask = patches.view(len(patches), *model.config.grid)
-    for axis, p in enumerate(model.config.token_size, start=1):
-        mask = mask.repeat_interleave(p, axis)
-    return mask
-
-
 def assert_equal(a, b):
     torch.testing.assert_close(a, b, atol=1e-12, rtol=1e-12)
 
@@ -53,13 +44,18 @@ def a_block(kind, rate):
     """A block under drop path, and what it reads of eight samples."""
     values = SMALL | SIZES["2d"] | {"relative": dict(relative_bias=True), "rope": dict(pos_embed="rope")}.get(kind, {})
     values |= {"merging": dict(merge_tokens=3)}.get(kind, {})
-    block = spread(Block(ViTConfig(**values, layer_scale=0.1), rate)).double()
-    x, visible = torch.randn(8, 13, 24, dtype=torch.float64), torch.rand(8, 1, 1, 13) > 0.3
-    visible[..., 0] = True
+    block = (MergingBlock if kind == "merging" else Block)(ViTConfig(**values, layer_scale=0.1), rate)
+    block = spread(block).double()
+    x, key_mask = torch.randn(8, 13, 24, dtype=torch.float64), torch.rand(8, 1, 1, 13) > 0.3
+    key_mask[..., 0] = True
     cos, sin = rotary_table((4, 3), rope_periods(12, 2, 100.0), prefix=1)
     kept = draw_tokens(x, None, 1, 0.0)  # the tables of a grid of which each sample has other patches
     rotation = keep_tokens(kept, x, None, (cos.double(), sin.double()))[2] if kind == "rope" else None
-    return block, x, (visible, rotation, relative_offsets((4, 3)) if kind == "relative" else None)
+    return block, x, (key_mask, rotation, relative_offsets((4, 3)) if kind == "relative" else None)
+
+
+def tokens_of(output):
+    return output[0] if isinstance(output, tuple) else output
 
 
 def ordinary_drop_path(self, x, branch, *inputs):
@@ -71,41 +67,41 @@ def ordinary_drop_path(self, x, branch, *inputs):
 @pytest.mark.parametrize("first", [None, 1])
 @pytest.mark.parametrize("kind", ["plain", "relative", "rope", "merging"])
 def test_drop_path_equals_computing_all_and_dropping_some(kind, first, monkeypatch):
-    block, x, seen = a_block(kind, 0.5)
+    block, x, context = a_block(kind, 0.5)
     results = []
     for way in (DropPath.forward, ordinary_drop_path):
         monkeypatch.setattr(DropPath, "forward", way)
         torch.manual_seed(1)
         leaf = x.clone().requires_grad_()
-        out, _ = block(leaf, *seen, first)
+        out = tokens_of(block(leaf, *context, first))
         block.zero_grad()
         out.sin().sum().backward()
         results.append([out, leaf.grad, *(p.grad for p in block.parameters())])
     for ours, expected in zip(*results):
         assert_equal(ours, expected)
-    assert all(t.abs().sum() > 0 for t in results[0] if t.shape != (2, 35))  # places say nothing to a prefix token
+    assert all(t.abs().sum() > 0 for t in results[0] if t.shape != (2, 35))  # offsets do not concern a prefix token
 
 
 def test_dropped_samples_are_not_computed():
-    block, x, seen = a_block("plain", 0.5)
+    block, x, context = a_block("plain", 0.5)
     computed = {"attn": [], "mlp": []}
     for name, calls in computed.items():
-        getattr(block, name).register_forward_hook(lambda _, given, out, calls=calls: calls.append(len(out)))
+        getattr(block, name).register_forward_hook(lambda _, inputs, out, calls=calls: calls.append(len(out)))
     drawn = []
     for seed in range(6):
         torch.manual_seed(seed)
         drawn.append([int(torch.empty(8).bernoulli_(0.5).sum()) for _ in computed])
         torch.manual_seed(seed)
-        block(x, *seen)
+        block(x, *context)
     assert [list(calls) for calls in zip(*computed.values())] == drawn
     assert len({n for pair in drawn for n in pair}) > 2
-    block.eval()(x, *seen)
+    block.eval()(x, *context)
     assert computed["mlp"][-1] == 8
 
 
 def test_when_all_samples_are_dropped_gradients_are_zeros():
-    block, x, seen = a_block("plain", 0.999)
-    out, _ = block(x, *seen)
+    block, x, context = a_block("plain", 0.999)
+    out = block(x, *context)
     assert torch.equal(out, x)
     out.sum().backward()
     assert all(p.grad is not None and not p.grad.any() for p in block.parameters())
@@ -113,9 +109,9 @@ def test_when_all_samples_are_dropped_gradients_are_zeros():
 
 @pytest.mark.parametrize("kind", ["plain", "relative", "rope", "merging"])
 def test_when_all_samples_are_dropped_in_mixed_precision(kind):
-    block, x, seen = a_block(kind, 0.999)
+    block, x, context = a_block(kind, 0.999)
     with torch.autocast("cpu", torch.bfloat16):
-        out, _ = block.float()(x.float().requires_grad_(), *seen)
+        out = tokens_of(block.float()(x.float().requires_grad_(), *context))
     out.sum().backward()
     assert all(not p.grad.any() for p in block.parameters() if p.grad is not None)
 
@@ -135,7 +131,7 @@ def test_drop_path_in_lower_precision_keeps_the_residual_stream():
     assert torch.equal(y, x)
 
 
-# what the heads do not read
+# tokens that no head reads
 
 UNREAD = {
     "plain": {},
@@ -149,28 +145,24 @@ UNREAD = {
 
 @dims
 @pytest.mark.parametrize("variant", UNREAD.values(), ids=UNREAD)
-def test_the_last_block_computes_only_what_is_read(size, variant):
+def test_the_last_block_can_compute_only_the_tokens_that_heads_read(size, variant):
     model = build(size, **variant)
     x, mask = inputs(model), patches_to_mask(model, torch.rand(3, 12) > 0.3)
     computed = []
     for block in model.blocks:
-        block.mlp.register_forward_hook(lambda _, given, out: computed.append(out.shape[1]))
+        block.mlp.register_forward_hook(lambda _, inputs, out: computed.append(out.shape[1]))
     results = []
     for way in ("less", "all"):
         model.zero_grad()
-        if way == "less":
+        with only_read_tokens(model) if way == "less" else nullcontext():
             out = model(x, mask)
-            out = torch.stack(out) if isinstance(out, tuple) else out
-        else:
-            tokens = model.forward_features(x, mask)
-            heads = [model.head, model.head_dist] if model.config.distilled else [model.head]
-            out = torch.stack([head(tokens[:, i]) for i, head in enumerate(heads)])
-            out = out if model.config.distilled else out[0]
+        out = torch.stack(out) if isinstance(out, tuple) else out
         out.sin().sum().backward()
         results.append([out, *(p.grad for p in model.parameters())])
     for less, everything in zip(*results):
         torch.testing.assert_close(less, everything, atol=1e-10, rtol=1e-10)
     tokens = model.num_prefix_tokens + 12
+    assert not model.skip_unread_tokens
     assert computed == [tokens, tokens, 1 + model.config.distilled, tokens, tokens, tokens]
 
 
@@ -181,7 +173,7 @@ def test_the_last_block_computes_only_what_is_read(size, variant):
 def test_patch_dropout_keeps_as_many_of_each_sample(size):
     model = build(size, patch_drop_rate=0.25, pooling="avg", num_registers=2)
     seen = []
-    model.blocks[0].register_forward_hook(lambda _, given, out: seen.append(given[0]))
+    model.blocks[0].register_forward_hook(lambda _, inputs, out: seen.append(inputs[0]))
     x = inputs(model)
     model(x)
     assert seen[0].shape == (3, 3 + 9, 24)
@@ -205,15 +197,15 @@ def test_patches_are_dropped_alike():
 
 @dims
 @pytest.mark.parametrize("variant", [dict(pooling="avg"), dict(pos_embed="rope", embed_dim=48), dict(pooling="map")])
-def test_dropped_patches_are_those_that_nobody_sees(size, variant):
+def test_dropped_patches_are_as_masked_patches(size, variant):
     model = build(size, patch_drop_rate=0.5, **variant)
-    x, visible = inputs(model), torch.rand(3, 12) > 0.2
+    x, key_mask = inputs(model), torch.rand(3, 12) > 0.2
     torch.manual_seed(4)
-    seen = torch.cat([torch.ones(3, 1, dtype=torch.bool), visible], dim=1)[:, None, None]
+    seen = torch.cat([torch.ones(3, 1, dtype=torch.bool), key_mask], dim=1)[:, None, None]
     kept = draw_tokens(torch.empty(3, 13, 1), seen, 1, 0.5)[:, 1:] - 1
     torch.manual_seed(4)
-    out = model(x, patches_to_mask(model, visible))
-    alone = visible & torch.zeros(3, 12).scatter(1, kept, 1).bool()
+    out = model(x, patches_to_mask(model, key_mask))
+    alone = key_mask & torch.zeros(3, 12).scatter(1, kept, 1).bool()
     torch.testing.assert_close(out, model.eval()(x, patches_to_mask(model, alone)), atol=1e-10, rtol=1e-10)
 
 
@@ -264,30 +256,30 @@ def test_merging_equals_the_naive_one(tokens, prefix, count):
     assert_equal((out * new.mT[:, 0]).sum(1), (x * sizes.mT[:, 0]).sum(1))  # so the mean stays, too
 
 
-def test_tokens_without_size_are_one_patch_each():
+def test_tokens_without_size_count_as_one_patch():
     x, keys = torch.randn(2, 9, 5), torch.randn(2, 9, 3)
-    for visible in (torch.ones(2, 1, 1, 9), torch.ones(2, 1, 1, 9, dtype=torch.bool)):
-        for ours, expected in zip(merge_tokens(x, None, keys, 3, 1), merge_tokens(x, visible, keys, 3, 1)):
+    for key_mask in (torch.ones(2, 1, 1, 9), torch.ones(2, 1, 1, 9, dtype=torch.bool)):
+        for ours, expected in zip(merge_tokens(x, None, keys, 3, 1), merge_tokens(x, key_mask, keys, 3, 1)):
             assert torch.equal(ours, expected)
-    assert merge_tokens(x[:, :2], None, keys[:, :2], 3, 1)[1] is None  # a single patch has nobody to go to
+    assert merge_tokens(x[:, :2], None, keys[:, :2], 3, 1)[1] is None  # a single patch has no target
 
 
-def test_hidden_tokens_go_first_and_leave_no_trace():
+def test_masked_tokens_are_merged_first_and_leave_no_trace():
     x, keys = torch.randn(6, 13, 5, dtype=torch.float64), torch.randn(6, 13, 3, dtype=torch.float64)
-    visible = torch.rand(6, 1, 1, 13) > 0.4
-    visible[..., 0] = True
-    visible[0] = (torch.arange(13) % 2 == 0) & (torch.arange(13) != 2)  # nobody to go to
-    visible[1, ..., 1:] = False  # nothing observed
-    seen = visible[:, 0, 0]
-    out, sizes = merge_tokens(x, visible, keys, 4, 1)
+    key_mask = torch.rand(6, 1, 1, 13) > 0.4
+    key_mask[..., 0] = True
+    key_mask[0] = (torch.arange(13) % 2 == 0) & (torch.arange(13) != 2)  # no target
+    key_mask[1, ..., 1:] = False  # no observed value
+    seen = key_mask[:, 0, 0]
+    out, sizes = merge_tokens(x, key_mask, keys, 4, 1)
     other = torch.where(seen[:, :, None], x, 9.0), torch.where(seen[:, :, None], keys, torch.randn(6, 13, 3))
-    again, same = merge_tokens(other[0], visible, other[1], 4, 1)
+    again, same = merge_tokens(other[0], key_mask, other[1], 4, 1)
     assert torch.equal(sizes, same)
     left = sizes[:, 0, 0] > 0
     assert torch.equal(out[left], again[left])
     assert out.isfinite().all()
     assert torch.equal(sizes.sum((1, 2, 3)), seen.sum(1).double())
-    hidden = (~seen[:, 2::2]).sum(1)  # of those that may go
+    hidden = (~seen[:, 2::2]).sum(1)  # sources
     assert torch.equal((~left).sum(1)[1:], ((~seen).sum(1) - hidden.clamp(max=4))[1:])
     assert hidden[1] > 4
     assert sizes[0, 0, 0, -6:].tolist() == [3, 0, 0, 0, 0, 0]
@@ -297,13 +289,13 @@ def test_a_large_token_counts_as_its_patches():
     sizes = torch.tensor([1, 3, 0, 2])
     x = torch.randn(2, 4, 24, dtype=torch.float64)
     many = x.repeat_interleave(sizes, 1)
-    visible = sizes.double().expand(2, 1, 1, 4)
-    attention = spread(Attention(24, 2)).double()
+    key_mask = sizes.double().expand(2, 1, 1, 4)
+    attention = spread(Attention(ViTConfig(**(SMALL | SIZES["1d"])))).double()
     expected = attention(many)[:, [0, 1, 4]]
-    assert_equal(attention(x, visible)[:, [0, 1, 3]], expected)
+    assert_equal(attention(x, key_mask)[:, [0, 1, 3]], expected)
     pool = spread(AttentionPool(ViTConfig(**(SMALL | SIZES["1d"])))).double()
-    assert_equal(pool(x, visible), pool(many))
-    assert_equal(visible_mean(x, visible[:, 0, 0]), many.mean(1))
+    assert_equal(pool(x, key_mask), pool(many))
+    assert_equal(masked_mean(x, key_mask[:, 0, 0]), many.mean(1))
 
 
 POOLINGS = [
@@ -327,7 +319,7 @@ def test_merging_equal_patches_changes_nothing(size, variant):
     x = inputs(merging)
     x = x[(..., *[slice(0, p) for p in merging.config.patch_size])].repeat(1, 1, *merging.config.grid)
     torch.testing.assert_close(merging(x), plain(x), atol=1e-10, rtol=1e-10)
-    assert merging.forward_features(x).shape == (3, merging.num_prefix_tokens + 12 - 4 - 4 - 2, 24)
+    assert merging.stages(x).encoded.shape == (3, merging.num_prefix_tokens + 12 - 4 - 4 - 2, 24)
     x = inputs(merging)
     assert (merging(x) - plain(x)).abs().max() > 1e-3
 
@@ -338,11 +330,12 @@ def test_tokens_left_after_each_block(size, count, left):
     model = build(size, merge_tokens=count, pooling="avg", num_registers=1, patch_drop_rate=0.5)
     shapes, sizes = [], []
     for block in model.blocks:
-        block.mlp.register_forward_hook(lambda _, given, out: shapes.append(out.shape[1] - 2))
-        block.register_forward_hook(lambda _, given, out: sizes.append(out[1]))
+        block.mlp.register_forward_hook(lambda _, inputs, out: shapes.append(out.shape[1] - 2))
+        if count:
+            block.register_forward_hook(lambda _, inputs, out: sizes.append(out[1]))
     model.eval()(inputs(model))
     assert shapes == left
-    assert all(s is None if not count else (s.sum((1, 2, 3)) == 14).all() for s in sizes)
+    assert all((s.sum((1, 2, 3)) == 14).all() for s in sizes)
     shapes.clear()
     model.train()(inputs(model))
     assert shapes[0] == 6 - min(count, 3)
@@ -350,10 +343,10 @@ def test_tokens_left_after_each_block(size, count, left):
 
 @dims
 @pytest.mark.parametrize("variant", POOLINGS, ids=lambda v: v.get("pooling", "distilled"))
-def test_merging_sees_nothing_of_what_is_hidden(size, variant):
+def test_merging_ignores_masked_values(size, variant):
     model = build(size, merge_tokens=4, **variant).eval()
     x, patches = inputs(model), torch.rand(3, 12) > 0.4
-    patches[2] = False  # nothing observed
+    patches[2] = False  # no observed value
     if not model.config.class_token:
         patches[2, 0] = True
     mask = patches_to_mask(model, patches)
@@ -363,7 +356,7 @@ def test_merging_sees_nothing_of_what_is_hidden(size, variant):
 
 
 @dims
-def test_merging_hidden_tokens_alone_is_exact(size):
+def test_merging_only_masked_tokens_is_exact(size):
     model = build(size, merge_tokens=5, depth=2)  # the last block has no need to merge
     plain = VisionTransformer(ViTConfig(**(SMALL | size | dict(depth=2)))).double()
     plain.load_state_dict(model.state_dict())
@@ -389,25 +382,6 @@ def test_gradients_flow_through_merging(size, variant):
         assert_equal(grad, again)
 
 
-def test_a_trained_network_merges_when_it_is_told_to(tmp_path):
-    plain = create_model("vit_pico", input_size=(32,), patch_size=2, in_channels=1, num_classes=3)
-    spread(plain).temperature = 1.5
-    plain.provenance = {"test_accuracy": 0.9}
-    save_model(plain, tmp_path / "m.safetensors")
-    merging = load_model(tmp_path / "m.safetensors", merge_tokens=3)
-    assert (merging.config.merge_tokens, merging.untrained, merging.temperature) == (3, (), 1.5)
-    assert set(merging.load_report.loaded) == set(plain.state_dict())
-    assert "test_accuracy" not in merging.provenance  # it was not measured of this one
-    assert load_model(tmp_path / "m.safetensors", drop_rate=0.1).provenance["test_accuracy"] == 0.9
-    report = merging.load_report
-    assert (report.adapted, report.new, dict(report.ignored)) == ((), (), {})
-    x = batch(plain)
-    assert merging.forward_features(x).shape == (3, 1 + 16 - 3 - 3 - 3 - 3, 64)
-    save_model(merging, tmp_path / "n.safetensors")
-    torch.testing.assert_close(load_model(tmp_path / "n.safetensors")(x), merging(x))
-    torch.testing.assert_close(load_model(tmp_path / "n.safetensors", merge_tokens=0)(x), plain.eval()(x))
-
-
 def test_merging_costs_less():
     from dataclasses import replace
 
@@ -423,9 +397,9 @@ def test_merging_costs_less():
     assert whole / less > 1.8
 
 
-@pytest.mark.parametrize("dimension", SIZES)
+@pytest.mark.parametrize("dimension", ["1d", "2d"])
 def test_merging_exports_and_compiles(dimension):
-    model = build(SIZES[dimension], merge_tokens=3, drop_path_rate=0.2).float()
+    model = build(SIZES[dimension], depth=2, merge_tokens=3, drop_path_rate=0.2).float()
     x = batch(model, 4)
     expected = model.eval()(x)
     exported = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=64)},))
@@ -437,103 +411,10 @@ def test_merging_exports_and_compiles(dimension):
     assert all(p.grad is not None for p in model.parameters())
 
 
-@dims
-def test_norms_are_made_anew_for_the_backward_pass_and_change_no_gradient(size, monkeypatch):
-    network, calls = build(size, layer_scale=0.1).train(), []
-    x = inputs(network)
-    for block in network.blocks:
-        for norm in (block.norm1, block.norm2):
-            norm.register_forward_hook(lambda *_: calls.append(torch.is_grad_enabled()))
-
-    def gradients():
-        network.zero_grad()
-        loss = network(x).square().sum()
-        calls.clear()
-        loss.backward()
-        return [p.grad.clone() for p in network.parameters()]
-
-    found = gradients()
-    assert len(calls) == 2 * len(network.blocks)  # each norm once more
-    monkeypatch.setattr(layers, "made_anew", lambda *_: nullcontext())
-    for a, b in zip(found, gradients(), strict=True):
-        assert torch.equal(a, b)
-    assert calls == []
-
-
-def test_norms_made_anew_beside_checkpoints_and_drop_path():
-    network = build(SIZES["1d"], drop_path_rate=0.5, drop_rate=0.1).train()
-    x, grads = inputs(network, 6), []
-    for checkpointing in (False, True):
-        network.grad_checkpointing = checkpointing
-        torch.manual_seed(3)
-        network.zero_grad()
-        network(x).square().sum().backward()
-        grads.append([p.grad.clone() for p in network.parameters()])
-    for a, b in zip(*grads, strict=True):
-        assert_equal(a, b)
-
-
-def left_in_memory(call):
-    """Bytes that tensors made in a call still take after it, and what the call returns."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as told:
-        made = call()
-    return sum(e.nbytes() for e in told.profiler.kineto_results.events() if e.name() == "[memory]"), made
-
-
-def test_a_graph_without_a_backward_pass_is_freed():
-    network = build(SIZES["2d"]).train()
-    x = inputs(network)
-    network(x)  # what is made once
-    assert left_in_memory(lambda: network(x))[0] > 20_000
-    assert left_in_memory(lambda: network(x).shape)[0] == 0
-
-
-def test_checkpoints_keep_nothing_inside_of_blocks():
-    network, taken = build(SIZES["2d"], depth=6).train(), []
-    x = inputs(network)
-    for network.grad_checkpointing in (False, True):
-        network(x)
-        taken.append(left_in_memory(lambda: network(x))[0])
-    assert taken[1] < taken[0] / 4
-
-
-def test_norms_made_anew_under_hooks_of_others_and_torch_func():
-    network = build(SIZES["2d"]).train()
-    x, weights = inputs(network), dict(network.named_parameters())
-
-    def loss(values):
-        return torch.func.functional_call(network, values, (x,)).sin().sum()
-
-    expected = torch.autograd.grad(loss(weights), list(weights.values()))
-    with torch.autograd.graph.save_on_cpu():
-        saved = torch.autograd.grad(loss(weights), list(weights.values()))
-    for found in (saved, torch.func.grad(loss)(weights).values()):
-        for a, b in zip(found, expected, strict=True):
-            assert_equal(a, b)
-
-
-def test_second_derivatives_through_norms_made_anew(monkeypatch):
-    network, found = build(SIZES["2d"], depth=1).train(), []
-    x = inputs(network)
-    monkeypatch.setattr(layers, "attend", naive_attention)  # the fused kernel has none
-    for change in (lambda: None, lambda: monkeypatch.setattr(layers, "made_anew", lambda *_: nullcontext())):
-        change()
-        weights = list(network.parameters())
-        first = torch.autograd.grad(network(x).sin().sum(), weights, create_graph=True)
-        found.append(torch.autograd.grad(sum(g.square().sum() for g in first), weights))
-    for a, b in zip(*found, strict=True):
-        assert_equal(a, b)
-    assert all(g.abs().max() > 0 for g in found[0])
-
-
-def naive_attention(q, k, v, mask, drop, scale):
-    return (q * scale @ k.mT).softmax(3) @ v
-
-
-def test_hidden_patches_are_dropped_first():
-    visible = torch.ones(500, 1, 1, 17, dtype=torch.bool)
-    visible[:, :, :, 3:] = False
-    kept = draw_tokens(torch.empty(500, 17, 1), visible, 1, 0.5)
+def test_masked_patches_are_dropped_first():
+    key_mask = torch.ones(500, 1, 1, 17, dtype=torch.bool)
+    key_mask[:, :, :, 3:] = False
+    kept = draw_tokens(torch.empty(500, 17, 1), key_mask, 1, 0.5)
     assert kept.shape == (500, 9)
     assert (kept[:, :3] == torch.arange(3)).all()
     assert len(kept.unique(dim=0)) > 400

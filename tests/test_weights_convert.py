@@ -10,9 +10,11 @@ import torchvision
 import transformers
 from torch import nn
 
-from ndvit import VisionTransformer, ViTConfig, export_state_dict, load_model
+from ndvit import VisionTransformer, ViTConfig, export_state_dict
 from ndvit.data.preprocess.images import ImagePreprocess
+from ndvit.network.committee import Committee
 from ndvit.weights.layouts.libraries import library_arguments
+from weightfiles import as_model, load_model
 
 SMALL = {"input_size": (32, 32), "patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 2, "num_classes": 7}
 REGISTERS = {"layer_scale": 0.1, "num_registers": 4, "pos_embed_prefix": False}
@@ -69,12 +71,12 @@ def network(name):
         nn.init.normal_(parameter, 0.3 if parameter.ndim == 1 else 0.0, 0.1)
     if model.config.pre_norm:
         nn.init.zeros_(model.patch_embed.proj.bias)
-    model.classes = tuple("abcdefg")[: model.config.num_classes]
+    preprocess = None
     if model.config.in_channels == 3 and len(model.config.input_size) == 2:
         size = model.config.input_size
         resize = "cover" if size[0] == size[1] else "stretch"
-        model.preprocess = ImagePreprocess(size, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), crop_fraction=0.8, resize=resize)
-    return model
+        preprocess = ImagePreprocess(size, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), crop_fraction=0.8, resize=resize)
+    return as_model(model, "abcdefg"[: model.config.num_classes], preprocess=preprocess)
 
 
 def theirs(arguments, library):
@@ -103,7 +105,7 @@ def answer(model, x):
 def test_the_real_library_loads_it_strictly_and_answers_alike(name, library):
     ours = network(name)
     tensors = export_state_dict(ours, library)
-    arguments = library_arguments(ours, library)
+    arguments = library_arguments(ours.network, library)
     if library == "transformers":
         arguments |= {"num_labels": ours.config.num_classes}
     other = theirs(arguments, library)
@@ -131,9 +133,9 @@ def test_a_folder_is_all_that_the_library_needs(name, library, tmp_path):
     if library == "timm":
         other = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
         if ours.preprocess is not None:
-            told = timm.data.resolve_model_data_config(other)
-            assert tuple(told["mean"]) == ours.preprocess.mean
-            assert told["crop_pct"] == 0.8
+            settings = timm.data.resolve_model_data_config(other)
+            assert tuple(settings["mean"]) == ours.preprocess.mean
+            assert settings["crop_pct"] == 0.8
         if ours.config.num_classes:  # and it can be fine-tuned there
             fresh = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True, num_classes=7)
             assert torch.equal(fresh.state_dict()["blocks.0.mlp.fc1.weight"], ours.blocks[0].mlp.fc1.weight)
@@ -172,8 +174,8 @@ def test_files(tmp_path):
     ours = network("plain")
     export_state_dict(ours, "torchvision", tmp_path / "w.pth")
     loaded = torch.load(tmp_path / "w.pth", weights_only=True)
-    assert loaded.keys() == theirs(library_arguments(ours, "torchvision"), "torchvision").state_dict().keys()
-    with pytest.raises(ValueError, match=r"torchvision reads files, not folders: give a \.pth or \.safetensors path"):
+    assert loaded.keys() == theirs(library_arguments(ours.network, "torchvision"), "torchvision").state_dict().keys()
+    with pytest.raises(ValueError, match=r"torchvision reads files, not folders: use a \.pth or \.safetensors path"):
         export_state_dict(ours, "torchvision", tmp_path / "folder")
     with pytest.raises(ValueError, match="library must be one of timm, transformers, torchvision; got 'keras'"):
         export_state_dict(ours, "keras")
@@ -202,3 +204,21 @@ def test_the_export_is_a_copy():
     before = ours.blocks[0].attn.qkv.weight.clone()
     tensors["vit.layers.0.attention.q_proj.weight"].zero_()
     assert torch.equal(ours.blocks[0].attn.qkv.weight, before)
+
+
+def test_other_libraries_have_no_committees():
+    ours = Committee([network("plain").network] * 2, combine="probabilities")
+    for model in (ours, as_model(ours)):
+        with pytest.raises(
+            ValueError, match=r"timm has no Committee: export one Vision .*model\.network\.members\[0\]"
+        ):
+            export_state_dict(model, "timm")
+
+
+def test_a_bare_network_can_be_exported(tmp_path):
+    ours = network("plain")
+    export_state_dict(ours.network, "timm", tmp_path / "out")
+    assert "label_names" not in json.loads((tmp_path / "out" / "config.json").read_text())
+    with pytest.raises(FileExistsError, match="out exists: choose another output, or replace it with --force"):
+        export_state_dict(ours.network, "timm", tmp_path / "out")
+    export_state_dict(ours.network, "timm", tmp_path / "out", force=True)

@@ -7,11 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
-from ndvit import VisionTransformer, ViTConfig, create_model, load_model, save_model
+import ndvit
+from ndvit import VisionTransformer, ViTConfig, create_model
 from ndvit.data.preprocess.images import ImagePreprocess
 from ndvit.data.preprocess.signals import SignalPreprocess
+from weightfiles import as_model, header_of, load_model, rewrite, save_model
 
 SMALL = {"embed_dim": 32, "depth": 2, "num_heads": 4, "num_classes": 5}
 CONFIGS = {
@@ -58,10 +60,12 @@ def test_what_is_saved_comes_back(tmp_path, name):
     ],
 )
 def test_labels_travel(tmp_path, preprocess):
-    model = VisionTransformer(CONFIGS["1d"])
-    model.classes = ("a", "ß, ü", "3", "naïve", "🙂")
-    model.preprocess = preprocess
-    model.provenance = {"source": "gunpoint", "seed": 3, "test_accuracy": 0.1 + 0.2}
+    provenance = {"source": "gunpoint", "seed": 3, "test_accuracy": 0.1 + 0.2}
+    classes = ("a", "ß, ü", "3", "naïve", "🙂")
+    config = CONFIGS["1d"]
+    if isinstance(preprocess, ImagePreprocess):
+        config = replace(config, input_size=(8, 12), patch_size=4, in_channels=3)
+    model = as_model(VisionTransformer(config), classes, preprocess=preprocess, provenance=provenance)
     save_model(model, tmp_path / "m.safetensors")
     again = load_model(tmp_path / "m.safetensors")
     assert again.classes == model.classes
@@ -81,8 +85,18 @@ def test_other_readers_can_read_it(tmp_path):
 
 def test_a_model_in_training_stays_in_training(tmp_path):
     model = VisionTransformer(CONFIGS["1d"]).train()
-    save_model(model, tmp_path / "m.safetensors")
+    ndvit.save_model(model, tmp_path / "m.safetensors")
     assert model.training
+
+
+def test_what_was_set_on_a_bare_network_is_kept(tmp_path):
+    """Earlier versions kept classes and preprocessing on the network."""
+    network = VisionTransformer(CONFIGS["1d"])
+    network.classes, network.preprocess = tuple("abcde"), SignalPreprocess((16,), (0.0, 0.0), (1.0, 2.0))
+    ndvit.save_model(network, tmp_path / "m.safetensors")
+    model = ndvit.load_model(tmp_path / "m.safetensors")
+    assert model.classes == tuple("abcde")
+    assert model.preprocess == network.preprocess
 
 
 def test_a_failure_leaves_the_old_file(tmp_path, monkeypatch):
@@ -108,27 +122,16 @@ def test_a_failure_leaves_the_old_file(tmp_path, monkeypatch):
 
 @pytest.fixture
 def path(tmp_path):
-    model = VisionTransformer(CONFIGS["1d"])
-    model.classes = tuple("abcde")
-    save_model(model, tmp_path / "m.safetensors")
+    save_model(as_model(VisionTransformer(CONFIGS["1d"]), "abcde"), tmp_path / "m.safetensors")
     return tmp_path / "m.safetensors"
 
 
-def rewrite(path, tensors=None, **header):
-    """Save the file again with other tensors or other entries of the header; an entry of None is left out."""
-    data = path.read_bytes()
-    length = struct.unpack("<Q", data[:8])[0]
-    old = json.loads(data[8 : 8 + length])["__metadata__"]
-    new = {name: value for name, value in (old | header).items() if value is not None}
-    save_file(load_file(path) if tensors is None else tensors, path, metadata=new)
-
-
-def config(**changes):
-    return json.dumps(CONFIGS["1d"].to_dict() | changes)
+def network(**changes):
+    return json.dumps({"kind": "vit", "config": CONFIGS["1d"].to_dict() | changes})
 
 
 DAMAGES = {
-    "empty": (lambda data: b"", r"m\.safetensors is empty: fetch it again$"),
+    "empty": (lambda data: b"", r"m\.safetensors is empty: download it again$"),
     "cut in the header": (
         lambda data: data[:50],
         r"a header of [\d,]+ bytes in a file of 50: it is cut short or damaged",
@@ -162,7 +165,8 @@ def test_without_its_header_it_is_a_file_of_timms_layout(path):
     with_header = load_model(path)
     rewrite(path, ndvit=None)
     with pytest.raises(
-        ValueError, match="do not tell the number of heads, and a width of 32 has no usual one: say num"
+        ValueError,
+        match="number of heads cannot be inferred from the tensors, and a width of 32 has no usual one: set num",
     ):
         load_model(path)
     without = load_model(path, num_heads=4)
@@ -174,34 +178,69 @@ def test_without_its_header_it_is_a_file_of_timms_layout(path):
 
 
 def test_what_is_untrained_travels(tmp_path, path):
-    model = load_model(path)
-    assert model.untrained == ()
-    model.reset_head(3)
+    new = ("head.weight", "head.bias")
+    model = load_model(path, num_classes=3)
     save_model(model, path)
-    again = load_model(path)
-    assert again.untrained == model.untrained == ("head.weight", "head.bias")
-    rewrite(path, untrained=None)  # files of before
-    assert load_model(path).untrained == ()
+    assert load_model(path).untrained == model.untrained == new
     rewrite(path, untrained="7")
     with pytest.raises(ValueError, match=r"m\.safetensors: the header does not describe a model"):
         load_model(path)
 
 
+def test_a_preprocessing_has_its_size_from_the_network(tmp_path):
+    preprocess = SignalPreprocess(size=(16,), mean=(0.1, -2.0), std=(1.5, 3.0))
+    save_model(as_model(VisionTransformer(CONFIGS["1d"]), preprocess=preprocess), tmp_path / "m.safetensors")
+    assert "size" not in json.loads(header_of(tmp_path / "m.safetensors")["preprocess"])
+    assert load_model(tmp_path / "m.safetensors").preprocess == preprocess
+    with pytest.raises(ValueError, match=r"yields inputs of \(2, 20\), the network takes \(2, 16\)"):
+        as_model(VisionTransformer(CONFIGS["1d"]), preprocess=replace(preprocess, size=(20,)))
+
+
+def committee(*members, **more):
+    equal = {"combine": "outputs", "weights": [1 / len(members)] * len(members)} if members else {}
+    return {"kind": "committee", **equal, "members": list(members), **more}
+
+
+VIT = {"kind": "vit", "config": CONFIGS["1d"].to_dict()}
+RANDOM = {"kind": "random_convolutions", "channels": 2, "length": 16, "features": 168, "outputs": 5}
+
+
+def nested(depth):
+    return committee(nested(depth - 1)) if depth else VIT
+
+
 HEADERS = {
-    "newer": ({"ndvit": "3"}, r"m\.safetensors has file format 3, this ndvit reads 1 and 2: update ndvit"),
-    "no config": ({"config": None}, r"m\.safetensors: the header does not describe a model: .*config"),
-    "no classes": ({"classes": None}, "the header does not describe a model: .*classes"),
-    "no JSON": ({"config": "{"}, "the header does not describe a model"),
-    "config of another kind": ({"config": "[1]"}, "the header does not describe a model"),
-    "classes of another kind": ({"classes": "7"}, "the header does not describe a model"),
-    "too few classes": ({"classes": '["a", "b"]'}, "the header does not describe a model: 2 classes for 5 outputs"),
-    "unknown field": ({"config": config(droprate=0.1)}, "ViTConfig has no field 'droprate': did you mean 'drop_rate'"),
-    "value": ({"config": config(num_heads=5)}, "embed_dim 32 is not divisible by num_heads 5"),
+    "newer": ({"ndvit": "4"}, r"m\.safetensors has file format 4, this ndvit reads 1 to 3: update ndvit"),
+    "no network": ({"network": None}, "the header does not describe a model: it lacks 'network'"),
+    "no task": ({"task": None}, "the header does not describe a model: it lacks 'task'"),
+    "no JSON": ({"network": "{"}, "the header does not describe a model"),
+    "network of another kind": ({"network": "[1]"}, "the header does not describe a model"),
+    "an unknown kind": (
+        {"network": '{"kind": "cnn"}'},
+        "a network is a vit, random_convolutions or a committee, got 'cnn",
+    ),
+    "config of another kind": ({"network": '{"kind": "vit", "config": [1]}'}, "the header does not describe a model"),
+    "an unknown task": ({"task": '{"name": "poetry"}'}, "unknown task 'poetry': there are classification"),
+    "classes of another kind": ({"task": '{"name": "classification", "classes": 7}'}, "does not describe a model"),
+    "too few classes": (
+        {"task": '{"name": "classification", "classes": ["a", "b"]}'},
+        "the header does not describe a model: the task has 2 outputs, the network 5",
+    ),
+    "unknown field": (
+        {"network": network(droprate=0.1)},
+        "ViTConfig has no field 'droprate': did you mean 'drop_rate'",
+    ),
+    "value": ({"network": network(num_heads=5)}, "embed_dim 32 is not divisible by num_heads 5"),
     "preprocessing": ({"preprocess": '{"kind": "sound"}'}, "preprocessing of kind 'sound' is unknown"),
     "preprocessing of another kind": ({"preprocess": "[1]"}, "the header does not describe a model"),
-    "depth": ({"config": config(depth=3)}, r"tensors do not fit the config: 12 missing \(blocks\.2\..*, \.\.\.\)"),
-    "fewer blocks": ({"config": config(depth=1)}, r"12 unexpected \(blocks\.1\."),
-    "patch": ({"config": config(patch_size=[8])}, r"pos_embed is \(1, 5, 32\), the config needs \(1, 3, 32\)"),
+    "depth": ({"network": network(depth=3)}, r"tensors do not fit the config: 12 missing \(blocks\.2\..*, \.\.\.\)"),
+    "fewer blocks": ({"network": network(depth=1)}, r"12 unexpected \(blocks\.1\."),
+    "patch": ({"network": network(patch_size=[8])}, r"pos_embed is \(1, 5, 32\), the config needs \(1, 3, 32\)"),
+    "no members": ({"network": json.dumps(committee())}, "a committee needs at least one member"),
+    "too deep": ({"network": json.dumps(nested(5))}, "committees nest at most 4 deep"),
+    "too many": ({"network": json.dumps(committee(*[RANDOM] * 1001))}, "at most 1,000 networks"),
+    "a huge signal": ({"network": json.dumps(RANDOM | {"length": 10**12})}, "length must be a whole number from 1 to"),
+    "half a feature": ({"network": json.dumps(RANDOM | {"features": 168.5})}, "features must be a whole number"),
 }
 
 
@@ -229,7 +268,7 @@ def test_bad_tensors(path):
 
 
 def test_paths(path, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no model at .*nowhere: give a run folder or a \.safetensors file"):
+    with pytest.raises(FileNotFoundError, match=r"no model at .*nowhere: use a run folder or a \.safetensors file"):
         load_model(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
     with pytest.raises(

@@ -8,7 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ndvit import VisionTransformer, ViTConfig, export_state_dict, load_model, save_model
+from ndvit import VisionTransformer, ViTConfig, export_state_dict
+from weightfiles import load_model, save_model
 
 SMALL = {"input_size": (32, 32), "patch_size": 8, "embed_dim": 64, "depth": 1, "num_heads": 1, "num_classes": 5}
 
@@ -161,7 +162,7 @@ def test_a_network_that_only_its_name_tells_apart(state, tmp_path):
 
 def test_devices_are_tried_first(tmp_path):
     save_model(VisionTransformer(ViTConfig(**SMALL)), tmp_path / "w.safetensors")
-    with pytest.raises(ValueError, match="device 'bogus' is not here"):
+    with pytest.raises(ValueError, match="device 'bogus' is not available"):
         load_model(tmp_path / "w.safetensors", "bogus")
 
 

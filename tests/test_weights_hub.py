@@ -14,13 +14,15 @@ import yaml
 from safetensors.torch import load, save
 
 from hubserver import HubServer, connect
-from ndvit import create_model, load_model, save_model
+from ndvit import create_model
 from ndvit.data.preprocess.images import ImagePreprocess
+from ndvit.data.preprocess.signals import SignalPreprocess
 from ndvit.weights.card import model_card
 from ndvit.weights.publish import push_to_hub
 from ndvit.weights.reading import hub as room
 from ndvit.weights.reading.hub import resolve
 from ndvit.weights.reading.zoo import find_weights
+from weightfiles import as_model, load_model, save_model
 
 WEIGHTS = save({"head.weight": torch.arange(400.0)})
 OTHER = save({"head.weight": torch.arange(400.0) + 1})
@@ -69,12 +71,12 @@ def test_what_exists_is_itself(tmp_path):
 @pytest.mark.parametrize(
     ("name", "hint"),
     [
-        ("runs/gone", "no model at runs/gone: give a run folder"),
+        ("runs/gone", "no model at runs/gone: use a run folder"),
         ("vit_tiny_patch16_224", f"vit_tiny_patch16_224 needs a tag: {TIMM}, vit_tiny_patch16_224.augreg_in21k"),
         ("vit_tiny_patch16_224.augreg_in21k_ft_in1", f"did you mean {TIMM}"),
         ("torchvision/vit_b_17.imagenet1k_v1", "torchvision/vit_b_16.imagenet1k_v1"),
-        ("", "no model at : give a run folder"),
-        ("./vit_base_patch16_224", "give a run folder or a .safetensors file, hf:owner/name or a name"),
+        ("", "no model at : use a run folder"),
+        ("./vit_base_patch16_224", "use a run folder or a .safetensors file, hf:owner/name or a name"),
     ],
 )
 def test_unknown_names_are_hinted_at(name, hint):
@@ -102,7 +104,7 @@ def test_download_and_second_use_without_a_network(hub, tmp_path, monkeypatch):
     assert {p.name for p in path.parent.iterdir()} == {"model.safetensors", "config.json"}
     assert tmp_path in path.parents
     assert resolve(Path("hf:me/net"))[0] == path  # as the command line hands it over
-    assert len([r for r in hub.asked("model.safetensors") if r[0] == "GET"]) == 1
+    assert len([r for r in hub.requested("model.safetensors") if r[0] == "GET"]) == 1
     hub.stop()
     assert resolve("hf:me/net")[0] == path
     offline(monkeypatch)
@@ -145,7 +147,7 @@ def test_in_a_process_of_its_own_set_by_variables_only(hub, tmp_path):
     path = Path(run())
     assert path.read_bytes() == WEIGHTS
     assert tmp_path in path.parents
-    assert {headers["authorization"] for *_, headers in hub.asked("me/net")} == {"Bearer secret"}
+    assert {headers["authorization"] for *_, headers in hub.requested("me/net")} == {"Bearer secret"}
     hub.stop()
     assert run(HF_HUB_OFFLINE="1") == str(path)
 
@@ -154,7 +156,7 @@ def test_revision_and_file(hub):
     hub.repos["me/net"]["sub/other.safetensors"] = OTHER
     path, _ = resolve("hf:me/net/sub/other.safetensors@v1")
     assert path.read_bytes() == OTHER
-    assert hub.asked("/resolve/v1/sub/other.safetensors")
+    assert hub.requested("/resolve/v1/sub/other.safetensors")
 
 
 def test_shards(hub):
@@ -174,14 +176,14 @@ def test_shards(hub):
 def test_shards_stay_beside_their_index(hub, shard):
     index = json.dumps({"weight_map": {"a": shard}}).encode()
     hub.repos["me/net"] = {"model.safetensors.index.json": index}
-    with pytest.raises(ValueError, match="only plain file names beside the index are read"):
+    with pytest.raises(ValueError, match="is outside the folder of the index"):
         resolve("hf:me/net")
 
 
 @pytest.mark.parametrize("index", [b"{}", b"[]", b"no", b'{"weight_map": {"a": []}}'])
 def test_broken_index(hub, index):
     hub.repos["me/net"] = {"model.safetensors.index.json": index}
-    with pytest.raises(ValueError, match="is no index of weights in shards"):
+    with pytest.raises(ValueError, match=r"without a weight_map|cannot be read as JSON"):
         resolve("hf:me/net")
 
 
@@ -211,7 +213,7 @@ def test_token_is_sent(hub, monkeypatch):
         ("private", FileNotFoundError, r"or it is private: check the name, or set HF_TOKEN"),
         ("stranger", PermissionError, r"failed with status 401 \(no\): check the name, or set HF_TOKEN"),
         ("gated", PermissionError, r"me/net is gated: accept its licence on http://[\d.:]+/me/net, then set HF_TOKEN"),
-        ("broken", ConnectionError, r"me/net is not in the cache, and asking for http.* failed with status 500 \(no\)"),
+        ("broken", ConnectionError, r"me/net is not in the cache, and listing http.* failed with status 500 \(no\)"),
     ],
 )
 def test_refusals(hub, why, kind, text):
@@ -236,14 +238,14 @@ def test_a_cache_without_the_weights(hub):
         resolve("hf:me/net")
     resolve("hf:me/net/config.json")
     hub.stop()
-    with pytest.raises(ConnectionError, match=r"the weights of me/net are not in the cache, and asking for .*refused"):
+    with pytest.raises(ConnectionError, match=r"the weights of me/net are not in the cache, and listing .*refused"):
         resolve("hf:me/net")
 
 
 def test_no_network(hub, tmp_path):
     hub.stop()
     for source in ("hf:me/net", TIMM):
-        with pytest.raises(ConnectionError, match=r"is not in the cache, and asking for .* failed: .*refused") as error:
+        with pytest.raises(ConnectionError, match=r"is not in the cache, and listing .* failed: .*refused") as error:
             resolve(source)
         one_line(error)
     assert not cached(tmp_path)
@@ -276,7 +278,7 @@ def test_other_content_is_refused_and_removed(hub, tmp_path):
 def test_damage_in_the_cache_is_found(hub):
     path, _ = resolve(TIMM)
     path.resolve().write_bytes(OTHER)
-    with pytest.raises(ValueError, match=r"has been removed\. Try again to download it afresh"):
+    with pytest.raises(ValueError, match=r"has been removed\. Try again to download it"):
         resolve(TIMM)
     assert resolve(TIMM)[0].read_bytes() == WEIGHTS
 
@@ -314,7 +316,7 @@ def test_a_release_is_downloaded_once(hub, release, tmp_path, monkeypatch):
     offline(monkeypatch)
     hub.stop()
     assert resolve("release")[0] == path
-    assert len(hub.asked("net.pth")) == 1
+    assert len(hub.requested("net.pth")) == 1
 
 
 def test_a_release_with_another_digest(hub, release, tmp_path):
@@ -355,11 +357,10 @@ UPLOADS = pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload raw b
 @pytest.fixture
 def model(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "secret")
-    model = create_model("vit_pico_patch4_8", num_classes=2, depth=1, embed_dim=16, num_heads=2)
-    model.classes = ("cat", "dog")
-    model.preprocess = ImagePreprocess(size=8, mean=(0.5,) * 3, std=(0.5,) * 3)
-    model.provenance = {"source": "digits", "model": "vit_pico", "seed": 3, "steps": 20, "test_accuracy": 0.75}
-    return model
+    network = create_model("vit_pico_patch4_8", num_classes=2, depth=1, embed_dim=16, num_heads=2)
+    preprocess = ImagePreprocess(size=8, mean=(0.5,) * 3, std=(0.5,) * 3)
+    provenance = {"source": "digits", "model": "vit_pico", "seed": 3, "steps": 20, "test_accuracy": 0.75}
+    return as_model(network, ("cat", "dog"), preprocess=preprocess, provenance=provenance)
 
 
 def front_matter(card: str) -> dict:
@@ -417,7 +418,7 @@ def test_a_run_folder_with_its_results(hub, model, tmp_path):
 @UPLOADS
 def test_what_cannot_be_pushed(hub, model, monkeypatch, tmp_path):
     model.untrained = ("head.weight", "head.bias")
-    with pytest.raises(ValueError, match=r"head\.weight, head\.bias of this model was never trained"):
+    with pytest.raises(ValueError, match=r"head\.weight, head\.bias of this model are not trained"):
         push_to_hub(model, "me/pets")
     model.untrained = ()
     with pytest.raises(ValueError, match="is no name of a repository"):
@@ -447,7 +448,7 @@ def test_what_cannot_be_pushed(hub, model, monkeypatch, tmp_path):
     assert model.provenance["source"] == "digits"
 
 
-def test_markup_in_names_stays_text(model):
+def test_markup_in_names_stays_text():
     names = [
         "a\n---\nlicense: x",
         "a|b",
@@ -459,9 +460,10 @@ def test_markup_in_names_stays_text(model):
         "# h",
         "x" * 300,
     ]
-    model.reset_head(len(names))
-    model.classes = tuple(names)
-    model.provenance = {"source": "a: b\n---\n# c", "model": "vit\n## d"}
+    network = create_model("vit_pico", input_size=16, num_classes=len(names))
+    preprocess = SignalPreprocess(size=(16,), mean=(0.0,) * 3, std=(1.0,) * 3)
+    provenance = {"source": "a: b\n---\n# c", "model": "vit\n## d"}
+    model = as_model(network, names, preprocess=preprocess, provenance=provenance)
     card = model_card(model, "me/pets", results={"accuracy": 1.0})
     front = front_matter(card)
     assert front["model-index"][0]["results"][0]["dataset"]["name"] == "a: b --- # c"
@@ -479,8 +481,8 @@ def test_markup_in_names_stays_text(model):
 
 
 def test_cards_of_other_models():
-    signals = create_model("vit_pico", input_size=16, patch_size=4, num_classes=60)
-    signals.classes = tuple(f"class{i}" for i in range(60))
+    network = create_model("vit_pico", input_size=16, patch_size=4, num_classes=60)
+    signals = as_model(network, [f"class{i}" for i in range(60)])
     card = model_card(signals, "me/signals")
     assert front_matter(card) == {"library_name": "ndvit", "tags": ["vision-transformer", "time-series-classification"]}
     assert "class0" not in card

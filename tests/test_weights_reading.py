@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ndvit.weights.reading import pickles
-from ndvit.weights.reading.files import read_checkpoint
+from ndvit.weights.reading.files import read_tensors
 
 STATE = {
     "a.weight": torch.arange(6.0).reshape(2, 3),
@@ -45,7 +45,7 @@ def legacy(path, value):
 
 def message(path, kind=ValueError):
     with pytest.raises(kind) as caught:
-        read_checkpoint(path)
+        read_tensors(path)
     text = str(caught.value)
     assert "\n" not in text
     assert Path(path).name in text
@@ -56,21 +56,21 @@ def message(path, kind=ValueError):
 def test_tensors_come_back_as_stored_whatever_the_name(tmp_path, write):
     path = tmp_path / "weights.png"
     write(STATE, path)
-    found = read_checkpoint(str(path))
+    found = read_tensors(str(path))
     same(found.tensors)
     assert (found.path, found.header, found.sidecars, found.notes) == (path, {}, {}, ())
 
 
 def test_safetensors_metadata(tmp_path):
     save_file(STATE, tmp_path / "a", metadata={"format": "pt"})
-    assert read_checkpoint(tmp_path / "a").header == {"format": "pt"}
+    assert read_tensors(tmp_path / "a").header == {"format": "pt"}
 
 
 @pytest.mark.parametrize("protocol", [2, 3])
 @pytest.mark.parametrize("zipped", [True, False])
 def test_pickle_protocols(tmp_path, protocol, zipped):
     path = saved(tmp_path / "a.pth", STATE, pickle_protocol=protocol, _use_new_zipfile_serialization=zipped)
-    same(read_checkpoint(path).tensors)
+    same(read_tensors(path).tensors)
 
 
 def test_newer_pickle_protocol_says_so_and_does_not_advise_to_run_it(tmp_path):
@@ -81,7 +81,7 @@ def test_newer_pickle_protocol_says_so_and_does_not_advise_to_run_it(tmp_path):
 
 def test_shared_tensors_and_parameters(tmp_path):
     shared = nn.Parameter(torch.arange(4.0))
-    found = read_checkpoint(saved(tmp_path / "a.pth", {"x": shared, "y": shared, "z": shared[1:3]})).tensors
+    found = read_tensors(saved(tmp_path / "a.pth", {"x": shared, "y": shared, "z": shared[1:3]})).tensors
     same(found, {"x": torch.arange(4.0), "y": torch.arange(4.0), "z": torch.tensor([1.0, 2.0])})
     assert not any(t.requires_grad or isinstance(t, nn.Parameter) for t in found.values())
 
@@ -90,7 +90,7 @@ def test_packed_zip_is_not_mapped_as_it_lies(tmp_path):
     with zipfile.ZipFile(saved(tmp_path / "a.pth", STATE)) as old, zipfile.ZipFile(tmp_path / "b.pth", "w") as new:
         for name in old.namelist():
             new.writestr(name, old.read(name), zipfile.ZIP_DEFLATED)
-    same(read_checkpoint(tmp_path / "b.pth").tensors)
+    same(read_tensors(tmp_path / "b.pth").tensors)
 
 
 def test_npz(tmp_path):
@@ -106,7 +106,7 @@ def test_npz(tmp_path):
     }
     np.savez(tmp_path / "a.bin", **arrays)
     (tmp_path / "a.bin.npz").rename(tmp_path / "a.bin")
-    found = read_checkpoint(tmp_path / "a.bin")
+    found = read_tensors(tmp_path / "a.bin")
     assert found.notes == ("1 entries that are no tensors were left out: name.",)
     expected = {
         "params/img/cls": values,
@@ -159,7 +159,7 @@ def test_pickled_modules_are_named(tmp_path, write):
         patch.setattr(Net, "__module__", "test_weights_reading")
         text = message(write(tmp_path / "a.pth", Net()))
     assert "holds a Python object of class test_weights_reading.Net, not just tensors" in text
-    assert "save model.state_dict() instead" in text
+    assert "Save model.state_dict() instead" in text
 
 
 def test_code_hidden_in_a_module_is_named_before_the_module(tmp_path):
@@ -192,10 +192,10 @@ def test_what_training_scripts_save_beside_weights(tmp_path):
         "count": np.int64(3),
         "epoch": 3,
     }
-    found = read_checkpoint(saved(tmp_path / "a.pth", {"model": STATE} | extras))
+    found = read_tensors(saved(tmp_path / "a.pth", {"model": STATE} | extras))
     same(found.tensors)
-    assert found.notes == ("the tensors under 'model' were taken; beside it: args, best, count, epoch.",)
-    same(read_checkpoint(legacy(tmp_path / "b.pth", {"model": STATE} | extras)).tensors)
+    assert found.notes == ("the tensors under 'model' were read; beside it: args, best, count, epoch.",)
+    same(read_tensors(legacy(tmp_path / "b.pth", {"model": STATE} | extras)).tensors)
 
 
 OTHER = {name: t + 1 for name, t in STATE.items()}
@@ -203,31 +203,31 @@ OPTIMIZER = {"state": {0: {"exp_avg": torch.zeros(2)}}, "param_groups": [{"lr": 
 NESTED = {
     "raw before ema": (
         {"model_ema": OTHER, "model": STATE, "epoch": 1},
-        ["the tensors under 'model' were taken; beside it: model_ema, epoch."],
+        ["the tensors under 'model' were read; beside it: model_ema, epoch."],
     ),
     "timm": (
         {"state_dict_ema": OTHER, "state_dict": STATE, "optimizer": OPTIMIZER},
-        ["the tensors under 'state_dict' were taken; beside it: state_dict_ema, optimizer."],
+        ["the tensors under 'state_dict' were read; beside it: state_dict_ema, optimizer."],
     ),
     "teacher before student": (
         {"student": OTHER, "teacher": STATE},
-        ["the tensors under 'teacher' were taken; beside it: student."],
+        ["the tensors under 'teacher' were read; beside it: student."],
     ),
     "twice": (
         {"model": {"module": STATE}},
         [
-            "the tensors under 'model' were taken; beside it: nothing.",
-            "the tensors under 'module' were taken; beside it: nothing.",
+            "the tensors under 'model' were read; beside it: nothing.",
+            "the tensors under 'module' were read; beside it: nothing.",
         ],
     ),
     "none": (
         {"model": None, "model_ema": STATE},
-        ["the tensors under 'model_ema' were taken; beside it: model."],
+        ["the tensors under 'model_ema' were read; beside it: model."],
     ),
-    "only one": ({"G": STATE, "opt": OPTIMIZER}, ["the tensors under 'G' were taken; beside it: opt."]),
+    "only one": ({"G": STATE, "opt": OPTIMIZER}, ["the tensors under 'G' were read; beside it: opt."]),
     "loose tensor": (
         {"model": STATE, "acc": torch.ones(1)},
-        ["the tensors under 'model' were taken; beside it: acc."],
+        ["the tensors under 'model' were read; beside it: acc."],
     ),
     "other entries": (
         STATE | {"version": 3, "name": "x"},
@@ -235,7 +235,7 @@ NESTED = {
     ),
     "prefix": (
         {f"module._orig_mod.model.{name}": t for name, t in STATE.items()},
-        ["'module._orig_mod.model.' was taken off every name."],
+        ["the prefix 'module._orig_mod.model.' was removed from every name."],
     ),
 }
 
@@ -243,16 +243,16 @@ NESTED = {
 @pytest.mark.parametrize("name", NESTED)
 def test_unwrapping(tmp_path, name):
     value, notes = NESTED[name]
-    found = read_checkpoint(saved(tmp_path / "a.pth", value))
+    found = read_tensors(saved(tmp_path / "a.pth", value))
     same(found.tensors)
     assert list(found.notes) == notes
 
 
 def test_prefixes_stay_where_one_name_lacks_them(tmp_path):
     tensors = {"model.a": torch.ones(1), "head": torch.ones(1), "module.b": torch.ones(1)}
-    assert read_checkpoint(saved(tmp_path / "a", tensors)).tensors.keys() == tensors.keys()
+    assert read_tensors(saved(tmp_path / "a", tensors)).tensors.keys() == tensors.keys()
     alone = {"model.": torch.ones(1), "model.a": torch.ones(1)}
-    assert read_checkpoint(saved(tmp_path / "b", alone)).tensors.keys() == alone.keys()
+    assert read_tensors(saved(tmp_path / "b", alone)).tensors.keys() == alone.keys()
 
 
 def cyclic():
@@ -285,7 +285,7 @@ def safetensors_bytes():
 
 
 BYTES = {
-    "empty": (b"", "is empty: fetch it again"),
+    "empty": (b"", "is empty: download it again"),
     "short": (
         b"abc",
         r"is no weights file (3 bytes, the first are b'abc'); expected .safetensors, .npz or a checkpoint",
@@ -296,8 +296,8 @@ BYTES = {
     "gzip": (b"\x1f\x8b" + bytes(99), "is a gzip archive, which has to be unpacked first"),
     "noise": (bytes(range(200, 256)), "is no weights file (56 bytes"),
     "json": (b'{"error": "not found"}', "is JSON without a weight_map"),
-    "half a json": (b'{"error": ', "begins like JSON but is none"),
-    "deep json": (b'{"a":' * 100_000, "begins like JSON but is none"),
+    "half a json": (b'{"error": ', "begins like JSON but cannot be read"),
+    "deep json": (b'{"a":' * 100_000, "begins like JSON but cannot be read"),
     "huge header": (struct.pack("<Q", 2**62) + b'{"a', "header of 4,611,686,018,427,387,904 bytes in a file of 11"),
     "safetensors cut in the header": (safetensors_bytes()[:50], "in a file of 50: it is cut short or damaged"),
     "safetensors cut in the tensors": (safetensors_bytes()[:-5], "is a safetensors file cut short or damaged: "),
@@ -359,7 +359,7 @@ def test_zips_of_other_things_and_bombs(tmp_path):
 def test_a_zeroed_head_is_no_bomb(tmp_path):
     rest = np.random.default_rng(0).normal(size=5000)
     np.savez_compressed(tmp_path / "a.npz", head=np.zeros((1000, 1000), np.float32), rest=rest)
-    assert read_checkpoint(tmp_path / "a.npz").tensors["head"].shape == (1000, 1000)
+    assert read_tensors(tmp_path / "a.npz").tensors["head"].shape == (1000, 1000)
 
 
 def test_missing_and_forbidden(tmp_path, monkeypatch):
@@ -384,25 +384,25 @@ def test_folders(tmp_path):
     (folder / "checkpoints").rmdir()
     (folder / "README.md").write_text("#")
     saved(folder / "best.pth", {"a": torch.zeros(1)})
-    assert read_checkpoint(folder).path == folder / "best.pth"
+    assert read_tensors(folder).path == folder / "best.pth"
     saved(folder / "last.pth", {"a": torch.ones(1)})
-    assert "holds 2 weights files; give one: best.pth, last.pth" in message(folder)
+    assert "holds 2 weights files; use the path of one: best.pth, last.pth" in message(folder)
     saved(folder / "pytorch_model.bin", {"a": torch.ones(2)})
-    assert read_checkpoint(folder).path == folder / "pytorch_model.bin"
+    assert read_tensors(folder).path == folder / "pytorch_model.bin"
     save_file({"a": torch.ones(3)}, folder / "model.safetensors")
-    assert read_checkpoint(folder).tensors["a"].shape == (3,)
+    assert read_tensors(folder).tensors["a"].shape == (3,)
 
 
 def test_sidecars(tmp_path):
     save_file(STATE, tmp_path / "a.safetensors")
     (tmp_path / "config.json").write_text('{"model_type": "vit"}')
     (tmp_path / "preprocessor_config.json").write_text("[1]")
-    found = read_checkpoint(tmp_path / "a.safetensors")
+    found = read_tensors(tmp_path / "a.safetensors")
     assert found.sidecars == {"config.json": {"model_type": "vit"}}
     assert found.notes == ("preprocessor_config.json was left out: it holds a list, not an object.",)
     (tmp_path / "config.json").write_text('{"a": "' + "x" * 5_000_000 + '"}')
     (tmp_path / "preprocessor_config.json").write_bytes(b"\xff\xfe{")
-    found = read_checkpoint(tmp_path / "a.safetensors")
+    found = read_tensors(tmp_path / "a.safetensors")
     assert found.sidecars == {}
     assert "config.json was left out: 5,000,009 bytes, at most 5,000,000 are read." in found.notes
     assert any(note.startswith("preprocessor_config.json was left out: 'utf-8'") for note in found.notes)
@@ -423,10 +423,10 @@ def sharded(folder, places=None):
 def test_shards_are_joined(tmp_path):
     folder = sharded(tmp_path / "m")
     for path in (folder, folder / "model.safetensors.index.json"):
-        found = read_checkpoint(path)
+        found = read_tensors(path)
         same(found.tensors)
         assert (found.header, found.path.name) == ({"format": "pt"}, "model.safetensors.index.json")
-        assert found.notes == ("'model.' was taken off every name.",)
+        assert found.notes == ("the prefix 'model.' was removed from every name.",)
 
 
 def test_shards_of_torch(tmp_path):
@@ -434,19 +434,19 @@ def test_shards_of_torch(tmp_path):
     legacy(tmp_path / "x-2.bin", {"b": torch.zeros(1)})
     index = {"weight_map": {"a": "x-1.bin", "b": "x-2.bin"}}
     (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps(index))
-    same(read_checkpoint(tmp_path).tensors, {"a": torch.ones(1), "b": torch.zeros(1)})
+    same(read_tensors(tmp_path).tensors, {"a": torch.ones(1), "b": torch.zeros(1)})
 
 
 BAD_SHARDS = {
     "missing tensor": ({"model.z": "model-1.safetensors"}, "shard model-1.safetensors lacks model.z"),
     "extra tensor": ({"model.b": "model-1.safetensors"}, "shard model-1.safetensors lacks model.b"),
-    "above": ({"model.z": "../secret.safetensors"}, "shard '../secret.safetensors' leads out of the folder"),
-    "dots": ({"model.z": ".."}, "shard '..' leads out of the folder"),
-    "dot": ({"model.z": "."}, "shard '.' leads out of the folder"),
-    "nothing": ({"model.z": ""}, "shard '' leads out of the folder"),
-    "absolute": ({"model.z": "/etc/passwd"}, "shard '/etc/passwd' leads out of the folder"),
-    "windows": ({"model.z": "..\\secret"}, "leads out of the folder"),
-    "nul": ({"model.z": "a\0b"}, "leads out of the folder"),
+    "above": ({"model.z": "../secret.safetensors"}, "shard '../secret.safetensors' is outside the folder of the index"),
+    "dots": ({"model.z": ".."}, "shard '..' is outside the folder of the index"),
+    "dot": ({"model.z": "."}, "shard '.' is outside the folder of the index"),
+    "nothing": ({"model.z": ""}, "shard '' is outside the folder of the index"),
+    "absolute": ({"model.z": "/etc/passwd"}, "shard '/etc/passwd' is outside the folder of the index"),
+    "windows": ({"model.z": "..\\secret"}, "is outside the folder of the index"),
+    "nul": ({"model.z": "a\0b"}, "is outside the folder of the index"),
     "number": ({"model.z": 3}, "is JSON without a weight_map"),
     "itself": ({"model.z": "model.safetensors.index.json"}, "is listed as a shard of weights but is JSON text"),
 }
@@ -457,7 +457,7 @@ def test_bad_shards(tmp_path, name):
     save_file({"model.z": torch.ones(1)}, tmp_path / "secret.safetensors")
     folder = sharded(tmp_path / "m", BAD_SHARDS[name][0])
     with pytest.raises(ValueError, match=r"model\.safetensors\.index\.json") as caught:
-        read_checkpoint(folder)
+        read_tensors(folder)
     assert BAD_SHARDS[name][1] in str(caught.value)
 
 
@@ -465,14 +465,14 @@ def test_shards_missing_unlisted_or_linked_from_elsewhere(tmp_path):
     folder = sharded(tmp_path / "m")
     shard = folder / "model-2.safetensors"
     save_file({f"model.{name}": STATE[name] for name in "bcd"} | {"more": torch.ones(1)}, shard)
-    with pytest.raises(ValueError, match=r"shard model-2\.safetensors has unlisted more; fetch shards and index again"):
-        read_checkpoint(folder)
+    with pytest.raises(ValueError, match=r"shard model-2\.safetensors has unlisted more; download shards"):
+        read_tensors(folder)
     shard.rename(tmp_path / "elsewhere")
     with pytest.raises(FileNotFoundError, match=r"index\.json: shard model-2\.safetensors is missing"):
-        read_checkpoint(folder)
+        read_tensors(folder)
     shard.symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(ValueError, match=r"shard 'model-2\.safetensors' leads out of the folder"):
-        read_checkpoint(folder)
+    with pytest.raises(ValueError, match=r"shard 'model-2\.safetensors' is a link out of the folder of the index"):
+        read_tensors(folder)
 
 
 def test_hugging_face_cache(tmp_path):
@@ -482,17 +482,17 @@ def test_hugging_face_cache(tmp_path):
     for i, file in enumerate(sorted(folder.iterdir())):
         file.rename(repository / "blobs" / str(i))
         file.symlink_to(f"../../blobs/{i}")
-    found = read_checkpoint(folder)
+    found = read_tensors(folder)
     same(found.tensors)
     assert found.path == folder / "model.safetensors.index.json"
     (repository / "blobs" / "0").rename(tmp_path / "models--me--other")
     first = min(folder.iterdir())
     first.unlink()
     first.symlink_to(tmp_path / "models--me--other")
-    with pytest.raises(ValueError, match="leads out of the folder"):
-        read_checkpoint(folder)
+    with pytest.raises(ValueError, match="is a link out of the folder"):
+        read_tensors(folder)
 
 
 def test_every_wrapper_is_found(tmp_path):
     for key in pickles._WRAPPERS:
-        same(read_checkpoint(saved(tmp_path / "a.pth", {key: STATE, "epoch": 1})).tensors)
+        same(read_tensors(saved(tmp_path / "a.pth", {key: STATE, "epoch": 1})).tensors)

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from ndvit.data.preprocess.images import ImagePreprocess
-from ndvit.weights.reading.sidecars import Facts, read_facts
+from ndvit.weights.reading.sidecars import Sidecars, read_sidecars
 
 VIT = {  # as transformers' ViTForImageClassification saves it, shortened
     "architectures": ["ViTForImageClassification"],
@@ -25,13 +25,13 @@ PLAIN = {"image_mean": [0.5] * 3, "image_std": [0.25] * 3, "resample": 2, "resca
 
 
 def facts(config=None, processor=None):
-    given = {"config.json": config, "preprocessor_config.json": processor}
-    return read_facts({name: json.loads(json.dumps(value)) for name, value in given.items() if value is not None})
+    files = {"config.json": config, "preprocessor_config.json": processor}
+    return read_sidecars({name: json.loads(json.dumps(value)) for name, value in files.items() if value is not None})
 
 
 def test_nothing_is_known_of_nothing():
-    assert facts() == Facts(None, {}, (), {})
-    assert facts({"unrelated": 1}) == Facts(None, {}, (), {})
+    assert facts() == Sidecars(None, {}, (), {})
+    assert facts({"unrelated": 1}) == Sidecars(None, {}, (), {})
 
 
 def test_transformers_vit():
@@ -54,7 +54,7 @@ def test_transformers_vit():
 @pytest.mark.parametrize(
     "labels", [{"0": "LABEL_0", "1": "LABEL_1"}, {"0": "a", "2": "b"}, {"x": "a"}, {}, None], ids=str
 )
-def test_labels_that_say_nothing(labels):
+def test_labels_without_meaning(labels):
     assert facts(VIT | {"id2label": labels}).classes == ()
 
 
@@ -264,7 +264,7 @@ def test_agrees_with_timm(tmp_path):
     )
     arguments = {"depth": 1, "num_heads": 6, "img_size": (32, 64)}
     timm.models.save_for_hf(model, tmp_path, model_config={"label_names": ["a", "b"]}, model_args=arguments)
-    found = read_facts({"config.json": json.loads((tmp_path / "config.json").read_text())})
+    found = read_sidecars({"config.json": json.loads((tmp_path / "config.json").read_text())})
     assert found.architecture == "vit_tiny_patch16_224"
     stated = {
         "depth": 1,
@@ -298,7 +298,7 @@ def test_configs_of_transformers(tmp_path, name):
     transformers = pytest.importorskip("transformers")
     expected = HUGGING_FACE[name]
     getattr(transformers, name)().save_pretrained(tmp_path)
-    found = read_facts({"config.json": json.loads((tmp_path / "config.json").read_text())})
+    found = read_sidecars({"config.json": json.loads((tmp_path / "config.json").read_text())})
     assert found.classes == ()
     assert {key: found.config[key] for key in expected} == expected
 
@@ -318,7 +318,7 @@ def test_processors_of_transformers(tmp_path, name, resize, interpolation, crop)
     transformers = pytest.importorskip("transformers")
     getattr(transformers, name)().save_pretrained(tmp_path)
     stated = json.loads((tmp_path / "preprocessor_config.json").read_text())
-    preprocess = ImagePreprocess(**read_facts({"preprocessor_config.json": stated}).preprocess)
+    preprocess = ImagePreprocess(**read_sidecars({"preprocessor_config.json": stated}).preprocess)
     assert (preprocess.resize, preprocess.interpolation, preprocess.crop_fraction) == (resize, interpolation, crop)
     assert preprocess.size == (224, 224)
     assert preprocess.mean == tuple(stated["image_mean"])

@@ -1,4 +1,4 @@
-"""The table of published weights says what the libraries that publish them say."""
+"""The table of published weights agrees with the libraries that publish them."""
 
 import re
 import subprocess
@@ -79,7 +79,7 @@ def test_every_row_is_well_formed(row):
 
 
 @pytest.mark.parametrize("row", TIMM, ids=lambda row: row.name)
-def test_timm_says_the_same(row):
+def test_timm_agrees(row):
     cfg = get_pretrained_cfg(row.name)
     assert cfg.hf_hub_id == row.repo
     assert (cfg.hf_hub_filename or "model.safetensors") == row.file
@@ -109,7 +109,7 @@ def test_original_releases_are_those_that_timm_was_made_from(row):
 
 
 @pytest.mark.parametrize("name", BUILT)
-def test_timm_builds_what_the_row_says(name):
+def test_timm_builds_the_network_of_the_row(name):
     row = find_weights(name)
     with torch.device("meta"):
         model = timm.create_model(name.partition(".")[0])
@@ -124,7 +124,7 @@ def test_timm_builds_what_the_row_says(name):
     assert ("stem_numerics" in config) == (type(model.patch_embed).__name__ == "HybridEmbed")
 
 
-def test_torchvision_says_the_same():
+def test_torchvision_agrees():
     builders = [
         torchvision.models.get_model_weights(f"vit_{size}") for size in ("b_16", "b_32", "l_16", "l_32", "h_14")
     ]

@@ -1,6 +1,6 @@
 """ndvit: Vision Transformers for signals and images, in any number of dimensions.
 
-The public names are imported only when they are asked for, so that `import ndvit` and `ndvit --help` stay light.
+The public names are imported on first use, so that `import ndvit` and `ndvit --help` stay fast.
 """
 
 import importlib
@@ -13,43 +13,46 @@ if TYPE_CHECKING:
     from ndvit.config.recipe import Recipe
     from ndvit.data.sources.load import load_source
     from ndvit.estimator import ViTClassifier
-    from ndvit.exporting.compiling import compile
-    from ndvit.exporting.export import export
-    from ndvit.inference.answers import evaluate, predict
-    from ndvit.inference.embed import embed
+    from ndvit.model import Model, compile, embed, evaluate, export, load_model, predict, save_model
     from ndvit.network import VisionTransformer, create_model
+    from ndvit.tasks.base import Task
+    from ndvit.tasks.classification import Classification
     from ndvit.training.run import resume, train
     from ndvit.weights.convert import export_state_dict
-    from ndvit.weights.file import save_model
-    from ndvit.weights.loading import load_model
     from ndvit.weights.publish import push_to_hub
     from ndvit.weights.reading.zoo import find_weights, list_weights
 
 _HOMES = {
-    "ViTConfig": "ndvit.config",
-    "list_models": "ndvit.config",
-    "VisionTransformer": "ndvit.network",
-    "create_model": "ndvit.network",
-    "load_source": "ndvit.data.sources.load",
+    "Classification": "ndvit.tasks.classification",
+    "Model": "ndvit.model",
     "Recipe": "ndvit.config.recipe",
-    "load_model": "ndvit.weights.loading",
-    "save_model": "ndvit.weights.file",
-    "export_state_dict": "ndvit.weights.convert",
-    "push_to_hub": "ndvit.weights.publish",
-    "list_weights": "ndvit.weights.reading.zoo",
-    "find_weights": "ndvit.weights.reading.zoo",
-    "train": "ndvit.training.run",
-    "resume": "ndvit.training.run",
-    "evaluate": "ndvit.inference.answers",
-    "predict": "ndvit.inference.answers",
-    "embed": "ndvit.inference.embed",
-    "compile": "ndvit.exporting.compiling",
-    "export": "ndvit.exporting.export",
+    "Task": "ndvit.tasks.base",
     "ViTClassifier": "ndvit.estimator",
+    "ViTConfig": "ndvit.config",
+    "VisionTransformer": "ndvit.network",
+    "compile": "ndvit.model",
+    "create_model": "ndvit.network",
+    "embed": "ndvit.model",
+    "evaluate": "ndvit.model",
+    "export": "ndvit.model",
+    "export_state_dict": "ndvit.weights.convert",
+    "find_weights": "ndvit.weights.reading.zoo",
+    "list_models": "ndvit.config",
+    "list_weights": "ndvit.weights.reading.zoo",
+    "load_model": "ndvit.model",
+    "load_source": "ndvit.data.sources.load",
+    "predict": "ndvit.model",
+    "push_to_hub": "ndvit.weights.publish",
+    "resume": "ndvit.training.run",
+    "save_model": "ndvit.model",
+    "train": "ndvit.training.run",
 }
 
 __all__ = [
+    "Classification",
+    "Model",
     "Recipe",
+    "Task",
     "ViTClassifier",
     "ViTConfig",
     "VisionTransformer",

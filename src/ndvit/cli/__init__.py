@@ -1,5 +1,5 @@
 """The command line. `main` is the `ndvit` command."""
 
-from ndvit.cli.commands import main
+from ndvit.cli.app import main
 
 __all__ = ["main"]

@@ -1,5 +1,5 @@
 """`python -m ndvit.cli` is the `ndvit` command."""
 
-from ndvit.cli.commands import main
+from ndvit.cli import main
 
 main()

@@ -1,11 +1,10 @@
-"""What a Vision Transformer is made of: one frozen config."""
+"""The config of a Vision Transformer: groups of fields, the rules between fields, and what follows from them."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, fields
+from typing import Literal
 
-from ndvit.config.bounds import check_combinations, check_field_names, check_values, unwrap_numbers, whole_numbers
+from ndvit.config.bounds import Count, Counts, Lengths, Options, Positive, Rate, Whole, checked
 
 PositionEmbedding = Literal["learned", "sincos", "rope"]
 Pooling = Literal["token", "avg", "norm_avg", "token_avg", "map", "stem_tokens"]
@@ -15,172 +14,188 @@ StemNumerics = Literal["google", "timm"]
 HeadNorm = Literal["none", "batch"]
 WeightInit = Literal["article", "balanced"]
 
-# Depths and width that a stem has if nobody says: R50's; InceptionTime's two groups of three; Wang's three blocks.
+# Default depths and width by kind of stem: R50, two groups of InceptionTime, the three blocks of Wang's ResNet.
 _STEM_DEFAULTS = {"resnet": ((3, 4, 9), 64), "inception": ((3, 3), 32), "residual": ((1, 1, 1), 64)}
 
 
 @dataclass(frozen=True, kw_only=True)
-class ViTConfig:
-    """Everything that describes a Vision Transformer in any number of dimensions.
+class InputOptions(Options):
+    """Input and patches."""
 
-    `len(input_size)` is the number of dimensions: (time,) is a signal, (height, width) an image, (depth, height, width)
-    a volume. A bare int for `input_size` is a length, that is one dimension; a bare int for `patch_size` is the same
-    along every axis. (A *named 2-D model* reads an int as the side of a square, see `named_config`.)
-
-    Raises:
-        ValueError: for any value or combination that makes no network, saying how to mend it.
-    """
-
-    input_size: tuple[int, ...] = (224, 224)
+    input_size: Lengths = (224, 224)
     """Samples or pixels along each axis; its length is the number of dimensions. An int is a 1-D length."""
-    in_channels: int = 3
-    """Channels of the input: 3 for colour pictures, the number of sensors for signals."""
-    patch_size: tuple[int, ...] = (16,)
-    """Extent of a patch along each axis; a single number serves every axis. Must divide input_size. Behind a stem a
-    patch is cut from the stem's output, so that a token stands for patch_size x stem_stride samples of the input."""
-    stem: Stem = "none"
-    """What stands before the patches: none; resnet (the hybrids of the ViT paper: R50+ViT-B/16 is patch_size 1); or a
-    light one with BatchNorm, for signals above all: inception (parallel dilated convolutions in residual groups, after
-    InceptionTime) or residual (units of convolutions 9-5-3, Wang's ResNet for time series)."""
-    stem_depths: tuple[int, ...] = None  # type: ignore[assignment]  # by kind of stem, see __post_init__
-    """Units in each stage of the stem; by default R50's (3, 4, 9) for resnet, (3, 3) for inception, (1, 1, 1) for
-    residual. None at all leaves the root convolution of a resnet."""
-    stem_width: int = None  # type: ignore[assignment]  # by kind of stem, see __post_init__
-    """Channels: of the resnet stem's root (64 by default, a multiple of 32; stage i gives 4 x 2^i times as many), of
-    each parallel convolution of inception (32), of the first stage of residual (64; later ones have twice as many)."""
-    stem_strides: tuple[int, ...] = ()
-    """Stride of the first unit in each stage of a light stem, along every axis; a missing one is 1. (A resnet stem
-    halves its grid twice at its root and once at every later stage.)"""
-    stem_kernel: int = 9
-    """Taps along each axis of inception's convolutions; odd. Where a stride would skip samples there are more."""
-    stem_dilations: tuple[int, ...] = (1, 2, 4)
-    """Dilations of inception's parallel convolutions, one convolution for each: a kernel of 9 at (1, 2, 4) sees 9, 17
-    and 33 samples, as InceptionTime's kernels of 10, 20 and 40 do, for a third of the cost."""
+    in_channels: Count = 3
+    """Channels of the input: 3 for colour images, the number of sensors for signals."""
+    patch_size: Lengths = (16,)
+    """Size of a patch along each axis; a single number applies to every axis. Must divide input_size. With a stem,
+    patches are cut from its output: a token covers patch_size x stem_stride samples of the input."""
     patch_overlap: bool = False
-    """Whether a patch reaches into its neighbours: a kernel of 2p - 1 at stride p (CvT, PVT v2, ConvTran). There are as
-    many tokens as without."""
+    """Let patches overlap: a kernel of 2p - 1 at stride p (CvT, PVT v2, ConvTran). The number of tokens is the same."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StemOptions(Options):
+    """Stem."""
+
+    stem: Stem = "none"
+    """Convolutions before the patches: none; resnet (the ViT paper's hybrids: R50+ViT-B/16 has patch_size 1); or light
+    stems, mainly for signals: inception (parallel dilated convolutions in residual groups, after InceptionTime) or
+    residual (units of convolutions of 9, 5 and 3 taps, Wang's ResNet for time series)."""
+    stem_depths: Counts = None  # type: ignore[assignment]  # ViTConfig replaces None by the default of the stem
+    """Units in each stage; by default (3, 4, 9) for resnet (R50), (3, 3) for inception, (1, 1, 1) for residual. A
+    resnet without stages is its root convolution."""
+    stem_width: Count = None  # type: ignore[assignment]  # likewise
+    """Channels: of the resnet stem's root (default 64, a multiple of 32; stage i has 4 x 2^i times as many), of each
+    parallel convolution of inception (32), of the first stage of residual (64; later stages have twice as many)."""
+    stem_strides: Counts = ()
+    """Stride of the first unit in each stage of a light stem, along every axis; a missing one is 1."""
+    stem_kernel: Count = 9
+    """Taps along each axis of inception's convolutions; odd. Kernels grow where a stride would skip samples."""
+    stem_dilations: Lengths = (1, 2, 4)
+    """Dilations of inception's parallel convolutions, one per convolution: kernels of 9 at (1, 2, 4) span 9, 17 and 33
+    samples, like InceptionTime's kernels of 10, 20 and 40, at a third of the cost."""
     stem_numerics: StemNumerics = "google"
-    """Epsilons of the resnet stem's weight standardisation and GroupNorm: google's own, or those of timm's port."""
-    embed_dim: int = 768
+    """Epsilons of the resnet stem's weight standardisation and GroupNorm: Google's, or those of timm's port."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderOptions(Options):
+    """Encoder."""
+
+    embed_dim: Count = 768
     """Width D of a token."""
-    depth: int = 12
+    depth: Count = 12
     """Number of encoder blocks."""
-    num_heads: int = 12
+    num_heads: Count = 12
     """Attention heads; must divide embed_dim."""
-    mlp_ratio: float = 4.0
+    mlp_ratio: Positive = 4.0
     """Hidden width of the MLP as a multiple of embed_dim (of each of the two halves for swiglu)."""
     qkv_bias: bool = True
-    """Whether the linear layer for queries, keys and values has a bias."""
-    qk_scale: float | None = None
-    """Factor on the attention logits; none means head_dim ** -0.5."""
+    """Bias in the linear layer of queries, keys and values."""
+    qk_scale: Positive | None = None
+    """Factor on the attention logits; the default is head_dim ** -0.5."""
     qk_norm: bool = False
     """LayerNorm over queries and keys of each head (ViT-22B)."""
     activation: Activation = "gelu"
-    """Of the MLP: exact gelu, its tanh form (Google's checkpoints), quick_gelu (x sigmoid(1.702 x), OpenAI's CLIP), or
-    swiglu (a gated MLP, as DINOv2-g)."""
-    num_classes: int = 1000
-    """Outputs of the head; 0 gives the pooled features themselves."""
-    representation_size: int | None = None
-    """Width of a linear + tanh layer before the head (`pre_logits`); none leaves it out."""
-    distilled: bool = False
-    """A second token with a head of its own (DeiT); training returns both outputs, evaluation their mean."""
-    class_token: bool = True
-    """Whether a learned token stands before the patches."""
-    num_registers: int = 0
-    """Register tokens after the class token ("Vision Transformers Need Registers")."""
-    pos_embed: PositionEmbedding = "learned"
-    """Positions: learned, fixed sines and cosines per axis (MAE), or rope (queries and keys of patches rotated by their
-    place, as DINOv3; nothing is added to tokens)."""
-    rope_base: float = 100.0
-    """Longest over shortest period of rope, in units of which the whole axis is 2."""
-    relative_bias: bool = False
-    """A learned weight for each head and offset between two patches, added to the attention weights after the softmax,
-    in every block (ConvTran's eRPE); besides the positions of `pos_embed`. Starts at zero."""
-    pos_embed_prefix: bool = True
-    """Whether positions are added to the prefix tokens, too (not in DeiT-III and DINOv2 with registers)."""
-    pooling: Pooling = "token"
-    """What the head sees: the class token; the mean of the patch tokens, with the final norm after it (avg, MAE's
-    fine-tuning) or before it (norm_avg, big_vision); class token and mean side by side (token_avg, DINOv2's linear
-    head); attention pooling (map, SigLIP); or, side by side, mean and maximum of the stem's output, class token if
-    there is one, and mean (stem_tokens)."""
-    head_norm: HeadNorm = "none"
-    """Norm over the pooled features before the head: none, or batch (BatchNorm, as features of a stem and of tokens
-    have unlike scales; Mantis)."""
-    head_drop: float = 0.0
-    """Dropout before the head."""
-    stem_head: bool = False
-    """A second, auxiliary head over mean and maximum of the stem's output; training returns both outputs, evaluation
-    the first alone."""
-    rocket_features: int = 0
-    """Random convolution features beside the network, for signals of one axis (MiniRocket), with a linear head of their
-    own that is solved, not descended. 10,000 is usual; 0 leaves them out."""
-    rocket_weight: float = 0.5
-    """Weight of their logits in the answer, from 0 to 1; the network's have the rest. `train` gives them more than half
-    where there are fewer than ten examples a class."""
-    layer_scale: float | None = None
-    """Initial value of a learned scale per channel on each residual branch (CaiT); none leaves it out."""
+    """Activation of the MLP: exact gelu, its tanh approximation (Google), quick_gelu (x sigmoid(1.702 x), OpenAI's
+    CLIP), or swiglu (a gated MLP, as DINOv2-g)."""
+    layer_scale: Positive | None = None
+    """Initial value of a learned scale per channel on each residual branch (CaiT); by default there is none."""
     patch_norm: bool = False
     """LayerNorm after the patch embedding (the article; published ViTs have none)."""
     pre_norm: bool = False
     """LayerNorm over all tokens before the first block (CLIP)."""
-    norm_eps: float = 1e-6
+    norm_eps: Positive = 1e-6
     """Epsilon of every LayerNorm."""
     weight_init: WeightInit = "article"
     """Initial weights: article (linear layers std .01, tokens and positions .02), or balanced (linear layers by fan-in,
     tokens and positions as strong as patches), which learns from little data in far fewer steps."""
-    drop_rate: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class PositionOptions(Options):
+    """Positions."""
+
+    pos_embed: PositionEmbedding = "learned"
+    """Position embedding: learned, fixed sines and cosines per axis (sincos, MAE), or rope (rotation of the patches'
+    queries and keys, as DINOv3; nothing is added to tokens)."""
+    rope_base: Positive = 100.0
+    """Longest over shortest period of rope, where the whole axis has length 2."""
+    relative_bias: bool = False
+    """A learned weight per head and offset between two patches, added to the attention weights after the softmax in
+    every block (ConvTran's eRPE), in addition to pos_embed. Starts at zero."""
+    pos_embed_prefix: bool = True
+    """Add positions to the prefix tokens, too (not in DeiT III and DINOv2 with registers)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenOptions(Options):
+    """Tokens."""
+
+    class_token: bool = True
+    """Prepend a learned class token to the patches."""
+    num_registers: Whole = 0
+    """Register tokens after the class token ("Vision Transformers Need Registers")."""
+    merge_tokens: Whole = 0
+    """Patch tokens that each block merges into similar ones, at most half of the remaining tokens (ToMe, "Token
+    Merging: Your ViT But Faster", 2022); 0 merges none. It also applies to a network that was trained without it,
+    load_model(file, merge_tokens=8): inference is faster, at a small loss of accuracy."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadOptions(Options):
+    """Pooling and heads."""
+
+    num_classes: Whole = 1000
+    """Outputs of the head; with 0 the network returns the pooled features."""
+    representation_size: Count | None = None
+    """Width of a linear layer with tanh before the head (`pre_logits`); by default there is none."""
+    distilled: bool = False
+    """A second token with its own head (DeiT); training returns both outputs, evaluation their mean."""
+    pooling: Pooling = "token"
+    """Input of the head: the class token; the mean of the patch tokens, before the final norm (avg, MAE's fine-tuning)
+    or after it (norm_avg, big_vision); class token and mean concatenated (token_avg, DINOv2's linear head); attention
+    pooling (map, SigLIP); or, concatenated, mean and maximum of the stem's output, class token if there is one, and
+    mean (stem_tokens)."""
+    head_norm: HeadNorm = "none"
+    """Norm over the pooled features before the head: none, or batch (BatchNorm, because features of a stem and of
+    tokens have different scales; Mantis)."""
+    stem_head: bool = False
+    """A second, auxiliary head over mean and maximum of the stem's output; only training returns its output."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegularisationOptions(Options):
+    """Regularisation."""
+
+    drop_rate: Rate = 0.0
     """Dropout after the position embedding and in every projection and MLP."""
-    attn_drop_rate: float = 0.0
+    attn_drop_rate: Rate = 0.0
     """Dropout of attention weights."""
-    drop_path_rate: float = 0.0
+    drop_path_rate: Rate = 0.0
     """Stochastic depth of the last block; rates rise linearly from 0 over the depth."""
-    patch_drop_rate: float = 0.0
-    """Share of the patches that training leaves out, others for each example ("PatchDropout", Liu et al., 2022)."""
-    merge_tokens: int = 0
-    """Patch tokens that each block merges into others like them, at most half of those left (ToMe, "Token Merging: Your
-    ViT But Faster", 2022); 0 merges none. A network that was trained without can be told to, load_model(file,
-    merge_tokens=8): it answers faster, for a little accuracy."""
+    patch_drop_rate: Rate = 0.0
+    """Share of the patches left out in training, drawn for each example ("PatchDropout", Liu et al., 2022)."""
+    head_drop: Rate = 0.0
+    """Dropout before the head."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViTConfig(
+    RegularisationOptions, HeadOptions, TokenOptions, PositionOptions, EncoderOptions, StemOptions, InputOptions
+):
+    """Everything that describes a Vision Transformer in any number of dimensions.
+
+    `len(input_size)` is the number of dimensions: (time,) is a signal, (height, width) an image, (depth, height, width)
+    a volume. An int for `input_size` is a length, that is one dimension; an int for `patch_size` applies to every axis.
+    (In a *named 2-D model* an int is the side of a square, see `named_config`.)
+
+    Raises:
+        ValueError: for a value or a combination that does not describe a network, with the remedy.
+    """
 
     def __post_init__(self) -> None:
-        unwrap_numbers(self)
-        size = whole_numbers("input_size", self.input_size)
-        patch = whole_numbers("patch_size", self.patch_size)
-        if len(size) > 3:
-            raise ValueError(
-                f"input_size {size} has {len(size)} axes: networks of one, two or three dimensions can be built"
-            )
-        if len(patch) == 1:
-            patch *= len(size)
-        default_depths, default_width = _STEM_DEFAULTS.get(self.stem, _STEM_DEFAULTS["resnet"])
-        depths = default_depths if self.stem_depths is None else self.stem_depths
-        depths = whole_numbers("stem_depths", depths, empty=True)
-        light = self.stem in ("inception", "residual")
-        if len(depths) > 4 and not light:
-            raise ValueError(f"stem_depths {depths} has {len(depths)} stages: a resnet stem has at most four")
-        strides = whole_numbers("stem_strides", self.stem_strides, empty=True)
-        if light:
-            strides = (*strides, *[1] * (len(depths) - len(strides)))
-        settled = {
-            "input_size": size,
-            "patch_size": patch,
-            "stem_depths": depths,
-            "stem_width": default_width if self.stem_width is None else self.stem_width,
-            "stem_strides": strides,
-            "stem_dilations": whole_numbers("stem_dilations", self.stem_dilations),
-        }
-        for name, value in settled.items():
-            object.__setattr__(self, name, value)
-        check_values(self)
-        check_combinations(self)
+        defaults = _STEM_DEFAULTS.get(self.stem, _STEM_DEFAULTS["resnet"])
+        for name, default in zip(("stem_depths", "stem_width"), defaults):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, default)
+        super().__post_init__()
+        if len(self.patch_size) == 1:
+            object.__setattr__(self, "patch_size", self.patch_size * len(self.input_size))
+        if self.stem in ("inception", "residual"):
+            missing = len(self.stem_depths) - len(self.stem_strides)
+            object.__setattr__(self, "stem_strides", (*self.stem_strides, *[1] * missing))
+        for check in (_check_stem, _check_input, _check_exclusions, _check_width, _check_tokens):
+            check(self)
 
     @property
     def stem_stride(self) -> int:
-        """Samples of the input along each axis that one sample of the stem's output stands for."""
+        """Samples of the input along each axis per sample of the stem's output."""
         return stem_stride(self.stem, self.stem_depths, self.stem_strides)
 
     @property
     def stem_channels(self) -> int:
-        """Channels of the stem's output; of the input where there is no stem."""
+        """Channels of the stem's output; those of the input without a stem."""
         if self.stem == "none":
             return self.in_channels
         if self.stem == "inception":
@@ -191,12 +206,12 @@ class ViTConfig:
 
     @property
     def patch_kernel(self) -> tuple[int, ...]:
-        """Extent along each axis of the convolution that makes the tokens."""
+        """Kernel size along each axis of the convolution that embeds the patches."""
         return tuple(2 * p - 1 if self.patch_overlap else p for p in self.patch_size)
 
     @property
     def token_size(self) -> tuple[int, ...]:
-        """Samples of the input along each axis that one patch token stands for."""
+        """Samples of the input along each axis per patch token."""
         return tuple(p * self.stem_stride for p in self.patch_size)
 
     @property
@@ -206,45 +221,133 @@ class ViTConfig:
 
     @property
     def pooled_dim(self) -> int:
-        """Width of what pooling yields."""
+        """Width of the pooled features."""
         if self.pooling == "stem_tokens":
             return 2 * self.stem_channels + (1 + self.class_token) * self.embed_dim
         return 2 * self.embed_dim if self.pooling == "token_avg" else self.embed_dim
 
     @property
     def num_patches(self) -> int:
-        """Patch tokens, that is the product of the grid."""
+        """Number of patch tokens: the product of the grid."""
         return math.prod(self.grid)
 
     @property
     def num_prefix_tokens(self) -> int:
-        """Class, distillation and register tokens, which stand before the patches in this order."""
+        """Number of class, distillation and register tokens, which precede the patches in this order."""
         return int(self.class_token) + int(self.distilled) + self.num_registers
-
-    def to_dict(self) -> dict[str, Any]:
-        """A plain dict of lists, numbers, strings and booleans, ready for JSON or YAML."""
-        return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "ViTConfig":
-        """The config that `to_dict` described; missing fields take their defaults.
-
-        Raises:
-            ValueError: for an unknown field, naming the nearest known one.
-        """
-        check_field_names(cls, values)
-        return cls(**values)
 
 
 def stem_stride(stem: Stem, depths: tuple[int, ...] | None, strides: tuple[int, ...] = ()) -> int:
-    """Samples of the input along each axis that one sample of a stem's output stands for.
+    """Samples of the input along each axis per sample of a stem's output.
+
+    A light stem depends on the stride of each stage only, a resnet stem on its depths only; None are the default ones.
 
     Raises:
-        ValueError: if depths or strides are no whole numbers.
+        ValueError: if depths or strides are not whole numbers of at least 1.
     """
-    if stem in ("inception", "residual"):
-        return math.prod(whole_numbers("stem_strides", strides, empty=True))
     if stem == "none":
         return 1
-    depths = whole_numbers("stem_depths", _STEM_DEFAULTS["resnet"][0] if depths is None else depths, empty=True)
+    if stem in ("inception", "residual"):
+        return math.prod(checked("stem_strides", Counts, strides))
+    depths = checked("stem_depths", Counts, _STEM_DEFAULTS["resnet"][0] if depths is None else depths)
     return 4 * 2 ** max(len(depths) - 1, 0)  # root and pooling halve the grid, then every stage but the first
+
+
+def _check_stem(c: ViTConfig) -> None:
+    depths, strides, light = c.stem_depths, c.stem_strides, c.stem in ("inception", "residual")
+    if strides and not light:
+        why = "halves its grid by itself" if c.stem == "resnet" else "is no stem"
+        raise ValueError(
+            f"stem_strides {strides} apply to the inception and residual stems, but stem={c.stem!r} {why}: "
+            "leave them out, or set stem='inception'"
+        )
+    if light and not depths:
+        raise ValueError(f"stem_depths is empty: the {c.stem} stem needs at least one group, for example (3,)")
+    if len(depths) > 4 and not light:
+        raise ValueError(f"stem_depths {depths} has {len(depths)} stages: a resnet stem has at most four")
+    if len(strides) > len(depths):
+        raise ValueError(
+            f"stem_strides {strides} has {len(strides)} strides for {len(depths)} groups (stem_depths {depths}): "
+            "give at most one per group; a missing one is 1"
+        )
+    if len(c.stem_dilations) > 8:
+        raise ValueError(f"stem_dilations has {len(c.stem_dilations)} branches: a module has at most eight")
+    if c.stem_kernel % 2 == 0:
+        raise ValueError(f"stem_kernel {c.stem_kernel} must be odd: use {c.stem_kernel - 1} or {c.stem_kernel + 1}")
+    if c.stem == "resnet" and c.stem_width % 32:
+        raise ValueError(f"stem_width {c.stem_width} is not a multiple of 32: GroupNorm has 32 groups")
+    if c.stem == "none" and (c.pooling == "stem_tokens" or c.stem_head):
+        name = "pooling='stem_tokens'" if c.pooling == "stem_tokens" else "stem_head=True"
+        remedy = "set stem='inception', 'residual' or 'resnet', or leave it out"
+        raise ValueError(f"{name} reads the output of a stem, and there is none: {remedy}")
+
+
+def _check_input(c: ViTConfig) -> None:
+    size, patch, stride = c.input_size, c.patch_size, c.stem_stride
+    if len(size) > 3:
+        raise ValueError(f"input_size {size} has {len(size)} axes: networks have one, two or three dimensions")
+    if len(patch) != len(size):
+        raise ValueError(
+            f"patch_size {patch} has {len(patch)} axes but input_size {size} has {len(size)}: "
+            "give one number for every axis, or a single number for all"
+        )
+    for axis, (s, p) in enumerate(zip(size, c.token_size)):
+        if s % p:
+            near = sorted({max(p, s // p * p), (s // p + 1) * p})
+            stem = f" behind a stem of stride {stride}" if stride > 1 else ""
+            other = f", or a patch of {_divisors_near(s, p)}" if stride == 1 else ""
+            raise ValueError(
+                f"input_size {size} is not divisible by patch_size {patch}{stem} along axis {axis} ({s} = "
+                f"{s // p} x {p} + {s % p}): use an input of {' or '.join(map(str, near))}{other}"
+            )
+
+
+def _check_exclusions(c: ViTConfig) -> None:
+    for conflict, one, other, reason in (
+        (c.relative_bias and c.patch_drop_rate, "patch_drop_rate", "relative_bias", "the bias needs a complete grid"),
+        (c.merge_tokens and c.pos_embed == "rope", "merge_tokens", "pos_embed", "merged tokens have no position"),
+        (c.merge_tokens and c.relative_bias, "merge_tokens", "relative_bias", "merged tokens have no position"),
+        (c.distilled and c.representation_size, "distilled", "representation_size", "both heads read one token"),
+        (c.distilled and c.head_norm != "none", "distilled", "head_norm", "both heads read one token"),
+        (c.distilled and c.stem_head, "distilled", "stem_head", "training returns one pair of outputs"),
+    ):
+        if conflict:
+            found, remedies = (
+                [f"{f.name}={getattr(owner, f.name)!r}" for f in fields(c) if f.name in (one, other)]
+                for owner in (c, ViTConfig)
+            )
+            raise ValueError(f"{' and '.join(found)} exclude each other: {reason}. Set {' or '.join(remedies)}")
+
+
+def _check_width(c: ViTConfig) -> None:
+    if c.embed_dim % c.num_heads:
+        raise ValueError(
+            f"embed_dim {c.embed_dim} is not divisible by num_heads {c.num_heads}: "
+            f"use {_divisors_near(c.embed_dim, c.num_heads)} heads"
+        )
+    name, found, width = "embed_dim", f"{c.embed_dim}", c.embed_dim
+    if c.pos_embed == "rope":
+        name, found, width = "a head width", f"embed_dim {found} / {c.num_heads} heads", width // c.num_heads
+    waves = 2 * len(c.input_size)  # a sine and a cosine per axis
+    if c.pos_embed != "learned" and width % waves:
+        raise ValueError(
+            f"{c.pos_embed} in {len(c.input_size)} dimensions needs {name} divisible by {waves}, got {found}: "
+            "change the width or use pos_embed='learned'"
+        )
+
+
+def _check_tokens(c: ViTConfig) -> None:
+    if c.distilled and not (c.class_token and c.pooling == "token"):
+        raise ValueError("distilled needs class_token=True and pooling='token': its two heads read two tokens")
+    if c.pooling in ("token", "token_avg") and not c.class_token:
+        raise ValueError(
+            f"pooling={c.pooling!r} reads the class token: set class_token=True, or pooling='avg' or 'map'"
+        )
+
+
+def _divisors_near(value: int, wanted: int) -> str:
+    """Up to four divisors of a value, the nearest to the wanted one, as words."""
+    small = [d for d in range(1, min(math.isqrt(value), 100_000) + 1) if value % d == 0]
+    divisors = sorted({*small, *(value // d for d in small)})
+    near = sorted(sorted(divisors, key=lambda d: (abs(d - wanted), d))[:4])
+    return ", ".join(map(str, near[:-1])) + (" or " if len(near) > 1 else "") + str(near[-1])

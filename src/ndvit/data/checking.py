@@ -1,6 +1,6 @@
-"""A look at every example before training: bad ones are refused or left out, all that is unusual is told.
+"""Checking every example before training: bad ones are refused or left out, unusual ones are reported.
 
-Files are decoded to be looked at, many at a time; nothing of them is kept.
+Files are decoded to check them, several at a time; nothing of them is kept.
 """
 
 import os
@@ -13,163 +13,173 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from ndvit.data.examples import Encoded
-from ndvit.data.preprocess.base import Raw, Recording
-from ndvit.data.preprocess.images import image_size
-from ndvit.data.preprocess.signals import signal_header
-from ndvit.data.sources.arrays import Part
-from ndvit.data.sources.folders import decode, listing, medium, reason
-from ndvit.data.sources.rasters import doubtful_alpha, is_raster
+from ndvit.data.examples import EncodedPicture, Kind, Part, Raw, Recording, are_streamed
+from ndvit.data.messages import cannot_be_used, listing
+from ndvit.data.sources.arrays import value_fault
+from ndvit.data.sources.files import Header, decode, describe_fault, header_of
+from ndvit.data.sources.rasters import has_doubtful_alpha
 
-_DECODE_AT_MOST = 50_000  # files that are decoded to find bad ones; beyond that, headers are read
+_DECODE_AT_MOST = 50_000  # files that are decoded to find bad ones; of more, only headers are read
 
 
-class Look(NamedTuple):
-    """What a first look at one example found; `fault` is None for a good one."""
+class Checked(NamedTuple):
+    """The good examples, their kind and number of axes, the fault of each bad example by split and index, and notes."""
 
-    channels: int = 0  # 0 where any number will do: pictures are converted, recordings can be averaged
-    grid: tuple[float, ...] = ()  # positions along each axis; seconds for recordings, whose rates may differ
-    missing: bool = False
+    parts: dict[str, Part]
+    kind: Kind
+    dims: int
+    faults: dict[str, dict[int, str]]
+    notes: list[str]
+
+
+class Finding(NamedTuple):
+    """The findings about one example; `fault` is None for a good one."""
+
+    header: Header = Header("image", 0, ())
     fault: str | None = None
-    heard: tuple[int, float] | None = None  # channels and sample rate of a recording
-    seen: tuple[int, int] | None = None  # width and height of a picture
+    missing: bool = False
     mode: str = ""  # of a decoded picture, "L" or "RGB"
-    alpha: bool = False  # of a file, see `doubtful_alpha`
+    alpha: bool = False  # of a file, see `has_doubtful_alpha`
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Channels and number of axes, which all examples must share; 0 for what preprocessing makes equal."""
+        kind, channels, grid, rate = self.header
+        return (0, 0) if kind == "image" else (0 if rate else channels, len(grid))
+
+    @property
+    def extent(self) -> tuple[float, ...]:
+        """Length of each axis: seconds of a recording, nothing for pictures, which are always resized."""
+        kind, _, grid, rate = self.header
+        return () if kind == "image" else tuple(n / rate for n in grid) if rate else grid
+
+    @property
+    def channels_last(self) -> bool:
+        """Whether an array may have its channels last: no axis is longer than the root of any axis before it."""
+        _, channels, grid, _ = self.header
+        return self.shape[0] > 0 and max(2, grid[-1] ** 2) <= min((channels, *grid[:-1]))
 
 
-def without_bad(
-    parts: dict[str, Part], where: str, skip_bad: bool, progress: bool
-) -> tuple[dict[str, Part], list[str]]:
-    """Look at every example, and return the good ones with notes on bad ones, unequal lengths and missing values.
+def check_examples(parts: dict[str, Part], where: str, skip_bad: bool, progress: bool) -> Checked:
+    """Check every example of all parts that are not streamed, and leave bad ones out.
 
-    Files are decoded completely; where there are more than 50,000, only their headers are read.
+    Files are decoded completely; of more than 50,000, only the headers are read. Streamed parts, which are pictures,
+    are not checked: that would fetch everything.
 
     Raises:
-        ValueError: an empty part; bad examples (all of them listed) unless `skip_bad`; a class with bad ones only.
+        ValueError: for an empty part, or bad examples (all of them listed) unless `skip_bad`.
     """
-    for split, part in parts.items():
-        if not part.items:
-            raise ValueError(f"{where}: the {split} set holds no examples")
-    total = sum(len(part.items) for part in parts.values())
+    local = {split: part for split, part in parts.items() if not are_streamed(part.items)}
+    if empty := [split for split, part in local.items() if not part.items]:
+        raise ValueError(f"{where}: the {empty[0]} set has no examples")
+    total = sum(len(part.items) for part in local.values())
     whole = total <= _DECODE_AT_MOST
-    looks = {split: _look(part.items, whole, progress) for split, part in parts.items()}
-    _mark_odd(looks)
-    good: dict[str, Part] = {}
-    bad: list[str] = []
-    for split, part in parts.items():
-        faults = {i: f"{part.names[i]}: {one.fault}" for i, one in enumerate(looks[split]) if one.fault is not None}
-        bad += faults.values()
-        good[split] = part.take([i for i in range(len(part.items)) if i not in faults])
-        labels = part.labels or []
-        lost = sorted(str(label) for label in set(labels) - set(good[split].labels or ()) if label is not None)
-        if skip_bad and (lost or not good[split].items):
-            which = f"of class {listing(lost)} " if lost else ""
-            first = next(fault for i, fault in faults.items() if not lost or labels[i] in lost)
-            raise ValueError(f"{where}: every example {which}in the {split} set is bad; the first: {first}")
+    findings = {split: _check(part.items, whole, progress) for split, part in local.items()}
+    _mark_odd(findings)
+    good, faults = dict(parts), {split: dict[int, str]() for split in parts}
+    for split, part in local.items():
+        faults[split] = {i: f"{part.names[i]}: {one.fault}" for i, one in enumerate(findings[split]) if one.fault}
+        good[split] = part.take([i for i in range(len(part.items)) if i not in faults[split]])
+        if skip_bad and not good[split].items:
+            raise ValueError(f"{where}: every example in the {split} set is bad; the first: {faults[split][0]}")
+    bad = [fault for split in faults.values() for fault in split.values()]
     if bad and not skip_bad:
-        shown = "\n  ".join(bad[:20]) + (f"\n  and {len(bad) - 20:,} more" if len(bad) > 20 else "")
-        raise ValueError(
-            f"{where}: {len(bad):,} of {total:,} examples cannot be used:\n  {shown}\n"
-            "Mend or remove them, or leave them out with --skip-bad (skip_bad=True in Python)."
-        )
+        raise cannot_be_used(where, bad, total, "examples")
     notes = []
-    stored = any(isinstance(part.items[0], str | Encoded) for part in parts.values())
+    stored = any(isinstance(part.items[0], str | EncodedPicture) for part in local.values())
     if not whole and stored:
-        notes.append(f"{total:,} files: only their headers were read, so a damaged one may show up in training")
+        notes.append(f"{total:,} files: only their headers were read, so a damaged one may appear in training")
     if bad:
         notes.append(f"{len(bad):,} of {total:,} examples left out as bad: {listing(bad, 20)}")
-    sound = {split: [one for one in found if one.fault is None] for split, found in looks.items()}
-    notes += _uneven(sound)
+    sound = {split: [one for one in found if one.fault is None] for split, found in findings.items()}
+    notes += _unequal(sound)
     if "train" in sound:
         notes += _mixed(sound) + _doubtful([one for found in sound.values() for one in found], stored)
-    return good, notes
+    header = next((found[0].header for found in sound.values()), Finding().header)
+    dims = 2 if header.kind == "image" else len(header.grid)  # streams, without a header, are pictures
+    return Checked(good, header.kind, dims, faults, notes)
 
 
-def _mark_odd(looks: dict[str, list[Look]]) -> None:
-    """Write a fault on each good look whose numbers of channels and axes are not those of most good ones."""
-    shapes = Counter((one.channels, len(one.grid)) for found in looks.values() for one in found if one.fault is None)
+def _mark_odd(findings: dict[str, list[Finding]]) -> None:
+    """Set a fault for each good example whose numbers of channels and axes are not those of most good ones."""
+    shapes = Counter(one.shape for found in findings.values() for one in found if one.fault is None)
     if len(shapes) < 2:
         return
     most = shapes.most_common(1)[0][0]
-    for found in looks.values():
+    for found in findings.values():
         for i, one in enumerate(found):
-            shape = one.channels, len(one.grid)
-            if one.fault is not None or shape == most:
+            if one.fault is not None or one.shape == most:
                 continue
-            if all(axes for _, axes in (shape, most)):
-                fault = f"{shape[0]} channels and {shape[1]} axes, most have {most[0]} and {most[1]}"
-                if _channels_last(one):
-                    fault += f" (shape {(one.channels, *one.grid)}: channels come first)"
-            else:  # TIFFs
-                fault = f"is a {_tiff(shape[0])}, most are a {_tiff(most[0])}; one data set needs one kind"
+            if one.shape[1] and most[1]:
+                fault = f"{one.shape[0]} channels and {one.shape[1]} axes, most have {most[0]} and {most[1]}"
+                if one.channels_last:
+                    fault += f" (shape {(one.header.channels, *one.header.grid)}: channels come first)"
+            else:  # TIFF files
+                fault = f"is a {_tiff(one.shape[0])}, most are a {_tiff(most[0])}; one data set needs one kind"
             found[i] = one._replace(fault=fault)
 
 
-def _tiff(channels: int) -> str:
-    return f"raster of {channels} band{'s' * (channels > 1)}" if channels else "picture in grey or colour"
+def _tiff(bands: int) -> str:
+    return f"raster of {bands} band{'s' * (bands > 1)}" if bands else "picture in grey or colour"
 
 
-def _mixed(found: dict[str, list[Look]]) -> list[str]:
-    """Notes on recordings and pictures that differ in what preprocessing will make the same."""
-    looks, notes = [one for part in found.values() for one in part], []
-    rates = sorted({one.heard[1] for one in looks if one.heard})
+def _mixed(findings: dict[str, list[Finding]]) -> list[str]:
+    """Notes on recordings and pictures that differ in what preprocessing makes equal."""
+    found, notes = [one for part in findings.values() for one in part], []
+    recordings = {(one.header.channels, one.header.rate) for one in found if one.header.rate}
+    rates = sorted({rate for _, rate in recordings if rate})
     if len(rates) > 1:
         notes.append(f"sample rates {', '.join(f'{rate:.15g}' for rate in rates)} Hz: all are resampled to one")
-    channels = sorted({one.heard[0] for one in looks if one.heard})
+    channels = sorted({count for count, _ in recordings})
     if len(channels) > 1:
         notes.append(f"recordings of {' and '.join(map(str, channels))} channels: all are averaged to one channel")
-    sizes = sorted({one.seen for one in looks if one.seen}, key=lambda size: (size[0] * size[1], size))
+    sizes = {one.header.grid[::-1] for one in found if one.header.kind == "image"}
     if len(sizes) > 1:
-        (w, h), (wide, high) = sizes[0], sizes[-1]
+        (w, h), *_, (wide, high) = sorted(sizes, key=lambda size: (size[0] * size[1], size))
         span = f"{w} x {h} to {wide} x {high} pixels"
         notes.append(f"pictures of {span}: each is resized to cover the network's input and centre-cropped")
-    modes = Counter(one.mode for one in looks)
+    modes = Counter(one.mode for one in found)
     if modes["L"] and modes["RGB"]:
-        grey = "grey, as those to train on are, or to colour where trained weights take that"
-        to = "colour" if any(one.mode == "RGB" for one in found["train"]) else grey
+        grey = "grey, as the training pictures, or to colour for trained weights in colour"
+        to = "colour" if any(one.mode == "RGB" for one in findings["train"]) else grey
         notes.append(f"pictures in grey ({modes['L']:,}) and in colour ({modes['RGB']:,}): all are converted to {to}")
     return notes
 
 
-def _doubtful(looks: list[Look], stored: bool) -> list[str]:
-    """Notes on what may be meant in another way than it is read."""
+def _doubtful(found: list[Finding], stored: bool) -> list[str]:
+    """Notes on data that may have another meaning than it is read with."""
     notes = []
-    if looks and all(map(_channels_last, looks)):
-        channels, grid = looks[0].channels, looks[0].grid
+    if found and all(one.channels_last for one in found):
+        _, channels, grid, _ = found[0].header
         notes.append(
             f"examples of shape {(channels, *grid)} are read as {channels} channels of {' x '.join(map(str, grid))} "
-            f"values: channels come first; if they are last, give np.moveaxis({'x, -1, 0' if stored else 'X, -1, 1'})"
+            f"values: channels come first; if they are last, pass np.moveaxis({'x, -1, 0' if stored else 'X, -1, 1'})"
         )
-    if alpha := [one for one in looks if one.alpha]:
-        share = f"{len(alpha):,} of {len(looks):,}"
+    if alpha := [one for one in found if one.alpha]:
+        share = f"{len(alpha):,} of {len(found):,}"
         notes.append(
             f"a band that is marked as transparency is read as any other, in {share} rasters: GDAL marks a fourth band "
             "so by default; if it is transparency, save pictures of three bands"
-            if alpha[0].channels
+            if alpha[0].header.channels
             else f"transparency that may be a measured band, in {share} pictures (TIFF): they are laid on white; if it "
-            "was measured, as near infrared is, save them by tifffile with extrasamples=['unspecified'], or as .npy "
+            "was measured, such as near infrared, save them by tifffile with extrasamples=['unspecified'], or as .npy "
             "(channels, height, width)"
         )
     return notes
 
 
-def _channels_last(one: Look) -> bool:
-    """Whether an array looks like one of another library: no axis is longer than the square root of any before it."""
-    return one.channels > 0 and max(2, one.grid[-1] ** 2) <= min((one.channels, *one.grid[:-1]))
-
-
-def _uneven(looks: dict[str, list[Look]]) -> list[str]:
-    """Notes on lengths and missing values, which preprocessing will level out."""
+def _unequal(findings: dict[str, list[Finding]]) -> list[str]:
+    """Notes on unequal lengths and missing values."""
     notes = []
-    longest = [max(axis) for axis in zip(*{one.grid for one in looks.get("train", ())})]
-    for split, found in looks.items():
-        grids = {one.grid for one in found}
-        if len(grids) > 1:
-            spans = ", ".join(f"{min(axis):,.6g} to {max(axis):,.6g}" for axis in zip(*grids))
-            spans += "" if found[0].channels else " s"
+    longest = [max(axis) for axis in zip(*{one.extent for one in findings.get("train", ())})]
+    for split, found in findings.items():
+        extents = {one.extent for one in found}
+        if len(extents) > 1:
+            spans = ", ".join(f"{min(axis):,.6g} to {max(axis):,.6g}" for axis in zip(*extents))
+            spans += " s" if found[0].header.rate else ""
             notes.append(f"unequal lengths in the {split} set ({spans}): shorter examples end in missing values")
-        # Without a training set (examples to predict) there is nothing to compare with, and the zip is empty.
-        longer = sum(any(n > most for n, most in zip(one.grid, longest)) for one in found)
+        # without a training set (examples to predict), `longest` is empty and nothing is longer
+        longer = sum(any(n > most for n, most in zip(one.extent, longest)) for one in found)
         if longer:
             notes.append(f"longer than all training examples, and resampled down to fit: {longer:,} {split} examples")
         missing = sum(one.missing for one in found)
@@ -179,51 +189,39 @@ def _uneven(looks: dict[str, list[Look]]) -> list[str]:
     return notes
 
 
-def _look(items: Sequence[Any], whole: bool, progress: bool) -> list[Look]:
-    if not isinstance(items[0], str | Encoded):
-        return [_look_at(item) for item in items]
+def _check(items: Sequence[Any], whole: bool, progress: bool) -> list[Finding]:
+    if not isinstance(items[0], str | EncodedPicture):
+        return [_check_raw(item) for item in items]
     from tqdm import tqdm
 
-    with ThreadPoolExecutor(min(8, (os.cpu_count() or 1) + 2)) as pool:  # decoders let go of Python's lock
-        looks = pool.map(partial(_look_into, whole=whole), items)
-        hidden = not (progress and len(items) > 500)
-        return list(tqdm(looks, "checking files", len(items), leave=False, disable=hidden, unit="file"))
+    with ThreadPoolExecutor(min(8, (os.cpu_count() or 1) + 2)) as pool:  # decoders release Python's lock
+        findings = pool.map(partial(_check_stored, whole=whole), items)
+        disable = not (progress and len(items) > 500)
+        return list(tqdm(findings, "checking files", len(items), leave=False, disable=disable, unit="file"))
 
 
-def _look_into(item: str | Encoded, whole: bool) -> Look:
-    """A look at a file or a row: at all of it, or at its header."""
+def _check_stored(item: str | EncodedPicture, whole: bool) -> Finding:
+    """Check a file or a stored picture, completely or by its header."""
     try:
-        if whole:
-            look = _look_at(decode(item))
-        elif isinstance(item, Encoded) or (medium(item) == "images" and not is_raster(item)):
-            height, width = image_size(item.open() if isinstance(item, Encoded) else item)
-            look = Look(seen=(width, height))
-        else:
-            look = _measured(item)
-        return look._replace(alpha=look.fault is None and isinstance(item, str) and doubtful_alpha(item, whole))
-    except Exception as error:  # decoders raise whatever they like on a damaged file
-        return Look(fault=reason(error))
+        finding = _check_raw(decode(item)) if whole else _check_header(item)
+        doubtful = finding.fault is None and isinstance(item, str) and has_doubtful_alpha(item, whole)
+        return finding._replace(alpha=doubtful)
+    except Exception as error:  # decoders raise any error for a damaged file
+        return Finding(fault=describe_fault(error))
 
 
-def _look_at(raw: Raw) -> Look:
+def _check_header(item: Any) -> Finding:
+    header = header_of(item)
+    if header.kind == "signal" and not (header.channels and all(header.grid)):
+        return Finding(header, f"is empty (shape {(header.channels, *header.grid)})")
+    return Finding(header)
+
+
+def _check_raw(raw: Raw) -> Finding:
+    finding = _check_header(raw)
     if isinstance(raw, Image.Image):
-        return Look(seen=raw.size, mode=raw.mode)
-    look = _measured(raw)
-    if look.fault is not None:
-        return look
+        return finding._replace(mode=raw.mode)
+    if finding.fault is not None:
+        return finding
     values = raw.values if isinstance(raw, Recording) else raw
-    if np.isinf(values).any():
-        return look._replace(fault="holds infinite values; mend them, or mark them as missing (NaN)")
-    missing = np.isnan(values)
-    if missing.all():
-        return look._replace(fault="nothing is observed: all values are missing (NaN)")
-    return look._replace(missing=bool(missing.any()))
-
-
-def _measured(item: Any) -> Look:
-    """A look at the shape of a recording, an array, or a file of one of them."""
-    channels, grid, rate = signal_header(item)
-    fault = None if channels and all(grid) else f"is empty (shape {(channels, *grid)})"
-    if rate:
-        return Look(0, tuple(n / rate for n in grid), fault=fault, heard=(channels, rate))
-    return Look(channels, grid, fault=fault)
+    return finding._replace(fault=value_fault(values), missing=bool(np.isnan(values).any()))

@@ -1,72 +1,94 @@
-"""What the other rooms see of data: the examples of a split, a source of train and test sets, and splitting one off."""
+"""What the rest of the library sees of data: raw examples, the examples of a split, and a complete data set."""
+
+from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, BinaryIO, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NamedTuple
 
 import numpy as np
+from PIL import Image
 
-from ndvit.data.preprocess.base import Raw
+if TYPE_CHECKING:
+    from ndvit.tasks.base import Task
 
 Kind = Literal["signal", "image"]
 
 
-class Encoded(ABC):
-    """A picture that lies in a table as the bytes of its file; `str` names it."""
+class Recording(NamedTuple):
+    """Decoded sound: `values` (channels, time) float32, `rate` in samples per second (Hz)."""
+
+    values: np.ndarray
+    rate: float
+
+
+Raw = np.ndarray | Image.Image | Recording
+"""One raw example. Arrays are (channels, *grid) float32, with NaN for missing values."""
+
+
+class EncodedPicture(ABC):
+    """A picture in a table, as the bytes of its file; `str` names it."""
 
     @abstractmethod
     def open(self) -> BinaryIO:
         """Return the bytes as an open file."""
 
     def block(self) -> int | None:
-        """What it is fetched together with, where it lies elsewhere and is not kept; None where it lies here."""
+        """Number of the block that a remote picture is fetched with; None for local data."""
         return None
 
 
 def are_streamed(items: Sequence[Any]) -> bool:
-    """Whether items lie elsewhere, and are fetched anew whenever they are asked for."""
-    return len(items) > 0 and isinstance(items[0], Encoded) and items[0].block() is not None
+    """Whether the items are remote and fetched each time they are read."""
+    return len(items) > 0 and isinstance(items[0], EncodedPicture) and items[0].block() is not None
+
+
+class Part(NamedTuple):
+    """A split as a source holds it: `targets` are raw, with None for a missing one; None if there are none at all."""
+
+    items: list[Any]
+    targets: list[Any] | None
+    names: list[str]
+
+    def take(self, indices: Sequence[int]) -> Part:
+        """Return the examples at these indices."""
+        targets = None if self.targets is None else [self.targets[i] for i in indices]
+        return Part([self.items[i] for i in indices], targets, [self.names[i] for i in indices])
 
 
 class Examples:
-    """The examples of one split. Those of a folder are paths, read one by one when asked for; it can be pickled.
+    """The examples of one split, in memory or read from files one by one. It can be pickled.
 
     Args:
-        items: The examples, or what `read` reads them from.
-        labels: (n,) indices into the source's classes, or None.
-        names: How messages and tables call each example; numbered where None.
-        read: A module-level function from an item to an example; None where the items are the examples.
+        items: the examples, or the arguments of `read`.
+        targets: (n, ...) targets encoded by the task, or None.
+        names: names of the examples in messages and tables; the default is their numbers.
+        read: module-level function from an item to an example; None if the items are the examples.
     """
 
     def __init__(
         self,
         items: Sequence[Any],
-        labels: Sequence[int] | np.ndarray | None = None,
+        targets: Sequence[int] | np.ndarray | None = None,
         names: Sequence[str] | None = None,
         read: Callable[[Any], Raw] | None = None,
     ) -> None:
         self.items = items
-        self.labels = None if labels is None else np.asarray(labels, dtype=np.int64)
+        self.targets = None if targets is None else np.asarray(targets)
+        if self.targets is not None and self.targets.dtype.kind in "iu":
+            self.targets = self.targets.astype(np.int64)  # the only integers that torch takes as class indices
         self.names = [f"[{i}]" for i in range(len(items))] if names is None else names
         self.read = read
-
-    @property
-    def in_memory(self) -> bool:
-        """Whether the examples are held, not read when asked for."""
-        return self.read is None
-
-    @property
-    def streamed(self) -> bool:
-        """See `are_streamed`."""
-        return are_streamed(self.items)
+        self.in_memory = read is None
+        self.streamed = are_streamed(items)
 
     def blocks(self) -> np.ndarray | None:
-        """(n,) which of them are fetched together; None for all that are not streamed."""
+        """(n,) number of the block that each streamed example is fetched with; None if they are not streamed."""
         return np.array([item.block() for item in self.items]) if self.streamed else None
 
     def sample(self, count: int) -> list[int]:
-        """Indices of at most so many examples, drawn with a fixed seed; of a stream, from a few whole blocks."""
+        """Draw sorted indices of at most `count` examples with a fixed seed; of a stream, from few whole blocks."""
         random, blocks = np.random.default_rng(0), self.blocks()
         order = random.permutation(len(self))
         if blocks is not None:
@@ -83,67 +105,38 @@ class Examples:
     def __iter__(self) -> Iterator[Raw]:
         return (self[i] for i in range(len(self)))
 
-    def subset(self, indices: Sequence[int] | np.ndarray) -> "Examples":
+    def subset(self, indices: Sequence[int] | np.ndarray) -> Examples:
         """Return the examples at these indices, in this order."""
         chosen = np.asarray(indices, dtype=np.int64)
-        labels = None if self.labels is None else self.labels[chosen]
-        return Examples([self.items[i] for i in chosen], labels, [self.names[i] for i in chosen], self.read)
+        targets = None if self.targets is None else self.targets[chosen]
+        return Examples([self.items[i] for i in chosen], targets, [self.names[i] for i in chosen], self.read)
 
 
 @dataclass(frozen=True)
 class Source:
-    """A data set for classification, ready to train on."""
+    """A data set that is ready for training.
+
+    Attributes:
+        name: name in reports.
+        kind: "signal" for arrays of values, "image" for pictures.
+        dims: number of axes of an example, without its channels: 1 for a time series, 2 for a picture.
+        task: meaning of the targets.
+        train: training examples. Preprocessing is computed on them only.
+        test: test examples.
+        val: validation examples, if the data set has them.
+        notes: decisions that the user should know of.
+    """
 
     name: str
-    """What it is called in reports."""
     kind: Kind
-    """"signal" for values (with any number of axes), "image" for pictures."""
-    classes: tuple[str, ...]
-    """Names of the classes, sorted; by value where all are numbers."""
+    dims: int
+    task: Task
     train: Examples
-    """What is learned from, and all that preprocessing may be computed on."""
     test: Examples
-    """What the result is measured on."""
     val: Examples | None
-    """What may be used to choose, where the data has train, val and test."""
     notes: tuple[str, ...]
-    """Every decision that the user should hear of."""
 
-
-def hold_out(
-    labels: np.ndarray | None,
-    fraction: float,
-    seed: int,
-    classes: Sequence[str],
-    where: str = "the data",
-    both_sides: bool = True,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Split examples at random, each class for itself: at least one example of it on both sides.
-
-    Args:
-        labels: (n,) indices into `classes`.
-        fraction: The part of each class to hold out.
-        seed: Of the random choice.
-        classes: Names, for the message.
-        where: How the message calls the data.
-        both_sides: Whether a class with a single example is an error; else that one is kept.
-
-    Returns:
-        The sorted indices that are kept and those that are held out.
-
-    Raises:
-        ValueError: a class with a single example.
-    """
-    assert labels is not None
-    random = np.random.default_rng(seed)
-    held: list[int] = []
-    for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
-        if len(members) < 2 and both_sides:
-            raise ValueError(
-                f"{where}: class {classes[label]} has a single example, and some are to be held out; "
-                "add examples, remove the class, or give the set that is to be held out yourself"
-            )
-        count = min(max(1, round(fraction * len(members))), len(members) - 1)
-        held += random.permutation(members)[:count].tolist()
-    return np.setdiff1d(np.arange(len(labels)), held), np.sort(held)
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes in the order of the outputs; empty for other tasks."""
+        return getattr(self.task, "classes", ())

@@ -1,10 +1,11 @@
-"""From examples to batches: preprocessing, an endless shuffled stream that can start anywhere, and loaders."""
+"""Batches of examples: preprocessing, a shuffled stream that can start at any batch, and loaders."""
 
 import math
 import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,31 +13,30 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from ndvit.data.examples import Examples
-from ndvit.data.preprocess.base import Preprocess, Raw
+from ndvit.data.examples import Examples, Raw
+from ndvit.data.preprocess.base import Preprocess
 from ndvit.data.sources.streams import LANES, shuffled
 
-_MOST_BYTES = 2**30  # of preprocessed examples that are kept
+_MOST_BYTES = 2**30  # of preprocessed examples in memory
 _FEW = 64  # files that are read without worker processes
 
 
 class Batch(NamedTuple):
-    """Preprocessed examples: x (B, C, *size), mask (B, *size) or None where all is observed, labels (B,) or None."""
+    """Preprocessed examples: x (B, C, *size), mask (B, *size) or None if all is observed, encoded targets (B, ...)."""
 
     x: Tensor
     mask: Tensor | None
-    labels: Tensor | None
+    targets: Tensor | None
 
 
 Vary = Callable[[Raw, int], Tensor]
-"""An example and a seed -> the tensor that is learned from."""
+"""Random augmentation of one example: (raw example, seed) -> tensor."""
 
 
 class UnusableExample(ValueError):
-    """An example that cannot be read or preprocessed, by name.
+    """An example that cannot be read or preprocessed, with its name.
 
-    torch makes an error of a worker process anew with the worker's whole traceback as its text; what the user needs is
-    the end of it.
+    torch raises an error of a worker process again with the traceback as its text, of which only the end is kept.
     """
 
     def __init__(self, message: str) -> None:
@@ -44,22 +44,22 @@ class UnusableExample(ValueError):
 
 
 class Inputs(Dataset[Batch]):
-    """Examples seen through a preprocessing, read whole batches at a time.
+    """Preprocessed examples, read in whole batches.
 
-    Examples in memory are preprocessed once, if the result takes at most a gigabyte: one long example makes all others
-    as long. Files, and what would be larger, are preprocessed each time they are asked for.
+    Examples in memory are preprocessed once, if the result has at most 1 GiB: one long example makes all others as
+    long. Files and larger results are preprocessed each time they are read.
 
     Args:
-        examples: what is read.
-        preprocess: what makes tensors of it.
-        vary: what makes tensors of it in training, of an example and a seed; None for the preprocessing itself.
+        examples: the raw examples.
+        preprocess: turns them into tensors.
+        vary: augments and preprocesses each training example with a seed; None uses `preprocess` for training, too.
     """
 
     def __init__(self, examples: Examples, preprocess: Preprocess, vary: Vary | None = None) -> None:
         self.examples = examples
         self.preprocess = preprocess
         self.vary = vary
-        self.labels = None if examples.labels is None else torch.from_numpy(np.asarray(examples.labels, dtype=np.int64))
+        self.targets = None if examples.targets is None else torch.from_numpy(examples.targets)
         size = 4 * len(examples) * preprocess.channels * math.prod(preprocess.size)  # bytes of float32
         self._all = self._read(range(len(examples))) if examples.in_memory and 0 < size <= _MOST_BYTES else None
 
@@ -70,18 +70,17 @@ class Inputs(Dataset[Batch]):
         return self.__getitems__([index])
 
     def __getitems__(self, indices: Sequence[int] | Sequence[tuple[int, int]]) -> Batch:
-        """The batch of these examples, varied by the seed that stands beside each index, if one does.
+        """The batch of these examples, augmented if the indices are pairs (index, seed).
 
-        torch's DataLoader calls this once for a whole batch.
+        The DataLoader of torch calls this once for a whole batch.
         """
         if isinstance(indices[0], tuple):
             chosen, seeds = zip(*indices, strict=True)  # all are pairs, or none
             return self._read(chosen, seeds)
         if self._all is None:
             return self._read(indices)  # type: ignore[arg-type]
-        x, mask, labels = self._all
         index = torch.as_tensor(indices)
-        return Batch(x[index], None if mask is None else mask[index], None if labels is None else labels[index])
+        return Batch(*(None if values is None else values[index] for values in self._all))  # type: ignore[arg-type]
 
     def _read(self, indices: Sequence[int], seeds: Sequence[int] | None = None) -> Batch:
         pairs: list[tuple[Tensor, Tensor | None]] = []
@@ -99,31 +98,31 @@ class Inputs(Dataset[Batch]):
         if any(m is not None for _, m in pairs):
             full = torch.ones(x.shape[0], *x.shape[2:], dtype=torch.bool)
             mask = torch.stack([full[0] if m is None else m for _, m in pairs])
-        return Batch(x, mask, None if self.labels is None else self.labels[torch.as_tensor(indices)])
+        return Batch(x, mask, None if self.targets is None else self.targets[torch.as_tensor(indices)])
 
     def loader(self, batch_size: int, workers: int | None = None, chosen: Sequence[int] | None = None) -> "TimedLoader":
-        """All examples once, in order, or those that are chosen."""
+        """Load all examples once in order, or those with the indices `chosen`."""
         order = range(len(self)) if chosen is None else chosen
         return self._loader([list(order[i : i + batch_size]) for i in range(0, len(order), batch_size)], workers)
 
     def stream(
         self, batch_size: int, batches: int, seed: int, start: int, workers: int | None, repeats: int = 1
     ) -> "TimedLoader":
-        """The training stream, see `ShuffledStream`."""
+        """Load the training stream, see `ShuffledStream`."""
         varied, blocks = self.vary is not None, self.examples.blocks()
         order = ShuffledStream(len(self), batch_size, batches, seed, start, repeats, varied, blocks)
         return self._loader(order, workers)
 
     def _loader(self, batches: Any, workers: int | None) -> "TimedLoader":
         if workers is None:
-            few = self.examples.in_memory or len(self) <= _FEW  # starting a process costs more than reading a few files
+            few = self.examples.in_memory or len(self) <= _FEW  # starting a process takes longer than reading few files
             workers = 0 if few else min(4, max(1, (os.cpu_count() or 2) - 1))
-            if self.examples.streamed and workers == 3:  # which would fetch each other's blocks, see `shuffled`
+            if self.examples.streamed and workers == 3:  # they would fetch the same blocks, see `shuffled`
                 workers = LANES // 2
         return TimedLoader(
             self,
             batch_sampler=batches,
-            collate_fn=_as_it_is,
+            collate_fn=_whole_batch,
             num_workers=workers,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=workers > 0,
@@ -132,71 +131,63 @@ class Inputs(Dataset[Batch]):
 
 
 class TimedLoader(DataLoader[Batch]):
-    """A DataLoader that knows how long each batch was waited for.
+    """A DataLoader that measures the time to wait for each batch.
 
     Attributes:
-        waited: seconds that whoever iterates spent waiting for the newest batch.
+        waited: seconds of waiting for the newest batch.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.waited = 0.0
+    waited = 0.0
 
     def __iter__(self) -> Any:
-        return self._timed(super().__iter__())
+        return self._timed(super().__iter__())  # not lazily: an iterator draws from torch's generator when it is made
 
     def _timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         while True:
             start = time.perf_counter()
-            try:
-                batch = next(batches)
-            except StopIteration:
+            batch = next(batches, None)
+            if batch is None:
                 return
             self.waited = time.perf_counter() - start
             yield batch
 
 
 def _ignore_interrupts(worker: int) -> None:
-    """Ctrl-C reaches every process of a terminal; the main one decides when its workers end."""
+    """Ignore Ctrl-C, which a terminal sends to all processes: the main one ends its workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _as_it_is(batch: Any) -> Any:
-    """`__getitems__` gives whole batches, so there is nothing left to collate."""
+def _whole_batch(batch: Any) -> Any:
+    """`__getitems__` returns whole batches, so there is nothing to collate."""
     return batch
 
 
+@dataclass(eq=False)
 class ShuffledStream(Sampler[list[Any]]):
-    """Batches cut from an endless sequence of shuffled passes over n examples.
+    """Batches from an endless sequence of shuffled passes over n examples.
 
-    Batch b is a function of (seed, b) alone, so a run can go on from any batch. A batch may span two passes, and every
-    batch is full even if it is larger than the data set. It is a list of indices, or of (index, seed).
+    Batch b is a function of (seed, b) alone, so a run can be resumed at any batch. A batch may span two passes, and
+    every batch is full even if it is larger than the data set. It is a list of indices, or of (index, seed).
 
-    Args:
-        n: examples.
+    Attributes:
+        n: number of examples.
         batch_size: indices in a batch.
         batches: length of the stream, counted from batch 0.
-        seed: of the shuffling.
-        start: the batch that iteration begins with; the length does not change with it.
-        repeats: how often each example of a pass comes, one time after the other ("Augment Your Batch", Hoffer et al.,
-            2020).
-        seeded: whether each index has a seed beside it, another one at every place of the stream.
-        blocks: (n,) which examples are fetched together, see `shuffled`; None where it makes no difference.
+        seed: seed of the shuffling.
+        start: first batch of an iteration; the length does not depend on it.
+        repeats: consecutive repetitions of each example in a pass ("Augment Your Batch", Hoffer et al., 2020).
+        seeded: whether each index has a seed, a different one at every place of the stream.
+        blocks: (n,) block of each example, see `shuffled`; None for local data.
     """
 
-    def __init__(
-        self,
-        n: int,
-        batch_size: int,
-        batches: int,
-        seed: int,
-        start: int = 0,
-        repeats: int = 1,
-        seeded: bool = False,
-        blocks: np.ndarray | None = None,
-    ) -> None:
-        self.n, self.batch_size, self.batches, self.seed, self.start = n, batch_size, batches, seed, start
-        self.repeats, self.seeded, self.blocks = repeats, seeded, blocks
+    n: int
+    batch_size: int
+    batches: int
+    seed: int
+    start: int = 0
+    repeats: int = 1
+    seeded: bool = False
+    blocks: np.ndarray | None = None
 
     def __len__(self) -> int:
         return self.batches

@@ -1,7 +1,7 @@
-"""The figures of a report: matplotlib draws them as SVG that stands in the page.
+"""Figures of a report, drawn by matplotlib as SVG inside the page.
 
-Their text stays text and their colours are the page's own, so that they take any alphabet and follow the reader's light
-or dark theme. Names are untrusted: matplotlib escapes them.
+Text stays text and colours are CSS variables of the page, so that figures work with any alphabet and follow the
+reader's light or dark theme. Names are untrusted: matplotlib escapes them.
 """
 
 from __future__ import annotations
@@ -12,28 +12,28 @@ import unicodedata
 import warnings
 from collections.abc import Callable, Sequence
 from math import ceil
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+
+from ndvit.evaluation.base import wilson_interval
 
 if TYPE_CHECKING:
     from markupsafe import Markup
     from matplotlib.axes import Axes
 
-    from ndvit.evaluation.metrics import ConfidenceBin
 
-FEW = 10  # examples of a bin below which its accuracy says little
-MAX_CHANNELS = 8  # channels of a signal drawn over each other; as many colours as the template has
+FEW = 10  # a bin with fewer examples is drawn faint, because its accuracy means little
+SPLITS = {"train": "training", "val": "validation"}  # first curves of the legend, and prefixes of metrics
+MAX_CURVES = 8  # in one chart: as many colours as the template has
 
-# matplotlib knows no CSS: figures are drawn in colours that stand for the page's, which then take their place.
-CURVES = [f"#00fe0{i}" for i in range(MAX_CHANNELS)]
-BALANCED = "validation, balanced over the classes"
-KINDS = dict(zip(("training", "validation", BALANCED), CURVES))  # as in the page's legend
+# matplotlib knows no CSS: each of these colours stands for one of the page and is replaced by it afterwards.
+CURVES = [f"#00fe0{i}" for i in range(MAX_CURVES)]
 TEXT, STRONG, GRID = "#00fe0a", "#00fe0b", "#00fe0c"
 INKS = {TEXT: "currentColor", STRONG: "var(--ink)", GRID: "var(--line)"}
 INKS |= {colour: f"var(--c{i})" for i, colour in enumerate(CURVES)}
 STYLE = {"svg.fonttype": "none", "font.sans-serif": ["DejaVu Sans"], "font.size": 12}
-STYLE |= {"text.parse_math": False, "figure.frameon": False, "axes.facecolor": "none"}  # a $ is a $
+STYLE |= {"text.parse_math": False, "figure.frameon": False, "axes.facecolor": "none"}  # $ is no formula
 STYLE |= {f"axes.spines.{side}": False for side in ("left", "right", "top")}
 STYLE |= {"ytick.left": False, "axes.xmargin": 0, "axes.ymargin": 0.06}
 STYLE |= {"axes.titlelocation": "left", "axes.titlesize": 12, "axes.titleweight": "bold", "axes.titlecolor": STRONG}
@@ -41,10 +41,32 @@ STYLE |= dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "xtick.color", "yti
 STYLE |= {"grid.color": GRID, "lines.linewidth": 1.6, "lines.marker": "o", "lines.markersize": 5}
 
 
-def _draw(size: tuple[int, int], name: str, told: str, paint: Callable[[Any], None], **panels: Any) -> Markup:
-    """A figure of a size in pixels as SVG; its ids follow from its name, and it is told to who cannot see it.
+class ConfidenceBin(NamedTuple):
+    """Examples whose confidence lies in [low, high); the last bin includes 1."""
 
-    What paints it is given its axes; more than one pair where `panels`, of matplotlib's `Figure.subplots`, ask for it.
+    low: float
+    high: float
+    examples: int
+    confidence: float
+    """Mean confidence."""
+    accuracy: float
+    """Share of correct predictions."""
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % confidence interval of the accuracy."""
+        return wilson_interval(round(self.accuracy * self.examples), self.examples)
+
+
+def _draw(size: tuple[int, int], name: str, description: str, paint: Callable[[Any], None], **panels: Any) -> Markup:
+    """Draw a figure as SVG.
+
+    Args:
+        size: width and height in pixels.
+        name: unique on the page, because the ids inside the figure are derived from it.
+        description: alternative text for screen readers.
+        paint: draws on the axes.
+        **panels: arguments of matplotlib's `Figure.subplots`, which makes the axes.
     """
     from markupsafe import Markup
     from matplotlib import style
@@ -52,68 +74,70 @@ def _draw(size: tuple[int, int], name: str, told: str, paint: Callable[[Any], No
 
     buffer = io.BytesIO()
     with style.context(["default", STYLE | {"svg.hashsalt": name}]), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from")  # the reader's browser has fonts of its own
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # the browser has other fonts
         figure = Figure(figsize=(size[0] / 72, size[1] / 72), layout="constrained")
         paint(figure.subplots(**panels))
         figure.savefig(buffer, format="svg")
     svg = buffer.getvalue().decode()
-    # Names stand between tags, with their < and > escaped, and never inside of one: only tags are rewritten.
+    # Names stand between tags, with their < and > escaped, and never inside a tag, so only tags are rewritten.
     body = re.sub("<[^>]*>", _tidy, svg[svg.index("<g ") : svg.rindex("</svg>")])
-    return Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(*size, told, Markup(body))
+    return Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
+        *size, description, Markup(body)
+    )
 
 
 def _tidy(match: re.Match[str]) -> str:
-    """A tag of matplotlib's as it may stand in a page: in the page's colours, with no id shared by figures, shorter."""
+    """Rewrite a tag of matplotlib: colours of the page, no ids shared by figures, fewer digits."""
     tag = re.sub("#00fe0[0-9a-c]", lambda colour: INKS[colour[0]], match[0].replace("xlink:href", "href"))
     tag = re.sub(' id="[^"]*"', "", tag) if tag.startswith("<g ") else tag
     return re.sub(r"\s*\n|(?<=\.\d)\d+" if tag.startswith(("<path", "<use")) else "\n", "", tag)
 
 
 def chart(
-    series: dict[str, tuple[np.ndarray, np.ndarray]],
+    series: Sequence[tuple[str, np.ndarray, np.ndarray]],
     size: tuple[int, int],
     x_label: str,
     title: str,
     name: str,
-    told: str,
+    description: str,
 ) -> Markup:
-    """Curves on one pair of axes.
+    """Draw curves on one pair of axes.
 
     Args:
-        series: x and y by colour, of `CURVES`; NaN in y leaves a gap.
-        size: Width and height, pixels.
-        x_label: What x is; in seconds where it ends in (s), else counted.
-        title: Stands above the curves, and tells shares where it has a %; "" for a mistake's signal.
-        name: Differs from that of every other figure on the page.
-        told: Says what is drawn to who cannot see it.
+        series: colour, one of `CURVES`, with x and y of each curve; NaN in y leaves a gap.
+        size: width and height in pixels.
+        x_label: label of the x axis; it ends in (s) for seconds, and counts otherwise.
+        title: printed above the curves, with a % for percentages; "" for the signal of an example.
+        name: unique on the page.
+        description: alternative text for screen readers.
     """
     from matplotlib.ticker import MaxNLocator
 
     def paint(axes: Axes) -> None:
-        for colour, (x, y) in series.items():
+        for colour, x, y in series:
             x, y = _thin(x, y, size[0] // 2)
-            seen = np.isfinite(y)
-            dots = seen & ~np.append(False, seen[:-1]) & ~np.append(seen[1:], False)  # without neighbours, no line
-            if title and colour != KINDS["training"] and len(x) <= 60:
-                dots = seen  # of validation, to show where it was measured
+            finite = np.isfinite(y)
+            dots = finite & ~np.append(False, finite[:-1]) & ~np.append(finite[1:], False)  # no neighbours, no line
+            if title and colour != CURVES[0] and len(x) <= 60:
+                dots = finite  # show the steps at which validation took place
             axes.plot(x, y, color=colour, markevery=dots, clip_on=False)
-        xs = np.concatenate([x for x, _ in series.values()])
+        xs = np.concatenate([x for _, x, _ in series])
         if xs.min() < xs.max():
             axes.set_xlim(xs.min(), xs.max())  # also where y is missing
         if "%" in title:
             axes.set_ylim(top=min(100, axes.get_ylim()[1]))
         axes.set(xlabel=x_label, title=title)
-        axes.grid(axis="y", clip_on=False)  # clipping would take a reference, url(#...), on each line
+        axes.grid(axis="y", clip_on=False)  # clipping would add a reference, url(#...), to each line
         steps = [1, 2, 5, 10]
         axes.xaxis.set_major_locator(MaxNLocator(size[0] // 60, steps=steps, integer="(s)" not in x_label))
         axes.xaxis.set_major_formatter("{x:,.10g}")
         axes.yaxis.set_major_locator(MaxNLocator(size[1] // 35, steps=steps))
 
-    return _draw(size, name, told, paint)
+    return _draw(size, name, description, paint)
 
 
 def _thin(x: np.ndarray, y: np.ndarray, bins: int) -> tuple[np.ndarray, np.ndarray]:
-    """A long curve's outline, far smaller than what matplotlib's simplification leaves; gaps stay."""
+    """Reduce a long curve to its minimum and maximum in each bin; gaps remain. matplotlib keeps far more points."""
     if len(y) <= 2 * bins:
         return x, y
     starts = np.arange(0, len(y), ceil(len(y) / bins))
@@ -122,116 +146,124 @@ def _thin(x: np.ndarray, y: np.ndarray, bins: int) -> tuple[np.ndarray, np.ndarr
 
 
 def learning_curves(history: list[dict[str, float]]) -> tuple[list[Markup], int, dict[str, str]]:
-    """The learning curves, how many values are not finite and so cannot be drawn, and the legend: name and CSS colour.
+    """Draw a chart of each metric in `history`, and one of the learning rate.
 
-    Balanced accuracy has no curve where it is the accuracy, as it is where all classes have as many examples.
+    A metric of training and the same metric of validation share a chart. A variant of a metric, such as
+    balanced_accuracy of accuracy, is one more curve in the same chart, and is left out if the two are equal.
+
+    Args:
+        history: rows with a "step" and any of train_*, val_* and learning_rate; other columns are ignored.
+
+    Returns:
+        The charts; the number of values that are not finite and therefore not drawn; and the legend, which is the CSS
+        colour by kind of curve.
+
+    Raises:
+        ValueError: if a row has no step.
     """
-    charts, unseen, kinds = [], 0, set[str]()
     for row in history:
         if "step" not in row:
             raise ValueError(f"every row of the history needs a 'step', got one with {sorted(row)}")
-    pairs = [(row.get("val_accuracy"), row.get("val_balanced_accuracy")) for row in history]
-    differ = any(b is not None and (a is None or abs(a - b) > 1e-6) for a, b in pairs)
-    balanced = {BALANCED: "val_balanced_accuracy"} if differ else {}
-    plan = (
-        ("loss", 1, 230, {"training": "train_loss", "validation": "val_loss"}),
-        ("accuracy (%)", 100, 230, {"training": "train_accuracy", "validation": "val_accuracy", **balanced}),
-        ("learning rate", 1, 150, {"training": "learning_rate"}),
-    )
-    for title, scale, height, columns in plan:
-        series = {}
-        for name, column in columns.items():
-            points = sorted((row["step"], row[column]) for row in history if row.get(column) is not None)
-            x, y = np.array(points, dtype=float).reshape(-1, 2).T
-            seen = np.isfinite(y)
-            unseen += int(np.count_nonzero(~seen))
-            if seen.any():
-                series[name] = (x[seen], scale * y[seen])
-        kinds |= series.keys()
-        if series:
-            told = f"{title} against the step of training: {' and '.join(series)}"
-            coloured = {KINDS[name]: curve for name, curve in series.items()}
-            charts.append(chart(coloured, (360, height), "step", title, title, told))
-    return charts, unseen, {name: INKS[colour] for name, colour in KINDS.items() if name in kinds}
+    curves = {}
+    for name in dict.fromkeys(name for row in history for name in row):
+        points = sorted((row["step"], row[name]) for row in history if row.get(name) is not None)
+        curves[name] = np.array(points, dtype=float).reshape(-1, 2).T
+    metrics = dict.fromkeys(name.partition("_")[2] for name in curves if name.partition("_")[0] in SPLITS)
+    plan: dict[str, dict[str, np.ndarray]] = {"loss": {}}  # title: {kind of curve: (step, value)}
+    for metric in metrics:
+        title = next((other for other in metrics if metric.endswith(f"_{other}")), metric)
+        variant = metric.removesuffix(title).rstrip("_")
+        for split, kind in SPLITS.items():
+            curve, base = curves.get(f"{split}_{metric}"), curves.get(f"{split}_{title}", np.empty(0))
+            if curve is not None and not (variant and np.array_equal(curve.round(6), base.round(6))):
+                plan.setdefault(title, {})[f"{kind}, {variant}" if variant else kind] = curve
+    plan["learning rate"] = {"training": curves["learning_rate"]} if "learning_rate" in curves else {}
+    kinds = dict.fromkeys([*SPLITS.values(), *(kind for chart in plan.values() for kind in chart)])
+    colours = {kind: CURVES[i % MAX_CURVES] for i, kind in enumerate(kinds)}
+
+    charts, hidden, used = [], 0, set[str]()
+    for title, drawn in plan.items():
+        scale, height = 100 if title.endswith("accuracy") else 1, 150 if title == "learning rate" else 230
+        title = title.replace("_", " ") + " (%)" * (scale == 100)
+        hidden += sum(int(np.count_nonzero(~np.isfinite(y))) for _, y in drawn.values())
+        finite = {kind: (x[ok], scale * y[ok]) for kind, (x, y) in drawn.items() if (ok := np.isfinite(y)).any()}
+        if finite:
+            description = f"{title} against the training step: {' and '.join(finite)}"
+            series = [(colours[kind], *curve) for kind, curve in finite.items()]
+            charts.append(chart(series, (360, height), "step", title, title, description))
+        used |= finite.keys()
+    return charts, hidden, {kind: INKS[colour] for kind, colour in colours.items() if kind in used}
 
 
 def reliability_diagram(bins: Sequence[ConfidenceBin]) -> Markup:
-    """Accuracy against confidence, and below how many examples each bin has; bins of few examples are faint.
+    """Draw accuracy against confidence, and below it the number of examples in each bin.
 
-    Both axes run from 0 to 100 %. A dot stands at the mean confidence of its bin, which need not be the middle, with
-    the 95 % interval of its accuracy (Wilson): whether it is off the dashed line by chance.
-
-    Args:
-        bins: those that have examples.
+    A dot with the 95 % interval of its accuracy stands at the mean confidence of its bin, which need not be the middle.
     """
-    from scipy.stats import binomtest
 
     def paint(panels: Sequence[Axes]) -> None:
         upper, lower = panels
         upper.plot([0, 100], [0, 100], color=TEXT, linewidth=1.2, linestyle=(0, (5, 4)), marker="", clip_on=False)
         for one in bins:
-            x, width = 100 * (one.low + one.high) / 2, 92 * (one.high - one.low)
+            x, at = 50 * (one.low + one.high), 100 * one.confidence
             ink_alpha, bar_alpha, count_alpha = (1, 0.4, 0.8) if one.examples >= FEW else (0.4, 0.2, 0.4)
-            bar: dict[str, Any] = {"width": width, "color": CURVES[0], "linewidth": 0, "clip_on": False}
-            upper.bar(x, 100 * one.accuracy, alpha=bar_alpha, **bar)
-            span = binomtest(round(one.accuracy * one.examples), one.examples).proportion_ci(0.95, method="wilson")
+            bar: dict[str, Any] = {"width": 92 * (one.high - one.low), "color": CURVES[0], "linewidth": 0}
             ink: dict[str, Any] = {"color": STRONG, "alpha": ink_alpha, "clip_on": False}
-            at = 100 * one.confidence
-            upper.plot([at, at], [100 * span.low, 100 * span.high], linewidth=1.3, marker="", **ink)
+            upper.bar(x, 100 * one.accuracy, alpha=bar_alpha, clip_on=False, **bar)
+            upper.plot([at, at], [100 * share for share in one.interval], linewidth=1.3, marker="", **ink)
             upper.plot([at], [100 * one.accuracy], markeredgewidth=0, linestyle="", **ink)
-            lower.bar(x, one.examples, alpha=count_alpha, **bar)
+            bars = lower.bar(x, one.examples, alpha=count_alpha, clip_on=False, **bar)
             count = f"{one.examples}" if one.examples < 1000 else f"{one.examples / 1000:.3g}k"
-            lower.annotate(
-                count, (x, one.examples), (0, 2), textcoords="offset points", ha="center", fontsize=10, color=TEXT
-            )
+            lower.bar_label(bars, [count], padding=2, fontsize=10, color=TEXT)
         upper.set(xlim=(0, 100), ylim=(0, 100), title="accuracy (%)")
         upper.grid(axis="y", clip_on=False)
         upper.set_axisbelow(True)
         lower.set(xlabel="confidence (%)", title="examples", yticks=[])
         lower.set_ylim(0, 1.25 * max(one.examples for one in bins))
 
-    told = "; ".join(
+    description = "reliability diagram. " + "; ".join(
         f"confidence {100 * one.confidence:.0f} %: accuracy {100 * one.accuracy:.0f} % of {one.examples}"
         for one in bins
     )
     shape = {"nrows": 2, "sharex": True, "height_ratios": (3.4, 1)}
-    return _draw((460, 500), "reliability", f"reliability diagram. {told}", paint, **shape)
+    return _draw((460, 500), "reliability", description, paint, **shape)
 
 
 def matrix(classes: Sequence[str], shares: np.ndarray) -> Markup:
-    """A confusion matrix too large for a table: one pixel a cell, and the names of at most 25 classes.
+    """Draw a confusion matrix that is too large for a table: one pixel per cell, names of at most 25 classes.
 
     Args:
-        classes: Names of the classes.
-        shares: The confusion matrix as shares of each true class, (true, predicted).
+        classes: class names.
+        shares: (classes, classes): the confusion matrix, each row (true class) divided by its sum.
     """
     width = len(classes)
     cells = np.empty((width, width, 4), dtype=np.uint8)
     cells[..., :3] = (249, 115, 22)
     cells[np.arange(width), np.arange(width), :3] = (59, 130, 246)
-    # A single mistake among hundreds must still be seen, in either theme, so that anything at all starts at 0.4.
+    # A single mistake among hundreds must be seen in either theme, so its opacity is at least 0.4.
     cells[..., 3] = np.where(shares > 0, 255 * (0.4 + 0.6 * shares), 0)
-    named = range(0, width, ceil(width / 25))
-    names = [_short(classes[i]) for i in named]
+    ticks = range(0, width, ceil(width / 25))
+    names = [_short(classes[i]) for i in ticks]
 
     def paint(axes: Axes) -> None:
-        axes.figure.set(layout_engine="none")  # it would measure names in a font that lacks their letters
+        axes.figure.set(layout_engine="none")  # a layout engine measures names in a font that lacks their letters
         axes.set_position((0.25, 0.25, 0.74, 0.74))
         axes.imshow(cells, interpolation="none", clip_on=False)
-        axes.set_yticks(named, names)
-        axes.set_xticks(named, names, rotation=90, rotation_mode="anchor", ha="right", va="center")
+        axes.set_yticks(ticks, names)
+        axes.set_xticks(ticks, names, rotation=90, rotation_mode="anchor", ha="right", va="center")
         axes.tick_params(length=0, labelsize=11)
-        axes.spines[:].set(visible=True, color=GRID)
+        axes.spines[:].set_visible(True)
+        axes.spines[:].set_color(GRID)
         strong: dict[str, Any] = {"weight": "bold", "color": STRONG, "transform": axes.figure.transFigure}
         axes.text(0.002, 0.976, "true", **strong)
         axes.text(0.99, 0.008, "predicted", ha="right", **strong)
 
-    told = f"confusion matrix of {width} classes; the commonest confusions are listed below"
-    return _draw((700, 700), "matrix", told, paint)
+    description = f"confusion matrix of {width} classes; the most frequent confusions are listed below"
+    return _draw((700, 700), "matrix", description, paint)
 
 
 def _short(name: str) -> str:
-    """A name of one line that fits beside the matrix."""
+    """A name as one line that fits beside the matrix."""
     name = " ".join(name.encode(errors="replace").decode().split())
     most = 12 if any(unicodedata.east_asian_width(letter) in "WF" for letter in name) else 22
     return name if len(name) <= most else f"{name[: most - 1]}…"

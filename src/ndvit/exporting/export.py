@@ -1,4 +1,4 @@
-"""A trained model to a file that runs without ndvit; it is run and compared with the model before it is there."""
+"""Export of a trained model to a file that runs without ndvit, after a comparison with the model."""
 
 import json
 import time
@@ -11,66 +11,54 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ndvit.exporting.graphs import OPSET, PACKAGES, WRITERS, Deployed, quiet
+from ndvit.exporting.comparison import BATCH, Comparison, ComparisonData, compare, load_comparison_data, needs_mask
+from ndvit.exporting.formats import ENDINGS, OPSET, PACKAGES, WRITERS, Format, require
+from ndvit.exporting.graphs import Deployed, frozen_copy, quiet
 from ndvit.exporting.quantize import QUANTIZE
-from ndvit.exporting.runtimes import ENDINGS, Format, How, load_exported, need, sums_in_32_bits
-from ndvit.exporting.trials import BATCH, Comparison, Trial, compare, gather
-from ndvit.files import replace_file
-from ndvit.network.committee import Model
-from ndvit.weights.file import MODEL_FILE, facts
-from ndvit.weights.loading import load_model
+from ndvit.exporting.runtimes import GraphOptions, open_exported, sums_in_32_bits
+from ndvit.files import refuse_existing, replace_file
+from ndvit.parts import ModelParts
+from ndvit.weights.file import MODEL_FILE, model_metadata
 
 MIN_AGREEMENT = 0.98
-"""The least share of examples for which int8 must name the model's class, unless told otherwise."""
-_FOR_VNNI = "its 8-bit weights are for CPUs with VNNI, as this one, and for ARM's: for others, export it on one of them"
+"""Default of the least share of examples for which int8 must predict the model's class."""
+_VNNI_NOTE = (
+    "its 8-bit weights are for CPUs with VNNI, like this one, and for ARM: for others, export it on one of them"
+)
 
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What was exported, and how it compares.
+    """What was exported, and how it compares with the model."""
 
-    Attributes:
-        path: the file; OpenVINO's has a .bin beside it.
-        format: "onnx", "openvino", "pt2" or "torchscript".
-        how: softmax, preprocessing, mask, int8 and batch.
-        runtime: what ran it, with its version.
-        comparison: with the model in float32.
-        inputs: what both were given.
-        size: of the file or files, in bytes.
-        seconds: that exporting and comparing took.
-        notes: what else there is to know.
-    """
-
-    path: Path
+    path: Path  # OpenVINO's file has a .bin beside it
     format: Format
-    how: How
-    runtime: str
-    comparison: Comparison
-    inputs: str
-    size: int
-    seconds: float
+    options: GraphOptions
+    runtime: str  # the library that ran the file, with its version
+    comparison: Comparison  # with the model in float32
+    inputs: str  # description of the examples that were compared
+    size: int  # of the file or files, in bytes
+    seconds: float  # for export and comparison
     notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        c, what = self.comparison, "probabilities" if self.how.softmax else "logits"
-        kind = ("int8" if self.how.int8 else "float32") + (
-            ", with a mask of what was observed" if self.how.mask else ""
-        )
+        c, values = self.comparison, "probabilities" if self.options.softmax else "logits"
+        kind = ("int8" if self.options.int8 else "float32") + (", with a mask" if self.options.mask else "")
         opset = f"opset {OPSET}, " if self.format == "onnx" else ""
         batches = " and ".join(map(str, c.batches))
         lines = [
             f"{self.path}: {self.format}, {opset}{kind}, {self.size / 1e6:.1f} MB",
             f"run by {self.runtime} on {c.examples:,} examples at batch {batches}: {self.inputs}",
-            f"largest difference of {what} {c.difference:.2g}, whose spread is {c.spread:.2g}",
+            f"largest difference of {values} {c.difference:.2g}, whose spread is {c.spread:.2g}",
             f"same class as the model's in {100 * c.agreement:.2f} %",
         ]
-        if c.accuracies is not None:
-            lines.append(f"accuracy {c.accuracies[1]:.4f}, the model's {c.accuracies[0]:.4f}")
+        if c.scores is not None:
+            lines.append(f"score {c.scores[1]:.4f}, the model's {c.scores[0]:.4f}")
         return "\n".join([*lines, *self.notes, f"{self.seconds:.0f} s"])
 
 
 def export(
-    model_or_path: Model | str | Path,
+    model: ModelParts,
     path: str | Path | None = None,
     *,
     format: Format = "onnx",
@@ -83,150 +71,155 @@ def export(
     force: bool = False,
     min_agreement: float = MIN_AGREEMENT,
 ) -> ExportReport:
-    """Write a model as a file that runs without ndvit, after its answers were compared with the model's.
+    """Write a model to a file that runs without ndvit, after its outputs were compared with the model's.
 
-    Config, classes, preprocessing, temperature and provenance travel in the file as one JSON, "ndvit": in ONNX's
-    metadata, OpenVINO's rt_info, and torch's extra file ndvit.json. `load_exported` runs the file, and `predict` and
-    `evaluate` take .onnx and .xml wherever they take a model.
+    The file contains the metadata of the model file (structure, task, preprocessing, temperature, provenance) as one
+    JSON text, "ndvit": in ONNX's metadata, in OpenVINO's rt_info, in torch's extra file ndvit.json.
 
     Args:
-        model_or_path: a run folder, weights as `load_model` takes them, or a loaded model.
-        path: the file, .onnx, .xml (OpenVINO, with a .bin beside it), .pt2 or .ts; None puts it beside the weights.
-        format: "onnx"; "openvino"; "pt2" for torch.export; "torchscript", for torch before pt2 and for C++.
-        int8: static quantisation to 8-bit integers, of onnx and openvino. It takes `data`. Made on a CPU with VNNI
-            (Intel from 2019, AMD from 2022 on) the file is for such CPUs, as the report says.
+        model: a trained model.
+        path: the file, .onnx, .xml (OpenVINO, with a .bin beside it), .pt2 or .ts; by default beside the weights.
+        format: "onnx", "openvino", "pt2" for torch.export, or "torchscript" for torch before pt2 and for C++.
+        int8: static quantisation to 8-bit integers, for onnx and openvino. It needs `data`. A file made on a CPU with
+            VNNI (Intel from 2019, AMD from 2022 on) is for such CPUs, as the report says.
         data: a source as in `train`, or files without labels as in `predict`. int8 is calibrated on 300 examples of its
-            training set, and comparisons are on its test set. None compares on the test set of the run where that is at
-            hand, else on random inputs, and the report says so.
-        dynamic_batch: take any batch size; else only 1.
-        softmax: answer with probabilities, of logits divided by the model's temperature; else with logits.
-        preprocess: "inside" makes mean and standard deviation part of the graph, which then takes raw values of the
-            network's size: pictures from 0 to 255, signals as they are. "beside" takes what the preprocessing gives.
-        mask: a second input, boolean (B, *size), True where a value was observed. Without it, the file is for examples
-            without missing values or padding, and `predict` refuses others. None gives one to models of signals whose
-            preprocessing pads, as it usually does: theirs are seldom as long as the network is wide.
-        force: replace a file that exists.
-        min_agreement: the least share of examples for which int8 must name the same class as the model.
+            training set, and outputs are compared on its test set; by default on the test set of the run if that can
+            be read, else on random inputs. The report says which.
+        dynamic_batch: whether the graph accepts any batch size, not only 1.
+        softmax: whether the graph returns probabilities, of logits divided by the model's temperature.
+        preprocess: "inside" puts mean and standard deviation into the graph, which then reads raw values of the
+            network's size: pixels from 0 to 255, signals as recorded. "beside" leaves the preprocessing to the caller.
+        mask: whether the graph has a second input, boolean (B, *size), True where a value was observed. Without it,
+            `predict` refuses examples with missing values or padding. By default models whose preprocessing pads
+            signals have one, as signals are seldom exactly as long as the network's input.
+        force: replace an existing file.
+        min_agreement: the least share of examples for which int8 must predict the same class as the model.
 
     Raises:
-        ValueError: if the answers differ by more than rounding, or int8 agrees too little; nothing is written then.
+        ValueError: if the outputs differ by more than rounding, or int8 agrees too little; nothing is written then.
             Also for options that do not fit together, and for packages that are not installed.
-        FileExistsError: if the file exists, and not by force.
+        FileExistsError: if the file exists and `force` is False.
     """
     start = time.perf_counter()
-    _check(format, int8, data, preprocess, min_agreement)
-    model = model_or_path if isinstance(model_or_path, Model) else load_model(model_or_path)
-    if preprocess == "inside" and model.preprocess is None:
-        raise ValueError("the model does not know its preprocessing: set model.preprocess, or leave it beside")
-    if softmax and not model.config.num_classes:
-        raise ValueError("softmax is of classes, and this network has none")
-    if mask is None:
-        mask = model.preprocess is not None and model.preprocess.resize == "pad"
-    target = _target(model_or_path, path, format, int8, force)
-    trial, calibration = gather(model, model_or_path, data, mask, int8)
-    how = How(softmax=softmax, inside=preprocess == "inside", mask=mask, batch=0 if dynamic_batch else 1)
-    network = Deployed(model, how)
+    _check_options(model, format, int8, data, softmax, preprocess, min_agreement)
+    target = _target(model, path, format, int8, force)
+    options = GraphOptions(
+        softmax=softmax,
+        inside=preprocess == "inside",
+        mask=needs_mask(model) if mask is None else mask,
+        batch=0 if dynamic_batch else 1,
+    )
+    examples, calibration = load_comparison_data(model, data, mask=options.mask, int8=int8)
+    network = Deployed(model, options)
     with TemporaryDirectory(dir=target.parent, prefix=".export-") as folder, quiet():
-        made = Path(folder) / f"model{target.suffix}"
-        WRITERS[format](network, network.examples(dynamic_batch), dynamic_batch, made, _note(model, how))
+        file = Path(folder) / f"model{target.suffix}"
+        inputs = network.example_inputs(dynamic_batch)
+        WRITERS[format](network, inputs, dynamic_batch, file, _metadata(model, options))
         if calibration is not None:
-            how, whole = replace(how, int8=True, vnni=sums_in_32_bits()), load_exported(made)
-            made = Path(folder) / f"int8{target.suffix}"
-            QUANTIZE[format](whole, calibration, made, _note(model, how))
-        exported = load_exported(made)
-
-        def reference(x: Tensor, mask: Tensor | None) -> Tensor:
-            with torch.inference_mode():
-                logits: Tensor = asked(x, mask)
-                return (logits / model.temperature).softmax(1) if softmax else logits
-
-        # the model itself, and not the copy whose parts were replaced
-        device, training = next(model.parameters()).device, model.training
-        asked = model.cpu().eval()
-        try:
-            found = compare(reference, exported, trial, (1, BATCH) if dynamic_batch else (1,))
-        finally:
-            model.to(device).train(training)
-        _refuse(found, trial, how, min_agreement)
-        parts = sorted(Path(folder).glob(f"{made.stem}.*"))  # .bin before .xml, which needs it
+            unquantized, (runtime, _) = file, open_exported(file)
+            options = replace(options, int8=True, vnni=sums_in_32_bits())
+            file = Path(folder) / f"int8{target.suffix}"
+            QUANTIZE[format](unquantized, runtime, calibration, file, _metadata(model, options))
+        comparison = _compare(model, file, examples, (1, BATCH) if dynamic_batch else (1,))
+        _refuse_differences(comparison, examples, options, min_agreement)
+        parts = sorted(Path(folder).glob(f"{file.stem}.*"))  # .bin comes before .xml, which needs it
         size = sum(part.stat().st_size for part in parts)
         for part in parts:
             replace_file(target.with_suffix(part.suffix), part.replace)
+    package = PACKAGES.get(format, ("torch",))[0]
     return ExportReport(
         path=target,
         format=format,
-        how=how,
-        runtime=_runtime(format),
-        comparison=found,
-        inputs=trial.name,
+        options=options,
+        runtime=f"{package} {version(package)}",
+        comparison=comparison,
+        inputs=examples.source,
         size=size,
         seconds=time.perf_counter() - start,
-        notes=(*trial.notes, *[_FOR_VNNI] * how.vnni),
+        notes=(*examples.notes, *[_VNNI_NOTE] * options.vnni),
     )
 
 
-def _check(format: Format, int8: bool, data: Any, preprocess: str, min_agreement: float) -> None:
+def _check_options(
+    model: ModelParts, format: Format, int8: bool, data: Any, softmax: bool, preprocess: str, min_agreement: float
+) -> None:
     if format not in ENDINGS:
         raise ValueError(f"format must be one of {', '.join(ENDINGS)}, got {format!r}")
     if preprocess not in ("beside", "inside"):
         raise ValueError(f'preprocess must be "beside" or "inside", got {preprocess!r}')
+    if preprocess == "inside" and model.preprocess is None:
+        raise ValueError("the model has no preprocessing to put inside: set model.preprocess, or leave it beside")
+    classifies = bool(model.config.num_classes) and (model.task is None or model.task.name == "classification")
+    if (softmax or int8) and not classifies:
+        raise ValueError("softmax and int8 are for networks that classify, and this one does not: leave them out")
     if int8 and format not in QUANTIZE:
-        raise ValueError(f"int8 is of {' and '.join(QUANTIZE)}: choose one of them, or leave int8 out for {format}")
+        raise ValueError(f"int8 exists for {' and '.join(QUANTIZE)}, not for {format}: choose one of them, or no int8")
     if int8 and data is None:
-        raise ValueError(
-            "int8 needs examples, to find the ranges of values: give --data SOURCE, best what was trained on"
-        )
+        raise ValueError("int8 needs examples to find the ranges of values: pass --data SOURCE, best the training data")
     if not 0 <= min_agreement <= 1:
         raise ValueError(f"min_agreement is a share from 0 to 1, got {min_agreement}")
-    need(f"export to {format}", *PACKAGES.get(format, ()), *(("nncf",) if int8 else ()))
+    require(f"export to {format}", *PACKAGES.get(format, ()), *(("nncf",) if int8 else ()))
 
 
-def _target(source: Any, path: str | Path | None, format: Format, int8: bool, force: bool) -> Path:
-    """Where the file shall be."""
+def _target(model: ModelParts, path: str | Path | None, format: Format, int8: bool, force: bool) -> Path:
+    """The path of the file, checked; by default beside the weights that the model was loaded from."""
     ending = ENDINGS[format]
     if path is None:
-        if isinstance(source, Model):
-            raise ValueError(f"where to? Give the path of a {ending} file, as the model is of no file")
-        given = Path(source)
-        if given.is_dir():
-            path = given / MODEL_FILE
-        else:
-            path = given if given.is_file() else Path(str(source).replace(":", "/").rpartition("/")[2] + ".weights")
+        if model.load_report is None:
+            raise ValueError(f"the model was not loaded from a file: pass the path of the {ending} file to write")
+        path = Path(model.load_report.source)
+        if path.is_dir():
+            path = path / MODEL_FILE
+        elif not path.is_file():  # the name of published weights, whose last part becomes the file's name
+            path = Path(model.load_report.source.replace(":", "/").rpartition("/")[2] + ".weights")
         path = path.with_name(f"{path.stem}{'-int8' if int8 else ''}{ending}")
     path = Path(path)
     if path.suffix != ending:
         raise ValueError(f"{format} files end in {ending}, got {path}: change the name, or the format")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"there is no folder {path.parent} to write {path.name} into: make it first")
     for part in (path, path.with_suffix(".bin")) if format == "openvino" else (path,):
-        if part.exists() and (part.is_dir() or not force):
-            raise FileExistsError(f"{part} exists: choose another output, or replace it with --force (force=True)")
+        refuse_existing(part, force)
     return path
 
 
-def _note(model: Model, how: How) -> str:
-    return json.dumps({**facts(model), "export": asdict(how)})
+def _metadata(model: ModelParts, options: GraphOptions) -> str:
+    return json.dumps({**model_metadata(model), "export": asdict(options)})
 
 
-def _refuse(found: Comparison, trial: Trial, how: How, min_agreement: float) -> None:
-    """Raise a ValueError where answers are too far from the model's."""
-    if how.int8 and found.agreement < min_agreement:
-        accuracies = ""
-        if found.accuracies is not None:
-            accuracies = f" (accuracy {found.accuracies[1]:.4f}, the model's {found.accuracies[0]:.4f})"
+def _compare(model: ModelParts, file: Path, data: ComparisonData, batches: tuple[int, ...]) -> Comparison:
+    """Compare the file with the model's own network on the CPU."""
+    network, (runtime, _) = frozen_copy(model).cpu(), open_exported(file)
+    softmax = runtime.options.softmax
+
+    @torch.inference_mode()
+    def reference(x: Tensor, mask: Tensor | None) -> Tensor:
+        outputs: Tensor = network(x, mask)
+        return (outputs / model.temperature).softmax(1) if softmax else outputs
+
+    def score(values: Tensor) -> float:
+        assert model.task is not None
+        assert data.targets is not None
+        answers = values if softmax else model.task.activate(values / model.temperature)
+        return model.task.evaluate(answers.numpy(), data.targets, [""] * len(answers)).score
+
+    return compare(reference, runtime.compute, data, batches, None if data.targets is None else score)
+
+
+def _refuse_differences(
+    comparison: Comparison, data: ComparisonData, options: GraphOptions, min_agreement: float
+) -> None:
+    """Raise a ValueError if the outputs are too far from the model's."""
+    if options.int8 and comparison.agreement < min_agreement:
+        scores = ""
+        if comparison.scores is not None:
+            scores = f" (score {comparison.scores[1]:.4f}, the model's {comparison.scores[0]:.4f})"
         raise ValueError(
-            f"int8 names the model's class for {100 * found.agreement:.2f} % of {found.examples} examples of "
-            f"{trial.name}{accuracies}, less than {100 * min_agreement:g} %: nothing is written. Calibrate on "
-            "data like those of the training, take the other format, or allow it with --min-agreement"
+            f"int8 predicts the model's class for {100 * comparison.agreement:.2f} % of {comparison.examples} examples "
+            f"of {data.source}{scores}, less than {100 * min_agreement:g} %: nothing is written. Calibrate on data "
+            "like those of the training, take the other format, or lower --min-agreement"
         )
-    if not how.int8 and not found.same:
+    if not options.int8 and not comparison.same:
         raise ValueError(
-            f"the exported file differs from the model by up to {found.difference:.2g}, and the spread of its answers "
-            f"is {found.spread:.2g}: nothing is written. Please report it with `ndvit info` of the model; another "
-            "format may serve meanwhile"
+            f"the exported file differs from the model by up to {comparison.difference:.2g}, and the spread of its "
+            f"outputs is {comparison.spread:.2g}: nothing is written. Please report it with `ndvit info` of the model; "
+            "another format may work"
         )
-
-
-def _runtime(format: Format) -> str:
-    name = {"onnx": "onnxruntime", "openvino": "openvino"}.get(format, "torch")
-    return f"{name} {version(name)}"

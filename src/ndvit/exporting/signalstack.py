@@ -1,9 +1,9 @@
-"""The stack that a thread runs its signal handlers on, kept as it was.
+"""Protection of a thread's signal stack from OpenVINO.
 
 OpenVINO's CPU plugin gives the thread that creates it a signal stack of its own (sigaltstack; AMX needs a large one)
-and unmaps it when it goes. Where it goes in another thread, as garbage does, or while a later plugin is there, the
-thread is left with a stack that is no more, and the next signal (Ctrl-C, the end of a child process) ends the process
-by a segmentation fault. The plugin leaves a thread alone that has its former stack back.
+and unmaps that memory at the end. If another thread destroys the plugin, as garbage collection may, or a later plugin
+exists, the thread keeps a stack that is gone, and the next signal (Ctrl-C, the end of a child process) is a
+segmentation fault. The plugin does not touch a thread whose former stack was restored.
 """
 
 import ctypes
@@ -19,8 +19,8 @@ class _Stack(ctypes.Structure):
 
 
 @contextmanager
-def signal_stack_kept() -> Iterator[None]:
-    """Give the calling thread its signal stack back at the end; on Linux, where alone OpenVINO changes it."""
+def preserve_signal_stack() -> Iterator[None]:
+    """Restore the calling thread's signal stack at the end. OpenVINO changes it on Linux only."""
     if sys.platform != "linux":
         yield
         return

@@ -1,4 +1,4 @@
-"""What a model computes: pure torch, which knows nothing of files, data or training."""
+"""The networks, in pure PyTorch: nothing here knows of files, data or training."""
 
 from ndvit.network.cost import count_cost
 from ndvit.network.vit import VisionTransformer, create_model

@@ -1,84 +1,104 @@
-"""Several networks of one config that answer as one ("Deep Ensembles", Lakshminarayanan et al., 2017)."""
+"""Several networks that answer as one ("Deep Ensembles", Lakshminarayanan et al., 2017)."""
 
+import math
 from collections.abc import Sequence
-from typing import Any
+from functools import reduce
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from ndvit.network.random_convolutions import RandomConvolutions
 from ndvit.network.vit import VisionTransformer
 
-MEMBERS = "members."
-"""How the names of an ensemble's tensors begin."""
+Combine = Literal["outputs", "probabilities"]
 
 
-def member_name(member: int, tensor: str) -> str:
-    """How an ensemble's state dict names a tensor of a member."""
-    return f"{MEMBERS}{member}.{tensor}"
+class Committee(nn.Module):
+    """The weighted mean of the outputs, or of the probabilities, of several networks.
 
+    Committees may be members of committees. A committee is in eval mode from the start, because its members are trained
+    one by one.
 
-class Ensemble(nn.Module):
-    """Networks whose probabilities are averaged; in eval mode from the start, as its members are trained one by one.
-
-    Attributes:
-        members: the networks; each is a model of its own, too.
-        config: of every member.
-        classes, preprocess, provenance, untrained, load_report: as those of `VisionTransformer`, for all members.
-        temperature: of the mean; those of the members have no say in it.
+    Args:
+        members: networks with the same input and the same number of outputs. Tensors are named `members.0.…`.
+        weights: of the members, which sum to 1; None gives all members the same weight. The attribute is a tuple.
+        combine: "outputs" for the mean of the outputs; "probabilities" for the logarithm of the mean of their softmax,
+            so that the softmax of the committee's outputs is the mean of its members' probabilities.
 
     Raises:
-        ValueError: if the members differ in anything but their weights, or there is nothing to average.
+        ValueError: if there are no members, if their inputs or outputs differ, or if the weights do not fit.
     """
 
-    temperature: float = 1.0
-
-    def __init__(self, members: Sequence[VisionTransformer]) -> None:
+    def __init__(
+        self, members: Sequence[nn.Module], weights: Sequence[float] | None = None, combine: Combine = "outputs"
+    ) -> None:
         super().__init__()
         if not members:
-            raise ValueError("an ensemble needs at least one network")
-        first = members[0]
-        for name in ("config", "classes", "preprocess"):
-            for i, member in enumerate(members):
-                if getattr(member, name) != getattr(first, name):
-                    raise ValueError(
-                        f"members of an ensemble must have the same {name}: that of member 0 is "
-                        f"{getattr(first, name)!r}, that of member {i} {getattr(member, name)!r}"
-                    )
-        if not first.config.num_classes:
-            raise ValueError("an ensemble averages probabilities, and networks of 0 classes have none")
+            raise ValueError("a committee needs at least one member")
+        if combine not in ("outputs", "probabilities"):
+            raise ValueError(f"combine must be outputs or probabilities, got {combine!r}")
+        weights = [1 / len(members)] * len(members) if weights is None else [float(weight) for weight in weights]
+        if len(weights) != len(members) or min(weights) < 0 or not math.isclose(sum(weights), 1, abs_tol=1e-6):
+            raise ValueError(
+                f"a committee of {len(members)} members needs as many weights, at least 0, that sum to 1; got {weights}"
+            )
         self.members = nn.ModuleList(members)
-        self.config = first.config
-        self.classes: tuple[str, ...] = first.classes
-        self.preprocess: Any = first.preprocess
-        self.provenance: dict[str, Any] = {}
-        self.untrained = tuple(member_name(i, name) for i, m in enumerate(members) for name in m.untrained)
-        self.load_report: Any = None
+        self.weights, self.combine = tuple(weights), combine
+        shapes = sorted({shape for member in self.members if (shape := network_shape(member))})
+        if len(shapes) > 1:
+            found = " and ".join(f"(channels, *size) {size} with {outputs} outputs" for size, outputs in shapes)
+            raise ValueError(f"members of a committee must have the same input and number of outputs, got {found}")
+        if combine == "probabilities" and shapes and shapes[0][1] == 0:
+            raise ValueError("a committee averages probabilities, but networks with num_classes=0 have none")
         self.eval()
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Logarithms (B, classes) of the members' mean probabilities, so that their softmax is that mean.
+        """Combined outputs (B, outputs). Arguments and errors as in `VisionTransformer.forward`.
 
-        Arguments and errors as those of `VisionTransformer.forward`.
+        Raises:
+            ValueError: in training mode.
         """
-        assert not self.training, "an ensemble's members are trained one by one"
-        logs = torch.stack([member(x, mask).float().log_softmax(1) for member in self.members])  # (k, B, classes)
-        return torch.logsumexp(logs, 0) - torch.tensor(float(len(logs))).log()
+        if self.training:
+            raise ValueError("members of a committee are trained one by one: call eval() on the committee")
+        outputs = [member(x, mask) for member in self.members]  # each (B, outputs)
+        if self.combine == "outputs":
+            return reduce(torch.add, [weight * output for weight, output in zip(self.weights, outputs)])
+        logs = [output.float().log_softmax(1) for output in outputs]
+        if len(set(self.weights)) == 1:
+            return torch.logsumexp(torch.stack(logs), 0) - torch.tensor(float(len(logs))).log()
+        weighted = [log + math.log(weight) for log, weight in zip(logs, self.weights) if weight]
+        return torch.logsumexp(torch.stack(weighted), 0)
 
 
-Model = VisionTransformer | Ensemble
-"""What answers: one network, or several as one."""
+def network_shape(network: nn.Module) -> tuple[tuple[int, ...], int] | None:
+    """Input (channels, *size) and number of outputs of a network; None if it holds no network of ours."""
+    for module in network.modules():
+        if isinstance(module, VisionTransformer):
+            return (module.config.in_channels, *module.config.input_size), module.config.num_classes
+        if isinstance(module, RandomConvolutions):
+            return (module.channels, module.length), module.head.out_features
+    return None
 
 
-def get_member(model: Model, number: int) -> VisionTransformer:
-    """One network of an ensemble.
+def transformers(network: nn.Module) -> list[VisionTransformer]:
+    """All `VisionTransformer` in a network, itself or members of committees, in order."""
+    modules = network.named_modules(remove_duplicate=False)  # the same network may be a member twice
+    return [module for _, module in modules if isinstance(module, VisionTransformer)]
+
+
+def first_transformer(network: nn.Module) -> VisionTransformer:
+    """The first `VisionTransformer` in a network.
 
     Raises:
-        ValueError: if it is no ensemble, or has no such member.
+        ValueError: if there is none.
     """
-    if not isinstance(model, Ensemble):
-        raise ValueError(f"there is no member {number}: this is a network alone, no ensemble. Leave member out")
-    if not 0 <= number < len(model.members):
-        raise ValueError(f"there is no member {number}: the ensemble has 0 to {len(model.members) - 1}")
-    member = model.members[number]
-    assert isinstance(member, VisionTransformer)
-    return member
+    found = transformers(network)
+    if not found:
+        raise ValueError(f"there is no VisionTransformer in this {type(network).__name__}")
+    return found[0]
+
+
+def random_convolutions(network: nn.Module) -> RandomConvolutions | None:
+    """The first `RandomConvolutions` in a network, or None."""
+    return next((module for module in network.modules() if isinstance(module, RandomConvolutions)), None)

@@ -1,8 +1,10 @@
-"""The parts of the encoder. Leaves take plain numbers; a block takes the config. Names follow timm's state dicts."""
+"""The parts of the encoder, as the papers describe them. Names follow timm's state dicts.
+
+`fast` replaces some of these classes by faster or leaner ones that compute the same.
+"""
 
 import math
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -11,28 +13,26 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ndvit.config import ViTConfig
-from ndvit.network.fast import Linear
 from ndvit.network.stems.convolutional import ConvStem
 from ndvit.network.stems.resnet import CONVOLUTIONS, ResNetStem
-from ndvit.network.tokens import merge_tokens
+from ndvit.network.token_reduction import merge_tokens
 
 Rotation = tuple[Tensor, Tensor]
-"""Cosines and sines of rope, each (T, head_dim), see `grid.rotary_table`, or (B, 1, T, head_dim)."""
-_FEW_TOKENS = 600
-"""Up to so many, the weights of attention stay in a CPU's cache, see `attend`."""
+"""Cosines and sines of rope, each (T, head_dim), see `positions.rotary_table`, or (B, 1, T, head_dim)."""
 
 
 class PatchEmbed(nn.Module):
-    """Patches to tokens by a convolution whose stride is the patch, and whose kernel is the patch or reaches into its
-    neighbours; a stem before and a LayerNorm behind it are optional.
+    """Patch embedding: an optional stem, a convolution whose stride is the patch, and an optional LayerNorm.
 
-    (B, C, *size) -> (B, N, D), patches in row-major order; `stem` and `tokens` are its two halves.
+    (B, C, *size) -> (B, N, D), patches in row-major order. The kernel is as large as the patch, or with
+    `ViTConfig.patch_overlap` reaches into its neighbours. `stem` and `tokens` are the two halves of `forward`.
     """
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
         patch, kernel, dim = config.patch_size, config.patch_kernel, config.embed_dim
-        self.backbone = nn.Identity() if config.stem == "none" else _STEMS[config.stem](config)
+        stem = ResNetStem if config.stem == "resnet" else ConvStem
+        self.backbone = nn.Identity() if config.stem == "none" else stem(config)
         padding = tuple((k - p) for k, p in zip(kernel, patch))
         conv = CONVOLUTIONS[len(patch) - 1]
         self.proj = conv(config.stem_channels, dim, kernel, patch, padding)  # type: ignore[arg-type]
@@ -42,152 +42,113 @@ class PatchEmbed(nn.Module):
         return self.tokens(self.stem(x))
 
     def stem(self, x: Tensor, recompute: bool = False) -> Tensor:
-        """(B, C, *size) -> (B, config.stem_channels, *size / config.stem_stride); x itself where there is no stem."""
+        """(B, C, *size) -> (B, config.stem_channels, *size / config.stem_stride); x itself if there is no stem."""
         return x if isinstance(self.backbone, nn.Identity) else self.backbone(x, recompute)
 
     def tokens(self, x: Tensor) -> Tensor:
-        """What the stem gave -> (B, N, D)."""
+        """Output of the stem -> (B, N, D)."""
         return self.norm(self.proj(x).flatten(2).transpose(1, 2))
-
-
-_STEMS: dict[str, Callable[[ViTConfig], nn.Module]] = {
-    "resnet": ResNetStem,
-    "inception": ConvStem,
-    "residual": ConvStem,
-}
 
 
 class Attention(nn.Module):
     """Multi-head self-attention: softmax(q k^T scale) v, then a projection (Vaswani et al., 2017).
 
-    (B, T, D) -> (B, T, D), or (B, n, D) where the `first` n tokens are all that is asked for. `visible` (B, 1, 1, T)
-    tells which keys may be seen, see `attention_mask`; a rotation turns queries and keys by their place. With a `grid`
-    there is a learned bias for each offset between two of its patches, which are the last tokens; it is added to the
-    weights after the softmax (eRPE, "ConvTran"), where `offsets` are the grid's, see `grid.relative_offsets`.
+    With `relative_bias`, a learned bias for each offset between two patches is added to the weights after the softmax
+    (eRPE, "ConvTran"); the patches of the grid are the last tokens.
     """
 
-    def __init__(
-        self,
-        dim: int,
-        num_heads: int,
-        qkv_bias: bool = True,
-        scale: float | None = None,
-        qk_norm_eps: float | None = None,
-        attn_drop: float = 0.0,
-        proj_drop: float = 0.0,
-        grid: tuple[int, ...] | None = None,
-    ) -> None:
+    def __init__(self, config: ViTConfig) -> None:
         super().__init__()
-        head_dim = dim // num_heads
-        self.num_heads = num_heads
-        self.scale = head_dim**-0.5 if scale is None else scale
-        self.attn_drop = attn_drop
-        self.qkv = Linear(dim, 3 * dim, bias=qkv_bias)
-        self.q_norm = nn.Identity() if qk_norm_eps is None else nn.LayerNorm(head_dim, eps=qk_norm_eps)
-        self.k_norm = nn.Identity() if qk_norm_eps is None else nn.LayerNorm(head_dim, eps=qk_norm_eps)
-        table = None if grid is None else torch.zeros(num_heads, math.prod(2 * n - 1 for n in grid))
-        self.relative_bias = None if table is None else nn.Parameter(table)
-        self.proj = Linear(dim, dim)
-        self.proj_drop = nn.Dropout(proj_drop)
+        dim, self.num_heads = config.embed_dim, config.num_heads
+        head_dim = dim // self.num_heads
+        self.scale = head_dim**-0.5 if config.qk_scale is None else config.qk_scale
+        self.attn_drop = config.attn_drop_rate
+        self.qkv = nn.Linear(dim, 3 * dim, bias=config.qkv_bias)
+        self.q_norm = nn.LayerNorm(head_dim, eps=config.norm_eps) if config.qk_norm else nn.Identity()
+        self.k_norm = nn.LayerNorm(head_dim, eps=config.norm_eps) if config.qk_norm else nn.Identity()
+        self.relative_bias = None
+        if config.relative_bias:
+            offsets = math.prod(2 * n - 1 for n in config.grid)
+            self.relative_bias = nn.Parameter(torch.zeros(self.num_heads, offsets))
+        self.proj = nn.Linear(dim, dim)
+        self.proj_drop = nn.Dropout(config.drop_rate)
 
     def forward(
         self,
         x: Tensor,
-        visible: Tensor | None = None,
+        key_mask: Tensor | None = None,
         rotation: Rotation | None = None,
         offsets: Tensor | None = None,
-        first: int | None = None,
+        num_queries: int | None = None,
     ) -> Tensor:
+        """Attend from each token to all tokens: (B, T, D) -> (B, T, D), or (B, num_queries, D).
+
+        Args:
+            x: (B, T, D).
+            key_mask: (B, 1, 1, T), see `attention_mask`.
+            rotation: of queries and keys, for `ViTConfig.pos_embed` "rope".
+            offsets: (N, N) of the grid, see `positions.relative_offsets`; needed for `relative_bias`.
+            num_queries: compute the output of this many leading tokens only; None computes all.
+        """
         qkv = self.qkv(x).unflatten(2, (3, self.num_heads, -1))  # (B, T, 3, heads, head_dim)
-        # split along its own axis, which gives the three gradients back as one without a second copy
+        # unbind before transpose: its backward pass joins the three gradients without a second copy
         q, k, v = (part.transpose(1, 2) for part in qkv.unbind(2))  # each (B, heads, T, head_dim)
         q, k = self.q_norm(q), self.k_norm(k)
         if rotation is not None:
             q, k = rotate(q, rotation), rotate(k, rotation)
-        drop, mask = self.attn_drop if self.training else 0.0, attention_mask(visible, q)
-        x = attend(q[:, :, :first], k, v, mask, drop, self.scale)
+        x = self.attend(q[:, :, :num_queries], k, v, attention_mask(key_mask, q.dtype))  # (B, heads, T, head_dim)
         if self.relative_bias is not None:
             assert offsets is not None
-            x = x + relative_values(v, self.relative_bias, offsets, visible)[:, :, :first]
+            x = x + relative_values(v, self.relative_bias, offsets, key_mask)[:, :, :num_queries]
         return self.proj_drop(self.proj(x.transpose(1, 2).flatten(2)))  # (B, T, D)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """softmax(q k^T scale) v, each (B, heads, T, head_dim); mask as in `F.scaled_dot_product_attention`."""
+        drop = self.attn_drop if self.training else 0.0
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=drop, scale=self.scale)
 
     @torch.no_grad()
     def mean_keys(self, x: Tensor) -> Tensor:
-        """Keys, before a norm of theirs, averaged over the heads: (B, T, D) -> (B, T, head_dim), without a gradient."""
-        if not isinstance(self.qkv, nn.Linear):  # with adapters
+        """Keys before `k_norm`, averaged over the heads, without a gradient: (B, T, D) -> (B, T, head_dim)."""
+        if not isinstance(self.qkv, nn.Linear):  # a wrapper with adapters
             return self.qkv(x).unflatten(2, (3, self.num_heads, -1))[:, :, 1].mean(2)
-        # the mean of linear maps is one, a head wide
+        # The mean of linear maps is a linear map, of the width of one head.
         weight = self.qkv.weight.unflatten(0, (3, self.num_heads, -1))[1].mean(0)  # (head_dim, D)
         bias = None if self.qkv.bias is None else self.qkv.bias.unflatten(0, (3, self.num_heads, -1))[1].mean(0)
         return F.linear(x, weight, bias)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, drop: float, scale: float) -> Tensor:
-    """Values summed under softmax(q k^T * scale): (B, heads, T, d), mask and the rest as torch's fused kernel has them.
-
-    On CPUs that kernel is no faster in bfloat16 than in float32. Two matrix products are, three times in training,
-    while the weights between them stay in the cache. Training keeps these: 6 bytes each under autocast.
-    """
-    few = q.shape[2] * k.shape[2] <= _FEW_TOKENS**2
-    if not (few and q.device.type == "cpu" and q.dtype == torch.bfloat16):
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=drop, scale=scale)
-    logits = (q * scale) @ k.transpose(2, 3)
-    if mask is None:
-        return F.dropout(logits.softmax(3), drop) @ v
-    hidden = ~mask if mask.dtype == torch.bool else mask.isneginf()
-    if mask.dtype != torch.bool:
-        logits = logits + mask
-    # not to -inf: where all keys are hidden, softmax and its gradient were not numbers
-    logits = logits.masked_fill(hidden, torch.finfo(logits.dtype).min)
-    return (F.dropout(logits.softmax(3), drop) @ v).masked_fill(hidden.all(3, keepdim=True), 0)
-
-
-def attention_mask(visible: Tensor | None, like: Tensor) -> Tensor | None:
-    """What attention shall know of its keys: (B, 1, 1, T) as `scaled_dot_product_attention` takes it, in like's dtype.
-
-    `visible` is boolean, True where a key may be seen, or tells how many patches each key stands for, 0 for one that is
-    hidden: the logarithms, added to the logits, make it count as often (the proportional attention of "ToMe").
-    """
-    if visible is None or visible.dtype == torch.bool:
-        return visible
-    return visible.log().to(like.dtype)
-
-
-def relative_values(v: Tensor, table: Tensor, offsets: Tensor, mask: Tensor | None) -> Tensor:
-    """Values of the patches summed under the weights of their offsets: (B, heads, T, d) -> (B, heads, T, d).
+def attention_mask(key_mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """The mask (B, 1, 1, T) that `F.scaled_dot_product_attention` takes.
 
     Args:
-        v: values; the last N tokens are the patches. The others have no place, and neither give nor get anything.
+        key_mask: (B, 1, 1, T). Boolean: True if the key takes part in attention. Floating point, after tokens were
+            merged: the number of observed patches that the token stands for. The logarithm of that size is added to the
+            logits, so that the token counts as often as its patches would ("proportional attention" of ToMe); the
+            logarithm of 0 is -inf, which masks the key.
+        dtype: of the queries.
+    """
+    if key_mask is None or key_mask.dtype == torch.bool:
+        return key_mask
+    return key_mask.log().to(dtype)
+
+
+def relative_values(v: Tensor, table: Tensor, offsets: Tensor, key_mask: Tensor | None) -> Tensor:
+    """Sum the values of the patches, weighted by a bias for each offset: (B, heads, T, d) -> (B, heads, T, d).
+
+    Args:
+        v: values; the last N tokens are the patches. Prefix tokens have no place: they are left out of the sums, and
+            their own sums are 0.
         table: (heads, number of offsets).
-        offsets: (N, N), as `grid.relative_offsets` gives them.
-        mask: (B, 1, 1, T) boolean, True where a token may be seen.
+        offsets: (N, N), see `positions.relative_offsets`.
+        key_mask: (B, 1, 1, T) boolean, True if the token takes part in attention.
     """
     patches = len(offsets)
     bias = table.index_select(1, offsets.flatten()).unflatten(1, offsets.shape)  # (heads, N, N)
     v, prefix = v[:, :, -patches:], v.shape[2] - patches
-    if mask is not None:
-        v = v * mask[..., -patches:].mT
+    if key_mask is not None:
+        v = v * key_mask[..., -patches:].mT
     return F.pad(bias @ v, (0, 0, prefix, 0))
-
-
-def visible_mean(x: Tensor, visible: Tensor | None) -> Tensor:
-    """Mean over places: (B, N, D) -> (B, D), of those that `visible` (B, N) tells; 0 where there are none.
-
-    Where `visible` is no boolean, it tells how often each place counts.
-    """
-    if visible is None:
-        return x.mean(1)
-    weight = visible[:, :, None].to(x.dtype)
-    return (x * weight).sum(1) / weight.sum(1).clamp(min=1)
-
-
-def mean_and_max(x: Tensor, visible: Tensor | None) -> Tensor:
-    """Mean and maximum over places side by side: (B, N, D) -> (B, 2 D), of those that `visible` (B, N) tells."""
-    largest = x if visible is None else x.masked_fill(~visible[:, :, None], -torch.inf)
-    largest = largest.amax(1)
-    if visible is not None:  # an example of which nothing was observed
-        largest = largest.masked_fill(~visible.any(1)[:, None], 0)
-    return torch.cat([visible_mean(x, visible), largest], dim=1)
 
 
 def rotate(x: Tensor, rotation: Rotation) -> Tensor:
@@ -197,10 +158,27 @@ def rotate(x: Tensor, rotation: Rotation) -> Tensor:
     return (x * cos + torch.cat([-second, first], dim=-1) * sin).to(x.dtype)
 
 
-class AttentionPool(nn.Module):
-    """Pool tokens by one learned query, then a residual MLP (the MAP head of "Scaling Vision Transformers", SigLIP).
+def masked_mean(x: Tensor, weight: Tensor | None) -> Tensor:
+    """Weighted mean over tokens, (B, N, D) -> (B, D); weight (B, N) is a mask or a count, and 0 everywhere gives 0."""
+    if weight is None:
+        return x.mean(1)
+    weight = weight[:, :, None].to(x.dtype)
+    return (x * weight).sum(1) / weight.sum(1).clamp(min=1)
 
-    (B, T, D) -> (B, D). `visible` (B, 1, 1, T) tells which tokens may be seen, see `attention_mask`.
+
+def mean_and_max(x: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean and maximum over places side by side, (B, N, D) -> (B, 2 D), where the mask (B, N) is True."""
+    largest = x if mask is None else x.masked_fill(~mask[:, :, None], -torch.inf)
+    largest = largest.amax(1)
+    if mask is not None:  # an example without any observed value
+        largest = largest.masked_fill(~mask.any(1)[:, None], 0)
+    return torch.cat([masked_mean(x, mask), largest], dim=1)
+
+
+class AttentionPool(nn.Module):
+    """Attention from one learned query to all tokens, then a residual MLP: (B, T, D) -> (B, D).
+
+    The MAP head of "Scaling Vision Transformers" and SigLIP. `key_mask` (B, 1, 1, T): see `attention_mask`.
     """
 
     def __init__(self, config: ViTConfig) -> None:
@@ -209,45 +187,40 @@ class AttentionPool(nn.Module):
         self.num_heads = config.num_heads
         self.latent = nn.Parameter(torch.empty(1, 1, dim))
         self.q = nn.Linear(dim, dim)
-        self.kv = Linear(dim, 2 * dim)
-        self.proj = Linear(dim, dim)
+        self.kv = nn.Linear(dim, 2 * dim)
+        self.proj = nn.Linear(dim, dim)
         self.norm = nn.LayerNorm(dim, eps=config.norm_eps)
-        self.mlp = Mlp.from_config(config)
+        self.mlp = Mlp(config)
 
-    def forward(self, x: Tensor, visible: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
         q = self.q(self.latent).expand(x.shape[0], -1, -1).unflatten(2, (self.num_heads, -1)).transpose(1, 2)
         k, v = self.kv(x).unflatten(2, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        mask = attention_mask(visible, q)
+        mask = attention_mask(key_mask, q.dtype)
         x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)  # (B, heads, 1, head_dim)
-        x = self.proj(x.transpose(1, 2).flatten(2))
+        x = self.proj(x.transpose(1, 2).flatten(2))  # (B, 1, D)
         return (x + self.mlp(self.norm(x))).squeeze(1)
 
 
 class Mlp(nn.Module):
-    """Linear, activation, dropout, linear, dropout; for swiglu the first layer is a value and its gate side by side.
+    """Linear, activation, dropout, linear, dropout: (..., D) -> (..., D).
 
-    SwiGLU is Shazeer's "GLU Variants Improve Transformer": silu(x W1) * (x W2), packed in one matrix product.
+    For "swiglu" the first layer gives a gate and a value side by side ("GLU Variants Improve Transformer", Shazeer).
     """
 
-    def __init__(self, dim: int, hidden: int, activation: str = "gelu", drop: float = 0.0) -> None:
+    def __init__(self, config: ViTConfig) -> None:
         super().__init__()
-        self.fc1 = Linear(dim, 2 * hidden if activation == "swiglu" else hidden)
-        self.act = _ACTIVATIONS[activation]()
-        self.fc2 = Linear(hidden, dim)
-        self.drop = nn.Dropout(drop)
-
-    @classmethod
-    def from_config(cls, config: ViTConfig) -> "Mlp":
-        """The MLP of a block of this config."""
-        hidden = int(config.embed_dim * config.mlp_ratio)
-        return cls(config.embed_dim, hidden, config.activation, config.drop_rate)
+        dim, hidden = config.embed_dim, int(config.embed_dim * config.mlp_ratio)
+        self.fc1 = nn.Linear(dim, 2 * hidden if config.activation == "swiglu" else hidden)
+        self.act = _ACTIVATIONS[config.activation]()
+        self.fc2 = nn.Linear(hidden, dim)
+        self.drop = nn.Dropout(config.drop_rate)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
 
 
 class SwiGLU(nn.Module):
-    """(..., 2 H) -> (..., H): silu of the first half times the second."""
+    """silu of the first half times the second half: (..., 2 H) -> (..., H)."""
 
     def forward(self, x: Tensor) -> Tensor:
         gate, value = x.chunk(2, dim=-1)
@@ -255,7 +228,7 @@ class SwiGLU(nn.Module):
 
 
 class QuickGELU(nn.Module):
-    """x sigmoid(1.702 x), the approximation that OpenAI's CLIP was trained with."""
+    """x sigmoid(1.702 x), the approximation of GELU in OpenAI's CLIP."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x * torch.sigmoid(1.702 * x)
@@ -282,10 +255,10 @@ class LayerScale(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Stochastic depth: in training, leave out a sample's residual branch with the given rate and scale the others up.
+    """Stochastic depth: training skips a residual branch for some samples ("Deep Networks with Stochastic Depth").
 
-    Per sample, so that the expectation is the branch itself ("Deep Networks with Stochastic Depth"). The branch is
-    computed for the samples that keep it, and for no others (as in DINOv2); in evaluation for all.
+    The branch is skipped for each sample with probability `rate`, and divided by 1 - rate for the others, so that the
+    expectation is the branch itself. Skipped samples are not computed (as in DINOv2). Evaluation skips none.
     """
 
     def __init__(self, rate: float) -> None:
@@ -293,126 +266,92 @@ class DropPath(nn.Module):
         self.rate = rate
 
     def forward(self, x: Tensor, branch: Callable[..., Tensor], *inputs: Any) -> Tensor:
-        """Add the branch of these inputs to x where it is kept.
+        """Compute x + branch(*inputs), of shape (B, T, D).
 
-        Args:
-            x: (B, T, D).
-            branch: what is added to x.
-            inputs: what the branch reads. Tensors of three axes and more have a row for each sample.
+        Inputs that are tensors of three or more axes have one row for each sample.
         """
         if not self.training or self.rate == 0:
-            return x + branch(*inputs)  # not in place: autograd needs the x that each branch saw
+            return x + branch(*inputs)  # not in place: autograd needs the x that each branch read
         keep = 1 - self.rate
-        if torch.compiler.is_compiling():  # a compiled graph needs shapes that are known
+        if torch.compiler.is_compiling():  # a compiled graph needs static shapes
             return x + branch(*inputs) * x.new_empty(len(x), 1, 1).bernoulli_(keep).div_(keep)
-        kept = torch.empty(len(x)).bernoulli_(keep).nonzero().flatten()  # on the CPU: a GPU would be waited for
+        kept = torch.empty(len(x)).bernoulli_(keep).nonzero().flatten()  # on the CPU, to not synchronise with a GPU
         if len(kept) == len(x):
             return torch.add(x, branch(*inputs), alpha=1 / keep)
-        kept = kept.to(x.device, non_blocking=x.is_cuda)  # Metal may read what was freed
-        y = branch(*(_take_samples(given, kept) for given in inputs))
+        kept = kept.to(x.device, non_blocking=x.is_cuda)  # Metal could read memory that is already freed
+        y = branch(*(_take_samples(value, kept) for value in inputs))
         dtype = torch.promote_types(x.dtype, y.dtype)
         return x.to(dtype).index_add(0, kept, y.to(dtype), alpha=1 / keep)
 
 
-def _take_samples(given: Any, samples: Tensor) -> Any:
-    """What belongs to these samples; what has no rows for samples, as it is."""
-    if isinstance(given, tuple):
-        return tuple(_take_samples(part, samples) for part in given)
-    return given.index_select(0, samples) if isinstance(given, Tensor) and given.ndim > 2 else given
-
-
-_NOTHING = nullcontext()
-
-
-def made_anew(y: Tensor, function: Callable[[Tensor], Tensor], x: Tensor) -> AbstractContextManager[Any]:
-    """Within, autograd does not keep y = function(x) for the backward pass, which computes it again.
-
-    For what costs little to compute from an x that is kept anyway: an eighth of a block's memory are outputs of norms.
-    Where others decide what is kept, theirs is done: compilers, checkpoints, `save_on_cpu`, and torch.func, which
-    forbids hooks.
-    """
-    if not y.requires_grad or not y.numel():  # all empty tensors are at one place
-        return _NOTHING
-    hooks: Any = torch._C._autograd
-    if (
-        torch.compiler.is_compiling()
-        or not hooks._saved_tensors_hooks_is_enabled()
-        or hooks._top_saved_tensors_default_hooks(True) is not None  # ours alone would be asked
-    ):
-        return _NOTHING
-    place, count = y.data_ptr(), y.numel()
-
-    def pack(kept: Tensor) -> Any:
-        if kept.data_ptr() == place and kept.numel() == count:
-            return kept.shape, kept.stride()
-        return kept.detach()  # else what keeps its own result would keep itself for ever
-
-    def unpack(kept: Any) -> Tensor:
-        return function(x.detach()).as_strided(*kept) if isinstance(kept, tuple) else kept
-
-    return torch.autograd.graph.saved_tensors_hooks(pack, unpack)
+def _take_samples(value: Any, samples: Tensor) -> Any:
+    """The rows of these samples; values without rows for samples are returned unchanged."""
+    if isinstance(value, tuple):
+        return tuple(_take_samples(part, samples) for part in value)
+    return value.index_select(0, samples) if isinstance(value, Tensor) and value.ndim > 2 else value
 
 
 class Block(nn.Module):
-    """A pre-norm encoder block: attention, then MLP, each a residual branch under layer scale and drop path.
-
-    Between the two it merges tokens, where the config wants that.
-    """
+    """A pre-norm encoder block: attention, then MLP, each a residual branch with layer scale and drop path."""
 
     def __init__(self, config: ViTConfig, drop_path: float = 0.0) -> None:
         super().__init__()
         dim, eps = config.embed_dim, config.norm_eps
-        self.merge_tokens, self.num_prefix_tokens = config.merge_tokens, config.num_prefix_tokens
         self.norm1 = nn.LayerNorm(dim, eps=eps)
-        self.attn = Attention(
-            dim,
-            config.num_heads,
-            qkv_bias=config.qkv_bias,
-            scale=config.qk_scale,
-            qk_norm_eps=eps if config.qk_norm else None,
-            attn_drop=config.attn_drop_rate,
-            proj_drop=config.drop_rate,
-            grid=config.grid if config.relative_bias else None,
-        )
+        self.attn = Attention(config)
         self.norm2 = nn.LayerNorm(dim, eps=eps)
-        self.mlp = Mlp.from_config(config)
-        scaled = config.layer_scale is not None
-        self.ls1 = LayerScale(dim, config.layer_scale) if scaled else nn.Identity()  # type: ignore[arg-type]
-        self.ls2 = LayerScale(dim, config.layer_scale) if scaled else nn.Identity()  # type: ignore[arg-type]
+        self.mlp = Mlp(config)
+        scale = config.layer_scale
+        self.ls1 = nn.Identity() if scale is None else LayerScale(dim, scale)
+        self.ls2 = nn.Identity() if scale is None else LayerScale(dim, scale)
         self.drop_path = DropPath(drop_path)
 
     def forward(
         self,
         x: Tensor,
-        visible: Tensor | None = None,
+        key_mask: Tensor | None = None,
         rotation: Rotation | None = None,
         offsets: Tensor | None = None,
-        first: int | None = None,
+        num_queries: int | None = None,
+    ) -> Tensor:
+        """(B, T, D) -> (B, T, D), or (B, num_queries, D). Arguments as in `Attention.forward`."""
+        x = self.drop_path(x[:, :num_queries], self.attention, x, key_mask, rotation, offsets, num_queries)
+        return self.drop_path(x, self.feed_forward, x)
+
+    def attention(self, x: Tensor, *context: Any) -> Tensor:
+        """The first residual branch."""
+        return self.ls1(self.apply_normed(self.attn, self.norm1, x, *context))
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        """The second residual branch."""
+        return self.ls2(self.apply_normed(self.mlp, self.norm2, x))
+
+    def apply_normed(self, layer: nn.Module, norm: nn.Module, x: Tensor, *context: Any) -> Tensor:
+        """layer(norm(x), *context)."""
+        return layer(norm(x), *context)
+
+
+class MergingBlock(Block):
+    """A block that merges tokens between attention and MLP, see `tokens.merge_tokens`.
+
+    It returns the tokens left, (B, fewer, D), and their `key_mask`, which holds the sizes of merged tokens. With
+    `num_queries`, no tokens are merged.
+    """
+
+    def __init__(self, config: ViTConfig, drop_path: float = 0.0) -> None:
+        super().__init__(config, drop_path)
+        self.merge_tokens, self.num_prefix_tokens = config.merge_tokens, config.num_prefix_tokens
+
+    def forward(  # type: ignore[override]
+        self,
+        x: Tensor,
+        key_mask: Tensor | None = None,
+        rotation: Rotation | None = None,
+        offsets: Tensor | None = None,
+        num_queries: int | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """All tokens, or the first ones alone, and what `visible` is after merging.
-
-        Args:
-            x: (B, T, D).
-            visible: (B, 1, 1, T), see `attention_mask`.
-            rotation: of queries and keys, where positions are rope.
-            offsets: of the grid, where there is a relative bias.
-            first: how many of the first tokens are asked for; they see all others, and none are merged.
-        """
-        merging = self.merge_tokens and first is None
-        keys = self.attn.mean_keys(self.norm1(x)) if merging else None
-        x = self.drop_path(x[:, :first], self._attend, x, visible, rotation, offsets, first)
+        keys = None if num_queries else self.attn.mean_keys(self.norm1(x))  # (B, T, head_dim)
+        x = self.drop_path(x[:, :num_queries], self.attention, x, key_mask, rotation, offsets, num_queries)
         if keys is not None:
-            x, visible = merge_tokens(x, visible, keys, self.merge_tokens, self.num_prefix_tokens)
-        return self.drop_path(x, self._transform, x), visible
-
-    def _attend(self, x: Tensor, *seen: Any) -> Tensor:
-        y = self.norm1(x)
-        with made_anew(y, self.norm1, x):
-            y = self.attn(y, *seen)
-        return self.ls1(y)
-
-    def _transform(self, x: Tensor) -> Tensor:
-        y = self.norm2(x)
-        with made_anew(y, self.norm2, x):
-            y = self.mlp(y)
-        return self.ls2(y)
+            x, key_mask = merge_tokens(x, key_mask, keys, self.merge_tokens, self.num_prefix_tokens)
+        return self.drop_path(x, self.feed_forward, x), key_mask

@@ -1,7 +1,7 @@
-"""Random convolutions beside the transformer: features that need no training, and a linear head solved at once.
+"""Random convolutions of signals: features that need no training, and a linear head that is solved in closed form.
 
-MiniRocket (Dempster, Schmidt & Webb, 2021) over the signal and its differences. With tens of examples such features
-know what a network cannot learn yet, with thousands the network knows more; both answers together beat either.
+MiniRocket (Dempster, Schmidt & Webb, 2021) over the signal and its differences. With tens of examples its answers are
+better than those of a trained network, with thousands of examples worse; the mean of both is better than either.
 """
 
 import itertools
@@ -15,85 +15,93 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-KERNELS = 84  # all ways to place three weights of 2 among nine of -1
+KERNELS = 84  # all ways to place three weights of 2 among nine weights, the others being -1
 TAPS = 9
 _MOST_DILATIONS = 32
 _GOLDEN = (math.sqrt(5) + 1) / 2
-_MOST_PLACES = 4096  # of a long output are enough to take quantiles from
-_ROUNDING = 1e-5  # of the largest value: some ten times what nine products of float32 may be off
-_CHUNK = 2**22  # values of one convolution at a time: what a cache or two hold
+_MOST_PLACES = 4096  # samples of an output that quantiles are taken from
+_ROUNDING = 1e-5  # of the largest value: some ten times the error of nine products in float32
+_CHUNK = 2**22  # values of one convolution at a time, so that they stay in the cache
 
 
-class Rocket(nn.Module):
-    """Random convolution features of signals and a linear head over them.
+class RandomConvolutions(nn.Module):
+    """Random convolution features of signals and a linear head: (B, C, L) -> (B, outputs).
 
-    Kernels are MiniRocket's 84 of nine taps, under dilations that grow exponentially until one spans the signal; each
-    kernel sees a random choice of channels. A feature is the share of a kernel's output above a bias, and biases are
-    quantiles of outputs on training examples (`draw`). Before the head is solved (`training.rocket`) it says that all
-    classes are equally likely.
+    The kernels are MiniRocket's 84 of nine taps, with dilations that grow exponentially until one spans the signal;
+    each kernel reads a random choice of channels. A feature is the share of a kernel's output above a bias; biases are
+    quantiles of outputs on training examples, see `draw`. Training solves the head in closed form (`training.ridge`);
+    before that, all outputs are 0.
 
     Args:
-        channels: of the signal.
-        length: of the signal, at least 3.
-        features: wanted, rounded down to as many for each kernel; at least `smallest`.
-        classes: outputs of the head.
+        channels: channels of the signal.
+        length: samples of the signal, at least 3.
+        features: number of features, rounded down to as many for each kernel; at least 168.
+        outputs: outputs of the head.
+
+    Raises:
+        ValueError: if the signal is too short, or there are too few features.
     """
 
-    smallest = 2 * KERNELS  # one for each kernel on the signal, and on its differences
-
-    def __init__(self, channels: int, length: int, features: int, classes: int) -> None:
-        super().__init__()
-        self.channels = channels
-        # what is convolved: the signal itself and its differences; for each, (dilation, biases for each kernel)
-        self.plans = [_dilations(length - i, features // self.smallest) for i in range(2)]
-        count = KERNELS * sum(biases for plan in self.plans for _, biases in plan)
-        self.register_buffer("kernels", _kernels())  # (84, 9)
-        self.register_buffer("chosen", torch.ones(sum(map(len, self.plans)), KERNELS, channels))
-        self.register_buffer("biases", torch.zeros(count))
-        self.register_buffer("mean", torch.zeros(count))
-        self.register_buffer("scale", torch.ones(count))
-        self.head = nn.Linear(count, classes)
-        self.head.requires_grad_(False)  # solved, not descended
-        self.init_weights()
-
+    smallest = 2 * KERNELS  # one feature for each kernel, on the signal and on its differences
     kernels: Tensor
     chosen: Tensor
     biases: Tensor
     mean: Tensor
     scale: Tensor
 
+    def __init__(self, channels: int, length: int, features: int, outputs: int) -> None:
+        super().__init__()
+        if length < 3:
+            raise ValueError(
+                f"random convolutions need signals of at least 3 samples, got {length}: set rocket_features to 0"
+            )
+        if features < self.smallest:
+            raise ValueError(
+                f"rocket_features must be 0 or at least {self.smallest}, one for each of {KERNELS} kernels on the "
+                f"signal and on its differences; got {features}: 10,000 is usual"
+            )
+        self.channels, self.length = channels, length
+        # of the signal itself and of its differences: (dilation, biases for each kernel)
+        self.plans = [_dilations(length - i, features // self.smallest) for i in range(2)]
+        self.num_features = KERNELS * sum(biases for plan in self.plans for _, biases in plan)
+        self.register_buffer("kernels", _kernels())  # (84, 9)
+        self.register_buffer("chosen", torch.empty(sum(map(len, self.plans)), KERNELS, channels))  # 1 or 0
+        for name in ("biases", "mean", "scale"):
+            self.register_buffer(name, torch.empty(self.num_features))
+        self.head = nn.Linear(self.num_features, outputs)
+        self.head.requires_grad_(False)  # solved, not trained by gradients
+        self.init_weights()
+
+    @torch.no_grad()
     def init_weights(self) -> None:
-        """Forget what was drawn and solved."""
-        with torch.no_grad():
-            self.kernels.copy_(_kernels())
-            self.chosen.fill_(1)
-            self.biases.zero_()
-            self.mean.zero_()
-            self.scale.fill_(1)
-            self.head.weight.zero_()
-            self.head.bias.zero_()
+        """Reset everything that `draw` chooses and training solves."""
+        self.kernels.copy_(_kernels())
+        for tensor, value in ((self.chosen, 1), (self.biases, 0), (self.mean, 0), (self.scale, 1)):
+            tensor.fill_(value)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Class scores (B, classes) of signals (B, C, L); mask (B, L) is True where a value was observed."""
+        """Outputs (B, outputs) of signals (B, C, L); mask (B, L) is True where a value was observed."""
         features = self.features(x, mask)
         with _exact(x):
             return self.head((features - self.mean) * self.scale)
 
     @torch.no_grad()
     def features(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Features (B, F) of signals (B, C, L), as `forward` standardises them. What the mask hides is not counted."""
+        """Features (B, F) of signals (B, C, L) before standardisation; only observed values are counted."""
         rows = max(1, _CHUNK // (KERNELS * x.shape[2]))
         masks = [None] * len(x) if mask is None else mask.split(rows)
-        return torch.cat([self._features(part, shown) for part, shown in zip(x.split(rows), masks)])
+        return torch.cat([self._features(*part) for part in zip(x.split(rows), masks)])
 
     @torch.no_grad()
     def draw(self, x: Tensor, mask: Tensor | None, generator: torch.Generator) -> None:
-        """Choose channels and biases by training examples x (n, C, L), with their mask (n, L) or None.
+        """Choose channels and biases from training examples x (n, C, L), with their mask (n, L) or None.
 
-        A bias is a quantile of one kernel's output on one random example, where that was observed; quantiles follow the
-        golden ratio, which spreads any number of them evenly.
+        A bias is a quantile of one kernel's output on one random example, over its observed values. The quantiles are
+        multiples of the golden ratio modulo 1, which are spread evenly for any number of them.
         """
-        for kernel in self.chosen.view(-1, self.channels):  # few channels are likelier than many, as in MiniRocket
+        for kernel in self.chosen.view(-1, self.channels):  # few channels are more likely than many, as in MiniRocket
             most = math.log2(min(self.channels, TAPS) + 1)
             count = int(2 ** (torch.rand((), generator=generator).item() * most))
             kernel.zero_()[torch.randperm(self.channels, generator=generator)[: max(count, 1)]] = 1
@@ -101,13 +109,13 @@ class Rocket(nn.Module):
         for number, part in enumerate(self._parts(x, mask)):
             picked = torch.randint(len(x), (KERNELS,), generator=generator)
             step = max(1, part.values.shape[2] // _MOST_PLACES)
-            shown = None if part.mask is None else part.mask[picked, ::step]
+            observed = None if part.mask is None else part.mask[picked, ::step]
             outputs = self._convolve_each(part.values[picked], part.dilation, number, step)
             places = torch.arange(made + 1, made + KERNELS * part.biases + 1, dtype=torch.float64)
             quantiles = (places * _GOLDEN % 1).view(KERNELS, part.biases)
-            biases = _quantiles(outputs.double(), shown, quantiles.to(outputs.device))
-            # A bias is an output itself where signals have few levels: that one, or 0 where a signal stands still, must
-            # not be above or below as another batch size or device rounds it.
+            biases = _quantiles(outputs.double(), observed, quantiles.to(outputs.device))
+            # In signals of few levels a bias equals many outputs. A small offset keeps the comparison independent of
+            # how another batch size or device rounds these outputs.
             biases += _ROUNDING * part.values[picked].double().abs().amax((1, 2))[:, None]
             made += biases.numel()
             self.biases[start:made] = biases.T.flatten().to(self.biases)
@@ -129,12 +137,12 @@ class Rocket(nn.Module):
     def _convolve(self, x: Tensor, dilation: int, number: int) -> Tensor:
         """(B, C, L) -> (B, 84, L)."""
         weight = self._weight(number)
-        # Biases and head are of outputs in float32, and coarser ones lie on the other side of many a bias.
+        # Biases were drawn from outputs in float32; lower precision would move outputs across biases.
         with _exact(x):
             return F.conv1d(x.to(weight), weight, padding=TAPS // 2 * dilation, dilation=dilation)
 
     def _convolve_each(self, x: Tensor, dilation: int, number: int, step: int) -> Tensor:
-        """Signals (84, C, L), one for each kernel -> (84, L / step), at every step-th place."""
+        """Signals (84, C, L), one for each kernel -> (84, L / step), at every step-th sample."""
         weight, length = self._weight(number), x.shape[2]
         padded = F.pad(x.to(weight), (TAPS // 2 * dilation,) * 2)
         taps = (weight[:, :, i, None] * padded[:, :, i * dilation :][:, :, :length:step] for i in range(TAPS))
@@ -145,7 +153,7 @@ class Rocket(nn.Module):
 
 
 class _Part(NamedTuple):
-    """What kernels of one dilation see: the signal or its differences (n, C, L), and where observed (n, L) or None."""
+    """Input of the kernels of one dilation: the signal or its differences (n, C, L), and the mask (n, L) or None."""
 
     values: Tensor
     mask: Tensor | None
@@ -155,45 +163,45 @@ class _Part(NamedTuple):
 
 @contextmanager
 def _exact(x: Tensor) -> Iterator[None]:
-    """Compute in float32 on the device of x: without autocast and, on a GPU, without TF32, which is cuDNN's default."""
+    """Switch off autocast on the device of x and, on a GPU, TF32, which cuDNN uses by default."""
     with ExitStack() as stack:
         if torch.amp.is_autocast_available(x.device.type):
             stack.enter_context(torch.autocast(x.device.type, enabled=False))
         if x.is_cuda:
-            now = torch.backends.cudnn
-            stack.enter_context(now.flags(now.enabled, now.benchmark, now.deterministic, allow_tf32=False))
+            cudnn = torch.backends.cudnn
+            stack.enter_context(cudnn.flags(cudnn.enabled, cudnn.benchmark, cudnn.deterministic, allow_tf32=False))
         yield
 
 
-def _quantiles(outputs: Tensor, shown: Tensor | None, quantiles: Tensor) -> Tensor:
-    """Quantiles (rows, q) of each row of outputs (rows, L) where it is shown; 0 of a row of which nothing is."""
-    if shown is None:
-        shown = torch.ones_like(outputs, dtype=torch.bool)
-    last = (shown.sum(1, keepdim=True) - 1).clamp(min=0)
-    ordered = outputs.masked_fill(~shown, torch.inf).sort(1).values  # what is hidden comes last
+def _quantiles(outputs: Tensor, mask: Tensor | None, quantiles: Tensor) -> Tensor:
+    """Quantiles (rows, q) of each row of outputs (rows, L) where the mask is True; 0 for a row without such values."""
+    if mask is None:
+        mask = torch.ones_like(outputs, dtype=torch.bool)
+    last = (mask.sum(1, keepdim=True) - 1).clamp(min=0)
+    ordered = outputs.masked_fill(~mask, torch.inf).sort(1).values  # masked values come last
     at = quantiles * last
     below = at.long()
     low, high = ordered.gather(1, below), ordered.gather(1, torch.minimum(below + 1, last))
-    return torch.where(shown.any(1, keepdim=True), torch.lerp(low, high, at - below), 0)
+    return torch.where(mask.any(1, keepdim=True), torch.lerp(low, high, at - below), 0)
 
 
 def _shares_above(outputs: Tensor, biases: Tensor, dilation: int, mask: Tensor | None) -> Tensor:
     """Share of each output above each of its biases: (B, 84, L) and (count, 84, 1) -> (B, count * 84).
 
-    Every other one counts only what no padding touches, where there is such.
+    Every other bias counts only the part of the output that does not depend on padding, if there is such a part.
     """
     length, edge = outputs.shape[2], TAPS // 2 * dilation
     shares = outputs.new_empty(len(biases), *outputs.shape[:2])
     weight = None if mask is None else mask[:, None].to(outputs.dtype)  # (B, 1, L)
-    above = torch.empty_like(outputs)  # comparing into numbers is ten times faster than the mean of a boolean tensor
+    above = torch.empty_like(outputs)  # a mean of floats is ten times as fast as one of booleans
     for i, bias in enumerate(biases):
         part = slice(edge, length - edge) if i % 2 and length > 2 * edge else slice(None)
         higher = torch.gt(outputs[:, :, part], bias, out=above[:, :, part])
         if weight is None:
             torch.mean(higher, 2, out=shares[i])
         else:
-            shown = weight[:, :, part]
-            shares[i] = (higher * shown).sum(2) / shown.sum(2).clamp(min=1)
+            observed = weight[:, :, part]
+            shares[i] = (higher * observed).sum(2) / observed.sum(2).clamp(min=1)
     return shares.transpose(0, 1).flatten(1)
 
 
@@ -205,10 +213,10 @@ def _kernels() -> Tensor:
 
 
 def _dilations(length: int, biases: int) -> list[tuple[int, int]]:
-    """Dilations of kernels over a signal, and how many of each kernel's biases belong to each: MiniRocket's choice."""
+    """MiniRocket's dilations for a signal, each with its number of biases for each kernel."""
     most = math.log2(max((length - 1) / (TAPS - 1), 1))
     steps = min(biases, _MOST_DILATIONS)
-    whole = (np.logspace(0, most, steps, base=2) + 1e-9).astype(int)  # 2.9999999999999996 is 3 on any machine
+    whole = (np.logspace(0, most, steps, base=2) + 1e-9).astype(int)  # 2.9999999999999996 is 3
     dilations, times = np.unique(whole, return_counts=True)
     counts = times * biases // steps
     for i in range(biases - int(counts.sum())):

@@ -1,1 +1,1 @@
-"""How a model learns: recipes, optimisers, objectives, and the Lightning run around them."""
+"""How a model is trained: the plan, the steps, and the run folder around them."""

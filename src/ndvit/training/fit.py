@@ -1,63 +1,67 @@
-"""Data, model and recipe through Lightning's Trainer: checkpoints, metrics, interruption and exact resuming."""
+"""`fit`: from a plan to a trained model, through Lightning's Trainer, with exact resuming."""
 
 import ndvit._torchvision  # noqa: F401  (lightning imports torchvision)
 
 # isort: split
-import importlib.util
 import logging
 import math
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping
-from lightning.pytorch.loggers import Logger
 from torch import Tensor, nn
 
 from ndvit.config.recipe import Recipe
 from ndvit.data.loading import Inputs
-from ndvit.inference.batches import pick_device
-from ndvit.network import VisionTransformer
-from ndvit.training.adapters import learning_part
-from ndvit.training.callbacks import (
-    METRICS_FILE,
-    BestWeights,
+from ndvit.evaluation.calibration import Calibration
+from ndvit.inference.batches import pick_device, predict_outputs
+from ndvit.model import Model, load_model
+from ndvit.network.committee import Committee, first_transformer, random_convolutions
+from ndvit.network.fast import only_read_tokens
+from ndvit.training.adapters import only_trainable
+from ndvit.training.callbacks.averaging import MovingAverage
+from ndvit.training.callbacks.best_weights import BestWeights
+from ndvit.training.callbacks.checkpoints import (
     Checkpoints,
-    MetricsFile,
-    MovingAverage,
-    ProgressBar,
-    ReadingWatch,
-    SameRun,
     latest_checkpoint,
     read_checkpoint,
+    rename_legacy,
     step_of,
 )
-from ndvit.training.distillation import Teacher
-from ndvit.training.module import SupervisedTask, class_weights
-from ndvit.training.probe import solve_head
-from ndvit.training.ridge import solve_rocket
+from ndvit.training.callbacks.metrics_file import METRICS_FILE, MetricsFile
+from ndvit.training.callbacks.progress import ProgressBar
+from ndvit.training.callbacks.reading_watch import ReadingWatch
+from ndvit.training.callbacks.same_run import SameRun
+from ndvit.training.closed_form import check_solvers, solve_head, solve_random_convolutions
+from ndvit.training.distillation import Teacher, make_teacher
+from ndvit.training.module import Augment, TrainingModule
+from ndvit.training.optim import pick_precision
+from ndvit.training.plan import Plan
+from ndvit.training.trackers import make_trackers
+from ndvit.weights.file import MODEL_FILE
 
-METRIC_ROWS = 200  # rows of training metrics over a run: enough for a curve, few enough to read
-CHECKPOINTS = 20  # and validations, over a run
+Log = Callable[[str], Any]
+METRIC_ROWS = 200  # rows of training metrics over a run
+CHECKPOINTS = 20  # checkpoints and validations over a run
 
 
 @dataclass(frozen=True)
 class FitResult:
-    """What a fit leaves beside the trained model.
+    """What the training of one network leaves beside its weights.
 
     Attributes:
-        steps: optimiser steps done.
-        interrupted: whether Ctrl-C ended it early; a checkpoint of that step is there to resume from.
+        steps: optimizer steps done.
+        interrupted: whether Ctrl-C ended it early; a checkpoint of that step exists to resume from.
         seconds: wall time of this call, without what came before a resume.
         history: rows of metrics, each with its "step".
         device: where it ran.
-        note: what the user should hear of it, see `ReadingWatch`; None for nothing.
+        note: advice on speed, see `ReadingWatch`; None without.
     """
 
     steps: int
@@ -68,97 +72,203 @@ class FitResult:
     note: str | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """The result of `fit`.
+
+    Attributes:
+        model: the trained model, on the CPU; an ensemble for more than one member. If the training was interrupted, it
+            has the members that were started.
+        fits: results of the members.
+        calibration: the temperature that was fitted on validation data.
+    """
+
+    model: Model
+    fits: list[FitResult]
+    calibration: Calibration
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether Ctrl-C ended it."""
+        return any(result.interrupted for result in self.fits)
+
+    @property
+    def fit(self) -> FitResult:
+        """All members as one: the most steps, the sum of seconds, and the mean of each row of metrics."""
+        rows: dict[int, list[dict[str, float]]] = {}
+        for result in self.fits:
+            for row in result.history:
+                rows.setdefault(int(row["step"]), []).append(row)
+        return FitResult(
+            steps=max(result.steps for result in self.fits),
+            interrupted=self.interrupted,
+            seconds=sum(result.seconds for result in self.fits),
+            history=[_mean(rows[step]) for step in sorted(rows)],
+            device=self.fits[-1].device,
+            note=next((result.note for result in reversed(self.fits) if result.note), None),
+        )
+
+
 def fit(
-    model: VisionTransformer,
-    train: Inputs,
-    val: Inputs | None,
-    recipe: Recipe,
-    folder: Path | None,
+    plan: Plan,
+    folder: Path | None = None,
     *,
     resume: bool = False,
     progress: bool = True,
-    teacher: Teacher | None = None,
-) -> FitResult:
-    """Train a model in place, and leave checkpoints and metrics.csv in a folder; without a folder, write nothing.
+    log: Log = print,
+    begin: Callable[[], None] | None = None,
+) -> Trained:
+    """Train what a plan describes, one member after the other.
 
-    With `resume`, the newest checkpoint of the folder is continued to the result of an unbroken run (bit for bit on a
-    CPU with the same number of threads). Ctrl-C finishes the step, writes a checkpoint and returns.
+    In the folder of an ensemble each member has a run folder of its own, `members/0` and so on. A member whose model is
+    there is finished and not trained again. Ctrl-C finishes the step, writes a checkpoint and returns.
+
+    Args:
+        plan: what to train.
+        folder: where checkpoints and metrics.csv are written; None writes nothing.
+        resume: continue from the newest checkpoint in the folder to the result of an unbroken run (bit for bit on a CPU
+            with the same number of threads).
+        progress: show progress bars.
+        log: receives each line about the training.
+        begin: called when everything that can be refused has been checked, before the first file is written.
 
     Raises:
-        ValueError: if the checkpoint is damaged or of another run.
+        ValueError: if a teacher cannot teach, the task has no solver for a part that is solved, or a checkpoint is
+            damaged or belongs to another run.
     """
+    check_solvers(plan.task, plan.recipe, plan.first.network)
+    train, val = plan.inputs()
+    teacher = None
+    if plan.teacher is not None:
+        teacher = make_teacher(plan.teacher, plan.first, train, plan.recipe)
+    if begin is not None:
+        begin()
+    if folder is not None and plan.weights is not None and not resume:
+        plan.weights.write(folder)
+    members: list[Model] = []
+    fits: list[FitResult] = []
+    for i in range(plan.members):
+        if plan.members > 1:
+            log(f"member {i + 1} of {plan.members}")
+        home = folder if folder is None or plan.members == 1 else folder / "members" / str(i)
+        member, result = _fit_member(plan, i, (train, val), teacher, home, resume, progress)
+        members.append(member.to("cpu"))
+        fits.append(result)
+        if result.interrupted:
+            break
+    model = members[0]
+    if plan.members > 1:
+        model = model.with_network(Committee([one.network for one in members], combine=plan.task.combine))
+        model.provenance = plan.provenance | {"members": len(members), "steps": fits[0].steps}
+    trained = Trained(model, fits, Calibration())
+    if note := trained.fit.note:  # once, not for each member
+        log(note)
+    if trained.interrupted:
+        return trained
+    calibration = _calibrate(model, val, plan.recipe, progress)
+    if calibration.examples:
+        log(str(calibration))
+    return replace(trained, calibration=calibration)
+
+
+def _fit_member(
+    plan: Plan,
+    number: int,
+    inputs: tuple[Inputs, Inputs | None],
+    teacher: Teacher | None,
+    home: Path | None,
+    resume: bool,
+    progress: bool,
+) -> tuple[Model, FitResult]:
+    """Train one member, or load it from its folder if it is finished."""
+    recipe = replace(plan.recipe, seed=plan.recipe.seed + number)
+    alone = plan.members == 1  # the model of a run without members is written last, by the caller
+    if resume and not alone and home is not None and (home / MODEL_FILE).is_file():
+        model = load_model(home / MODEL_FILE)
+        if latest := latest_checkpoint(home):
+            _same_run(model.network, recipe, inputs[0]).check(read_checkpoint(latest))
+        steps = model.provenance["steps"]
+        rows = MetricsFile(home / METRICS_FILE, up_to=steps).rows
+        return model, FitResult(steps, False, 0.0, rows, "cpu")
+    model = plan.build(recipe.seed)  # also the first, so that the plan is unchanged and can be used again
+    if home is not None:
+        home.mkdir(parents=True, exist_ok=True)
     if recipe.head == "solved":
-        return _solve(model, train, val, recipe, folder, progress)
-    with learning_part(model, recipe) as still:
-        return _descend(model, train, val, recipe, folder, resume, progress, teacher, still)
+        result = _solve(model, inputs, recipe, home, progress)
+    else:
+        with only_trainable(first_transformer(model.network), recipe) as frozen:
+            augment = plan.augmentation.per_batch
+            result = _descend(model, inputs, recipe, home, resume, progress, augment, teacher, frozen)
+    model.network.eval()
+    model.untrained = ()
+    model.provenance = {**plan.provenance, **({} if alone else {"member": number}), "steps": result.steps}
+    if home is not None and not alone and not result.interrupted:
+        model.save(home / MODEL_FILE)
+    return model, result
 
 
 def _solve(
-    model: VisionTransformer, train: Inputs, val: Inputs | None, recipe: Recipe, folder: Path | None, progress: bool
+    model: Model, inputs: tuple[Inputs, Inputs | None], recipe: Recipe, folder: Path | None, progress: bool
 ) -> FitResult:
-    """`fit` where only the head learns, and is solved: there are no steps, and nothing to resume."""
-    start, device = time.perf_counter(), pick_device(recipe.device)
-    assert train.labels is not None
-    weight = class_weights(recipe, train.labels, model.config.num_classes)
-    if model.rocket is not None:
-        solve_rocket(model.rocket, train, recipe.seed, weight, recipe.workers)
-    found = solve_head(
-        model,
-        train,
-        val,
-        class_weight=weight,
-        seed=recipe.seed,
-        batch_size=recipe.batch_size,
-        device=recipe.device,
-        progress=progress,
-    )
+    """Solve the head on frozen features: there are no steps and nothing to resume."""
+    start, device, task = time.perf_counter(), pick_device(recipe.device), model.task
+    assert task is not None
+    convolutions = random_convolutions(model.network)
+    if convolutions is not None:
+        solve_random_convolutions(convolutions, inputs[0], task, recipe)
+    row = solve_head(first_transformer(model.network), task, recipe, *inputs, progress)
     metrics = MetricsFile(folder and folder / METRICS_FILE)
-    metrics.log_metrics(found, 0)
+    metrics.log_metrics(row, 0)
     metrics.save()
     return FitResult(0, False, time.perf_counter() - start, metrics.rows, device)
 
 
 def _descend(
-    model: VisionTransformer,
-    train: Inputs,
-    val: Inputs | None,
+    model: Model,
+    inputs: tuple[Inputs, Inputs | None],
     recipe: Recipe,
     folder: Path | None,
     resume: bool,
     progress: bool,
+    augment: Augment,
     teacher: Teacher | None,
-    still: Sequence[nn.Module],
+    frozen: Sequence[nn.Module],
 ) -> FitResult:
-    """`fit`, of whatever has gradients; the modules that stand still do not learn."""
+    """Train by gradient descent, in place."""
     start = time.perf_counter()
+    network, task, (train, val) = model.network, model.task, inputs
+    assert task is not None
     assert val is not None or not recipe.early_stop
     steps = recipe.total_steps(len(train))
     every = min(steps, recipe.val_every or math.ceil(steps / CHECKPOINTS))
-    log_every = max(1, math.ceil(steps / METRIC_ROWS))
-    task = SupervisedTask(
-        model,
+    transformer, convolutions = first_transformer(network), random_convolutions(network)
+    module = TrainingModule(
+        network,
+        task,
         recipe,
         steps,
-        log_every,
-        labels=train.labels,
+        log_every=max(1, math.ceil(steps / METRIC_ROWS)),
+        targets=train.targets,
+        augment=augment,
         teacher=teacher,
-        varied=train.vary is not None,
-        still=still,
+        frozen=frozen,
+        pretrained=model.load_report is not None,
     )
     if recipe.compile:
-        model.compile()
-    model.grad_checkpointing = recipe.grad_checkpointing
-    task.train()  # loaded networks come in eval mode, which Lightning would keep
+        transformer.compile()
+    transformer.grad_checkpointing = recipe.grad_checkpointing
+    module.train()  # networks come in eval mode, which Lightning would keep
 
+    same_run = _same_run(network, recipe, train)
     latest = latest_checkpoint(folder) if resume and folder else None
     if latest:
-        SameRun(recipe, model.config, train).check(read_checkpoint(latest))
-    elif model.rocket is not None:
-        solve_rocket(model.rocket, train, recipe.seed, task.class_weight, recipe.workers)
+        same_run.check(read_checkpoint(latest))
+    elif convolutions is not None:
+        solve_random_convolutions(convolutions, train, task, recipe)
     done = step_of(latest) if latest else 0
     metrics = MetricsFile(folder and folder / METRICS_FILE, up_to=done)
     newest = Checkpoints(folder and folder / "checkpoints", every, validates=val is not None)
-    callbacks: list[Callback] = [SameRun(recipe, model.config, train)]
+    callbacks: list[Callback] = [same_run]
     best = None
     if recipe.early_stop:
         best = BestWeights()
@@ -167,27 +277,30 @@ def _descend(
         callbacks.append(MovingAverage(recipe.ema_decay))
     if progress:
         callbacks.append(ProgressBar(steps))
-    # one Lightning epoch is the whole run: a stream of batches that can start at any step
-    first = done * recipe.accumulate
+    # One Lightning epoch is the whole run: a stream of batches that can start at any step.
     stream = train.stream(
-        recipe.batch_size, steps * recipe.accumulate, recipe.seed, first, recipe.workers, recipe.repeats
+        recipe.batch_size,
+        steps * recipe.accumulate,
+        recipe.seed,
+        done * recipe.accumulate,
+        recipe.workers,
+        recipe.repeats,
     )
     reading = ReadingWatch(stream, train)
-    # checkpoints after all others (Lightning runs them last, in this order), to hold what they did
-    callbacks += [reading, newest]
+    callbacks += [reading, newest]  # checkpoints last, so that they contain what the others did
 
-    with _quiet():
+    with _quiet_lightning(), only_read_tokens(network):
         trainer = pl.Trainer(
             accelerator=pick_device(recipe.device),
             devices=1,
-            precision=_precision(recipe),
+            precision=pick_precision(recipe),  # type: ignore[arg-type]
             max_steps=steps,
             accumulate_grad_batches=recipe.accumulate,
             val_check_interval=every * recipe.accumulate,
             check_val_every_n_epoch=None,
             num_sanity_val_steps=0,
-            log_every_n_steps=1,  # else it warns of short runs; the task itself logs a mean every few steps
-            logger=[metrics, *_trackers(recipe, folder)],
+            log_every_n_steps=1,  # Lightning warns of short runs otherwise; the module logs means itself
+            logger=[metrics, *make_trackers(recipe, folder)],
             callbacks=callbacks,
             enable_progress_bar=progress,
             enable_model_summary=False,
@@ -197,79 +310,64 @@ def _descend(
         watch = None if val is None else val.loader(recipe.batch_size, recipe.workers)
         with newest.listening():
             try:
-                trainer.fit(task, stream, watch, ckpt_path=latest, weights_only=True)
-            except SystemExit as stop:  # what Lightning makes of a second Ctrl-C
+                trainer.fit(module, stream, watch, ckpt_path=latest, weights_only=True)
+            except SystemExit as stop:  # Lightning's reaction to a second Ctrl-C
                 raise KeyboardInterrupt from stop
         seconds = time.perf_counter() - start
     if best is not None and best.weights and not newest.requested:
-        model.load_state_dict(best.weights)
-    elif latest and done == steps:  # nothing was left to do, and Lightning does not do its end either
-        model.load_state_dict(_weights(latest))
+        network.load_state_dict(best.weights)
+    elif latest and done == steps:  # no step was left, so Lightning did not load the averaged weights at the end
+        network.load_state_dict(_final_weights(latest))
     device = str(trainer.strategy.root_device)
     return FitResult(trainer.global_step, newest.requested, seconds, metrics.rows, device, reading.note)
 
 
-def check_same_run(model: VisionTransformer, train: Inputs, recipe: Recipe, folder: Path) -> None:
-    """Raise a ValueError if the newest checkpoint of a folder, where there is one, is of another run than this."""
-    latest = latest_checkpoint(folder)
-    if latest:
-        SameRun(recipe, model.config, train).check(read_checkpoint(latest))
+def _calibrate(model: Model, val: Inputs | None, recipe: Recipe, progress: bool) -> Calibration:
+    """Fit the temperature of a model to validation data, if the task has one."""
+    if val is None or val.targets is None:
+        return Calibration()
+    assert model.task is not None
+    outputs = predict_outputs(model.network, val, recipe.batch_size, recipe.device, progress)
+    calibration = model.task.calibrate(outputs, val.targets) or Calibration()
+    model.temperature = calibration.temperature
+    return calibration
 
 
-def result_of(folder: Path, steps: int) -> FitResult:
-    """What is left of a fit of this many steps that a folder has the metrics of."""
-    return FitResult(steps, False, 0.0, MetricsFile(folder / METRICS_FILE, up_to=steps).rows, "cpu")
+def _same_run(network: nn.Module, recipe: Recipe, train: Inputs) -> SameRun:
+    convolutions = random_convolutions(network)
+    features = 0 if convolutions is None else convolutions.num_features
+    return SameRun(recipe, first_transformer(network).config, features, train)
 
 
-def _weights(checkpoint: Path) -> dict[str, Tensor]:
-    """The weights that a checkpoint would give as a result: the average, where there is one."""
-    state = read_checkpoint(checkpoint)["state_dict"]
-    return {k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")}
+def _final_weights(checkpoint: Path) -> dict[str, Tensor]:
+    """The weights that a run ends with if this checkpoint is of its last step: averaged, if it averages."""
+    content = read_checkpoint(checkpoint)
+    rename_legacy(content)
+    return {k.removeprefix("model."): v for k, v in content["state_dict"].items() if k.startswith("model.")}
 
 
-def _precision(recipe: Recipe) -> Any:
-    if recipe.precision != "auto":
-        return recipe.precision
-    on_gpu = recipe.device in ("auto", "cuda") and torch.cuda.is_available()
-    return "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported() else "32-true"
-
-
-def check_tracker(recipe: Recipe) -> None:
-    """Raise a ValueError where the recipe's tracker needs a package that is not there."""
-    if recipe.tracker != "none" and importlib.util.find_spec(recipe.tracker) is None:
-        raise ValueError(f"tracker {recipe.tracker} needs a package that is not installed: pip install 'ndvit[track]'")
-
-
-def _trackers(recipe: Recipe, folder: Path | None) -> list[Logger]:
-    """The extra logger that the recipe asks for; its package is an optional dependency."""
-    if recipe.tracker == "none":
-        return []
-    if folder is None:
-        raise ValueError(f"tracker {recipe.tracker} writes into a run folder, and there is none: use `train`, or none")
-    if recipe.tracker == "tensorboard":
-        from lightning.pytorch.loggers import TensorBoardLogger
-
-        return [TensorBoardLogger(folder, name="", version="tensorboard")]
-    from lightning.pytorch.loggers import WandbLogger
-
-    of_member = folder.parent.name == "members"
-    name = f"{folder.parents[1].name}-{folder.name}" if of_member else folder.name
-    return [WandbLogger(name=name, save_dir=folder, project="ndvit")]
+def _mean(rows: list[dict[str, float]]) -> dict[str, float]:
+    """The mean of several rows of the same step, for the metrics that all of them have."""
+    names = [name for name in rows[0] if all(name in row for row in rows)]
+    return {name: rows[0][name] if name == "step" else sum(row[name] for row in rows) / len(rows) for name in names}
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep Lightning's advertisements and advice about settings that are chosen on purpose out of a user's terminal."""
-    log = logging.getLogger("lightning.pytorch")
-    level = log.level
-    log.setLevel(logging.WARNING)
+def _quiet_lightning() -> Iterator[None]:
+    """Suppress Lightning's advice about settings that are chosen on purpose."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-            warnings.filterwarnings("ignore", message=".*have no `val_dataloader`.*")  # small data has none to spare
-            warnings.filterwarnings("ignore", message=".*dataloader is not resumable.*")  # ours starts where it should
-            warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # what is frozen
-            warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
+            for message in (
+                "does not have many workers",
+                "have no `val_dataloader`",  # small data has no validation set
+                "dataloader is not resumable",  # the stream starts at the right step by itself
+                "in eval mode at the start of training",  # frozen modules
+                "isinstance\\(treespec, LeafSpec\\)",
+            ):
+                warnings.filterwarnings("ignore", message=f".*{message}.*")
             yield
     finally:
-        log.setLevel(level)
+        logger.setLevel(level)

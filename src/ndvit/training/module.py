@@ -1,216 +1,146 @@
-"""Learning from labels: the loss, and the LightningModule around it."""
+"""The LightningModule of a training: loss, augmentation, metrics and optimizer of one network."""
 
 import ndvit._torchvision  # noqa: F401  (lightning imports torchvision)
 
 # isort: split
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torchmetrics.classification import MulticlassStatScores
 
 from ndvit.config.recipe import Recipe
-from ndvit.data.augment.batches import (
-    channel_drop,
-    cutmix,
-    mixup,
-    random_crop_resize,
-    random_erase,
-    random_flip,
-    random_noise,
-    random_scale,
-)
 from ndvit.data.loading import Batch
 from ndvit.network import VisionTransformer
-from ndvit.training.distillation import Teacher, distillation_loss
+from ndvit.network.committee import first_transformer
+from ndvit.tasks.base import Criterion, Task
+from ndvit.training.callbacks.checkpoints import rename_legacy
+from ndvit.training.distillation import Teacher
 from ndvit.training.optim import build_optimizer, build_schedule
 
+Augment = Callable[[Tensor, Tensor | None, Tensor], tuple[Tensor, Tensor | None, Tensor]]
 
-def supervised_loss(
+
+def training_loss(
     output: Tensor | tuple[Tensor, Tensor],
     targets: Tensor,
+    criterion: Criterion,
     recipe: Recipe,
     *,
     distilled: bool = False,
-    class_weight: Tensor | None = None,
     teacher: Tensor | None = None,
 ) -> Tensor:
-    """What is minimised, for every kind of network: cross-entropy against the labels' distributions, and the teacher's.
+    """The loss that is minimised, for every kind of head.
 
-    Labels have 1 - w of the loss and a teacher has w, the recipe's `distillation_weight` (DeiT's w is 1/2).
+    The targets' loss has weight 1 - w and the teacher's has w, the recipe's `distillation_weight` (1/2 in DeiT).
 
     Args:
-        output: what the network returned in training: logits (B, classes); or a pair of them, from class head and
-            distillation head (`distilled`), or from the head and an auxiliary head over the stem.
-        targets: (B, classes), each row summing to one.
-        recipe: how much the parts weigh.
-        distilled: whether the second output is a distillation head's, which learns from the teacher what the class head
-            learns from labels. Without a teacher both learn from labels, and their losses are averaged.
-        class_weight: (classes,), of the labels' part.
-        teacher: its logits (B, classes). Where there is no distillation head, the one head learns from both.
+        output: what the network returned in training: outputs (B, outputs); or a pair of them, of the class head and
+            the distillation head (`distilled`), or of the head and an auxiliary head over the stem.
+        targets: (B, outputs), prepared by the criterion.
+        criterion: the task's loss.
+        recipe: weights of the parts.
+        distilled: whether the second output is that of a distillation head, which learns from the teacher while the
+            class head learns from the targets. Without a teacher both learn from the targets, and the losses are
+            averaged.
+        teacher: the teacher's outputs (B, outputs). Without a distillation head, the only head learns from both.
     """
-    logits, second = output if isinstance(output, tuple) else (output, None)
-    loss = label_loss(logits, targets, recipe, class_weight)
+    output, second = output if isinstance(output, tuple) else (output, None)
+    loss = criterion.loss(output, targets)
     share = recipe.distillation_weight
     if distilled:
         assert second is not None
         if teacher is None:
-            return (loss + label_loss(second, targets, recipe, class_weight)) / 2
-        return (1 - share) * loss + share * distillation_loss(second, teacher, recipe)
+            return (loss + criterion.loss(second, targets)) / 2
+        return (1 - share) * loss + share * criterion.distillation_loss(second, teacher)
     if teacher is not None:
-        loss = (1 - share) * loss + share * distillation_loss(logits, teacher, recipe)
+        loss = (1 - share) * loss + share * criterion.distillation_loss(output, teacher)
     if second is not None:
-        loss = loss + recipe.stem_loss * label_loss(second, targets, recipe, class_weight)
+        loss = loss + recipe.stem_loss * criterion.loss(second, targets)
     return loss
 
 
-def label_loss(logits: Tensor, targets: Tensor, recipe: Recipe, class_weight: Tensor | None) -> Tensor:
-    """Cross-entropy of logits (B, classes) against distributions over the classes, or of each class by itself.
-
-    By itself, every class that has more than smoothing gives it is there: of two mixed pictures both are (DeiT III);
-    and an example has the sum over the classes (AugReg), which is as large as the loss of all classes together.
-    """
-    logits = logits.float()
-    if recipe.loss == "softmax":
-        return F.cross_entropy(logits, targets, class_weight)
-    smoothing = recipe.label_smoothing
-    there = (targets > smoothing / targets.shape[1] + 1e-6).to(logits.dtype)
-    there = there * (1 - smoothing) + smoothing / targets.shape[1]
-    losses = F.binary_cross_entropy_with_logits(logits, there, reduction="none").sum(1)
-    if class_weight is not None:  # of whole examples: heavier, one class's yes and no would be as likely as before
-        losses = losses * (targets * class_weight).sum(1)
-    return losses.mean()
-
-
-def class_weights(recipe: Recipe, labels: Tensor, classes: int) -> Tensor | None:
-    """The recipe's weight of each class, (classes,), scaled to a mean of 1 over the labels (n,); None for no weights.
-
-    Raises:
-        ValueError: for another number of weights than of classes, or if no label has a weight.
-    """
-    given = recipe.class_weight
-    if given is None:
-        return None
-    count = torch.bincount(labels, minlength=classes).double()
-    if given == "balanced":
-        weight = len(labels) / (classes * count.clamp(min=1))
-    elif len(given) == classes:
-        weight = torch.tensor(given, dtype=torch.float64)
-    else:
-        raise ValueError(f"class_weight has {len(given)} numbers for {classes} classes: give one a class, or balanced")
-    mean = (weight * count).sum() / count.sum()
-    if not mean > 0:
-        raise ValueError(f"class_weight {given} leaves no training example: each class with a weight above 0 is empty")
-    return (weight / mean).float()
-
-
-def predicted_logits(output: Tensor | tuple[Tensor, Tensor], distilled: bool) -> Tensor:
-    """What a network would answer in evaluation, from what it returned in training: logits (B, classes)."""
-    if not isinstance(output, tuple):
-        return output
-    return (output[0] + output[1]) / 2 if distilled else output[0]
-
-
-class SupervisedTask(pl.LightningModule):
-    """Supervised training of a classifier under a recipe.
+class TrainingModule(pl.LightningModule):
+    """Training of one network for a task under a recipe.
 
     Args:
-        model: the network that is trained.
-        recipe: how.
-        steps: optimiser steps of the whole run, for the schedule.
-        log_every: optimiser steps between rows of metrics; a row holds means since the last.
-        labels: (n,) of the training examples, which class weights need.
-        teacher: whom the network learns from beside the labels. It is no submodule, and in no checkpoint.
-        varied: whether examples were cropped and mirrored when they were read, as pictures are.
-        still: modules that do not learn, and stay in eval mode.
+        network: what is trained; of a committee, its transformer is trained and the whole is validated.
+        task: gives loss and metrics.
+        recipe: how it is trained.
+        steps: optimizer steps of the whole run, for the schedule.
+        log_every: optimizer steps between rows of metrics; a row holds means since the last.
+        targets: encoded targets of the training set.
+        augment: varies a batch (x, mask, prepared targets); None leaves it unchanged.
+        teacher: what the network also learns from. It is not a submodule and not part of checkpoints.
+        frozen: modules that are not trained and stay in eval mode.
+        pretrained: whether the network starts with trained weights.
     """
 
-    class_weight: Tensor | None
     sums: Tensor
 
     def __init__(
         self,
-        model: VisionTransformer,
+        network: nn.Module,
+        task: Task,
         recipe: Recipe,
         steps: int,
         log_every: int,
         *,
-        labels: Tensor | None = None,
+        targets: Tensor | None = None,
+        augment: Augment | None = None,
         teacher: Teacher | None = None,
-        varied: bool = False,
-        still: Sequence[nn.Module] = (),
+        frozen: Sequence[nn.Module] = (),
+        pretrained: bool = False,
     ) -> None:
         super().__init__()
-        self.model = model
-        self._still = tuple(still)  # a tuple: they are submodules already
-        self.varied = varied
-        self.recipe = recipe
-        self.steps = steps
-        self.teacher = teacher
-        assert labels is not None or recipe.class_weight is None
-        weight = None if labels is None else class_weights(recipe, labels, model.config.num_classes)
-        self.register_buffer("class_weight", weight, persistent=False)
+        self.model = network
+        self._trained = (first_transformer(network),)  # in a tuple, because it is a submodule of `model` already
+        self._frozen = tuple(frozen)
+        self.task, self.recipe, self.steps = task, recipe, steps
+        self.augment, self.teacher, self.pretrained = augment, teacher, pretrained
+        self.criterion = task.criterion(recipe, targets)
+        self.metrics = task.metrics()
         self.log_every = log_every * recipe.accumulate
-        self.counts = MulticlassStatScores(max(2, model.config.num_classes), average="none", validate_args=False)
-        # of loss and accuracy, and their number; in checkpoints, so that a resumed run logs what an unbroken one does
-        self.register_buffer("sums", torch.zeros(3))
+        example = torch.zeros(2, task.num_outputs)
+        self.metric_names = ("loss", *self.criterion.batch_metrics(example, example))
+        # Sums of loss and metrics, and their number. They are in checkpoints, so that a resumed run logs the same rows.
+        self.register_buffer("sums", torch.zeros(len(self.metric_names) + 1))
 
-    def train(self, mode: bool = True) -> "SupervisedTask":
-        """Training mode for all that learns."""
+    @property
+    def trained(self) -> VisionTransformer:
+        """The transformer that is trained."""
+        return self._trained[0]
+
+    def train(self, mode: bool = True) -> "TrainingModule":
+        """Set training mode, except for frozen modules."""
         super().train(mode)
-        for module in self._still:
+        for module in self._frozen:
             module.eval()
         return self
 
-    def augment(self, batch: Batch) -> tuple[Tensor, Tensor | None, Tensor]:
-        """The batch as the network sees it in training: x, mask and target distributions (B, classes)."""
-        recipe = self.recipe
-        x, mask = batch.x, batch.mask
-        assert batch.labels is not None
-        classes = self.model.config.num_classes
-        targets = F.one_hot(batch.labels, classes) * (1 - recipe.label_smoothing) + recipe.label_smoothing / classes
-        crop = 1.0 if self.varied else recipe.crop
-        if crop < 1 or recipe.warp:
-            x, mask = random_crop_resize(x, mask, crop, recipe.warp, recipe.crop_prob)
-        if recipe.flip and not self.varied:
-            x, mask = random_flip(x, mask, recipe.flip)
-        if recipe.scale:
-            x = random_scale(x, recipe.scale)
-        if recipe.channel_drop:
-            x = channel_drop(x, recipe.channel_drop)
-        if recipe.noise:
-            x = random_noise(x, recipe.noise)
-        if recipe.erase:
-            x = random_erase(x, recipe.erase)
-        mixes = [(f, alpha) for f, alpha in ((mixup, recipe.mixup), (cutmix, recipe.cutmix)) if alpha]
-        if mixes and torch.rand(()) < recipe.mix_prob:
-            mix, alpha = mixes[int(torch.randint(len(mixes), ()))]
-            x, mask, targets = mix(x, mask, targets, alpha)
-        return x, mask, targets
-
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """One forward pass under augmentation."""
-        # all that is random in a step follows from (seed, step), so a resumed run draws what an unbroken one draws
-        self._reseed(int(np.random.SeedSequence((self.recipe.seed, batch_idx)).generate_state(1)[0]))
-        x, mask, targets = self.augment(batch)
-        output, distilled = self.model(x, mask), self.model.config.distilled
-        said = None if self.teacher is None else self.teacher(x, mask)
-        weight = self.class_weight
-        loss = supervised_loss(output, targets, self.recipe, distilled=distilled, class_weight=weight, teacher=said)
+        """Compute the loss of an augmented batch."""
+        # Everything random in a step follows from (seed, step), so a resumed run repeats the unbroken one.
+        self._seed(int(np.random.SeedSequence((self.recipe.seed, batch_idx)).generate_state(1)[0]))
+        assert batch.targets is not None
+        x, mask, targets = batch.x, batch.mask, self.criterion.prepare(batch.targets)
+        if self.augment is not None:
+            x, mask, targets = self.augment(x, mask, targets)
+        output, distilled = self.trained(x, mask), self.trained.config.distilled
+        teacher = None if self.teacher is None else self.teacher(x, mask)
+        loss = training_loss(output, targets, self.criterion, self.recipe, distilled=distilled, teacher=teacher)
         with torch.no_grad():
-            accuracy = (predicted_logits(output, distilled).argmax(1) == targets.argmax(1)).float().mean()
-            self.sums += torch.stack([loss.detach(), accuracy, accuracy.new_ones(())])
+            metrics = self.criterion.batch_metrics(_evaluation_output(output, distilled), targets)
+            self.sums += torch.stack([loss.detach(), *metrics.values(), loss.new_ones(())])
         if (batch_idx + 1) % self.log_every == 0:
             self._log_means()
         return loss
 
-    def _reseed(self, seed: int) -> None:
-        """Seed the generators that are in use; torch.manual_seed sees to all there are, which takes a millisecond."""
+    def _seed(self, seed: int) -> None:
+        """Seed the generators in use. torch.manual_seed seeds all devices, which takes a millisecond."""
         torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":
             torch.cuda.manual_seed(seed)
@@ -218,13 +148,14 @@ class SupervisedTask(pl.LightningModule):
             torch.mps.manual_seed(seed)
 
     def _log_means(self) -> None:
-        """A row of metrics: means since the last."""
-        loss, accuracy = (self.sums[:2] / self.sums[2]).tolist()
+        """Log a row of metrics: means since the last row."""
+        means = (self.sums[:-1] / self.sums[-1]).tolist()
         self.sums.zero_()
         rate = max(group["lr"] for group in self.trainer.optimizers[0].param_groups)
-        row = {"train_loss": loss, "train_accuracy": accuracy, "learning_rate": rate}
-        for logger in self.loggers:  # not by log_dict, which would repeat the row at every step until the next
+        row = {f"train_{name}": value for name, value in zip(self.metric_names, means)} | {"learning_rate": rate}
+        for logger in self.loggers:  # log_dict would repeat the row at every step until the next
             logger.log_metrics(row, self.global_step)
+        loss = means[0]
         if self.trainer.progress_bar_callback is not None:
             self.log_dict({"loss": loss}, prog_bar=True, logger=False, batch_size=1)
         if not math.isfinite(loss):
@@ -234,31 +165,37 @@ class SupervisedTask(pl.LightningModule):
             )
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Loss of validation data: the mean over its examples, as batches weigh by their size; counts of answers."""
-        assert batch.labels is not None
-        logits = self.model(batch.x, batch.mask)
-        self.counts.update(logits.argmax(1), batch.labels)
-        self.log("val_loss", F.cross_entropy(logits.float(), batch.labels), prog_bar=True, batch_size=len(batch.labels))
+        """Add a batch to loss and metrics of the validation set; batches are weighted by their size."""
+        targets = batch.targets
+        assert targets is not None
+        outputs = self.model(batch.x, batch.mask)
+        self.metrics.update(outputs, targets)
+        loss = self.criterion.validation_loss(outputs, targets)
+        self.log("val_loss", loss, prog_bar=True, batch_size=len(targets))
 
     def on_validation_epoch_end(self) -> None:
-        """Accuracy over the whole validation set, and balanced: the mean recall of the classes that are in it.
+        """Log the metrics of the whole validation set; the first is in the progress bar."""
+        for i, (name, value) in enumerate(self.metrics.compute().items()):
+            self.log(f"val_{name}", value, prog_bar=i == 0)
 
-        torchmetrics' own macro average counts a class that is not in it, too, as a recall of 0, if it was predicted.
-        """
-        counts = self.counts.compute().float()  # (classes, 5)
-        self.counts.reset()
-        right, there = counts[:, 0], counts[:, 4]
-        balanced = (right / there)[there > 0].mean()
-        self.log("val_accuracy", right.sum() / there.sum(), prog_bar=True)
-        self.log("val_balanced_accuracy", balanced)
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Accept checkpoints of earlier versions."""
+        rename_legacy(checkpoint)
 
     def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
-        """The recipe's; Lightning's own refuses fused optimisers in bf16, too, where gradients are not scaled."""
+        """Clip the norm of the gradient. Lightning would refuse fused optimizers in bf16, where nothing is scaled."""
         if self.recipe.grad_clip:
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.grad_clip)
+            torch.nn.utils.clip_grad_norm_(self.trained.parameters(), self.recipe.grad_clip)
 
     def configure_optimizers(self) -> Any:
-        """The recipe's optimiser and its schedule by steps."""
-        optimizer = build_optimizer(self.model, self.recipe)
+        """The recipe's optimizer, with its schedule by steps."""
+        optimizer = build_optimizer(self.trained, self.recipe, self.pretrained)
         schedule = build_schedule(optimizer, self.recipe, self.steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def _evaluation_output(output: Tensor | tuple[Tensor, Tensor], distilled: bool) -> Tensor:
+    """What the network would return in evaluation, from what it returned in training: (B, outputs)."""
+    if not isinstance(output, tuple):
+        return output
+    return (output[0] + output[1]) / 2 if distilled else output[0]

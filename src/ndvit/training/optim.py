@@ -1,4 +1,4 @@
-"""Optimisers and schedules: parameter groups by depth, layer-wise decay, warm-up and cosine."""
+"""Optimizers and schedules: parameter groups by depth, layer-wise decay, warm-up and cosine."""
 
 import math
 from collections.abc import Callable
@@ -13,16 +13,29 @@ from ndvit.config.recipe import Recipe
 from ndvit.network import VisionTransformer
 
 
-def build_optimizer(model: VisionTransformer, recipe: Recipe) -> Optimizer:
-    """The recipe's optimiser over the model's groups.
+def pick_precision(recipe: Recipe) -> str:
+    """The recipe's precision; for "auto", bfloat16 where it makes a GPU faster."""
+    if recipe.precision != "auto":
+        return recipe.precision
+    on_gpu = recipe.device in ("auto", "cuda") and torch.cuda.is_available()
+    return "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported() else "32-true"
 
-    Weight decay is left off where `VisionTransformer.parameter_groups` says so. With layer decay d, the learning rate
+
+def build_optimizer(network: VisionTransformer, recipe: Recipe, pretrained: bool = False) -> Optimizer:
+    """The recipe's optimizer over the parameter groups of a network.
+
+    Weight decay is left out where `VisionTransformer.parameter_groups` does so. With layer decay d, the learning rate
     of a group at depth i is multiplied by d ** (depth + 1 - i) (BEiT; MAE's fine-tuning).
+
+    Args:
+        network: the network.
+        recipe: optimizer, learning rate and decay.
+        pretrained: whether the network starts with trained weights, for the default learning rate.
     """
-    peak = recipe.peak_learning_rate(model.config.embed_dim, pretrained=model.load_report is not None)
-    groups: dict[tuple[float, float], list[Tensor]] = {}  # few large groups: a fused optimiser is called once for each
-    for group in model.parameter_groups():
-        distance = model.config.depth + 1 - group["depth"]
+    peak = recipe.peak_learning_rate(network.config.embed_dim, pretrained=pretrained)
+    groups: dict[tuple[float, float], list[Tensor]] = {}  # few large groups: a fused optimizer is called once for each
+    for group in network.parameter_groups():
+        distance = network.config.depth + 1 - group["depth"]
         rate = peak * (recipe.layer_decay or 1.0) ** distance
         decay = recipe.weight_decay if group["decay"] else 0.0
         groups.setdefault((rate, decay), []).extend(group["params"])
@@ -31,13 +44,12 @@ def build_optimizer(model: VisionTransformer, recipe: Recipe) -> Optimizer:
         return SGD(parts, momentum=0.9, nesterov=True)
     if recipe.optimizer == "lamb":
         return Lamb(parts, betas=recipe.betas)
-    # in fp16 the fused kernel would unscale gradients itself, after they were clipped
-    fused = recipe.precision != "16-mixed" and _fused(model)
-    return AdamW(parts, betas=recipe.betas, fused=fused)
+    # In fp16, a fused kernel would unscale the gradients itself, after they were clipped.
+    return AdamW(parts, betas=recipe.betas, fused=recipe.precision != "16-mixed")
 
 
 class Lamb(Optimizer):
-    """Adam whose step is as long as a share of the tensor it changes ("LAMB", You et al., 2020).
+    """Adam whose step length is a share of the norm of the tensor that it changes ("LAMB", You et al., 2020).
 
     Tensors without weight decay (norms, biases, tokens) take Adam's own step, as in the authors' code.
 
@@ -61,7 +73,7 @@ class Lamb(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step; `closure` computes the gradients anew, if it is given, and its loss is returned."""
+        """Do one step; an optional `closure` computes the gradients first, and its loss is returned."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -90,12 +102,13 @@ class Lamb(Optimizer):
         if group["weight_decay"]:
             torch._foreach_add_(updates, params, alpha=group["weight_decay"])
             for update, length, own in zip(updates, torch._foreach_norm(params), torch._foreach_norm(updates)):
-                update.mul_(torch.where((length > 0) & (own > 0), length / own, 1.0))  # no branch: nothing waits here
+                # `where` instead of `if`, which would wait for a GPU.
+                update.mul_(torch.where((length > 0) & (own > 0), length / own, 1.0))
         torch._foreach_add_(params, updates, alpha=-group["lr"])
 
 
 def build_schedule(optimizer: Optimizer, recipe: Recipe, steps: int) -> LambdaLR:
-    """Linear warm-up from 0, then a cosine down to `min_learning_rate`, one value for each optimiser step."""
+    """Linear warm-up from 0, then a cosine down to `min_learning_rate`, one value for each optimizer step."""
     warmup = round(recipe.warmup * steps)
 
     def factor(step: int) -> float:
@@ -106,9 +119,3 @@ def build_schedule(optimizer: Optimizer, recipe: Recipe, steps: int) -> LambdaLR
         return low + (1 - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
     return LambdaLR(optimizer, factor)
-
-
-def _fused(model: VisionTransformer) -> bool:
-    """Whether one kernel can update all parameters: floating point, on a device that has it."""
-    devices = {p.device.type for p in model.parameters()}
-    return devices <= {"cpu", "cuda", "mps", "xpu"} and all(torch.is_floating_point(p) for p in model.parameters())

@@ -1,179 +1,307 @@
-"""What a run will be: options sorted, validation data held out, a preprocessing and a config that fit the data."""
+"""What a run will do: data, split, network, recipe and cost, decided before anything is trained or written.
 
-import difflib
-import math
-from collections.abc import Mapping
-from dataclasses import fields, replace
+`plan` is the only way from a request to a training. The command line, `train` and `ViTClassifier` all use it, so every
+rule is written once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
-from ndvit.config import ViTConfig, named_config, plan_grid, plan_strides, stem_stride
+from ndvit import __version__
+from ndvit.config.options import split_options
 from ndvit.config.recipe import Recipe
-from ndvit.data.examples import Source, hold_out
+from ndvit.data.augment import Augmentation, plan_augmentation
+from ndvit.data.examples import Source
+from ndvit.data.loading import Inputs
+from ndvit.data.messages import listing
 from ndvit.data.preprocess.base import Preprocess
-from ndvit.data.preprocess.images import ImagePreprocess
-from ndvit.data.sources.load import fit_preprocess
-from ndvit.weights.file import Described
-
-_ENOUGH = 10  # examples a class, from which on a network answers about as well as random convolutions
-
-
-def split_options(options: Mapping[str, Any]) -> tuple[Recipe, dict[str, Any]]:
-    """Sort keyword options into a recipe and overrides of the model's config; an unknown one is a ValueError."""
-    recipe_fields = {f.name for f in fields(Recipe)}
-    model_fields = {f.name for f in fields(ViTConfig)} - {"num_classes", "in_channels"} - recipe_fields
-    for name in options:
-        if name in ("num_classes", "in_channels"):
-            raise ValueError(f"{name} follows from the data and cannot be set")
-        if name not in recipe_fields | model_fields:
-            near = difflib.get_close_matches(name, recipe_fields | model_fields, n=1)
-            hint = f": did you mean {near[0]!r}?" if near else "; options are the fields of Recipe and ViTConfig"
-            raise ValueError(f"unknown option {name!r}{hint}")
-    recipe = Recipe.from_dict({k: v for k, v in options.items() if k in recipe_fields})
-    return recipe, {k: v for k, v in options.items() if k in model_fields}
+from ndvit.data.sources.load import load_source
+from ndvit.data.splits import hold_out
+from ndvit.inference.batches import pick_device
+from ndvit.model import Model
+from ndvit.network.committee import first_transformer
+from ndvit.tasks.base import Task
+from ndvit.training.adapters import check_adapters, describe_trainable
+from ndvit.training.cost import Cost, estimate_cost
+from ndvit.training.members import Adapted, member_builder, open_to_train
+from ndvit.training.presets import choose
+from ndvit.training.trackers import check_tracker
 
 
-def plan_model(data: Source, name: str, recipe: Recipe, overrides: Mapping[str, Any]) -> tuple[Preprocess, ViTConfig]:
-    """Fit the preprocessing to the training data and the named model to both.
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What a user wants trained.
 
-    `input_size` is the user's, or the one in the model's name, or the data's own, rounded up to whole patches. One
-    number for data of several dimensions is the side of a square or cube.
+    Attributes:
+        source: whatever `load_source` takes, or a `Source`.
+        task: name or class of the task.
+        preset: name of a preset, or "auto".
+        model: name of a network; None leaves it to the preset.
+        weights: trained weights to start from: a path, a name, `hf:...`, a `Model` or a `Checkpoint`.
+        members: networks in the ensemble.
+        teacher: what the networks also learn from, see `make_teacher`.
+        test_fraction: share of the examples that is held out for testing if the source has no test set; 0 for none.
+        skip_bad: leave unreadable examples out.
+        options: fields of `Recipe`, `ViTConfig` and `RandomConvolutionOptions`.
+        progress: show progress bars while reading.
     """
-    named, dims = named_config(name), count_axes(data)
-    size, patch = overrides.get("input_size"), overrides.get("patch_size")
-    if "_patch" in name:
-        if len(named.input_size) != dims:
-            raise ValueError(
-                f"{name} reads pictures, but {data.name} has {dims} dimension{'s' * (dims > 1)}: "
-                f"use {name.partition('_patch')[0]}, which takes its dimensions from the data"
-            )
-        size, patch = size or named.input_size, patch or named.patch_size
-    stem, depths = (overrides.get(k, getattr(named, k)) for k in ("stem", "stem_depths"))
-    strides = overrides.get("stem_strides", ())  # no name says any
-    # what is wrong with the options is said before the data are read
-    probe = named_config(
-        name, **{**overrides, "input_size": (4 * stem_stride(stem, depths, strides),) * dims, "patch_size": 1}
+
+    source: Any
+    task: str | type[Task] = "classification"
+    preset: str = "auto"
+    model: str | None = None
+    weights: Any = None
+    members: int = 1
+    teacher: Any = None
+    test_fraction: float = 0.2
+    skip_bad: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
+    progress: bool = True
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What will be trained on what.
+
+    Attributes:
+        data: training, validation and test examples, with the task.
+        preset: name of the preset that was chosen.
+        model: name of the network; None for the network of trained weights.
+        members: networks in the ensemble; member i has seed + i.
+        recipe: how they are trained.
+        options: fields of `ViTConfig` and `RandomConvolutionOptions` that were set, for config.yaml.
+        preprocess: turns examples into inputs.
+        augmentation: how training examples are varied.
+        teacher: what the networks also learn from, or None.
+        notes: everything that was decided about preset and data.
+        build: makes a member with its initial weights from a seed, which it leaves in torch's global generator.
+        first: the first member, untrained.
+        provenance: facts that travel in the model file.
+        weights: what trained weights were adapted to; None without them.
+    """
+
+    data: Source
+    preset: str
+    model: str | None
+    members: int
+    recipe: Recipe
+    options: dict[str, Any]
+    preprocess: Preprocess
+    augmentation: Augmentation
+    teacher: Any
+    notes: tuple[str, ...]
+    build: Callable[[int], Model]
+    first: Model
+    provenance: dict[str, Any]
+    weights: Adapted | None
+
+    @property
+    def task(self) -> Task:
+        """The task."""
+        return self.data.task
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of each member; 0 if the head is solved."""
+        return 0 if self.recipe.head == "solved" else self.recipe.total_steps(len(self.data.train))
+
+    @cached_property
+    def cost(self) -> Cost:
+        """Estimated seconds and memory, measured with a few training steps on random inputs."""
+        cost = estimate_cost(self.first, self.recipe, self.inputs()[0], self.steps)
+        return replace(cost, seconds=cost.seconds * self.members)
+
+    def inputs(self) -> tuple[Inputs, Inputs | None]:
+        """Preprocessed training and validation examples."""
+        train = Inputs(self.data.train, self.preprocess, self.augmentation.per_example)
+        return train, None if self.data.val is None else Inputs(self.data.val, self.preprocess)
+
+    def facts(self) -> dict[str, str]:
+        """Network, input, data and steps in words."""
+        recipe, config, network = self.recipe, self.first.config, self.first.network
+        report = self.first.load_report
+        parameters = f"{sum(p.numel() for p in network.parameters()):,} parameters"
+        name = self.provenance["model"]
+        facts = {"model": f"{name}, {parameters}"}
+        if self.members > 1:
+            facts["model"] = f"{self.members} members of {name}, each {parameters}"
+        if report is not None:
+            facts["weights"] = report.summary()
+        trainable = describe_trainable(first_transformer(network), recipe)
+        if trainable is not None:
+            facts["trained"] = trainable
+        peak = recipe.peak_learning_rate(config.embed_dim, pretrained=report is not None)
+        batch = recipe.batch_size * recipe.accumulate
+        facts["input"] = (
+            f"{config.in_channels} x {_by(config.input_size)}, as {config.num_patches:,} tokens of "
+            f"{_by(config.token_size)}"
+        )
+        counts = (len(part or ()) for part in (self.data.train, self.data.val, self.data.test))
+        facts["examples"] = "{:,} training, {:,} validation, {:,} test".format(*counts)
+        facts["task"] = f"{self.task.name}, {self.task.num_outputs} outputs"
+        facts["steps"] = "none: the head is solved on frozen features"
+        if self.steps:
+            facts["steps"] = f"{self.steps:,} of {batch} examples, peak learning rate {peak:.2g}"
+        return facts
+
+    def lines(self) -> list[str]:
+        """What `train` prints before it starts."""
+        report = self.first.load_report
+        facts = "; ".join(f"{name}: {value}" for name, value in self.facts().items())
+        return [*self.notes, *([] if report is None else [str(report)]), *self.data.notes, facts]
+
+    def __str__(self) -> str:
+        """The whole plan, for `ndvit train --dry-run`."""
+        data, recipe, report = self.data, self.recipe, self.first.load_report
+        seeds = [recipe.seed + i for i in range(self.members)]
+        rows = {
+            "data": f"{data.name}, {data.kind}s of {data.dims} {'axis' if data.dims == 1 else 'axes'}",
+            "preset": self.preset,
+            **self.facts(),
+            "seed": f"{seeds[0]}" if self.members == 1 else f"{seeds[0]} to {seeds[-1]}",
+        }
+        if self.teacher is not None:
+            rows["teacher"] = f"{source_name(self.teacher)}; its time and memory are not estimated"
+        lines = []
+        for name, value in (rows | self.cost.facts()).items():
+            lines += [str(report)] if name == "weights" else [f"{name:8} {value}"]
+            if name == "examples":
+                described = any("split" in note or "test set" in note for note in data.notes)
+                split = () if described else ("the data's own split",)
+                lines += [f"{'':8} {note}" for note in (*split, *data.notes)]
+            if name == "preset":
+                lines += [f"{'':8} {note}" for note in self.notes]
+        parts = {"train": data.train, "val": data.val, "test": data.test}
+        targets = {name: part.targets for name, part in parts.items() if part and part.targets is not None}
+        return "\n".join([*lines, "", *self.task.summary(targets)])
+
+
+def plan(request: Request, *, resumed: Path | None = None) -> Plan:
+    """Decide what a run will do. Nothing is trained, written or printed.
+
+    Args:
+        request: what is wanted.
+        resumed: folder of an unfinished run whose settings the request repeats; presets are then not applied again.
+
+    Raises:
+        ValueError: for data, options or combinations that cannot work, with the remedy.
+    """
+    if not isinstance(request.members, int) or isinstance(request.members, bool) or request.members < 1:
+        raise ValueError(f"members must be a whole number of at least 1, got {request.members!r}")
+    if request.weights is not None and request.model is not None:
+        raise ValueError(f"weights have their own network: pass model={request.model!r} or weights, not both")
+    recipe, overrides, convolutions = split_options(request.options)
+    pick_device(recipe.device)
+    check_tracker(recipe)
+    adapted = None if resumed is None else Adapted.read(resumed)
+    checkpoint = None
+    if request.weights is not None and adapted is None:
+        checkpoint = open_to_train(request.weights, overrides)  # refused before a large source is read
+    data = request.source
+    if not isinstance(data, Source):
+        data = load_source(
+            data,
+            task=request.task,
+            test_fraction=request.test_fraction,
+            seed=recipe.seed,
+            skip_bad=request.skip_bad,
+            progress=request.progress,
+        )
+    notes: tuple[str, ...] = ()
+    preset, name = request.preset, request.model
+    if resumed is None:
+        choice = choose(preset, data, name, request.options, None if checkpoint is None else checkpoint.config)
+        preset, name, notes = choice.preset, choice.model, choice.notes
+        recipe, overrides, convolutions = split_options(choice.options)
+    data = hold_out_validation(data, recipe)
+    builder = member_builder(data, name, overrides, convolutions, checkpoint, adapted)
+    build_member = builder.seeded(recipe)
+    with torch.random.fork_rng([]):
+        first = build_member(recipe.seed)
+    config = first.config
+    check_adapters(recipe, config.depth, taught=request.teacher is not None)
+    if recipe.batch_size == 1 and config.head_norm == "batch":
+        raise ValueError(
+            "batch_size is 1, but BatchNorm before the head needs at least 2: increase it, or set head_norm='none'"
+        )
+    report = first.load_report
+    provenance = {"model": name or source_name(report.source if report else ""), "seed": recipe.seed}
+    provenance |= {"ndvit": __version__}
+    if report is not None:
+        licence = first.provenance.get("licence")
+        provenance |= {"weights": report.source, "adapted": report.to_dict()["adapted"]}
+        provenance |= {"licence": licence} if licence else {}
+        adapted = Adapted(config, builder.preprocess, licence, report, builder.features)
+    return Plan(
+        data=data,
+        preset=preset,
+        model=name,
+        members=request.members,
+        recipe=recipe,
+        options=overrides | {k: v for k, v in asdict(convolutions).items() if v is not None},
+        preprocess=builder.preprocess,
+        augmentation=plan_augmentation(builder.preprocess, recipe),
+        teacher=request.teacher,
+        notes=tuple(notes),
+        build=build_member,
+        first=first,
+        provenance=provenance,
+        weights=adapted,
     )
-    preprocess = _fit_size(data, size)
-    light = probe.stem in ("inception", "residual")
-    if light and "stem_strides" not in overrides:
-        strides = plan_strides(preprocess.size, len(probe.stem_depths))
-    preprocess, patch = _fit_patch(preprocess, size, patch, stem, stem_stride(stem, depths, strides))
-    # the article's weights need more steps than little data deserves, see ViTConfig.weight_init
-    values = {"weight_init": "balanced", **overrides} | {
-        "input_size": preprocess.size,
-        "patch_size": patch,
-        "stem_strides": strides,
-        "in_channels": preprocess.channels,
-        "num_classes": len(data.classes),
-        "drop_path_rate": recipe.drop_path_rate,
-    }
-    if probe.rocket_features:
-        values = {"rocket_weight": _rocket_weight(data)} | values
-    return preprocess, named_config(name, **values)
 
 
-def plan_fine_tuning(
-    data: Source, weights: Described, recipe: Recipe, overrides: Mapping[str, Any]
-) -> tuple[Preprocess, dict[str, Any]]:
-    """Choose what trained weights are adapted to: their own input for pictures, the data's for everything else.
-
-    Pictures keep the preprocessing that the weights were trained with; it is computed where there is none.
-
-    Returns:
-        The preprocessing, and the overrides that fit the weights to it and to the classes.
-    """
-    dims, own = count_axes(data), weights.config
-    size, patch = overrides.get("input_size"), overrides.get("patch_size")
-    if len(own.input_size) == dims:
-        patch = patch or own.patch_size
-        size = size or (own.input_size if data.kind == "image" else None)
-    preprocess, patch = _fit_patch(_fit_size(data, size), size, patch, own.stem, own.stem_stride)
-    if data.kind == "image" and isinstance(weights.preprocess, ImagePreprocess):
-        preprocess = replace(weights.preprocess, size=preprocess.size)
-    again = {"rocket_weight": _rocket_weight(data)} if own.rocket_features else {}
-    return preprocess, {
-        **again,
-        **overrides,
-        "input_size": preprocess.size,
-        "patch_size": patch,
-        "in_channels": preprocess.channels,
-        "drop_path_rate": recipe.drop_path_rate,
-    }
-
-
-def _rocket_weight(data: Source) -> float:
-    """Half for random convolutions and half for the network, which needs some examples a class to be worth that."""
-    return 1 - min(0.5, len(data.train) / len(data.classes) / _ENOUGH / 2)
-
-
-def count_axes(data: Source) -> int:
-    """Axes of an example beside its channels: 1 for a signal, 2 for a picture."""
-    example: Any = data.train[0]
-    return 2 if data.kind == "image" else getattr(example, "values", example).ndim - 1  # less the channels
-
-
-def _fit_size(data: Source, size: Any) -> Preprocess:
-    """Fit the preprocessing to the data, at this size or at the data's own."""
-    dims = count_axes(data)
-    if size is not None:
-        size = _axes(size, dims)
-        if len(size) != dims:
-            raise ValueError(f"input_size {size} has {len(size)} axes, but the examples of {data.name} have {dims}")
-    return fit_preprocess(data, size=size)
-
-
-def _axes(size: Any, dims: int) -> tuple[int, ...]:
-    size = tuple(size) if isinstance(size, list | tuple) else (size,)
-    return size * dims if len(size) == 1 else size
-
-
-def _fit_patch(
-    preprocess: Preprocess, asked: Any, patch: tuple[int, ...] | int | None, stem: str, stride: int
-) -> tuple[Preprocess, tuple[int, ...]]:
-    """Choose the patch, if it is not given, and round the size up to whole tokens, unless it was asked for."""
-    size = preprocess.size
-    if patch is None and stem == "resnet":  # a hybrid has made patches already
-        patch = 1
-    behind = tuple(math.ceil(s / stride) for s in size)  # what is cut into patches is what a stem leaves
-    given = patch
-    patch, whole = plan_grid(behind, given, behind_stem=stem != "none")
-    if given is None and asked is not None and stride == 1 and whole != size:
-        larger = range(max(patch), min(size) + 1)  # the next larger patch that fits the size asked for
-        exact = next((p for p in larger if all(s % p == 0 for s in size)), None)
-        patch, whole = plan_grid(size, exact) if exact else (patch, whole)
-    whole = tuple(s * stride for s in whole)
-    if asked is not None and whole != size:
-        behind_stem = f" behind a stem of stride {stride}" if stride > 1 else ""
-        raise ValueError(f"input_size {size} is not divisible by patch_size {patch}{behind_stem}: use {whole}")
-    return replace(preprocess, size=whole), patch  # type: ignore[type-var]  # every Preprocess is a dataclass
-
-
-def with_validation(data: Source, recipe: Recipe) -> Source:
-    """Hold a validation set out of the training set, where the recipe wants one and the source has none.
+def hold_out_validation(data: Source, recipe: Recipe) -> Source:
+    """Hold a validation set out of the training set if the recipe wants one and the source has none.
 
     Raises:
         ValueError: for early stopping without validation data.
     """
     if data.val is not None:
         return data
-    fraction, asked = recipe.val_fraction, recipe.val_fraction is not None
+    fraction, requested = recipe.val_fraction, recipe.val_fraction is not None
     if fraction and data.train.streamed:
         raise ValueError(
             f"val_fraction {fraction}: {data.name} is streamed, and each validation would fetch all of it again: leave "
-            "val_fraction or streaming=1 out, or take data with a validation set of its own"
+            "val_fraction or streaming=1 out, or use data with a validation set of its own"
         )
     if fraction is None:
         fraction = 0.1 if len(data.train) >= 2000 and not data.train.streamed else 0.0
     if not fraction:
         if recipe.early_stop:
-            raise ValueError("early_stop needs validation data: set val_fraction (say 0.1) or add a val/ folder")
+            raise ValueError(
+                "early_stop needs validation data: set val_fraction (0.1, for example) or add a val/ folder"
+            )
         return data
-    assert data.train.labels is not None
-    keep, held = hold_out(data.train.labels, fraction, recipe.seed, data.classes, data.name, both_sides=asked)
-    train, val = data.train.subset(keep), data.train.subset(held)
+    kept, held = hold_out(data.train, data.task, fraction, recipe.seed, data.name, both_sides=requested)
+    train, val = data.train.subset(kept), data.train.subset(held)
     note = f"validation: {len(val):,} of the {len(data.train):,} training examples, stratified, seed {recipe.seed}"
-    if single := int((np.bincount(data.train.labels) == 1).sum()):
-        note += f"; {single} class{'es' * (single > 1)} of a single example {'are' if single > 1 else 'is'} not in it"
+    assert data.train.targets is not None
+    strata = data.task.strata(data.train.targets)
+    values, counts = np.unique([] if strata is None else strata, return_counts=True)
+    if single := [data.task.stratum_name(int(stratum)) for stratum in values[counts == 1]]:
+        note += f"; not in it, because they have a single example: {listing(single)}"
     return replace(data, train=train, val=val, notes=(*data.notes, note))
+
+
+def source_name(source: Any) -> str:
+    """A short name of a source of data or weights, suitable for a folder."""
+    if not isinstance(source, str | Path):
+        return "arrays"
+    text = str(source)
+    if not Path(text).exists() and text.startswith(("ucr:", "hf:")):
+        return text.partition(":")[2].partition("?")[0].replace("/", "-").lower()
+    path = Path(text).resolve()
+    name = path.stem if path.suffix and (path.exists() or "/" in text) else path.name
+    return name.removesuffix("_TRAIN").lower() or "data"
+
+
+def _by(size: tuple[int, ...]) -> str:
+    return " x ".join(map(str, size))

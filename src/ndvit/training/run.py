@@ -1,10 +1,13 @@
-"""One run from a source to a report: what the command line and the Python functions of the same names both do."""
+"""A run: from a source to a folder with a model and a report. `ndvit train` and `ndvit.train` are the same function."""
+
+from __future__ import annotations
 
 import json
 import platform
 import shlex
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,26 +16,26 @@ import torch
 import yaml
 
 from ndvit import __version__
-from ndvit.data.examples import Source
+from ndvit.config.options import split_options
+from ndvit.config.presets import check_preset
 from ndvit.data.loading import Inputs
-from ndvit.data.sources.load import builtin_sources, load_source
-from ndvit.evaluation.calibration import calibrate
-from ndvit.evaluation.metrics import Evaluation, unbalanced
-from ndvit.evaluation.report import MAX_CARDS, Report, write_report
-from ndvit.files import replace_file
-from ndvit.inference.batches import pick_device, predict_probabilities
-from ndvit.network.committee import Model
-from ndvit.training.fit import FitResult, check_tracker
-from ndvit.training.learn import Adapted, Say, open_to_train, prepare, source_name
-from ndvit.training.plan import split_options
-from ndvit.training.presets import check_preset, choose
-from ndvit.weights.file import MODEL_FILE, Described, save_model
+from ndvit.data.sources.load import builtin_sources
+from ndvit.evaluation.base import Evaluation
+from ndvit.evaluation.report import Report, write_report
+from ndvit.files import refuse_existing, replace_file
+from ndvit.inference.batches import predict_answers
+from ndvit.model import Model
+from ndvit.tasks.base import Task, task_class
+from ndvit.training.fit import FitResult, Trained, fit
+from ndvit.training.plan import Plan, Request, plan, source_name
+from ndvit.weights.file import MODEL_FILE
 
 CONFIG_FILE, RESULTS_FILE, REPORT_FILE = "config.yaml", "results.json", "report.html"
-_HEAD = "# ndvit "  # how the config.yaml of a run begins
-_IN_MEMORY = "in memory: "  # a teacher that config.yaml cannot name
-_SETTINGS: dict[str, Any] = {  # of a run, beside the fields of Recipe and ViTConfig
+_HEAD = "# ndvit "  # first characters of every config.yaml
+_IN_MEMORY = "in memory: "  # marks a teacher that config.yaml cannot name
+_SETTINGS: dict[str, Any] = {  # settings of a run beside the options, with their types
     "source": str | None,
+    "task": str,
     "preset": str,
     "model": str | None,
     "weights": str | None,
@@ -41,18 +44,20 @@ _SETTINGS: dict[str, Any] = {  # of a run, beside the fields of Recipe and ViTCo
     "test_fraction": float | int,
     "skip_bad": bool,
 }
+_DEFAULTS = {"task": "classification", "preset": "basic", "weights": None, "members": 1, "teacher": None}
+"""Settings that runs of earlier versions lack."""
 
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """A finished (or interrupted) training run.
+    """A finished or interrupted training run.
 
     Attributes:
-        folder: where its files are: model.safetensors, config.yaml, report.html, results.json, and what the training
-            left, metrics.csv and checkpoints/; that of an ensemble is in members/0, members/1, ...
-        model: the trained network or ensemble in eval mode, with `classes` and `preprocess`.
+        folder: the run folder with model.safetensors, config.yaml, report.html, results.json, metrics.csv and
+            checkpoints/; the members of an ensemble have theirs in members/0, members/1, ...
+        model: the trained model.
         evaluation: its answers on the test set; None if the run was interrupted.
-        fit: steps, seconds and history of the training; of an ensemble, see `Learned.fit`.
+        fit: steps, seconds and history of the training; for an ensemble see `Trained.fit`.
     """
 
     folder: Path
@@ -62,18 +67,19 @@ class Run:
 
     @property
     def interrupted(self) -> bool:
-        """Whether Ctrl-C ended the training; `resume(run.folder)` goes on."""
+        """Whether Ctrl-C ended the training; `resume(run.folder)` continues it."""
         return self.fit.interrupted
 
     @property
     def report(self) -> Path:
-        """The page to open."""
+        """The report page."""
         return self.folder / REPORT_FILE
 
 
 def train(
     source: Any,
     *,
+    task: str | type[Task] = "classification",
     preset: str = "auto",
     model: str | None = None,
     weights: str | Path | None = None,
@@ -84,65 +90,91 @@ def train(
     test_fraction: float = 0.2,
     skip_bad: bool = False,
     progress: bool = True,
-    say: Say = print,
+    log: Callable[[str], Any] = print,
     **options: Any,
 ) -> Run:
-    """Train a classifier on a source and leave a run folder behind.
+    """Train a model on a source, test it, and write a run folder.
 
     Args:
-        source: a built-in name, `ucr:NAME`, a path, or arrays (X, y) or (X_train, y_train, X_test, y_test).
-        preset: a network and a recipe that belong together, see `PRESETS`: "signal", "fast", "finetune", ...; "auto"
-            chooses by the model or the data. What is given besides takes the place of the preset's.
-        model: a name that `create_model` knows; `vit_SIZE` and `signal_SIZE` take dimensions and patch from the data.
-            None is the preset's, or the network of the weights.
-        weights: trained weights to begin with, as `load_model` takes them: a file, a run, a published name, `hf:...`.
-        members: networks in an ensemble, trained one after the other from the seeds seed, seed + 1, ...; 1 is a network
-            alone.
-        teacher: whom the networks learn from beside the labels, see `make_teacher`: minirocket, multirocket, an earlier
-            run or anything that `load_model` takes, a torch module, or a classifier of scikit-learn's kind.
-        output: the run folder; none makes a new one under `runs/`.
+        source: a built-in name, `ucr:NAME`, `hf:owner/name`, a path, or arrays (X, y) or (X_train, y_train, X_test,
+            y_test).
+        task: what is learned; "classification", or a subclass of `Task`.
+        preset: a network and a recipe that belong together: "signal", "fast", "finetune", ...; "auto" chooses by the
+            model or the data. Every other argument replaces the preset's value.
+        model: a name that `create_model` knows. `vit_SIZE` and `signal_SIZE` take dimensions and patch from the data.
+            None is the preset's network, or that of the weights.
+        weights: trained weights to start from, as in `load_model`: a file, a run, a published name, `hf:...`.
+        members: networks in an ensemble, trained one after the other from the seeds seed, seed + 1, ...
+        teacher: what the networks also learn from, see `make_teacher`: "minirocket", "multirocket", an earlier run or
+            anything that `load_model` takes, a torch module, or a classifier with the interface of scikit-learn.
+        output: the run folder; None creates a new one under `runs/`.
         force: replace an existing run folder.
-        test_fraction: share of the examples held out where the source has no test set of its own.
-        skip_bad: leave unreadable files out (and say so) instead of stopping.
+        test_fraction: share of the examples held out for testing if the source has no test set.
+        skip_bad: leave unreadable files out instead of raising an error.
         progress: show progress bars.
-        say: what is done with each line that tells what happens.
-        **options: any field of `Recipe` (seed, steps, learning_rate, ...) or of `ViTConfig` (patch_size, depth, ...).
+        log: receives each line about the run.
+        **options: fields of `Recipe` (seed, steps, learning_rate, ...), of `ViTConfig` (patch_size, depth, ...) or of
+            `RandomConvolutionOptions`.
 
     Raises:
-        ValueError: for data, options or combinations that cannot work, saying how to mend them.
+        ValueError: for data, options or combinations that cannot work, with the remedy.
         FileExistsError: if `output` exists and `force` is not set.
     """
-    split_options(options)  # refused before anything is read
-    check_preset(preset)
-    if weights is not None and model is not None:
-        raise ValueError(f"weights bring their own network: give model={model!r} or weights, not both")
-    chosen = preset if weights is None else source_name(weights)
-    folder = _new_folder(output, f"{source_name(source)}-{model or chosen}", force)
     settings = {
-        "source": _written(source),
+        "source": _as_written(source),
+        "task": task_class(task).name,
         "preset": preset,
         "model": model,
-        "weights": _written(weights, weights=True),
+        "weights": _as_written(weights, weights=True),
         "members": members,
-        "teacher": _teacher_name(teacher),
+        "teacher": _teacher_as_written(teacher),
         "test_fraction": test_fraction,
         "skip_bad": skip_bad,
-        **options,
     }
-    return _run(source, teacher, settings, folder, resume=False, progress=progress, say=say)
+    request = Request(
+        source=source,
+        task=task,
+        preset=preset,
+        model=model,
+        weights=weights,
+        members=members,
+        teacher=teacher,
+        test_fraction=test_fraction,
+        skip_bad=skip_bad,
+        options=options,
+        progress=progress,
+    )
+    return _run(request, settings, _new_folder(request, output, force), resume=False, log=log)
+
+
+def describe_plan(source: Any, *, output: str | Path | None = None, force: bool = False, **arguments: Any) -> str:
+    """What `train` would do with the same arguments: data with every class, split, network, steps, time and memory.
+
+    Raises:
+        ValueError, FileExistsError: as `train` before it starts.
+    """
+    fields = {name: arguments.pop(name) for name in Request.__dataclass_fields__ if name in arguments}
+    request = Request(source=source, options=arguments, **fields)
+    folder = _new_folder(request, output, force)
+    return f"{plan(request)}\n\nNothing was trained or written; without --dry-run, the run would be in {folder}."
 
 
 def resume(
-    folder: str | Path, *, source: Any = None, teacher: Any = None, progress: bool = True, say: Say = print
+    folder: str | Path,
+    *,
+    source: Any = None,
+    teacher: Any = None,
+    progress: bool = True,
+    log: Callable[[str], Any] = print,
 ) -> Run:
-    """Continue an interrupted run to the result that it would have had unbroken.
+    """Continue an interrupted run to the result of the unbroken run.
 
     Args:
         folder: the run folder.
-        source: the same arrays again, for a run that was given arrays; else what config.yaml names is read.
-        teacher: the same again, where it was a module or a classifier in memory.
+        source: the same arrays again, for a run that was trained on arrays; None reads what config.yaml names.
+        teacher: the same teacher again, if it was a module or a classifier in memory.
         progress: show progress bars.
-        say: what is done with each line that tells what happens.
+        log: receives each line about the run.
 
     Raises:
         FileNotFoundError: if the folder holds no run.
@@ -152,19 +184,26 @@ def resume(
     if not (folder / CONFIG_FILE).is_file():
         raise FileNotFoundError(f"{folder} holds no run to resume: it has no {CONFIG_FILE}")
     if (folder / MODEL_FILE).is_file():
-        raise ValueError(f"{folder} is finished: it has a {MODEL_FILE}. Train anew with another output folder")
-    lacking = {"preset": "basic", "weights": None, "members": 1, "teacher": None}  # in older runs
-    settings = lacking | read_config(folder / CONFIG_FILE)
+        raise ValueError(f"{folder} is finished: it has a {MODEL_FILE}. Train again with another output folder")
+    settings = _DEFAULTS | read_config(folder / CONFIG_FILE)
     for name, kind in _SETTINGS.items():
         if name not in settings or not isinstance(settings[name], kind):
-            raise ValueError(f"{folder / CONFIG_FILE} is not as the run wrote it: {name} is {settings.get(name)!r}")
+            raise ValueError(
+                f"{folder / CONFIG_FILE} has been changed since the run wrote it: {name} is {settings.get(name)!r}"
+            )
     if (settings["model"] is None) == (settings["weights"] is None):
-        raise ValueError(f"{folder / CONFIG_FILE} is not as the run wrote it: it must have either model or weights")
+        raise ValueError(f"{folder / CONFIG_FILE} has been changed: it must have either model or weights")
     source = settings["source"] if source is None else source
     if source is None:
         raise ValueError(f"{folder} was trained on arrays: resume it from Python with source= the same arrays")
     teacher = settings["teacher"] if teacher is None else teacher
-    return _run(source, teacher, settings, folder, resume=True, progress=progress, say=say)
+    if isinstance(teacher, str) and teacher.startswith(_IN_MEMORY):
+        kind = teacher.removeprefix(_IN_MEMORY)
+        raise ValueError(f"the teacher of this run was a {kind} in memory: from Python, pass teacher= the same again")
+    options = {name: value for name, value in settings.items() if name not in _SETTINGS}
+    settings = {name: settings[name] for name in _SETTINGS}
+    request = Request(**{**settings, "source": source, "teacher": teacher}, options=options, progress=progress)
+    return _run(request, settings, folder, resume=True, log=log)
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -178,146 +217,121 @@ def read_config(path: Path) -> dict[str, Any]:
     return settings
 
 
-def _run(
-    source: Any, teacher: Any, settings: dict[str, Any], folder: Path, *, resume: bool, progress: bool, say: Say
-) -> Run:
-    """The run that `settings` describe; config.yaml will have them, with the values that were left open."""
+def _run(request: Request, settings: dict[str, Any], folder: Path, *, resume: bool, log: Callable[[str], Any]) -> Run:
+    """Plan, train, test and write everything."""
     started = time.perf_counter()
-    about = {name: settings[name] for name in _SETTINGS}
-    recipe, overrides = split_options({name: value for name, value in settings.items() if name not in _SETTINGS})
-    if not about["test_fraction"]:
-        raise ValueError("test_fraction must be above 0: a run ends with a test")
-    if isinstance(teacher, str) and teacher.startswith(_IN_MEMORY):
-        kind = teacher.removeprefix(_IN_MEMORY)
-        raise ValueError(f"the teacher of this run was a {kind} in memory: from Python, give teacher= the same again")
-    pick_device(recipe.device)  # before anything is read or written
-    check_tracker(recipe)
-    weights: Adapted | Described | None = Adapted.read(folder) if resume else None
-    if about["weights"] is not None and weights is None:
-        weights = open_to_train(about["weights"], overrides)  # before a large source is read
-    data = load_source(
-        source, test_fraction=about["test_fraction"], seed=recipe.seed, skip_bad=about["skip_bad"], progress=progress
-    )
-    if not resume:
-        given = {name: value for name, value in settings.items() if name not in _SETTINGS}
-        trained = weights.config if isinstance(weights, Described) else None
-        choice = choose(about["preset"], data, about["model"], given, trained)
-        for note in choice.notes:
-            say(note)
-        about |= {"preset": choice.preset, "model": choice.model}
-        recipe, overrides = split_options(choice.options)
-    told = {name: about[name] for name in ("source", "test_fraction")}
-    plan = {name: about[name] for name in ("model", "members")}
-    prepared = prepare(data, recipe, overrides, **plan, weights=weights, teacher=teacher, told=told, say=say)
-    if not resume:
-        _write_settings(folder, {**about, **overrides, **recipe.to_dict()})
-    learned = prepared.learn(folder, resume=resume, progress=progress, say=say)
-    model, result = learned.model, learned.fit
-    if learned.interrupted:
-        say(f"stopped at step {learned.fits[-1].steps:,}; go on with: ndvit train --resume {shlex.quote(str(folder))}")
-        return Run(folder, model, None, result)
+    planned = plan(request, resumed=folder if resume else None)
+    planned.provenance.update({name: settings[name] for name in ("source", "test_fraction")})
+    for line in planned.lines():
+        log(line)
 
-    val = None if learned.data.val is None else Inputs(learned.data.val, model.preprocess)
-    calibration = calibrate(model, val, recipe.batch_size, recipe.device, progress)
-    if calibration.examples:
-        say(str(calibration))
-    inputs = Inputs(data.test, model.preprocess)
-    answers = predict_probabilities(model, inputs, recipe.batch_size, recipe.device, progress)
-    assert data.test.labels is not None
-    evaluation = Evaluation(data.classes, data.test.labels, answers, tuple(data.test.names))
-    model.provenance["test_accuracy"] = evaluation.accuracy
-    last_seed = recipe.seed + about["members"] - 1
-    facts = learned.facts | {
-        "probabilities": str(calibration),
-        "time": f"{result.seconds:.0f} s of training{' since the run was resumed' if resume else ''}, "
-        f"{time.perf_counter() - started:.0f} s in all",
-        "device": f"{result.device}, threads: {torch.get_num_threads()}",
-        "versions": f"ndvit {__version__}, torch {torch.__version__}, Python {platform.python_version()}",
-        "seed": f"{recipe.seed}" if last_seed == recipe.seed else f"{recipe.seed} to {last_seed}",
-    }
-    run = Run(folder, model.cpu(), evaluation, result)
-    _write_results(run, learned.data, facts)
-    right = len(evaluation) - len(evaluation.mistakes)
-    uneven = any(unbalanced(part.labels) for part in (data.train, data.test) if part.labels is not None)
-    balanced = f", balanced accuracy {evaluation.balanced_accuracy:.4f}," if uneven else ""
-    say(
-        f"test accuracy {evaluation.accuracy:.4f} ({right:,} of {len(evaluation):,}){balanced} "
-        f"after {result.seconds:.0f} s of training"
-    )
-    say(f"report: {run.report}")
+    def begin() -> None:
+        if not resume:
+            chosen = {"preset": planned.preset, "model": planned.model}
+            _write_settings(folder, {**settings, **chosen, **planned.options, **planned.recipe.to_dict()})
+
+    trained = fit(planned, folder, resume=resume, progress=request.progress, log=log, begin=begin)
+    if trained.interrupted:
+        command = f"ndvit train --resume {shlex.quote(str(folder))}"
+        log(f"stopped at step {trained.fits[-1].steps:,}; continue with: {command}")
+        return Run(folder, trained.model, None, trained.fit)
+    data, recipe, model = planned.data, planned.recipe, trained.model
+    inputs = Inputs(data.test, planned.preprocess)
+    answers = predict_answers(model, inputs, recipe.batch_size, recipe.device, request.progress)
+    assert data.test.targets is not None
+    evaluation = data.task.evaluate(answers, data.test.targets, data.test.names)
+    model.provenance |= evaluation.metadata()
+    run = Run(folder, model.to("cpu"), evaluation, trained.fit)
+    seconds = time.perf_counter() - started
+    _write_results(run, planned, trained, f"{seconds:.0f} s in all{' since the run was resumed' * resume}")
+    log(f"test {evaluation.headline(data.train.targets)} after {trained.fit.seconds:.0f} s of training")
+    log(f"report: {run.report}")
     return run
 
 
 def _write_settings(folder: Path, settings: dict[str, Any]) -> None:
-    """Begin a run folder with its config.yaml, and by force lose the run that was there."""
-    again = f"ndvit train --config {CONFIG_FILE} --output NEW_FOLDER"
+    """Start a run folder with its config.yaml. An earlier run in the folder is removed only now."""
+    rerun = f"ndvit train --config {CONFIG_FILE} --output NEW_FOLDER"
     if settings["source"] is None:
-        again = "the source was arrays; in Python, train(arrays, **settings)"
-    plain = {name: list(v) if isinstance(v, tuple) else v for name, v in settings.items()}  # as YAML has them
-    text = f"{_HEAD}{__version__}. Rerun: {again}\n{yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)}"
-    if folder.is_dir() and any(folder.iterdir()):  # not before all that can be refused was refused
+        rerun = "the source was arrays; in Python, train(arrays, **settings)"
+    plain = {name: list(v) if isinstance(v, tuple) else v for name, v in settings.items()}
+    text = f"{_HEAD}{__version__}. Rerun: {rerun}\n{yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)}"
+    if folder.is_dir() and any(folder.iterdir()):
         shutil.rmtree(folder)
-    _claim(folder, text)
-
-
-def _claim(folder: Path, text: str) -> None:
-    """Write config.yaml into a folder that no other run writes into."""
     folder.mkdir(parents=True, exist_ok=True)
-    try:
+    try:  # of two runs that start in the same folder, one gets it
         (folder / CONFIG_FILE).touch(exist_ok=False)
     except FileExistsError:
-        raise FileExistsError(f"another run has just begun in {folder}: choose another output") from None
+        raise FileExistsError(f"another run has just started in {folder}: choose another output") from None
     replace_file(folder / CONFIG_FILE, text)
 
 
-def _write_results(run: Run, data: Source, facts: dict[str, str]) -> None:
-    """The files that a finished run leaves; the model comes last, because a folder with a model is a finished run."""
-    evaluation, config = run.evaluation, run.folder / CONFIG_FILE
+def _write_results(run: Run, planned: Plan, trained: Trained, time_in_words: str) -> None:
+    """Write the files of a finished run. The model comes last, because a folder with a model is a finished run."""
+    evaluation, data, recipe = run.evaluation, planned.data, planned.recipe
     assert evaluation is not None
+    config = run.folder / CONFIG_FILE
+    last_seed = recipe.seed + planned.members - 1
     command = f"ndvit train --config {shlex.quote(str(config))} --output NEW_FOLDER"
+    facts = planned.facts() | {
+        "probabilities": str(trained.calibration),
+        "time": f"{run.fit.seconds:.0f} s of training, {time_in_words}",
+        "device": f"{run.fit.device}, threads: {torch.get_num_threads()}",
+        "versions": f"ndvit {__version__}, torch {torch.__version__}, Python {platform.python_version()}",
+        "seed": f"{recipe.seed}" if last_seed == recipe.seed else f"{recipe.seed} to {last_seed}",
+    }
     page = Report(
         title=f"{data.name} · {run.model.provenance['model']}",
         summary=facts,
         notes=data.notes,
         history=run.fit.history,
         evaluation=evaluation,
-        mistakes=[(int(i), data.test[int(i)]) for i in evaluation.mistakes[:MAX_CARDS]],
+        examples=data.test,
         config=config.read_text(encoding="utf-8"),
-        command=command if run.model.provenance["source"] else "# in Python, on the same arrays: train(arrays, ...)",
+        command=command if planned.provenance["source"] else "# in Python, on the same arrays: train(arrays, ...)",
     )
     write_report(page, run.report)
     replace_file(run.folder / RESULTS_FILE, json.dumps(evaluation.to_dict(), indent=1, ensure_ascii=False))
-    save_model(run.model, run.folder / MODEL_FILE)
+    run.model.save(run.folder / MODEL_FILE)
 
 
-def _written(source: Any, weights: bool = False) -> str | None:
-    """A source as config.yaml has it: paths absolute, to be found from anywhere; None for arrays."""
+def _as_written(source: Any, weights: bool = False) -> str | None:
+    """A source as config.yaml stores it: paths are absolute; None for arrays."""
     if not isinstance(source, str | Path):
         return None
     path = Path(source).expanduser()
-    named = (
-        not weights
-        and isinstance(source, str)
-        and (source.lower() in builtin_sources() or source.lower().startswith("ucr:"))
-    )
-    return str(path.resolve()) if path.exists() and not named else str(source)
+    is_name = isinstance(source, str) and (source.lower() in builtin_sources() or source.lower().startswith("ucr:"))
+    return str(path.resolve()) if path.exists() and (weights or not is_name) else str(source)
 
 
-def _teacher_name(teacher: Any) -> str | None:
+def _teacher_as_written(teacher: Any) -> str | None:
     if teacher is None or isinstance(teacher, str | Path):
-        return _written(teacher, weights=True)
+        return _as_written(teacher, weights=True)
     return f"{_IN_MEMORY}{type(teacher).__name__}"
 
 
-def _new_folder(output: str | Path | None, name: str, force: bool) -> Path:
+def _new_folder(request: Request, output: str | Path | None, force: bool) -> Path:
+    """The folder to write, which does not exist, is empty, or holds a run that may be replaced.
+
+    Requests that cannot work are refused as far as possible without reading data.
+    """
+    split_options(request.options)
+    check_preset(request.preset)
+    if not request.test_fraction:
+        raise ValueError("test_fraction must be above 0: a run ends with a test")
     if output is None:
+        network = source_name(request.weights) if request.weights else request.preset
+        name = f"{source_name(request.source)}-{request.model or network}"
         numbered = (Path("runs") / (name if i == 1 else f"{name}-{i}") for i in range(1, 1_000_000))
         return next(folder for folder in numbered if not folder.exists())
     folder = Path(output)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        if not force:
-            raise FileExistsError(f"{folder} exists: choose another output, or replace it with --force (force=True)")
-        config = folder / CONFIG_FILE
-        if not config.is_file() or not config.read_text(encoding="utf-8", errors="replace").startswith(_HEAD):
-            raise FileExistsError(f"{folder} exists and is no run of ndvit's, so it is not replaced even by force")
+    refuse_existing(folder, force, kind="run")
+    empty = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+    if not empty and not _is_run(folder):
+        raise FileExistsError(f"{folder} exists and is not a run of ndvit, so it is not replaced even with force")
     return folder
+
+
+def _is_run(folder: Path) -> bool:
+    config = folder / CONFIG_FILE
+    return config.is_file() and config.read_text(encoding="utf-8", errors="replace").startswith(_HEAD)

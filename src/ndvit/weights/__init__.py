@@ -1,1 +1,1 @@
-"""Files to networks and back: whatever published them. Light, so that the table can be listed without torch."""
+"""Weights of any origin to networks, and networks to files."""

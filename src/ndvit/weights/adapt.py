@@ -1,10 +1,12 @@
-"""Fit the tensors of one config to another, and say what was done to each.
+"""Fit tensors to another network, and record every change.
 
 Grids are compared, not numbers of tokens. Resampling is separable, so one function of one axis serves every number of
-dimensions, and patches follow FlexiViT: the kernel whose response to a resized patch is closest to the old one's.
+dimensions. Patches follow FlexiViT (Beyer et al., 2023): the response of the new kernel to a resized patch is as close
+as possible to that of the old kernel to the patch.
 """
 
 import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
@@ -12,32 +14,35 @@ import torch
 from torch import Tensor
 
 from ndvit.config import ViTConfig, check_field_names, rocket_reads
+from ndvit.load_report import Change
 from ndvit.network import VisionTransformer
 from ndvit.network.grid import linear_matrix, resample, resize_matrix
 from ndvit.network.vit import HEADS
-from ndvit.weights.load_report import Change
+from ndvit.weights.structure import Structure, below, inputs_of, times
 
 ChannelRule = Literal["sum", "mean", "repeat"]
 
-# Fields that shape tensors which cannot be made of others: a network that differs here is another network.
+# Fields that shape tensors which cannot be computed from others, or that give the same tensors another meaning.
 _FIXED = [
-    *("embed_dim", "mlp_ratio", "qk_norm", "pre_norm", "patch_norm", "patch_overlap"),
+    *("embed_dim", "num_heads", "mlp_ratio", "qk_norm", "pre_norm", "patch_norm", "patch_overlap"),
     *("stem", "stem_depths", "stem_width", "stem_strides", "stem_kernel", "stem_dilations"),
 ]
+_OTHER_TASK = "its outputs have another meaning"
 
 
 @dataclass
 class Fitted:
-    """Tensors that fit the new config where the old ones could be made to, and what was done."""
+    """Tensors for the new network, and what was done to those of the old one."""
 
     tensors: dict[str, Tensor]
     adapted: list[Change] = field(default_factory=list)
     ignored: dict[str, str] = field(default_factory=dict)
-    new: tuple[str, ...] = ()
+    new: tuple[str, ...] = ()  # parameters of the new network that have no tensor yet
+    untrained: tuple[str, ...] = ()  # these, and tensors that were not trained before
 
     def change(self, name: str, tensor: Tensor, how: str) -> None:
-        """Put a changed tensor in the place of the old one; what was done before stays told."""
-        before = tuple(self.tensors[name].shape)
+        """Replace or add a tensor; if it was changed before, the report keeps both steps."""
+        before = tuple(self.tensors.get(name, tensor).shape)
         earlier = next((c for c in self.adapted if c.name == name), None)
         if earlier is not None:
             self.adapted.remove(earlier)
@@ -45,16 +50,102 @@ class Fitted:
         self.adapted.append(Change(name, before, tuple(tensor.shape), how))
         self.tensors[name] = tensor
 
-    def drop(self, name: str, why: str) -> None:
-        """Take a tensor out, and say why."""
-        self.ignored[name] = why
-        del self.tensors[name]
+    def drop(self, names: Iterable[str], why: str) -> None:
+        """Leave tensors out, for a reason."""
+        for name in list(names):
+            if self.tensors.pop(name, None) is not None:
+                self.ignored[name] = why
+
+    def finish(self, parameters: Iterable[str], untrained: Iterable[str]) -> None:
+        """Note which parameters of the new network are new, and which tensors are not trained."""
+        self.new = tuple(name for name in parameters if name not in self.tensors)
+        self.untrained = (*(name for name in untrained if name in self.tensors), *self.new)
+
+    def merge(self, part: "Fitted", was: str, becomes: str) -> None:
+        """Take over a member whose names had the prefix `was` in the old network and have `becomes` in the new one."""
+        self.tensors |= {becomes + name: tensor for name, tensor in part.tensors.items()}
+        self.adapted += [Change(becomes + c.name, c.before, c.after, c.how) for c in part.adapted]
+        self.ignored |= {was + name: why for name, why in part.ignored.items()}
+        self.new += tuple(becomes + name for name in part.new)
+        self.untrained += tuple(becomes + name for name in part.untrained)
 
 
-def target_config(old: ViTConfig, overrides: dict[str, Any]) -> ViTConfig:
-    """The config that is wanted: the old one with overrides.
+@dataclass(frozen=True)
+class Target:
+    """What a network is adapted to."""
 
-    An int for `input_size` is the same along every axis that the old network has.
+    overrides: Mapping[str, Any]  # fields of `ViTConfig`
+    channels: ChannelRule | None = None  # how kernels are fitted to other input channels, see `fit_tensors`
+    new_heads: bool = False  # whether the outputs will have another meaning, so that every head is new
+
+
+def fit_structure(
+    structure: Structure, tensors: dict[str, Tensor], untrained: Iterable[str], target: Target
+) -> tuple[Structure | None, Fitted]:
+    """Adapt every network of a structure.
+
+    Random convolutions are new where the input or the outputs change, and left out where they cannot read the input or
+    there are no outputs. A committee of which one member is left becomes that member.
+
+    Returns:
+        The structure of the new network, None if nothing is left of it; and its tensors.
+
+    Raises:
+        ValueError: for options that do not exist, or that the tensors cannot be fitted to.
+    """
+    if structure["kind"] == "random_convolutions":
+        return _fit_random_convolutions(structure, tensors, untrained, target)
+    if structure["kind"] == "vit":
+        old = ViTConfig.from_dict(structure["config"])
+        new = target_config(old, target.overrides)
+        heads = {name for name in tensors if target.new_heads and name.partition(".")[0] in HEADS}
+        kept = {name: tensor for name, tensor in tensors.items() if name not in heads}
+        fitted = fit_tensors(kept, old, new, target.channels, untrained)
+        fitted.ignored |= dict.fromkeys(heads, _OTHER_TASK)
+        return {"kind": "vit", "config": new.to_dict()}, fitted
+    parts, members, weights = [], list[Structure](), list[float]()
+    for i, member in enumerate(structure["members"]):
+        was = f"members.{i}."
+        names = below(dict.fromkeys(untrained), was)
+        fitted_member, fitted = fit_structure(member, below(tensors, was), names, target)
+        parts.append((fitted, was, f"members.{len(members)}."))
+        if fitted_member is not None:
+            members.append(fitted_member)
+            weights.append(structure["weights"][i])
+    alone = len(members) == 1 < len(parts)
+    whole = Fitted({})
+    for fitted, was, becomes in parts:
+        whole.merge(fitted, was, "" if alone else becomes)
+    if alone or not members:
+        return (members[0] if alone else None), whole
+    if len(members) < len(parts):
+        weights = [weight / sum(weights) for weight in weights]
+    return structure | {"weights": weights, "members": members}, whole
+
+
+def _fit_random_convolutions(
+    old: Structure, tensors: dict[str, Tensor], untrained: Iterable[str], target: Target
+) -> tuple[Structure | None, Fitted]:
+    check_field_names(ViTConfig, target.overrides)
+    fitted = Fitted(dict(tensors))
+    size = target.overrides.get("input_size", old["length"])
+    size = tuple(size) if isinstance(size, list | tuple) else (size,)
+    channels = target.overrides.get("in_channels", old["channels"])
+    outputs = target.overrides.get("num_classes", old["outputs"])
+    if (channels, size) != inputs_of(old):
+        fitted.drop(tensors, "random convolution features are chosen and solved for one input")
+    elif outputs != old["outputs"]:
+        fitted.drop(tensors, f"{old['outputs']} outputs, where {outputs} are needed")
+    elif target.new_heads:
+        fitted.drop(tensors, _OTHER_TASK)
+    if not outputs or not rocket_reads(size):
+        return None, fitted
+    fitted.finish(("head.weight", "head.bias"), untrained)
+    return old | {"channels": channels, "length": size[0], "outputs": outputs}, fitted
+
+
+def target_config(old: ViTConfig, overrides: Mapping[str, Any]) -> ViTConfig:
+    """The old config with overrides. An int for `input_size` is the same along every axis of the old network.
 
     Raises:
         ValueError: for a field that does not exist or that would need other weights.
@@ -64,52 +155,63 @@ def target_config(old: ViTConfig, overrides: dict[str, Any]) -> ViTConfig:
         wanted = overrides.get(name, getattr(old, name))
         if (tuple(wanted) if isinstance(wanted, list) else wanted) != getattr(old, name):
             raise ValueError(
-                f"{name} is {getattr(old, name)} in these weights and cannot be made {wanted}: "
-                "no tensor of theirs would fit. Leave it out, or train a new network"
+                f"{name} is {getattr(old, name)} in these weights and cannot be {wanted}: the tensors would not fit, "
+                "or the network would compute something else. Leave it out, or train a new network"
             )
-    values = {f.name: getattr(old, f.name) for f in fields(old)} | overrides
+    values = {f.name: getattr(old, f.name) for f in fields(old)} | dict(overrides)
     size = values["input_size"]
     size = tuple(size) if isinstance(size, tuple | list) else (size,) * len(old.input_size)
     values["input_size"] = size
     if "patch_size" not in overrides and 0 < len(size) != len(old.patch_size):
-        values["patch_size"] = _axes(old.patch_size, len(size))
-    if "rocket_features" not in overrides and not rocket_reads(size):
-        values["rocket_features"] = 0
+        # the last axes keep their patches; the patch of the first one is repeated along new axes in front
+        patch = old.patch_size
+        values["patch_size"] = patch[:1] * (len(size) - len(patch)) + patch[-len(size) :]
     new = ViTConfig(**values)
-    if (new.activation == "swiglu") != (old.activation == "swiglu"):
-        raise ValueError(f"activation is {old.activation} in these weights, and {new.activation} has other tensors")
-    if (new.layer_scale is None) != (old.layer_scale is None):
-        has = "no layer scale" if old.layer_scale is None else "a layer scale in every block"
-        raise ValueError(f"these weights have {has}, and would compute something else with {new.layer_scale}")
-    if old.relative_bias and not new.relative_bias:
-        raise ValueError("these weights have a relative_bias, and would compute something else without it")
-    if _input_layers(new) != _input_layers(old):
-        raise ValueError(
-            f"in_channels is {old.in_channels} in these weights and cannot be made {new.in_channels}: a stem of width "
-            f"{old.stem_width} reads so many by other layers. Train a new network"
-        )
-    if new.depth > old.depth:
-        raise ValueError(f"these weights have {old.depth} blocks; depth={new.depth} would need more of them")
+    other = "the network would compute something else"
+    refused = {
+        f"activation is {old.activation} in these weights, and {new.activation} has other tensors": (
+            (new.activation == "swiglu") != (old.activation == "swiglu")
+        ),
+        f"layer_scale is {old.layer_scale} in these weights; with {new.layer_scale} {other}": (
+            (new.layer_scale is None) != (old.layer_scale is None)
+        ),
+        f"relative_bias is True in these weights; without it {other}": old.relative_bias and not new.relative_bias,
+        f"in_channels is {old.in_channels} in these weights and cannot be {new.in_channels}: a stem of width "
+        f"{old.stem_width} reads {new.in_channels} channels by other layers. Train a new network": (
+            _input_layers(new) != _input_layers(old)
+        ),
+        f"these weights have {old.depth} blocks; depth={new.depth} needs more of them": new.depth > old.depth,
+    }
+    for message, applies in refused.items():
+        if applies:
+            raise ValueError(message)
     return new
 
 
-def fit_tensors(tensors: dict[str, Tensor], old: ViTConfig, new: ViTConfig, channels: ChannelRule | None) -> Fitted:
-    """Make tensors of the old config into tensors of the new one.
+def fit_tensors(
+    tensors: Mapping[str, Tensor],
+    old: ViTConfig,
+    new: ViTConfig,
+    channels: ChannelRule | None,
+    untrained: Iterable[str] = (),
+) -> Fitted:
+    """Fit the tensors of a transformer to another config.
 
     Args:
         tensors: the state dict of a network of `old`.
-        old: what they are.
-        new: what they shall be.
-        channels: how the kernels of old input channels become those of new ones: `sum` (each has the sum of the old,
-            divided by the number of the new), `mean` (each has the mean) or `repeat` (the old in turn, scaled by their
-            number over the new one's). None is sum for one new channel and repeat otherwise.
+        old: the config of the tensors.
+        new: the config of the new network.
+        channels: how the kernels of `old` input channels give those of `new` ones: `sum` (each is the sum of the old
+            ones, divided by the number of new ones), `mean` (each is their mean) or `repeat` (the old ones in turn,
+            scaled by old / new). None is sum for one new channel and repeat otherwise.
+        untrained: names of tensors that were not trained before.
 
     Raises:
         ValueError: for an unknown rule.
     """
     if channels is not None and channels not in get_args(ChannelRule):
         raise ValueError(f"channels must be one of {', '.join(get_args(ChannelRule))}; got {channels!r}")
-    # BatchNorm counts its batches in whole numbers
+    # BatchNorm counts its batches in integers, which stay integers.
     fitted = Fitted({name: t.float() if t.is_floating_point() else t for name, t in tensors.items()})
     _fit_input(fitted, old, new, channels)
     _fit_positions(fitted, old, new)
@@ -118,44 +220,41 @@ def fit_tensors(tensors: dict[str, Tensor], old: ViTConfig, new: ViTConfig, chan
     _fit_ends(fitted, old, new)
     with torch.device("meta"):
         network = VisionTransformer(new)
-    wanted, parameters = network.state_dict(), dict(network.named_parameters())
-    for name in [name for name in fitted.tensors if name not in wanted]:
-        fitted.drop(name, _why_not(name, new))
-    for name, like in wanted.items():
-        if name in fitted.tensors and fitted.tensors[name].shape != like.shape:
-            shape = tuple(fitted.tensors[name].shape)
-            fitted.drop(name, f"has shape {shape} where {tuple(like.shape)} is needed")
-    fitted.new = tuple(name for name in parameters if name not in fitted.tensors)  # buffers are computed
+    wanted = network.state_dict()
+    for name, tensor in list(fitted.tensors.items()):
+        if name not in wanted:
+            deep = name.startswith("blocks.") and int(name.split(".")[1]) >= new.depth
+            fitted.drop([name], f"depth is {new.depth}" if deep else "the new network has no such part")
+        elif tensor.shape != wanted[name].shape:
+            fitted.drop([name], f"has shape {tuple(tensor.shape)} where {tuple(wanted[name].shape)} is needed")
+    fitted.finish(dict(network.named_parameters()), untrained)  # buffers are computed
     return fitted
 
 
-def _axes(sizes: tuple[int, ...], dims: int) -> tuple[int, ...]:
-    """Sizes along another number of axes: the last ones stay, the first is repeated in front."""
-    return (sizes[0],) * (dims - len(sizes)) + sizes[-dims:]
-
-
 def _fit_input(fitted: Fitted, old: ViTConfig, new: ViTConfig, rule: ChannelRule | None) -> None:
-    dims, had = len(new.input_size), len(old.input_size)
-    stem = [n for n, t in fitted.tensors.items() if n.startswith("patch_embed.backbone.") and t.ndim == had + 2]
-    for name in [*stem, "patch_embed.proj.weight"]:
+    """Kernels of the stem and of the patches: other numbers of axes, other patches, other channels."""
+    dims, before = len(new.input_size), len(old.input_size)
+    patches = "patch_embed.proj.weight"
+    stem = [n for n, t in fitted.tensors.items() if n.startswith("patch_embed.backbone.") and t.ndim == before + 2]
+    for name in [*stem, patches]:
         kernel = fitted.tensors[name]
         while kernel.ndim > dims + 2:
             kernel = kernel.sum(2)
         while kernel.ndim < dims + 2:
             count = kernel.shape[2]
             kernel = kernel.unsqueeze(2).expand(-1, -1, count, *[-1] * (kernel.ndim - 2)) / count
-        if dims < had:
-            fitted.change(name, kernel, f"{had} axes to {dims}: summed along {_first(had - dims)}")
-        elif dims > had:
-            fitted.change(name, kernel, f"{had} axes to {dims}: spread evenly along {_first(dims - had)} new")
-    patch = tuple(fitted.tensors["patch_embed.proj.weight"].shape[2:])
+        if dims < before:
+            fitted.change(name, kernel, f"{before} axes to {dims}: summed along {_first(before - dims)}")
+        elif dims > before:
+            fitted.change(name, kernel, f"{before} axes to {dims}: spread evenly along {_first(dims - before)} new")
+    patch = tuple(fitted.tensors[patches].shape[2:])
     if patch != new.patch_kernel:
         # FlexiViT: w' with <w', resize(x)> closest to <w, x> for every x is the pseudo-inverse of the transpose
         matrices = [torch.linalg.pinv(resize_matrix(p, q).T) for p, q in zip(patch, new.patch_kernel)]
-        kernel = resample(fitted.tensors["patch_embed.proj.weight"], matrices)
+        kernel = resample(fitted.tensors[patches], matrices)
         what = "overlapping patch" if new.patch_overlap else "patch"
-        how = f"{what} {_by(patch)} to {_by(new.patch_kernel)} by the pseudo-inverse of resizing (FlexiViT)"
-        fitted.change("patch_embed.proj.weight", kernel, how)
+        how = f"{what} {times(patch)} to {times(new.patch_kernel)} by the pseudo-inverse of resizing (FlexiViT)"
+        fitted.change(patches, kernel, how)
     if new.in_channels != old.in_channels:
         rule = rule or ("sum" if new.in_channels == 1 else "repeat")
         for first in (f"patch_embed.{layer}.weight" for layer in _input_layers(new)):
@@ -170,7 +269,7 @@ def _fit_input(fitted: Fitted, old: ViTConfig, new: ViTConfig, rule: ChannelRule
 
 
 def _input_layers(config: ViTConfig) -> list[str]:
-    """The convolutions that read the input, by their names inside of `patch_embed`."""
+    """The convolutions that read the input, by their names in `patch_embed`."""
     if config.stem == "none":
         return ["proj"]
     if config.stem == "resnet":
@@ -185,17 +284,17 @@ def _input_layers(config: ViTConfig) -> list[str]:
 
 
 def _fit_positions(fitted: Fitted, old: ViTConfig, new: ViTConfig) -> None:
-    """The positions of the patches; those of the prefix tokens are seen to by `_fit_tokens`."""
+    """The positions of the patches; `_fit_tokens` fits those of the prefix tokens."""
     if old.pos_embed == "rope" and new.pos_embed == "rope":
         if len(old.input_size) != len(new.input_size):
-            fitted.drop("rope_periods", "another number of axes has other periods; they are computed")
+            fitted.drop(["rope_periods"], "another number of axes has other periods; they are computed")
         elif old.rope_base != new.rope_base:
-            fitted.drop("rope_periods", f"computed anew from rope_base {new.rope_base:g}")
+            fitted.drop(["rope_periods"], f"computed from rope_base {new.rope_base:g}")
         return
     if "pos_embed" not in fitted.tensors or new.pos_embed != "learned":
-        if "pos_embed" in fitted.tensors and (old.pos_embed, old.grid) != (new.pos_embed, new.grid):
+        if (old.pos_embed, old.grid) != (new.pos_embed, new.grid):
             theirs = "rotations in the new network" if new.pos_embed == "rope" else "computed for the new grid"
-            fitted.drop("pos_embed", f"positions are {theirs}")
+            fitted.drop(["pos_embed"], f"positions are {theirs}")
         return
     if old.grid == new.grid:
         return
@@ -213,113 +312,86 @@ def _fit_positions(fitted: Fitted, old: ViTConfig, new: ViTConfig) -> None:
         patches = patches[(..., *[None] * added, *[slice(None)] * len(old.grid))].expand(-1, -1, *grid)
         steps.append(f"repeated along {_first(added)} new")
     if grid != new.grid:
-        matrices = [resize_matrix(n, m) for n, m in zip(grid, new.grid)]
-        patches = resample(patches, matrices)
+        patches = resample(patches, [resize_matrix(n, m) for n, m in zip(grid, new.grid)])
         steps.append("resampled bicubically per axis")
     patches = patches.flatten(2).transpose(1, 2)
-    how = f"grid {_by(old.grid)} to {_by(new.grid)}: {'; '.join(steps)}"
+    how = f"grid {times(old.grid)} to {times(new.grid)}: {'; '.join(steps)}"
     fitted.change("pos_embed", torch.cat([prefix, patches], dim=1), how)
 
 
 def _fit_relative(fitted: Fitted, old: ViTConfig, new: ViTConfig) -> None:
-    """The weights of the offsets between patches, which are summed over patches: more of them weigh less each."""
+    """The weights of offsets between patches. They are summed over patches, so more patches have smaller weights."""
     for name in [f"blocks.{i}.attn.relative_bias" for i in range(new.depth if new.relative_bias else 0)]:
         zeros = torch.zeros(new.num_heads, math.prod(2 * n - 1 for n in new.grid))
         if name not in fitted.tensors:
-            shape = tuple(zeros.shape)
-            fitted.tensors[name] = zeros
-            fitted.adapted.append(Change(name, shape, shape, "zeros, as the weights have no relative positions"))
+            fitted.change(name, zeros, "zeros, as the weights have no relative positions")
         elif len(old.grid) != len(new.grid):
             fitted.change(name, zeros, f"zeros, as offsets along {len(old.grid)} axes are none along {len(new.grid)}")
         elif old.grid != new.grid:
             table = fitted.tensors[name].unflatten(1, [2 * n - 1 for n in old.grid])
             matrices = [linear_matrix(2 * n - 1, 2 * m - 1) for n, m in zip(old.grid, new.grid)]
             table = resample(table, matrices).flatten(1) * old.num_patches / new.num_patches
-            fitted.change(name, table, f"grid {_by(old.grid)} to {_by(new.grid)}: offsets resampled linearly per axis")
+            how = f"grid {times(old.grid)} to {times(new.grid)}: offsets resampled linearly per axis"
+            fitted.change(name, table, how)
 
 
 def _fit_tokens(fitted: Fitted, old: ViTConfig, new: ViTConfig) -> None:
-    """Class, distillation and register tokens, with the positions that belong to them."""
-    had = {"cls_token": int(old.class_token), "dist_token": int(old.distilled), "reg_token": old.num_registers}
-    want = {"cls_token": int(new.class_token), "dist_token": int(new.distilled), "reg_token": new.num_registers}
+    """Class, distillation and register tokens, and their positions."""
+    before, after = (
+        {"cls_token": int(config.class_token), "dist_token": int(config.distilled), "reg_token": config.num_registers}
+        for config in (old, new)
+    )
     learned = "pos_embed" in fitted.tensors and new.pos_embed == "learned"
-    if had == want and (not learned or old.pos_embed_prefix == new.pos_embed_prefix or not any(had.values())):
-        return
-    rows: dict[str, Tensor] = {}
+    rows: dict[str, Tensor] = {}  # positions of the prefix tokens
     if learned:
         positions = fitted.tensors["pos_embed"]
         patches = positions[:, -new.num_patches :]
         if old.pos_embed_prefix:
-            parts = positions[:, : -new.num_patches].split(list(had.values()), dim=1)
-            rows = dict(zip(had, parts))
-    for name in had:
-        if had[name] and not want[name]:
-            fitted.drop(name, "the new network has no such token")
+            rows = dict(zip(before, positions[:, : -new.num_patches].split(list(before.values()), dim=1)))
+    for name, count in before.items():
+        if count and count != after[name]:
+            needed = f"{count} of them, where {after[name]} are needed"
+            fitted.drop([name], needed if after[name] else "the new network has no such token")
             rows.pop(name, None)
-        elif had[name] and want[name] != had[name]:
-            fitted.drop(name, f"{had[name]} of them, where {want[name]} should be")
-            rows.pop(name, None)
-        elif had[name] and learned and old.pos_embed_prefix and not new.pos_embed_prefix:
+        elif count and rows and not new.pos_embed_prefix:
             fitted.change(name, fitted.tensors[name] + rows[name], "its position was added to it")
     if not learned:
         return
     prefix = []
-    if new.pos_embed_prefix:
-        width = patches.shape[2]
-        for name, count in want.items():
-            there = rows[name] if rows.get(name) is not None and rows[name].shape[1] == count else None
-            prefix.append(torch.zeros(1, count, width, dtype=patches.dtype) if there is None else there)
+    for name, count in after.items() if new.pos_embed_prefix else ():
+        zeros = torch.zeros(1, count, patches.shape[2], dtype=patches.dtype)
+        kept = rows.get(name, zeros)
+        prefix.append(kept if kept.shape[1] == count else zeros)
     positions = torch.cat([*prefix, patches], dim=1)
     if not torch.equal(positions, fitted.tensors["pos_embed"]):
         fitted.change("pos_embed", positions, "rows of the prefix tokens fitted")
 
 
 def _fit_ends(fitted: Fitted, old: ViTConfig, new: ViTConfig) -> None:
-    """What stands behind the encoder: the final norm and the heads; and biases that were left out."""
+    """The final norm, the heads, and biases that the old network does not have."""
     after, before = ("norm", "fc_norm") if new.pooling == "avg" else ("fc_norm", "norm")
     for leaf in ("weight", "bias"):
-        moved = f"{after}.{leaf}"
-        if moved in fitted.tensors:
-            to = f"{before}.{leaf}"
-            fitted.tensors[to] = fitted.tensors.pop(moved)
-            shape = tuple(fitted.tensors[to].shape)
-            fitted.adapted.append(Change(to, shape, shape, f"was {after}: the final norm changes its place"))
+        if f"{after}.{leaf}" in fitted.tensors:
+            moved = fitted.tensors.pop(f"{after}.{leaf}")
+            fitted.change(f"{before}.{leaf}", moved, f"was {after}: the final norm changes its place")
     if new.qkv_bias and not old.qkv_bias:
-        for name in [f"blocks.{i}.attn.qkv.bias" for i in range(new.depth)]:
-            fitted.tensors[name] = zeros = torch.zeros(3 * new.embed_dim)
-            shape = tuple(zeros.shape)
-            fitted.adapted.append(Change(name, shape, shape, "zeros, as the weights have no bias"))
+        for name in (f"blocks.{i}.attn.qkv.bias" for i in range(new.depth)):
+            fitted.change(name, torch.zeros(3 * new.embed_dim), "zeros, as the weights have no bias")
     why = dict[str, str]()
     if _read_by_head(old) != _read_by_head(new):
-        other = "the head would read other features than it was trained on"
-        why = dict.fromkeys(("head", "head_dist", "head_norm"), other)
+        why = dict.fromkeys(("head", "head_dist", "head_norm"), "the head would read other features than in training")
     if new.num_classes != old.num_classes:
-        why |= dict.fromkeys(HEADS, f"{old.num_classes} outputs, where {new.num_classes} should be")
-    if _read_by_rocket(old) != _read_by_rocket(new):
-        why["rocket"] = "random convolution features are chosen and solved for one input"
-    for name in [n for n in fitted.tensors if n.partition(".")[0] in why]:
-        fitted.drop(name, why[name.partition(".")[0]])
-
-
-def _read_by_rocket(config: ViTConfig) -> tuple[Any, ...]:
-    return config.input_size, config.in_channels, config.rocket_features
+        why |= dict.fromkeys(HEADS, f"{old.num_classes} outputs, where {new.num_classes} are needed")
+    for name in list(fitted.tensors):
+        if reason := why.get(name.partition(".")[0]):
+            fitted.drop([name], reason)
 
 
 def _read_by_head(config: ViTConfig) -> tuple[Any, ...]:
-    """What the head reads; whether token or mean is left open, as users may state what no tensor of a file tells."""
+    """Features that the head reads. Token and mean count as equal, as users may correct an assumed pooling."""
     special = config.pooling if config.pooling in ("map", "stem_tokens") else ""
     return config.representation_size, config.pooled_dim, special, config.head_norm
 
 
-def _why_not(name: str, new: ViTConfig) -> str:
-    if name.startswith("blocks.") and int(name.split(".")[1]) >= new.depth:
-        return f"depth is {new.depth}"
-    return "the new network has no such part"
-
-
 def _first(axes: int) -> str:
     return "the first axis" if axes == 1 else f"the first {axes} axes"
-
-
-def _by(sizes: tuple[int, ...]) -> str:
-    return " x ".join(map(str, sizes))

@@ -1,66 +1,73 @@
-"""The model card: a README.md for the hub that says what a model is, where it comes from and how it is used."""
+"""The model card: a README.md for the Hugging Face hub with the facts about a model."""
 
 import re
 from pathlib import PureWindowsPath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ndvit.parts import ModelParts
 from ndvit.weights.reading.zoo import find_weights
+from ndvit.weights.structure import configs_in, inputs_of, outputs_of, structure_of, summary, times
 
-if TYPE_CHECKING:
-    from ndvit.network.committee import Model
-
-_LISTED_CLASSES = 50
+_MOST_CLASSES = 50
 _MARKUP = re.compile(r"([\\`*_{}\[\]<>()#|~$&!@:])")
 
 
 def model_card(
-    model: "Model", repo_id: str, *, licence: str | None = None, results: dict[str, Any] | None = None
+    model: ModelParts, repo_id: str, *, licence: str | None = None, results: dict[str, Any] | None = None
 ) -> str:
-    """The card of a model, as Markdown under a YAML front matter.
+    """The card of a model, as Markdown with a YAML front matter.
 
     Args:
-        model: the model, with its `classes`, `preprocess` and `provenance`.
+        model: the model.
         repo_id: owner/name on the hub.
-        licence: SPDX identifier; none takes that of the weights which the model started from.
-        results: a run's results.json.
+        licence: SPDX identifier; by default that of the weights which training started from.
+        results: the contents of a run's results.json.
     """
-    import yaml
+    from huggingface_hub import EvalResult, ModelCardData
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    told, config, results = model.provenance, model.config, results or {}
-    accuracy = results.get("accuracy", told.get("test_accuracy"))
-    source, weights = (without_folders(str(told[key])) if told.get(key) else None for key in ("source", "weights"))
-    trained = "steps" in told or accuracy is not None
-    if not trained and source:  # published weights, maybe adapted, are their own source
+    facts, results = model.provenance, results or {}
+    accuracy = results.get("accuracy", facts.get("test_accuracy"))
+    source, weights = (without_folders(str(facts[key])) if facts.get(key) else None for key in ("source", "weights"))
+    trained = "steps" in facts or accuracy is not None
+    if not trained and source:  # published weights, perhaps adapted, are their own source
         source, weights = None, weights or source
-    licence = licence or told.get("licence")
-    kind = getattr(model.preprocess, "kind", "image" if len(config.input_size) == 2 else "signal")
-    task = "image-classification" if kind == "image" else "time-series-classification"
-    front: dict[str, Any] = {"library_name": "ndvit", "tags": ["vision-transformer", task]}
-    if licence:
-        front["license"] = licence
-    if kind == "image":
-        front["pipeline_tag"] = task
+    structure = structure_of(model.network)
+    channels, size = inputs_of(structure)
+    kind = getattr(model.preprocess, "kind", "image" if len(size) == 2 else "signal")
+    name = "classification" if model.task is None else model.task.name
+    task = f"{'image' if kind == 'image' else 'time-series'}-{name}"
+    evaluated: dict[str, Any] = {}
     if accuracy is not None:
-        front["metrics"] = ["accuracy"]
-        data = {"name": one_line(source or "arrays"), "type": re.sub(r"\W+", "-", source or "arrays").strip("-")}
-        result = {"task": {"type": task}, "dataset": data, "metrics": [{"type": "accuracy", "value": accuracy}]}
-        front["model-index"] = [{"name": repo_id.rpartition("/")[2], "results": [result]}]
+        data = source or "arrays"
+        result = EvalResult(task, re.sub(r"\W+", "-", data).strip("-"), one_line(data), "accuracy", accuracy)
+        evaluated = {"metrics": ["accuracy"], "model_name": repo_id.rpartition("/")[2], "eval_results": [result]}
+    front = ModelCardData(
+        library_name="ndvit",
+        tags=["vision-transformer", task],
+        license=licence or facts.get("licence"),
+        pipeline_tag=task if task == "image-classification" else None,
+        **evaluated,
+    )
     environment = Environment(loader=PackageLoader("ndvit.weights", ""), undefined=StrictUndefined, trim_blocks=True)
-    environment.filters |= {"plain": plain, "by": lambda size: " x ".join(map(str, size))}
+    environment.filters |= {"plain": plain, "by": times}
+    classes = getattr(model.task, "classes", ())
     text = environment.get_template("card.md.jinja").render(
-        front=yaml.safe_dump(front, sort_keys=False, allow_unicode=True),
+        front=front.to_yaml(),
         repo=repo_id,
         kind=kind,
-        config=config,
-        parameters=sum(p.numel() for p in model.parameters()),
-        classes=model.classes if len(model.classes) <= _LISTED_CLASSES else (),
-        count=config.num_classes,
+        channels=channels,
+        size=size,
+        config=next(iter(configs_in(structure)), None),
+        network=summary(structure),
+        parameters=sum(p.numel() for p in model.network.parameters()),
+        classes=classes if len(classes) <= _MOST_CLASSES else (),
+        outputs=f"{outputs_of(structure)} {'classes' if name == 'classification' else 'outputs'}",
         preprocess=model.preprocess.to_dict() if model.preprocess is not None else {},
         source=source,
         trained=trained,
         weights=weights,
-        told=told,
+        facts=facts,
         accuracy=accuracy,
         examples=results.get("examples"),
         interval=results.get("accuracy_interval_95"),
@@ -69,20 +76,20 @@ def model_card(
 
 
 def without_folders(text: str) -> str:
-    """The last part of a path, so that folders of this machine are not told; names that only look like paths stay."""
+    """The last part of a path, so that no folder of this machine is published; other names stay unchanged."""
     if text.startswith(("hf:", "ucr:")) or find_weights(text) is not None or not re.search(r"[/\\]", text):
         return text
-    return PureWindowsPath(text).name  # which knows both separators
+    return PureWindowsPath(text).name  # splits at both separators
 
 
 def one_line(text: str) -> str:
-    """Text without line breaks and other signs that do not print, of at most 100 characters."""
+    """Text without line breaks and other characters that do not print, of at most 100 characters."""
     line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     return line if len(line) <= 100 else f"{line[:99]}…"
 
 
 def plain(value: Any) -> str:
-    """A value as one line of Markdown that shows its characters and means nothing more."""
+    """A value as one line of Markdown without markup: every special character is escaped."""
     if isinstance(value, float):
         value = f"{value:.6g}"
     elif isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""Networks to files of other libraries."""
+"""Write a network to the files of other libraries."""
 
 import json
 from pathlib import Path
@@ -6,118 +6,117 @@ from typing import Any
 
 import torch
 from safetensors.torch import save
+from torch import nn
 
 from ndvit.data.preprocess.images import ImagePreprocess
-from ndvit.files import replace_file
+from ndvit.files import refuse_existing, replace_file
 from ndvit.network import VisionTransformer
-from ndvit.network.committee import Ensemble, Model
+from ndvit.parts import ModelParts
 from ndvit.weights.file import MODEL_FILE
 from ndvit.weights.layouts.layout import Tensors
 from ndvit.weights.layouts.libraries import Library, library_arguments, rename
+from ndvit.weights.reading.sidecars import RESAMPLING
 
 
-def export_state_dict(model: Model, library: Library, path: str | Path | None = None, force: bool = False) -> Tensors:
+def export_state_dict(
+    model: ModelParts | nn.Module, library: Library, path: str | Path | None = None, force: bool = False
+) -> Tensors:
     """The weights under the names of another library, whose network of the same kind loads them with strict=True.
 
-    `library_arguments` says how that network is built. With a path, they are written, too: to one .safetensors or .pth
-    file, or to a folder with a config.json, which `timm.create_model("local-dir:FOLDER", pretrained=True)` and
-    transformers' `from_pretrained` take as it is.
+    `library_arguments` returns the arguments that build this network. With a path, the weights are written to one
+    .safetensors or .pth file, or to a folder with a config.json, which `timm.create_model("local-dir:FOLDER",
+    pretrained=True)` and the `from_pretrained` of transformers read.
 
-    `model.temperature` stays behind, as those networks have none: they answer with the raw logits.
+    The temperature is not written, as those networks have none: they return the raw logits.
 
     Args:
-        model: the network.
+        model: a model with one Vision Transformer, or the network alone.
         library: "timm", "transformers" or "torchvision".
         path: a file or a folder to write.
-        force: replace what is there.
+        force: replace an existing output.
 
     Raises:
-        FileExistsError: if something is there, and not by force.
-        ValueError: if the library has no network that computes the same, naming what it lacks.
+        FileExistsError: if the output exists and `force` is False.
+        ValueError: if the library has no network that computes the same; the message names what it lacks.
     """
-    if isinstance(model, Ensemble):
-        one = f"one of the {len(model.members)} members, model.members[0] say (--member 0)"
-        raise ValueError(f"{library} has no ensembles: give {one}")
-    library_arguments(model, library)  # refuses what the library cannot express
-    tensors = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
-    renamed = rename(model.config, tensors, library)
-    out = {name: tensor.clone() for name, tensor in renamed.items()}  # parts of one tensor share its memory
-    if path is not None:
-        refuse_existing(Path(path), force)
-        _write(model, library, out, Path(path))
-    return out
-
-
-def refuse_existing(path: Path, force: bool) -> None:
-    """Raise a FileExistsError for a file or a folder that is not empty; a run's folder is not written into by force."""
-    if (path / "config.yaml").is_file() or ((path.parent / "config.yaml").is_file() and path.name == MODEL_FILE):
-        raise FileExistsError(f"{path} belongs to a run, whose model would be lost: choose another output")
-    if (path.is_dir() and any(path.iterdir()) and not force) or (path.is_file() and not force):
-        raise FileExistsError(f"{path} exists: choose another output, or replace it with --force (force=True)")
-
-
-def _write(model: VisionTransformer, library: Library, tensors: Tensors, path: Path) -> None:
+    network = model if isinstance(model, nn.Module) else model.network
+    if not isinstance(network, VisionTransformer):
+        raise ValueError(
+            f"{library} has no {type(network).__name__}: export one Vision Transformer, for example the member "
+            "model.network.members[0] of a committee (--member 0 for an ensemble)"
+        )
+    arguments = library_arguments(network, library)
+    tensors = {name: t.detach().cpu().contiguous() for name, t in network.state_dict().items()}
+    out = {name: tensor.clone() for name, tensor in rename(network.config, tensors, library).items()}  # shared memory
+    if path is None:
+        return out
+    path = Path(path)
+    refuse_existing(path, force, kind="file" if path.suffix else "folder")
     if path.suffix in (".pth", ".pt"):
-        replace_file(path, lambda temporary: torch.save(tensors, temporary))
-        return
-    if path.suffix == ".safetensors":
-        replace_file(path, save(tensors, metadata={"format": "pt"}))
-        return
-    if path.suffix in (".bin", ".npz", ".onnx", ".ckpt"):
+        replace_file(path, lambda temporary: torch.save(out, temporary))
+    elif path.suffix == ".safetensors":
+        replace_file(path, save(out, metadata={"format": "pt"}))
+    elif path.suffix in (".bin", ".npz", ".onnx", ".ckpt"):
         raise ValueError(f"weights are written to .safetensors, .pth, .pt or a folder, got {path}")
-    if library == "torchvision":
-        raise ValueError(f"torchvision reads files, not folders: give a .pth or .safetensors path, got {path}")
-    if path.is_file():
-        raise FileExistsError(f"{path} is a file: give a folder, or a .safetensors or .pth file")
-    facts = {"config.json": _timm_folder(model) if library == "timm" else _hf_folder(model)}
-    if library == "transformers" and isinstance(model.preprocess, ImagePreprocess):
-        facts["preprocessor_config.json"] = _hf_processor(model.preprocess)
-    path.mkdir(parents=True, exist_ok=True)
-    for name, values in facts.items():
-        replace_file(path / name, json.dumps(values, indent=2))
-    replace_file(path / MODEL_FILE, save(tensors, metadata={"format": "pt"}))
-
-
-def _timm_folder(model: VisionTransformer) -> dict[str, Any]:
-    arguments = library_arguments(model, "timm")
-    name, classes = arguments.pop("model_name"), arguments.pop("num_classes")
-    pretrained: dict[str, Any] = {
-        "num_classes": classes,
-        "input_size": [model.config.in_channels, *arguments["img_size"]],
-    }
-    p = model.preprocess
-    if isinstance(p, ImagePreprocess):
-        pretrained |= {
-            "mean": list(p.mean),
-            "std": list(p.std),
-            "interpolation": p.interpolation,
-            "crop_pct": p.crop_fraction,
-            "crop_mode": "center" if p.resize == "cover" else "squash",
-        }
-    if classes:  # timm takes these off for other classes
-        pretrained["classifier"] = ["head", "head_dist"] if model.config.distilled else "head"
-    out = {"architecture": name, "num_classes": classes, "model_args": arguments, "pretrained_cfg": pretrained}
-    return out | ({"label_names": list(model.classes)} if model.classes else {})
-
-
-def _hf_folder(model: VisionTransformer) -> dict[str, Any]:
-    out = library_arguments(model, "transformers")
-    names = model.classes or [f"LABEL_{i}" for i in range(model.config.num_classes)]
-    if names:
-        out["id2label"] = {str(i): name for i, name in enumerate(names)}
-        out["label2id"] = {name: i for i, name in enumerate(names)}
+    elif library == "torchvision":
+        raise ValueError(f"torchvision reads files, not folders: use a .pth or .safetensors path, got {path}")
+    elif path.is_file():
+        raise FileExistsError(f"{path} is a file: use a folder, or a .safetensors or .pth file")
+    else:
+        classes = getattr(getattr(model, "task", None), "classes", ())
+        preprocess = getattr(model, "preprocess", None)
+        settings = _timm_folder if library == "timm" else _transformers_folder
+        written = settings(arguments, network, classes, preprocess)
+        path.mkdir(parents=True, exist_ok=True)
+        for name, values in written.items():
+            replace_file(path / name, json.dumps(values, indent=2))
+        replace_file(path / MODEL_FILE, save(out, metadata={"format": "pt"}))
     return out
 
 
-def _hf_processor(p: ImagePreprocess) -> dict[str, Any]:
-    resample = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}[p.interpolation]
+def _timm_folder(
+    arguments: dict[str, Any], network: VisionTransformer, classes: tuple[str, ...], preprocess: Any
+) -> dict[str, Any]:
+    name, count = arguments.pop("model_name"), arguments.pop("num_classes")
+    pretrained: dict[str, Any] = {
+        "num_classes": count,
+        "input_size": [network.config.in_channels, *arguments["img_size"]],
+    }
+    if isinstance(preprocess, ImagePreprocess):
+        pretrained |= {
+            "mean": list(preprocess.mean),
+            "std": list(preprocess.std),
+            "interpolation": preprocess.interpolation,
+            "crop_pct": preprocess.crop_fraction,
+            "crop_mode": "center" if preprocess.resize == "cover" else "squash",
+        }
+    if count:  # timm removes these layers for another number of classes
+        pretrained["classifier"] = ["head", "head_dist"] if network.config.distilled else "head"
+    out = {"architecture": name, "num_classes": count, "model_args": arguments, "pretrained_cfg": pretrained}
+    return {"config.json": out | ({"label_names": list(classes)} if classes else {})}
+
+
+def _transformers_folder(
+    arguments: dict[str, Any], network: VisionTransformer, classes: tuple[str, ...], preprocess: Any
+) -> dict[str, Any]:
+    names = classes or [f"LABEL_{i}" for i in range(network.config.num_classes)]
+    if names:
+        arguments["id2label"] = {str(i): name for i, name in enumerate(names)}
+        arguments["label2id"] = {name: i for i, name in enumerate(names)}
+    out = {"config.json": arguments}
+    if isinstance(preprocess, ImagePreprocess):
+        out["preprocessor_config.json"] = _transformers_processor(preprocess)
+    return out
+
+
+def _transformers_processor(p: ImagePreprocess) -> dict[str, Any]:
     height, width = p.size
     big = (int(height / p.crop_fraction + 1e-6), int(width / p.crop_fraction + 1e-6))
     out: dict[str, Any] = {
         "image_processor_type": "ViTImageProcessor",
         "do_resize": True,
         "size": {"height": height, "width": width},
-        "resample": resample,
+        "resample": next(number for number, name in RESAMPLING.items() if name == p.interpolation),
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,

@@ -1,4 +1,4 @@
-"""Lines that the readers of weights share: what is wrong with a file, and what was left out of it."""
+"""Messages that the readers of weights share."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,7 +7,7 @@ from pathlib import Path
 
 @contextmanager
 def damage(path: Path, what: str) -> Iterator[None]:
-    """Turn whatever a reader raises on damaged bytes, and it may be anything, into one clear line."""
+    """Turn any error that damaged bytes cause into one clear line."""
     try:
         yield
     except Exception as error:
@@ -15,10 +15,10 @@ def damage(path: Path, what: str) -> Iterator[None]:
 
 
 def damaged(path: Path, what: str, error: Exception) -> ValueError:
-    """The line itself."""
+    """The error for a damaged file."""
     reason = (str(error) or type(error).__name__).splitlines()[0]
     size = path.stat().st_size
-    return ValueError(f"{path} ({size:,} bytes) is a {what} cut short or damaged: {reason}. Fetch it again")
+    return ValueError(f"{path} ({size:,} bytes) is a {what} cut short or damaged: {reason}. Download it again")
 
 
 def note_left_out(names: list[str], notes: list[str]) -> None:
@@ -28,6 +28,6 @@ def note_left_out(names: list[str], notes: list[str]) -> None:
 
 
 def some(names: list[str]) -> str:
-    """The first five, what would not print escaped: names come from files of strangers."""
-    shown = [name if name.isprintable() else ascii(name) for name in names[:5]]
-    return ", ".join(shown) + (", ..." if len(names) > 5 else "")
+    """The first five names. Files come from strangers, so characters that do not print are escaped."""
+    first = [name if name.isprintable() else ascii(name) for name in names[:5]]
+    return ", ".join(first) + (", ..." if len(names) > 5 else "")

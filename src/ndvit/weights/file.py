@@ -1,8 +1,13 @@
-"""One model is one .safetensors file: tensors, and in its header the config, the classes and the preprocessing."""
+"""The model file: one .safetensors file with the tensors, and in its header everything else as JSON.
+
+Format 3 has the entries of `model_metadata`. Formats 1 (a transformer, with or without random convolutions) and 2 (an
+ensemble of those) have config, classes and members in place of network and task; they are read as format 3.
+"""
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -10,151 +15,236 @@ from typing import Any
 from safetensors.torch import save
 from torch import Tensor
 
-from ndvit.config import ViTConfig
-from ndvit.data.preprocess.base import Preprocess, preprocess_from_dict
+from ndvit.config import ViTConfig, split_legacy
+from ndvit.data.preprocess import preprocess_from_dict
+from ndvit.data.preprocess.base import Preprocess
 from ndvit.files import replace_file
-from ndvit.network.committee import MEMBERS, Ensemble, Model, member_name
+from ndvit.parts import ModelParts
+from ndvit.tasks.base import Task, task_from_dict, task_to_dict
 from ndvit.weights.errors import some
+from ndvit.weights.structure import (
+    Structure,
+    below,
+    check_structure,
+    configs_in,
+    inputs_of,
+    networks_in,
+    outputs_of,
+    structure_of,
+)
 
-# Of the header, of a network and of an ensemble; raised when an older reader could not make sense of a newer file.
-FORMAT, ENSEMBLE_FORMAT = "1", "2"
+FORMAT = "3"
 MODEL_FILE = "model.safetensors"
-
-
-def save_model(model: Model, path: str | Path) -> None:
-    """Write a network or an ensemble with config, `classes`, `preprocess`, `provenance` and so on into one file.
-
-    The file appears whole or not at all. It holds plain tensors and JSON: nothing in it can run.
-
-    Raises:
-        ValueError: if the temperature cannot divide logits.
-    """
-    path = Path(path)
-    header = {"ndvit": FORMAT}
-    if isinstance(model, Ensemble):
-        header = {"ndvit": ENSEMBLE_FORMAT, "members": str(len(model.members))}
-    told = facts(model)
-    if told["temperature"] == 1:  # without it, files are as they always were
-        del told["temperature"]
-    header |= {name: json.dumps(value) for name, value in told.items()}
-    tensors = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
-    replace_file(path, save(tensors, metadata=header))
-
-
-def facts(model: Model) -> dict[str, Any]:
-    """All that is known of a model beside its tensors, as JSON can hold it; `describe` reads it back.
-
-    Raises:
-        ValueError: if the temperature cannot divide logits.
-    """
-    return {
-        "config": model.config.to_dict(),
-        "classes": list(model.classes),
-        "preprocess": None if model.preprocess is None else model.preprocess.to_dict(),
-        "provenance": dict(model.provenance),
-        "untrained": list(model.untrained),
-        "temperature": _checked_temperature(model.temperature),
-    }
-
-
-_MEMBER = re.compile(rf"{re.escape(MEMBERS)}(0|[1-9][0-9]{{0,8}})\.(.+)")  # a number and the tensor's own name
+_ENTRIES = ("task", "network", "preprocess", "provenance", "untrained", "temperature")
+_OLD_ENTRIES = ("config", "classes", "members", "preprocess", "provenance", "untrained", "temperature")
 
 
 @dataclass(kw_only=True)
-class Described:
-    """A model as its file describes it: tensors under our names, the config they fit, and what else is known.
+class Checkpoint:
+    """Weights that were read from a source, before a network is built for them."""
 
-    Of an ensemble it has the tensors of all members, under the names of `member_name`.
-    """
+    layout: str  # of the source: "ndvit", "timm", "google", ...
+    structure: Structure  # of the network that the tensors belong to, see `weights.structure`
+    tensors: dict[str, Tensor]  # by their names in the state dict of that network; empty for an exported graph
+    source: str = ""  # its name in messages and reports
+    task: Task | None = None  # meaning of the outputs; None if unknown
+    preprocess: Preprocess | None = None  # None if unknown
+    provenance: dict[str, Any] = field(default_factory=dict)  # facts about the training
+    untrained: tuple[str, ...] = ()  # names of tensors that are not trained
+    temperature: float = 1.0  # the outputs are divided by it before the task's activation
+    ignored: dict[str, str] = field(default_factory=dict)  # tensors that the network does not use, and why
+    assumed: dict[str, str] = field(default_factory=dict)  # by the name of an assumed field, a line on how to set it
+    notes: tuple[str, ...] = ()  # what else was changed or left out while reading
+    random_features: int = 0  # random convolution features beside the transformer in its source, see `transformers`
 
-    kind: str
-    config: ViTConfig
-    tensors: dict[str, Tensor]
-    source: str = ""
-    classes: tuple[str, ...] = ()
-    preprocess: Preprocess | None = None
-    provenance: dict[str, Any] = field(default_factory=dict)
-    untrained: tuple[str, ...] = ()
-    temperature: float = 1.0
-    ignored: dict[str, str] = field(default_factory=dict)
-    assumed: dict[str, str] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
+    @classmethod
+    def from_model(cls, model: ModelParts, source: str = "a model in memory") -> "Checkpoint":
+        """A model in memory as a checkpoint, to adapt it or to train it further."""
+        return cls(
+            layout="ndvit",
+            structure=structure_of(model.network),
+            tensors={name: tensor.detach().cpu() for name, tensor in model.network.state_dict().items()},
+            source=source,
+            task=model.task,
+            preprocess=model.preprocess,
+            provenance=dict(model.provenance),
+            untrained=tuple(model.untrained),
+            temperature=model.temperature,
+        )
 
     @property
-    def members(self) -> list["Described"]:
-        """The networks of an ensemble, each by itself; none of a network alone."""
-        parts: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in self.tensors.items():
-            if match := _MEMBER.fullmatch(name):
-                parts.setdefault(int(match[1]), {})[match[2]] = tensor
-        untrained = set(self.untrained)
-        told = {name: value for name, value in self.provenance.items() if name not in ("members", "test_accuracy")}
-        return [
-            replace(
-                self,
-                tensors=parts[i],
-                untrained=tuple(name for name in parts[i] if member_name(i, name) in untrained),
-                provenance=told | {"member": i},
-                temperature=1.0,  # the file's is of their mean
-            )
-            for i in sorted(parts)
-        ]
+    def config(self) -> ViTConfig:
+        """The config of the first transformer.
+
+        Raises:
+            ValueError: if there is none.
+        """
+        configs = configs_in(self.structure)
+        if not configs:
+            raise ValueError(f"{self.source} holds random convolutions alone, without a Vision Transformer")
+        return configs[0]
+
+    def transformers(self) -> list["Checkpoint"]:
+        """Each transformer inside as a checkpoint of its own, without the random convolutions beside it.
+
+        These are counted in `random_features`. Members have the temperature 1, as theirs belongs to the whole network.
+        """
+        found: list[Checkpoint] = []
+        for prefix, part in networks_in(self.structure):
+            if part["kind"] == "random_convolutions" and found:
+                found[-1].random_features = part["features"]
+            elif part["kind"] == "vit":
+                tensors, untrained = below(self.tensors, prefix), tuple(below(dict.fromkeys(self.untrained), prefix))
+                temperature = 1.0 if prefix else self.temperature
+                found.append(
+                    replace(self, structure=part, tensors=tensors, untrained=untrained, temperature=temperature)
+                )
+        return found
 
 
-def describe(path: Path, header: Mapping[str, str], tensors: dict[str, Tensor]) -> Described:
-    """Read the header that `save_model` wrote.
+def write_model(model: ModelParts, path: str | Path) -> None:
+    """Write a model to one file, whole or not at all. The file holds tensors and JSON: nothing in it can run.
 
     Raises:
-        ValueError: if it is of another version, or does not describe a model.
+        ValueError: if the temperature is not a positive number, or the network is an exported graph.
     """
-    if header["ndvit"] not in (FORMAT, ENSEMBLE_FORMAT):
-        known = f"{FORMAT} and {ENSEMBLE_FORMAT}"
-        raise ValueError(f"{path} has file format {header['ndvit']}, this ndvit reads {known}: update ndvit")
-    try:
-        if header["ndvit"] == ENSEMBLE_FORMAT:
-            _check_members(header.get("members", ""), tensors)
-        elif any(map(_MEMBER.fullmatch, tensors)):
-            raise ValueError("it is of a network alone, and has tensors of members of an ensemble")
-        parts = {name: json.loads(header[name]) for name in ("config", "classes", "preprocess", "provenance")}
-        described = Described(
-            kind="ndvit",
-            config=ViTConfig.from_dict(parts["config"]),
-            tensors=tensors,
-            classes=tuple(map(str, parts["classes"])),
-            preprocess=None if parts["preprocess"] is None else preprocess_from_dict(parts["preprocess"]),
-            provenance=dict(parts["provenance"]),
-            untrained=tuple(map(str, json.loads(header.get("untrained", "[]")))),
-            temperature=_checked_temperature(json.loads(header.get("temperature", "1"))),
+    metadata = model_metadata(model)
+    header = {"ndvit": FORMAT, **{name: json.dumps(metadata[name]) for name in _ENTRIES}}
+    tensors = {name: t.detach().cpu().contiguous() for name, t in model.network.state_dict().items()}
+    replace_file(Path(path), save(tensors, metadata=header))
+
+
+def model_metadata(model: ModelParts) -> dict[str, Any]:
+    """Everything about a model except its tensors, as values for JSON; `checkpoint_from_metadata` reads them.
+
+    Raises:
+        ValueError: as for `write_model`.
+    """
+    structure = structure_of(model.network)
+    preprocess = None if model.preprocess is None else model.preprocess.to_dict()
+    if preprocess is not None and tuple(preprocess["size"]) == inputs_of(structure)[1]:
+        del preprocess["size"]  # stored once, in the network
+    return {
+        "ndvit": FORMAT,
+        "task": None if model.task is None else task_to_dict(model.task),
+        "network": structure,
+        "preprocess": preprocess,
+        "provenance": dict(model.provenance),
+        "untrained": list(model.untrained),
+        "temperature": check_temperature(model.temperature),
+    }
+
+
+def checkpoint_from_header(path: Path, header: Mapping[str, str], tensors: dict[str, Tensor]) -> Checkpoint:
+    """Read the header of a model file of any format.
+
+    Raises:
+        ValueError: if the format is newer than this ndvit, or the header does not describe a model.
+    """
+    entries = _ENTRIES if header["ndvit"] == FORMAT else _OLD_ENTRIES
+    metadata: dict[str, Any] = {"ndvit": header["ndvit"]}
+    with header_errors(path):
+        metadata |= {name: json.loads(header[name]) for name in entries if name in header}
+    return checkpoint_from_metadata(metadata, path, tensors)
+
+
+def checkpoint_from_metadata(
+    metadata: Mapping[str, Any], where: object, tensors: dict[str, Tensor] | None = None
+) -> Checkpoint:
+    """Read what `model_metadata` returned, in this version or an earlier one; an exported graph has no tensors.
+
+    Raises:
+        ValueError: as for `checkpoint_from_header`.
+    """
+    version = metadata.get("ndvit", "1")  # exports of formats 1 and 2 do not name it
+    if version not in ("1", "2", FORMAT):
+        raise ValueError(f"{where} has file format {version}, this ndvit reads 1 to {FORMAT}: update ndvit")
+    with header_errors(where):
+        if version != FORMAT:
+            metadata, tensors = _upgrade(metadata, tensors)
+        structure = check_structure(metadata["network"])
+        task = None if metadata["task"] is None else task_from_dict(metadata["task"])
+        if task is not None and task.num_outputs != outputs_of(structure):
+            raise ValueError(f"the task has {task.num_outputs} outputs, the network {outputs_of(structure)}")
+        preprocess = metadata["preprocess"]
+        if preprocess is not None:
+            preprocess = preprocess_from_dict({"size": list(inputs_of(structure)[1]), **preprocess})
+        return Checkpoint(
+            layout="ndvit",
+            structure=structure,
+            tensors=tensors or {},
+            task=task,
+            preprocess=preprocess,
+            provenance=dict(metadata["provenance"]),
+            untrained=tuple(map(str, metadata.get("untrained", ()))),
+            temperature=check_temperature(metadata.get("temperature", 1)),
         )
-        if described.classes and len(described.classes) != described.config.num_classes:
-            raise ValueError(f"{len(described.classes)} classes for {described.config.num_classes} outputs")
-    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: the header does not describe a model: {error}") from error
-    return described
 
 
-def _checked_temperature(value: object) -> float:
-    """A temperature that logits can be divided by without overflow: not just finite and above 0, but far from both."""
+@contextmanager
+def header_errors(where: object) -> Iterator[None]:
+    """Report any error that the values of a header cause as one ValueError with the name of the file."""
+    try:
+        yield
+    except (AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError) as error:
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else error
+        raise ValueError(f"{where}: the header does not describe a model: {reason}") from error
+
+
+def _upgrade(old: Mapping[str, Any], tensors: dict[str, Tensor] | None) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Metadata and tensors of formats 1 and 2 in terms of format 3."""
+    values, options = split_legacy(dict(old["config"]))
+    config, features = ViTConfig.from_dict(values), options.get("rocket_features", 0)
+    network: Structure = {"kind": "vit", "config": config.to_dict()}
+    paired = bool(features and config.num_classes)
+    if paired:
+        sizes = {"channels": config.in_channels, "length": config.input_size[0], "features": features}
+        random, weight = {"kind": "random_convolutions", **sizes}, options.get("rocket_weight", 0.5)
+        members = [network, random | {"outputs": config.num_classes}]
+        network = {"kind": "committee", "combine": "outputs", "weights": [1 - weight, weight], "members": members}
+    count = old.get("members") if old.get("ndvit") == "2" else None
+    if count is not None:
+        if type(count) is not int or not 1 <= count <= len(tensors or ()):
+            raise ValueError(f"it has {str(count)[:20]} members and {len(tensors or ())} tensors")
+        weights = [1 / count] * count
+        network = {"kind": "committee", "combine": "probabilities", "weights": weights, "members": [network] * count}
+
+    def rename(name: str) -> str:
+        match = re.match(r"members\.\d+\.", name) if count is not None else None
+        start, rest = (match[0], name[match.end() :]) if match else ("", name)
+        part = f"members.{int(rest.startswith('rocket.'))}." if paired else ""
+        return start + part + rest.removeprefix("rocket.")
+
+    return {
+        "network": network,
+        "task": {"name": "classification", "classes": old["classes"]} if old["classes"] else None,
+        "preprocess": old["preprocess"],
+        "provenance": old["provenance"],
+        "untrained": [rename(str(name)) for name in old.get("untrained", ())],
+        "temperature": old.get("temperature", 1),
+    }, {rename(name): tensor for name, tensor in (tensors or {}).items()}
+
+
+def check_temperature(value: object) -> float:
+    """A temperature that outputs can be divided by without overflow.
+
+    Raises:
+        ValueError: for anything but a number from 0.001 to 1000.
+    """
     if isinstance(value, bool) or not isinstance(value, int | float) or not 1e-3 <= value <= 1e3:  # NaN is neither
         raise ValueError(
             f"temperature must be a finite number above 0, from 0.001 to 1000, got {str(value)[:20]}: "
-            "1 leaves probabilities as they are"
+            "1 leaves outputs unchanged"
         )
     return float(value)
 
 
-def _check_members(said: str, names: Iterable[str]) -> None:
-    """Compare the number of members that a header gives, and it may be anything, with the tensors."""
-    matches = {name: _MEMBER.fullmatch(name) for name in names}
-    if alone := sorted(name for name, match in matches.items() if match is None):
-        raise ValueError(f"{len(alone)} tensors are of no member of the ensemble ({some(alone)})")
-    found = sorted({int(match[1]) for match in matches.values() if match})
-    if said != str(len(found)) or found != list(range(len(found))):
-        raise ValueError(f"it says {said[:20]!r} members, and there are tensors of {some(list(map(str, found)))}")
-
-
 def check_tensors(path: Path, expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
-    """Raise a ValueError that shows both sides where names or shapes of tensors differ."""
+    """Compare the tensors of a file with those of its network.
+
+    Raises:
+        ValueError: if names, shapes or kinds of numbers differ, with both sides.
+    """
     problems = []
     for title, names in (("missing", expected.keys() - found.keys()), ("unexpected", found.keys() - expected.keys())):
         if names:
@@ -163,4 +253,11 @@ def check_tensors(path: Path, expected: Mapping[str, Tensor], found: Mapping[str
         if expected[name].shape != found[name].shape:
             problems.append(f"{name} is {tuple(found[name].shape)}, the config needs {tuple(expected[name].shape)}")
     if problems:
-        raise ValueError(f"{path}: tensors do not fit the config: " + "; ".join(problems))
+        raise ValueError(f"{path}: tensors do not fit the config: {'; '.join(problems)}")
+    wrong = [
+        f"{name} ({found[name].dtype})"
+        for name, tensor in expected.items()
+        if tensor.is_floating_point() != found[name].is_floating_point()
+    ]
+    if wrong:
+        raise ValueError(f"{path}: weights must be floating-point numbers, got {', '.join(wrong[:4])}")

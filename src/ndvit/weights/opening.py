@@ -1,4 +1,4 @@
-"""From a source of weights to a description of the model: what its tensors, its config.json and the table tell."""
+"""From a source of weights to a `Checkpoint`: the tensors decide, with the help of config.json and the zoo table."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -9,84 +9,92 @@ from typing import Any
 import torch
 
 from ndvit.config import ViTConfig
-from ndvit.data.preprocess.base import Preprocess
 from ndvit.data.preprocess.images import ImagePreprocess
-from ndvit.network import VisionTransformer
-from ndvit.network.committee import MEMBERS
-from ndvit.weights.file import Described, check_tensors, describe
-from ndvit.weights.imagenet import are_imagenet, imagenet_classes, like_imagenet
-from ndvit.weights.layouts.architecture import infer, refute
+from ndvit.tasks.classification import Classification
+from ndvit.tasks.imagenet import are_imagenet, imagenet_classes, like_imagenet
+from ndvit.weights.errors import some
+from ndvit.weights.file import Checkpoint, check_tensors, checkpoint_from_header, header_errors
+from ndvit.weights.layouts.architecture import contradiction, infer
 from ndvit.weights.layouts.formats import recognise
-from ndvit.weights.layouts.layout import convert
-from ndvit.weights.reading.files import Checkpoint, read_checkpoint
+from ndvit.weights.layouts.layout import Format, convert
+from ndvit.weights.reading.files import TensorFile, read_tensors
 from ndvit.weights.reading.hub import resolve
-from ndvit.weights.reading.sidecars import Facts, read_facts
+from ndvit.weights.reading.sidecars import Sidecars, read_sidecars
 from ndvit.weights.reading.zoo import Weights
+from ndvit.weights.structure import below, configs_in, make_network, networks_in
 
-# timm's networks that have the tensors of a plain ViT, some of them exactly, and compute something else
-_OTHERWISE = re.compile(r"rope|_pe_|_rpn_|^eva|^beit")
+# Networks of timm that have the tensors of a plain ViT, some of them exactly, and compute something else.
+_OTHER_NETWORKS = re.compile(r"rope|_pe_|_rpn_|^eva|^beit")
 
 
-def open_weights(source: str | Path, overrides: Mapping[str, Any] | None = None) -> Described:
-    """Find, fetch and read weights; what they are of is told by the tensors and by the facts beside them.
+def open_weights(source: str | Path, overrides: Mapping[str, Any] | None = None) -> Checkpoint:
+    """Find, download and read weights of any origin. Nothing in a file is executed.
 
-    `source` and errors are as in `load_model`; of the overrides, those are read that no tensor can tell.
+    The layout is recognised by the names of the tensors, never by the name of the file: ndvit's own files and runs,
+    timm, torchvision, transformers, Google's .npz, and the releases of DeiT, MAE, DINOv2 and DINOv3.
+
+    Args:
+        source: a file, a folder (a run, or one with config.json), a name that `list_weights` has, or
+            `hf:owner/name[/file][@revision]`.
+        overrides: fields of `ViTConfig`; those that tensors cannot tell (num_heads, input_size) help to read the file.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the source is no Vision Transformer, is damaged, or would run code.
+        OSError: if a download fails.
     """
-    overrides = overrides or {}
     if not isinstance(source, str | Path):
         raise ValueError(f"weights are a path, a name or hf:owner/name, got {type(source).__name__}")
     path, row = resolve(source)
-    checkpoint = read_checkpoint(path)
-    if "ndvit" in checkpoint.header:
-        described = describe(checkpoint.path, checkpoint.header, checkpoint.tensors)
-        _refuse_heads(overrides, described.config.num_heads, "its file")
+    file = read_tensors(path)
+    if "ndvit" in file.header:
+        checkpoint = checkpoint_from_header(file.path, file.header, file.tensors)
     else:
-        described = _describe_foreign(checkpoint, row, overrides)
-    described.source = str(source)
-    described.notes = (*checkpoint.notes, *described.notes)
-    _check(checkpoint.path, described)
-    return described
+        checkpoint = _foreign(file, row, overrides or {})
+    checkpoint.source = str(source)
+    checkpoint.notes = (*file.notes, *checkpoint.notes)
+    _check(file.path, checkpoint)
+    return checkpoint
 
 
-def _describe_foreign(checkpoint: Checkpoint, row: Weights | None, overrides: Mapping[str, Any]) -> Described:
-    format = recognise(checkpoint.tensors, checkpoint.path)
-    with _shapes(checkpoint.path, format.name):
-        converted = convert(checkpoint.tensors, format)
+def _foreign(file: TensorFile, row: Weights | None, overrides: Mapping[str, Any]) -> Checkpoint:
+    """The checkpoint of another library's file."""
+    layout = recognise(file.tensors, file.path)
+    with _odd_shapes(file.path, layout.name):
+        converted = convert(file.tensors, layout)
     notes: list[str] = []
-    with _beside(checkpoint.path):
-        facts = read_facts(checkpoint.sidecars)
-    contradiction = refute(facts.config, converted)
-    if contradiction is not None:
-        notes.append(f"config.json beside the file describes another model ({contradiction}) and is left aside")
-        facts = read_facts({})
-    if _OTHERWISE.search(facts.architecture or ""):
-        raise ValueError(f"{checkpoint.path} is of {facts.architecture}, whose blocks are not those of a plain ViT")
-    told = ({"input_size": row.input_size, **row.config} if row else {}) | facts.config
-    known = converted.certain.get("num_heads", told.get("num_heads"))
-    _refuse_heads(overrides, known, "its file" if "num_heads" in converted.certain else "config.json or the table")
-    if known is None and "num_heads" in overrides:
-        told["num_heads"] = overrides["num_heads"]
-    with _shapes(checkpoint.path, format.name):
-        inferred = infer(converted, told, checkpoint.path, overrides.get("input_size"))
+    with _sidecar_errors(file.path):
+        beside = read_sidecars(file.sidecars)
+    if wrong := contradiction(beside.config, converted):
+        notes.append(f"config.json beside the file describes another model ({wrong}) and is not used")
+        beside = read_sidecars({})
+    if _OTHER_NETWORKS.search(beside.architecture or ""):
+        raise ValueError(f"{file.path} is of {beside.architecture}, whose blocks are not those of a plain ViT")
+    stated = ({"input_size": row.input_size, **row.config} if row else {}) | beside.config
+    if "num_heads" in overrides and "num_heads" not in converted.certain | stated:
+        stated["num_heads"] = overrides["num_heads"]
+    with _odd_shapes(file.path, layout.name):
+        inferred = infer(converted, stated, file.path, overrides.get("input_size"))
     config = inferred.config
-    described = Described(
-        kind=format.name,
-        config=config,
+    checkpoint = Checkpoint(
+        layout=layout.name,
+        structure={"kind": "vit", "config": config.to_dict()},
         tensors=inferred.tensors,
-        provenance={"source": row.name, "licence": row.licence} if row else {"source": checkpoint.path.name},
+        provenance={"source": row.name, "licence": row.licence} if row else {"source": file.path.name},
         ignored=converted.ignored,
         assumed=inferred.assumed,
         notes=(*notes, *inferred.notes),
     )
-    with _beside(checkpoint.path):
-        described.preprocess = _preprocess(config, format.preprocess, row, facts, format.name, described.assumed)
-    described.classes = _classes(config, row, facts, described.assumed)
-    return described
+    with _sidecar_errors(file.path):
+        checkpoint.preprocess = _preprocess(config, layout, row, beside, checkpoint.assumed)
+    if classes := _classes(config, row, beside, checkpoint.assumed):
+        checkpoint.task = Classification(classes)
+    return checkpoint
 
 
 @contextmanager
-def _beside(path: Path) -> Iterator[None]:
-    """Say of what lies beside weights that it, and not they, is at fault."""
+def _sidecar_errors(path: Path) -> Iterator[None]:
+    """Add to an error that config.json, and not the weights, is at fault."""
     try:
         yield
     except ValueError as error:
@@ -94,38 +102,35 @@ def _beside(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _shapes(path: Path, layout: str) -> Iterator[None]:
-    """Turn what tensors of senseless shapes raise, and it may be anything, into one clear line."""
+def _odd_shapes(path: Path, layout: str) -> Iterator[None]:
+    """Turn the errors that tensors of senseless shapes cause into one line."""
     try:
         yield
-    except (IndexError, RuntimeError, TypeError, ZeroDivisionError) as error:
-        raise ValueError(f"{path}: a tensor has not the shape that the {layout} layout gives it ({error})") from error
+    except (IndexError, OverflowError, RuntimeError, TypeError, ZeroDivisionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{path}: a tensor does not have the shape of the {layout} layout ({reason})") from error
 
 
 def _preprocess(
-    config: ViTConfig,
-    usual: Mapping[str, Any] | None,
-    row: Weights | None,
-    facts: Facts,
-    kind: str,
-    assumed: dict[str, str],
-) -> Preprocess | None:
+    config: ViTConfig, layout: Format, row: Weights | None, beside: Sidecars, assumed: dict[str, str]
+) -> ImagePreprocess | None:
+    usual = layout.preprocess
     if len(config.input_size) != 2 or config.in_channels != 3 or usual is None:
         return None
-    named = ("mean", "std", "interpolation", "crop_fraction", "resize")
-    stated = {name: getattr(row, name) for name in named} if row else {}
-    stated |= {k: v for k, v in facts.preprocess.items() if k != "size"}
+    names = ("mean", "std", "interpolation", "crop_fraction", "resize")
+    stated = {name: getattr(row, name) for name in names} if row else {}
+    stated |= {k: v for k, v in beside.preprocess.items() if k != "size"}
     if not {"mean", "std"} <= stated.keys():
         assumed["mean"] = (
             f"mean {usual['mean']}, std {usual['std']}, {usual['interpolation']} resizing, crop "
-            f"{usual['crop_fraction']:.3g}: usual in the {kind} layout; set preprocess=dict(mean=..., std=...)"
+            f"{usual['crop_fraction']:.3g}: usual in the {layout.name} layout; set preprocess=dict(mean=..., std=...)"
         )
     return ImagePreprocess(size=config.input_size, **{**usual, **stated})
 
 
-def _classes(config: ViTConfig, row: Weights | None, facts: Facts, assumed: dict[str, str]) -> tuple[str, ...]:
-    if facts.classes and len(facts.classes) == config.num_classes:
-        return imagenet_classes() if are_imagenet(facts.classes) else facts.classes  # one name each, whoever published
+def _classes(config: ViTConfig, row: Weights | None, beside: Sidecars, assumed: dict[str, str]) -> tuple[str, ...]:
+    if beside.classes and len(beside.classes) == config.num_classes:
+        return imagenet_classes() if are_imagenet(beside.classes) else beside.classes  # the same names for all sources
     if not like_imagenet(config):
         return ()
     if row is None:
@@ -135,30 +140,22 @@ def _classes(config: ViTConfig, row: Weights | None, facts: Facts, assumed: dict
     return imagenet_classes()
 
 
-def _refuse_heads(overrides: Mapping[str, Any], known: int | None, who: str) -> None:
-    if known is not None and overrides.get("num_heads", known) != known:
-        raise ValueError(
-            f"num_heads={overrides['num_heads']} is wrong for these weights: {who} says {known}, and with another "
-            "number the network would compute something else. Leave num_heads out"
-        )
-
-
-def _check(path: Path, described: Described) -> None:
-    """Compare the tensors with the network of the config, before anything is adapted."""
-    config, members = described.config, described.members
-    for i, member in enumerate(members):
-        _check(path / f"{MEMBERS}{i}", member)
-    if members:
-        return
-    parts = config.depth + (sum(config.stem_depths) if config.stem != "none" else 0)
-    if parts > len(described.tensors):  # before a billion blocks are built
-        raise ValueError(f"{path} claims {parts:,} blocks and has {len(described.tensors):,} tensors")
-    with _shapes(path, described.kind), torch.device("meta"):
-        network = VisionTransformer(config)
-    computed = {"pos_embed", "rope_periods"} - dict(network.named_parameters()).keys()
-    expected = {n: t for n, t in network.state_dict().items() if n not in computed or n in described.tensors}
-    check_tensors(path, expected, described.tensors)
-    counters = {name for name, t in expected.items() if not t.is_floating_point()}  # of BatchNorm
-    wrong = [f"{n} ({t.dtype})" for n, t in described.tensors.items() if t.is_floating_point() == (n in counters)]
-    if wrong:
-        raise ValueError(f"{path}: weights must be floating-point numbers, got {', '.join(wrong[:4])}")
+def _check(path: Path, checkpoint: Checkpoint) -> None:
+    """Compare the tensors with every network of the structure, before anything is adapted."""
+    parts = list(networks_in(checkpoint.structure))
+    for prefix, structure in parts:
+        where = path / prefix.removesuffix(".")
+        found = below(checkpoint.tensors, prefix)
+        for config in configs_in(structure):
+            blocks = config.depth + (sum(config.stem_depths) if config.stem != "none" else 0)
+            if blocks > len(found):  # checked before a billion blocks are built
+                raise ValueError(f"{where} claims {blocks:,} blocks and has {len(found):,} tensors")
+        with header_errors(where), _odd_shapes(where, checkpoint.layout), torch.device("meta"):
+            network = make_network(structure)
+        computed = {"pos_embed", "rope_periods"} - dict(network.named_parameters()).keys()
+        check_tensors(where, {n: t for n, t in network.state_dict().items() if n not in computed or n in found}, found)
+    if strange := [name for name in checkpoint.tensors if not any(name.startswith(prefix) for prefix, _ in parts)]:
+        raise ValueError(f"{path}: {len(strange)} tensors belong to no member of the committee ({some(strange)})")
+    if checkpoint.structure["kind"] == "committee":
+        with header_errors(path), torch.device("meta"):
+            make_network(checkpoint.structure)

@@ -1,18 +1,20 @@
-"""Models to the Hugging Face hub, with a card that describes them."""
+"""Upload a model to the Hugging Face hub, with a card that describes it."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from ndvit.network.committee import Model
+from ndvit.parts import ModelParts
+from ndvit.weights.building import build
 from ndvit.weights.card import model_card, without_folders
-from ndvit.weights.file import MODEL_FILE, save_model
-from ndvit.weights.loading import load_model
+from ndvit.weights.file import MODEL_FILE, write_model
+from ndvit.weights.opening import open_weights
 from ndvit.weights.reading.hub import plain_errors
 
 
 def push_to_hub(
-    model: Model | str | Path,
+    model: ModelParts | str | Path,
     repo_id: str,
     *,
     private: bool = False,
@@ -22,14 +24,14 @@ def push_to_hub(
 ) -> str:
     """Upload a model and a card that describes it, in one commit.
 
-    Folders of this machine stay here: of paths in the model's provenance the last part is uploaded.
+    No folder of this machine is published: of paths in the provenance only the last part is uploaded.
 
     Args:
-        model: a model, a run folder (whose results go into the card) or a model file.
-        repo_id: owner/name, or a name alone for a repository of one's own; it is made if there is none.
-        private: whether a repository that is made is private; one that exists stays as it is.
-        token: of a user who may write there; none takes the one of HF_TOKEN or `hf auth login`.
-        message: the commit's.
+        model: a model, a run folder (its results are added to the card) or a model file.
+        repo_id: owner/name, or a name alone for your own namespace; the repository is created if it does not exist.
+        private: whether a new repository is private; an existing one stays as it is.
+        token: access token with the right to write; by default HF_TOKEN or the token of `hf auth login`.
+        message: message of the commit.
         licence: SPDX identifier for the card.
 
     Returns:
@@ -44,18 +46,16 @@ def push_to_hub(
     results = None
     if isinstance(model, str | Path):
         beside = Path(model) / "results.json"
-        model = load_model(model)
         results = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else None
-    if untrained := model.untrained:
-        raise ValueError(f"{', '.join(untrained)} of this model was never trained: train it before it is pushed")
-    api, told = HfApi(token=token), model.provenance
+        model = build(open_weights(model))
+    if model.untrained:
+        raise ValueError(f"{', '.join(model.untrained)} of this model are not trained: train it before you push it")
+    api = HfApi(token=token)
+    facts = {name: without_folders(fact) if isinstance(fact, str) else fact for name, fact in model.provenance.items()}
+    published = replace(model, provenance=facts)
     with TemporaryDirectory() as folder:
         path = Path(folder) / MODEL_FILE
-        model.provenance = {k: without_folders(v) if isinstance(v, str) else v for k, v in told.items()}
-        try:
-            save_model(model, path)
-        finally:
-            model.provenance = told
+        write_model(published, path)
         with plain_errors(repo_id, "pushing to"):
             page = api.create_repo(repo_id, private=private, exist_ok=True)
             card = model_card(model, page.repo_id, licence=licence, results=results).encode()

@@ -1,0 +1,87 @@
+"""Augmentation of training data: what is done to single examples, and what is done to batches.
+
+Pictures are cropped and mirrored one by one when they are read, everything else in batches.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ndvit.config.recipe import Recipe
+from ndvit.data.augment import batches
+from ndvit.data.augment.pictures import Variation
+from ndvit.data.preprocess.base import Preprocess
+from ndvit.data.preprocess.images import ImagePreprocess
+
+_PICTURE_FIELDS = ("crop", "crop_prob", "flip", "policy", "operations", "magnitude", "jitter")  # of both classes
+
+
+@dataclass(frozen=True)
+class BatchAugmentation:
+    """Augments batches as a recipe says.
+
+    Attributes:
+        recipe: options of all augmentations but the next two.
+        crop: smallest share that random crops keep, see `random_crop_resize`; 1 does not crop.
+        flip: probability of mirroring.
+    """
+
+    recipe: Recipe
+    crop: float
+    flip: float
+
+    def __call__(self, x: Tensor, mask: Tensor | None, targets: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Augment a batch.
+
+        Args:
+            x: (B, C, *size).
+            mask: (B, *size), True for observed values, or None.
+            targets: (B, outputs) floating point, which mixup and cutmix average.
+        """
+        recipe = self.recipe
+        if self.crop < 1 or recipe.warp:
+            x, mask = batches.random_crop_resize(x, mask, self.crop, recipe.warp, recipe.crop_prob)
+        if self.flip:
+            x, mask = batches.random_flip(x, mask, self.flip)
+        changes: list[tuple[Callable[[Tensor, float], Tensor], float]] = [
+            (batches.random_scale, recipe.scale),
+            (batches.channel_drop, recipe.channel_drop),
+            (batches.random_noise, recipe.noise),
+            (batches.random_erase, recipe.erase),
+        ]
+        for change, strength in changes:
+            if strength:
+                x = change(x, strength)
+        mixes = [(f, alpha) for f, alpha in ((batches.mixup, recipe.mixup), (batches.cutmix, recipe.cutmix)) if alpha]
+        if mixes and torch.rand(()) < recipe.mix_prob:
+            mix, alpha = mixes[int(torch.randint(len(mixes), ()))]
+            x, mask, targets = mix(x, mask, targets, alpha)
+        return x, mask, targets
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """The augmentation of a training run: of single examples when they are read, or None, and of batches."""
+
+    per_example: Variation | None
+    per_batch: BatchAugmentation
+
+
+def plan_augmentation(preprocess: Preprocess, recipe: Recipe) -> Augmentation:
+    """Choose the augmentation of a recipe for data with this preprocessing.
+
+    Raises:
+        ValueError: for options that exist for pictures only, if the data are something else.
+    """
+    if isinstance(preprocess, ImagePreprocess):
+        variation = Variation(preprocess, **{name: getattr(recipe, name) for name in _PICTURE_FIELDS})
+        return Augmentation(variation, BatchAugmentation(recipe, crop=1.0, flip=0.0))
+    options = [name for name in ("jitter", "policy") if getattr(recipe, name) != getattr(Recipe, name)]
+    if options:
+        raise ValueError(
+            f"{' and '.join(options)}: for pictures of 8 bits only, but these examples are arrays of values: leave "
+            f"{'it' if len(options) == 1 else 'them'} out"
+        )
+    return Augmentation(None, BatchAugmentation(recipe, crop=recipe.crop, flip=recipe.flip))

@@ -1,188 +1,187 @@
-"""A name, a folder, a file or arrays -> a `Source`: train and test examples with their classes, and what was decided.
+"""Loading a data set from a name, a folder, a file or arrays.
 
-Nothing is decided silently: `Source.notes` says what was held out, left out, padded or taken as missing.
+Every decision is reported: `Source.notes` says what was held out, left out, padded or taken as missing.
 """
 
-import difflib
 import os
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from ndvit.data.checking import without_bad
-from ndvit.data.examples import Encoded, Examples, Kind, Source, are_streamed, hold_out
-from ndvit.data.preprocess.base import Preprocess
-from ndvit.data.preprocess.images import ImagePreprocess
-from ndvit.data.preprocess.signals import SignalPreprocess
+from ndvit.config.bounds import nearest
+from ndvit.data.checking import Checked, check_examples
+from ndvit.data.examples import EncodedPicture, Examples, Kind, Part, Source
+from ndvit.data.messages import listing, printable
 from ndvit.data.sources import folders
-from ndvit.data.sources.archives import bundled, download, read_set, table_in
-from ndvit.data.sources.arrays import Part, as_part, npy_many, npz_single
+from ndvit.data.sources.archives import bundled, download, find_training_file, read_set
+from ndvit.data.sources.arrays import as_part, read_arrays, read_examples
+from ndvit.data.sources.files import known_endings, medium, read_example
 from ndvit.data.sources.hub import is_hub, read_hub
 from ndvit.data.sources.lists import is_list, read_list
-from ndvit.data.sources.rasters import is_raster
+from ndvit.data.sources.npy import has_many_examples
 from ndvit.data.sources.tables import TABLES, read_table
+from ndvit.data.splits import hold_out
+from ndvit.tasks import Task, task_class
+
+
+class LoadedExamples(NamedTuple):
+    """Examples without targets; `dims` is the number of axes of an example, without its channels."""
+
+    kind: Kind
+    dims: int
+    examples: Examples
+    notes: tuple[str, ...]
 
 
 def load_source(
     source: Any,
     *,
+    task: str | type[Task] = "classification",
     test_fraction: float = 0.2,
     seed: int = 0,
     skip_bad: bool = False,
     progress: bool = True,
     to_train: bool = True,
 ) -> Source:
-    """Load a data set.
+    """Load a data set with targets.
 
     Args:
-        source: The name of a built-in set; `ucr:NAME`; `hf:owner/name`, a data set of pictures on the Hugging Face
-            hub (see `read_hub`); a folder of classes; a .csv with the columns path and label (see `read_list`); a .ts,
-            .tsv, .npz or .npy file; or in Python `(X, y)`, `(X_train, y_train, X_test, y_test)` or a dict with such
-            keys.
-        test_fraction: The part of each class that is held out for testing, where the data has no split of its own; 0
-            holds nothing out and leaves `test` empty, for data that is only to be tested on.
-        seed: Seed of that split.
-        skip_bad: Leave bad examples out, and say so in the notes, instead of raising.
-        progress: Show a progress bar while many files are checked.
-        to_train: Whether there must be a training set, of two classes at least; else `train` may be empty.
+        source: the name of a built-in set; `ucr:NAME`; `hf:owner/name`, a data set of pictures on the Hugging Face hub
+            (see `read_hub`); a folder of class folders; a .csv with the columns path and label (see `read_list`); a
+            .ts, .tsv, .npz or .npy file; or in Python `(X, y)`, `(X_train, y_train, X_test, y_test)` or a dict with
+            such keys.
+        task: meaning of the targets, by name or class.
+        test_fraction: share of the examples (of each class) that is held out for testing if the data has no test set; 0
+            leaves `test` empty.
+        seed: seed of that split.
+        skip_bad: leave bad examples out, with a note, instead of raising.
+        progress: show a progress bar while many files are checked.
+        to_train: whether a training set, sufficient for the task, is required; otherwise `train` may be empty.
 
     Raises:
-        FileNotFoundError: neither a name nor a path.
-        ValueError: anything wrong with the data: what, where, and how to mend it.
+        FileNotFoundError: if the source is neither a name nor a path.
+        ValueError: for faults of the data, with the place and the remedy.
     """
     if not 0 <= test_fraction < 1:
         raise ValueError(f"test_fraction must be at least 0 and below 1, got {test_fraction}")
     name, parts, notes = _find(source, skip_bad, progress)
-    name = folders.printable(name)
-    where = name if isinstance(source, tuple | dict) else folders.printable(str(source))
+    where = name if isinstance(source, tuple | dict) else printable(str(source))
     if to_train and "train" not in parts:
         raise ValueError(
-            f"{where}: holds {' and '.join(parts)} but nothing to train on (X_train, a folder train/, or lines with "
-            "train in the column split); `ndvit evaluate` tests a trained model on it"
+            f"{where}: has {' and '.join(parts)} but no training set (X_train, a folder train/, or lines with train in "
+            "the column split); `ndvit evaluate` tests a trained model on it"
         )
     if "test" not in parts and "val" in parts:
         parts["test"] = parts.pop("val")
-        notes.append("no test set given: the validation set is the test set")
+        notes.append("no test set in the data: the validation set is the test set")
     parts = {split: _printable(parts[split]) for split in ("train", "test", "val") if split in parts}
-    parts, more = _looked_at(parts, where, skip_bad, progress)
-    notes += more
-    classes = _classes(parts, where, at_least=2 if test_fraction and to_train else 1)
-    made = {split: _examples(part, classes) for split, part in parts.items()}
-    if "train" not in made:
-        made["train"] = made["test"].subset([])
-    if "test" not in made and not test_fraction:
-        made["test"] = made["train"].subset([])
-    elif "test" not in made:
-        keep, held = hold_out(made["train"].labels, test_fraction, seed, classes, where)
+    checked = check_examples(parts, where, skip_bad, progress)
+    notes += checked.notes
+    kind_of_task = task_class(task)
+    if any(checked.faults.values()):
+        _check_strata_remain(kind_of_task, parts, checked, where)
+    parts = checked.parts
+    targets = {split: _complete_targets(part, split, where) for split, part in parts.items()}
+    fitted = kind_of_task.from_targets(targets, where, to_train=bool(to_train and test_fraction))
+    made = {split: _examples(part, fitted.encode(targets[split])) for split, part in parts.items()}
+    made.setdefault("train", next(iter(made.values())).subset([]))
+    if "test" not in made and test_fraction:
+        keep, held = hold_out(made["train"], fitted, test_fraction, seed, where)
         made |= {"train": made["train"].subset(keep), "test": made["train"].subset(held)}
-        share = f"{test_fraction:.0%} of each class held out for testing ({len(held):,} examples)"
-        notes.append(f"no split given: {share}, stratified, seed {seed}")
-    kind, said = _kind(next(iter(parts.values()))), tuple(map(folders.printable, notes))
-    return Source(name, kind, classes, made["train"], made["test"], made.get("val"), said)
+        share = f"{test_fraction:.0%} held out for testing ({len(held):,} examples)"
+        notes.append(f"no test set in the data: {share}, stratified, seed {seed}")
+    made.setdefault("test", made["train"].subset([]))
+    return Source(
+        name=printable(name),
+        kind=checked.kind,
+        dims=checked.dims,
+        task=fitted,
+        train=made["train"],
+        test=made["test"],
+        val=made.get("val"),
+        notes=tuple(map(printable, notes)),
+    )
 
 
-def load_examples(
-    path: Any,
-    *,
-    classes: Sequence[str] | None = None,
-    skip_bad: bool = False,
-    dims: int | None = None,
-    channels: int = 0,
-) -> tuple[Kind, Examples, tuple[str, ...]]:
-    """Load examples to predict: one file, a folder of files, or arrays.
+def load_examples(path: Any, *, skip_bad: bool = False, dims: int | None = None, channels: int = 0) -> LoadedExamples:
+    """Load examples without targets: one file, a folder of files, or arrays.
 
     Args:
-        path: A picture, a sound file, an .npy or .npz of one example, a table (.ts, .tsv, .npz with X or X_test), a
-            .csv with a column path, `hf:owner/name`, or a folder of files without class folders; or in Python an array
-            (n, time) or (n, channels, time, ...), a list of arrays of any length, or a list of PIL images.
-        classes: The model's classes; labels in the file are kept where they are all among them.
-        skip_bad: Leave bad examples out, and say so in the notes, instead of raising.
-        dims: The model's axes. With them an .npy of `dims` + 2 axes, or of `dims` + 1 for a model of one channel, holds
-            many examples; without them every .npy is one.
-        channels: The model's channels.
-
-    Returns:
-        Kind, examples (`labels` None where unknown; each named by the path as it was given), notes.
+        path: a picture, a sound file, an .npy or .npz of one example, a table (.ts, .tsv, .npz with X or X_test), a
+            .csv with a column path, `hf:owner/name`, or a folder of files; or in Python an array (n, time) or
+            (n, channels, time, ...), a list of arrays of any length, or a list of PIL images.
+        skip_bad: leave bad examples out, with a note, instead of raising.
+        dims: number of axes of the model's input, without the channels. An .npy with `dims` + 2 axes, or with `dims` +
+            1 for a model of one channel, has many examples; without `dims`, every .npy is one.
+        channels: channels of the model's input.
 
     Raises:
-        FileNotFoundError: no such path. ValueError: what is wrong with which file.
+        FileNotFoundError: if there is no such path.
+        ValueError: for faults of the data, with the name of the file.
     """
     if not isinstance(path, str | Path):
-        good, more = without_bad({"test": _given(path)}, "X", skip_bad, progress=True)
-        return _kind(good["test"]), _examples(good["test"], ()), tuple(more)
+        return _loaded(read_examples(path), "X", skip_bad, [])
     if path == "":
         raise ValueError("the path is empty; the current folder is written .")
-    given, path = os.fspath(path), Path(path).expanduser()
+    text, path = os.fspath(path), Path(path).expanduser()
     notes: list[str] = []
     tables: dict[str, Part] = {}
-    if is_hub(given):
-        tables, notes = read_hub(given, labelled=False, progress=True)
+    folder = text  # part of the names of examples, so that a/0.wav and b/0.wav differ
+    if is_hub(text):
+        tables, notes = read_hub(text, with_targets=False, progress=True)
     elif path.is_dir():
-        part, notes = folders.flat(path)
+        part, notes = folders.read_flat_folder(path)
     elif not path.exists():
         raise FileNotFoundError(f"{path}: no such file or folder")
-    elif dims is not None and folders.medium(path) == "npy files" and npy_many(path, dims, channels):
-        part = read_table(path)["train"]
-        notes.append(f"{path.name}: taken as {len(part.items):,} examples, by its number of axes")
-    elif is_list(path):
-        tables, notes = read_list(path, labelled=False, skip_bad=skip_bad)
-    elif folders.medium(path) and (path.suffix.lower() != ".npz" or npz_single(path, dims, channels)):
-        part = Part([str(path)], None, [path.name])
-        if dims is not None and folders.medium(path) == "npy files":
-            notes.append(f"{path.name}: taken as one example, by its number of axes")
     else:
-        tables = read_table(_table(path))
+        folder = os.path.dirname(text)
+        many = medium(path) in ("npy files", "npz files") and has_many_examples(path, dims, channels)
+        if is_list(path):
+            tables, notes = read_list(path, with_targets=False, skip_bad=skip_bad)
+        elif medium(path) and not many:
+            part = Part([str(path)], None, [path.name])
+        else:
+            tables = read_table(_check_table(path))
+        if medium(path) == "npy files" and dims is not None:
+            count = f"{len(tables['train'].items):,} examples" if many else "one example"
+            notes.append(f"{path.name}: taken as {count}, by its number of axes")
     if tables:
         split = next(split for split in ("test", "val", "train") if split in tables)
         part = tables[split]
         if len(tables) > 1:
-            name = given if is_hub(given) else path.name
             *others, last = tables
-            notes.append(f"{name} holds {', '.join(others)} and {last}: the {split} set is taken")
-    folder = (
-        given if is_hub(given) or path.is_dir() else os.path.dirname(given)
-    )  # so that a/0.wav and b/0.wav can be told apart
-    part = _printable(part._replace(names=[os.path.join(folder, name) for name in part.names]))
-    good, more = _looked_at({"test": part}, folders.printable(given), skip_bad, progress=True)
-    part, notes = good["test"], notes + more
-    known = set(classes or ())
-    if part.labels is not None and not any(part.labels):  # a column that is there and has nothing in it
-        part = part._replace(labels=None)
-    if part.labels is not None and classes and not known.issuperset(part.labels):
-        strange = sorted({label or "?" for label in part.labels} - known)
-        notes.append(f"labels left out: {folders.listing(strange)} not among the model's classes")
-        part = part._replace(labels=None)
-    return _kind(part), _examples(part, tuple(classes or ())), tuple(map(folders.printable, notes))
-
-
-def fit_preprocess(source: Source, size: int | Sequence[int] | None = None) -> Preprocess:
-    """Compute the preprocessing of a source on its training examples only; `size` as in the `fit` of each kind."""
-    if source.kind == "image":
-        return ImagePreprocess.fit(source.train, size)
-    return SignalPreprocess.fit(source.train, size)
+            name = text if is_hub(text) else path.name
+            notes.append(f"{name} has {', '.join(others)} and {last}: the {split} set is used")
+    part = part._replace(targets=None, names=[os.path.join(folder, name) for name in part.names])
+    return _loaded(_printable(part), printable(text), skip_bad, notes)
 
 
 def builtin_sources() -> tuple[str, ...]:
-    """Return the names of the sets that are there without a download."""
+    """Return the names of the sets that need no download."""
     return "digits", *bundled()
 
 
+def _loaded(part: Part, where: str, skip_bad: bool, notes: list[str]) -> LoadedExamples:
+    checked = check_examples({"test": part}, where, skip_bad, progress=True)
+    notes = [printable(note) for note in (*notes, *checked.notes)]
+    return LoadedExamples(checked.kind, checked.dims, _examples(checked.parts["test"], None), tuple(notes))
+
+
 def _find(source: Any, skip_bad: bool, progress: bool) -> tuple[str, dict[str, Part], list[str]]:
-    """Return name, parts ("train" and, where the data has them, "test" and "val") and notes of a source."""
+    """Return name, parts ("train", and "test" and "val" if the data has them) and notes of a source."""
     if isinstance(source, tuple | dict):
-        return "arrays", _from_arrays(source), []
+        return "arrays", read_arrays(source), []
     if not isinstance(source, str | Path):
         raise ValueError(
             f"a source is a name, a path, (X, y) or (X_train, y_train, X_test, y_test); got a {type(source).__name__}"
         )
     if source == "":
-        raise ValueError("the source is an empty text; give a name or a path (the current folder is written .)")
+        raise ValueError("the source is an empty text; pass a name or a path (the current folder is written .)")
     text, path = str(source), Path(source).expanduser()
     if isinstance(source, str) and text.lower() in builtin_sources():
-        notes = [f"the built-in {text.lower()}; for what lies at that path, write ./{text}"] if path.exists() else []
+        notes = [f"the built-in {text.lower()}; for the files at that path, write ./{text}"] if path.exists() else []
         if text.lower() == "digits":
             return "digits", {"train": _digits()}, notes
         name, parts, more = read_set(bundled()[text.lower()])
@@ -190,53 +189,20 @@ def _find(source: Any, skip_bad: bool, progress: bool) -> tuple[str, dict[str, P
     if text.lower().startswith("ucr:"):
         return read_set(download(text[4:].strip()))
     if is_hub(text):
-        return text.partition("?")[0], *read_hub(text, labelled=True, progress=progress)
+        return text.partition("?")[0], *read_hub(text, with_targets=True, progress=progress)
     if path.is_dir():
-        table = table_in(path)
-        if table:
-            return read_set(table)
-        parts, notes = folders.scan(path)
-        return path.resolve().name, parts, notes
+        table = find_training_file(path)
+        return read_set(table) if table else (path.resolve().name, *folders.read_folder(path))
     if path.exists() and is_list(path):
-        return path.stem, *read_list(path, labelled=True, skip_bad=skip_bad)
+        return path.stem, *read_list(path, with_targets=True, skip_bad=skip_bad)
     if path.exists():
-        return read_set(_table(path))
-    close = difflib.get_close_matches(text.lower(), builtin_sources(), n=1)
+        return read_set(_check_table(path))
+    close = nearest(text.lower(), builtin_sources())
     raise FileNotFoundError(
-        f"{text}: no such file or folder, and no built-in source.{f' Did you mean {close[0]}?' if close else ''} "
+        f"{text}: no such file or folder, and no built-in source.{f' Did you mean {close}?' if close else ''} "
         f"Built in: {', '.join(builtin_sources())}. Other sets of the UCR archive: ucr:NAME; of the Hugging Face hub: "
         "hf:owner/name"
     )
-
-
-def _looked_at(parts: dict[str, Part], where: str, skip_bad: bool, progress: bool) -> tuple[dict[str, Part], list[str]]:
-    """`without_bad`, of all parts that are not streamed: a look at those would fetch everything."""
-    here = {split: part for split, part in parts.items() if not are_streamed(part.items)}
-    good, notes = without_bad(here, where, skip_bad, progress)
-    return parts | good, notes
-
-
-def _given(x: Any) -> Part:
-    """Arrays to predict."""
-    if isinstance(x, list | tuple) and any(isinstance(row, str | Path) for row in x):
-        raise ValueError("got a list of paths; give them one by one: predict(run, *paths)")
-    if not isinstance(x, list | tuple) and not hasattr(x, "__array__"):
-        raise ValueError(
-            "examples to predict are paths, an array (n, time) or (n, channels, time, ...), a list of arrays or a list "
-            f"of PIL images; got a {type(x).__name__}"
-        )
-    return as_part(x, None, "X")
-
-
-def _from_arrays(source: tuple[Any, ...] | dict[str, Any]) -> dict[str, Part]:
-    names = {2: ("X", "y"), 4: ("X_train", "y_train", "X_test", "y_test")}.get(len(source))
-    if isinstance(source, tuple) and names:
-        source = dict(zip(names, source))
-    if not isinstance(source, dict) or names is None or set(source) != set(names):
-        got = f"keys {', '.join(map(str, source))}" if isinstance(source, dict) else f"{len(source)} arrays"
-        raise ValueError(f"arrays are given as X, y or as X_train, y_train, X_test, y_test; got {got}")
-    splits = zip(("train", "test"), names[::2], names[1::2])
-    return {split: as_part(source[x], source[y], x, y) for split, x, y in splits}
 
 
 def _digits() -> Part:
@@ -247,62 +213,53 @@ def _digits() -> Part:
     return as_part([Image.fromarray(image) for image in pixels], y, "digits")
 
 
-def _table(path: Path) -> Path:
-    """Return the path if it can hold many examples, else raise a ValueError."""
+def _check_table(path: Path) -> Path:
+    """Return the path of a file of many examples, or raise a ValueError."""
     if path.suffix.lower() in TABLES:
         return path
-    if folders.medium(path):
+    if medium(path):
         raise ValueError(f"{path}: is a single example; to train, {folders.LAYOUT}")
-    known = f"{', '.join(TABLES)} for many examples, {folders.known_endings()} for one each, .csv for a list of files"
+    known = f"{', '.join(TABLES)} for many examples, {known_endings()} for one each, .csv for a list of files"
     raise ValueError(f"{path}: unknown type of file {path.suffix!r}; known: {known}")
 
 
 def _printable(part: Part) -> Part:
-    """The part with names and labels that cannot break a message or a table."""
-    labels = part.labels and [label and folders.printable(label) for label in part.labels]
-    return part._replace(labels=labels, names=list(map(folders.printable, part.names)))
+    """Escape names that could break a message or a table."""
+    return part._replace(names=list(map(printable, part.names)))
 
 
-def _classes(parts: dict[str, Part], where: str, at_least: int) -> tuple[str, ...]:
-    """The classes of the training set, or of all parts where there is none, checked against all parts."""
+def _complete_targets(part: Part, split: str, where: str) -> list[Any]:
+    """The raw targets of a split; a ValueError if some are missing."""
+    if part.targets is None:
+        raise ValueError(
+            f"{where}: the {split} set has no labels; every example needs one"
+            " (.ts: @classLabel true; .npz: y; .npy: NAME_labels.npy or .txt beside it; .csv: a column label)"
+        )
+    if missing := [name for name, target in zip(part.names, part.targets) if target is None]:
+        raise ValueError(f"{where}: {len(missing):,} labels are missing in the {split} set: {listing(missing)}")
+    return part.targets
+
+
+def _check_strata_remain(kind_of_task: type[Task], parts: dict[str, Part], checked: Checked, where: str) -> None:
+    """Raise a ValueError if all examples of a stratum, such as a class, are bad."""
+    known = {}  # of each split, the numbers and the targets of the examples that have a target
     for split, part in parts.items():
-        if part.labels is None:
-            raise ValueError(
-                f"{where}: the {split} set has no labels; every example needs one"
-                " (.ts: @classLabel true; .npz: y; .npy: NAME_labels.npy or .txt beside it; .csv: a column label)"
-            )
-        without = [name for name, label in zip(part.names, part.labels) if label is None]
-        if without:
-            raise ValueError(
-                f"{where}: {len(without):,} labels are missing in the {split} set: {folders.listing(without)}"
-            )
-    known = [parts["train"]] if "train" in parts else parts.values()
-    names = {str(label) for part in known for label in part.labels or ()}
-    try:
-        classes = tuple(sorted(names, key=lambda name: (float(name), name)))
-    except ValueError:
-        classes = tuple(sorted(names))
-    if len(classes) < at_least:
-        raise ValueError(f"{where}: the training set has one class only ({classes[0]}); at least two are needed")
-    for split, part in parts.items():
-        strange = sorted(set(map(str, part.labels or ())) - names)
-        if strange:
-            raise ValueError(
-                f"{where}: classes {folders.listing(strange)} are in the {split} set but not in the training set"
-            )
-    return classes
+        known[split] = {i: target for i, target in enumerate(part.targets or ()) if target is not None}
+    if not all(known.values()):
+        return  # the missing targets are an error
+    task = kind_of_task.from_targets({split: list(of.values()) for split, of in known.items()}, where, to_train=False)
+    for split, targets in known.items():
+        strata, faults = task.strata(task.encode(list(targets.values()))), checked.faults[split]
+        if strata is None:
+            continue
+        of_example = dict(zip(targets, strata.tolist()))
+        left = {stratum for i, stratum in of_example.items() if i not in faults}
+        if lost := {i: stratum for i, stratum in of_example.items() if stratum not in left}:
+            names = listing([task.stratum_name(stratum) for stratum in sorted(set(lost.values()))])
+            first = faults[min(lost)]
+            raise ValueError(f"{where}: every example of {names} in the {split} set is bad; the first: {first}")
 
 
-def _kind(part: Part) -> Kind:
-    first = part.items[0]
-    picture = isinstance(first, Image.Image | Encoded) or (
-        isinstance(first, str) and folders.medium(first) == "images" and not is_raster(first)
-    )
-    return "image" if picture else "signal"
-
-
-def _examples(part: Part, classes: tuple[str, ...]) -> Examples:
-    index = {name: i for i, name in enumerate(classes)}
-    labels = None if part.labels is None or not classes else [index[str(label)] for label in part.labels]
-    stored = isinstance(part.items[0], str | Encoded)
-    return Examples(part.items, labels, part.names, folders.read_example if stored else None)
+def _examples(part: Part, targets: np.ndarray | None) -> Examples:
+    stored = isinstance(part.items[0], str | EncodedPicture)
+    return Examples(part.items, targets, part.names, read_example if stored else None)

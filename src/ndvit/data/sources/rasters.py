@@ -1,6 +1,6 @@
-"""Rasters: TIFF files that hold more than a picture in grey or colour, such as the bands of a satellite image.
+"""Rasters: TIFF files that are not ordinary pictures, such as the bands of a satellite image.
 
-Only the values and GDAL's mark for missing ones are read; where on earth they were measured is of no use here.
+Only the values and GDAL's mark of missing values are read; georeferences are ignored.
 """
 
 import logging
@@ -17,55 +17,48 @@ from ndvit.data.sources.arrays import warn_of_rounding
 if TYPE_CHECKING:
     from tifffile import TiffFile, TiffPage
 
-TIFFS = (".tif", ".tiff")
-
+_TIFFS = (".tif", ".tiff")
 _MOST_VALUES = 2**29  # 2 GiB as float32; a header can claim any size
 _GREY = (0, 1)  # photometric interpretations: white is zero, black is zero
 _SAMPLES = {0: 1, 1: 1, 2: 3, 3: 1, 4: 1, 5: 4, 6: 3, 8: 3}
 """Samples of a pixel by photometric interpretation: grey, RGB, palette, mask, CMYK, YCbCr, CIE Lab (TIFF 6.0)."""
-_COPY, _MASK = 1, 4  # bits of NewSubfileType: a page that is a smaller copy of another, or its mask
-_ALPHA = (1, 2)  # of ExtraSamples; 0 is a band without a meaning
+_COPY, _MASK = 1, 4  # bits of NewSubfileType: the page is a smaller copy of another, or its mask
+_ALPHA = (1, 2)  # values of ExtraSamples for transparency; 0 is a band without a defined meaning
 _NODATA = 42113  # GDAL_NODATA, a text
-_OF_THE_EARTH = (33550, 34264, 34735, 42112, _NODATA)
-"""Tags of GeoTIFF and of GDAL, which marks the fourth of four bands as alpha unless it is told not to."""
+_GEO_TAGS = (33550, 34264, 34735, 42112, _NODATA)
+"""Tags of GeoTIFF and of GDAL, which marks the fourth of four bands as alpha by default."""
 
 
 class _Raster(NamedTuple):
-    """The pages that hold the bands, and (bands, height, width)."""
+    """The pages with the bands, and (bands, height, width)."""
 
     pages: list["TiffPage"]
     shape: tuple[int, int, int]
 
 
-def is_raster(path: str | Path) -> bool:
-    """Say of any file whether it is a TIFF that is no ordinary picture, by its header.
+def raster_shape(path: str | Path) -> tuple[int, int, int] | None:
+    """Return (bands, height, width) of a raster from its header; None for other files and for ordinary pictures.
 
-    Pictures are those of 8 bits in grey or colour and those of 16 bits in grey, with or without transparency; of what
-    GDAL wrote or what has a place on earth, those without. Grey pages of equal size are bands of one raster; smaller
-    copies and masks are not counted.
+    Pictures are grey or colour of 8 bits and grey of 16 bits, with or without transparency; with tags of GDAL or a
+    georeference, only those without transparency. Grey pages of equal size are the bands of one raster; smaller copies
+    and masks are not counted.
+
+    Raises:
+        ValueError: see `read_raster`.
     """
-    if Path(path).suffix.lower() not in TIFFS:
-        return False
     with _opened(path) as raster:
-        return raster is not None
-
-
-def raster_shape(path: str | Path) -> tuple[int, int, int]:
-    """Return (bands, height, width) of a raster from its header; raises as `read_raster`."""
-    with _opened(path) as raster:
-        if raster is None:
-            raise ValueError("is a picture in grey or colour, expected a raster of bands")
-        return raster.shape
+        return None if raster is None else raster.shape
 
 
 def read_raster(path: str | Path) -> np.ndarray | None:
-    """Read a raster as (bands, height, width) float32, NaN where GDAL_NODATA says that nothing was measured.
+    """Read a raster as (bands, height, width) float32, with NaN for values that equal GDAL_NODATA.
 
     Returns:
-        None for ordinary pictures, for what is no TIFF, and for TIFFs that are damaged beyond telling.
+        None for ordinary pictures, files that are not TIFFs, and TIFFs that are too damaged to tell.
 
     Raises:
-        ValueError: pages that make no bands, values that are no numbers or too many, compression that needs a package.
+        ValueError: for pages that are not bands of one raster, values that are not numbers or too many, and compression
+            that needs a package.
     """
     with _opened(path) as raster:
         if raster is None:
@@ -77,13 +70,13 @@ def read_raster(path: str | Path) -> np.ndarray | None:
         return _observed(np.concatenate(bands), raster.pages[0])
 
 
-def doubtful_alpha(path: str | Path, whole: bool = True) -> bool:
-    """Say of any file whether it is a TIFF whose transparency may be a band that was measured.
+def has_doubtful_alpha(path: str | Path, whole: bool = True) -> bool:
+    """Whether the transparency of a TIFF file may be a measured band; False for all other files.
 
-    Of a raster that is any band that is marked as transparency; of a picture, one with values between none and all, or
-    any if it is not to be read as a `whole`.
+    In a raster, that is any band marked as transparency; in a picture, transparency with values between none and all,
+    or any transparency if the picture must not be decoded (`whole=False`).
     """
-    if Path(path).suffix.lower() not in TIFFS:
+    if Path(path).suffix.lower() not in _TIFFS:
         return False
     with _opened(path) as raster:
         if raster is not None:
@@ -95,15 +88,18 @@ def doubtful_alpha(path: str | Path, whole: bool = True) -> bool:
 
 @contextmanager
 def _opened(path: str | Path) -> Iterator[_Raster | None]:
-    """The raster in a file, None for anything else."""
+    """The raster in a file; None for anything else."""
+    if Path(path).suffix.lower() not in _TIFFS:
+        yield None
+        return
     import tifffile
 
-    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what matters of its log is raised as well
-    with open(path, "rb") as file:  # what is wrong with the file itself is said as for any other
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # it logs faults that it also raises
+    with open(path, "rb") as file:  # faults of the file itself get the same message as for other types
         try:
-            tiff = tifffile.TiffFile(file, _multifile=False)  # or the file could name others that are read, too
+            tiff = tifffile.TiffFile(file, _multifile=False)  # otherwise the file could name other files to read
             pages = list(tiff.pages)
-        except Exception:  # it raises whatever it likes on a damaged file; PIL, which comes next, finds better words
+        except Exception:  # any error for a damaged file; PIL, which reads it next, has a better message
             yield None
             return
         with tiff:
@@ -115,60 +111,55 @@ def _raster(tiff: "TiffFile", pages: list) -> _Raster | None:
     if not pages:
         return None
     first, several = pages[0], len(pages) > 1
-    bands = several and all(_is_band(page) and _layout(page) == _layout(first) for page in pages)
+    bands = several and all(_is_band(p) and (p.shaped, p.dtype) == (first.shaped, first.dtype) for p in pages)
     if not bands and _is_picture(first):
-        return None  # of which further pages are left out
+        return None  # further pages are ignored
     if several and not bands:
         raise ValueError(
-            f"holds {len(pages)} pages that make no bands of one raster: expected one page, or pages of equal size and "
+            f"has {len(pages)} pages that are not bands of one raster: expected one page, or pages of equal size and "
             "type with one band each"
         )
     if first.dtype is None or first.dtype.kind not in "fiub":
-        raise ValueError(f"holds values of type {first.dtype or f'{first.bitspersample} bits'}; numbers are needed")
+        raise ValueError(f"has values of type {first.dtype or f'{first.bitspersample} bits'}; expected numbers")
     planes, depth, height, width, samples = first.shaped
     shape = (len(pages) * planes * samples, height, width)
     if depth != 1:
-        raise ValueError(f"holds a volume of depth {depth}; save it as .npy (channels, depth, height, width)")
+        raise ValueError(f"has a volume of depth {depth}; save it as .npy (channels, depth, height, width)")
     if np.prod(shape, dtype=np.float64) > _MOST_VALUES:
         raise ValueError(f"claims {' x '.join(map(str, shape))} values, more than {_MOST_VALUES:,}; cut it into tiles")
     _check_compression(first)
     return _Raster(pages, shape)
 
 
-def _layout(page: "TiffPage") -> tuple:
-    return page.shaped, page.dtype
-
-
 def _is_band(page: "TiffPage") -> bool:
-    """Whether a page holds one band; not of 1 bit, as pages of text do."""
+    """Whether a page has one band; pages of 1 bit are scanned text."""
     return page.samplesperpixel == 1 and page.photometric in _GREY and page.bitspersample != 1
 
 
 def _is_picture(page: "TiffPage") -> bool:
-    """Whether PIL makes of a page all that is in it."""
+    """Whether PIL reads everything in a page."""
     colours, extra = _SAMPLES.get(page.photometric, 0), page.extrasamples
-    whole = page.samplesperpixel == colours + len(extra)
-    meant = not any(tag in page.tags for tag in _OF_THE_EARTH)
-    transparency = not extra or (len(extra) == 1 and extra[0] in _ALPHA and meant)
     if isinstance(page.bitspersample, tuple):
-        return True  # of unequal bits, of which PIL has to say whether it can read them
-    plain = page.sampleformat == 1 and page.bitspersample <= (16 if colours == 1 else 8) and page.shaped[1] == 1
-    return plain and whole and transparency
+        return True  # of unequal bits: PIL must decide whether it can read them
+    georeferenced = any(tag in page.tags for tag in _GEO_TAGS)
+    transparency = not extra or (len(extra) == 1 and extra[0] in _ALPHA and not georeferenced)
+    simple = page.sampleformat == 1 and page.bitspersample <= (16 if colours == 1 else 8) and page.shaped[1] == 1
+    return simple and page.samplesperpixel == colours + len(extra) and transparency
 
 
 def _check_compression(page: "TiffPage") -> None:
     from tifffile import TIFF
 
-    for known, how in ((TIFF.DECOMPRESSORS, page.compression), (TIFF.UNPREDICTORS, page.predictor)):
+    for known, method in ((TIFF.DECOMPRESSORS, page.compression), (TIFF.UNPREDICTORS, page.predictor)):
         try:
-            known[how]
+            known[method]
         except KeyError as error:
-            name = getattr(how, "name", how)
+            name = getattr(method, "name", method)
             if "imagecodecs" not in str(error):
-                raise ValueError(f"is compressed in a way that is not known here ({name})") from error
+                raise ValueError(f"has an unknown compression ({name})") from error
             raise ValueError(
-                f"is compressed in a way ({name}) that takes the package imagecodecs to read: "
-                "pip install imagecodecs, or save it with deflate compression and without a predictor"
+                f"has a compression ({name}) that needs the package imagecodecs: pip install imagecodecs, or save it "
+                "with deflate compression and without a predictor"
             ) from error
 
 
@@ -176,15 +167,14 @@ def _observed(array: np.ndarray, page: "TiffPage") -> np.ndarray:
     """The values as float32, NaN for GDAL_NODATA."""
     missing = np.zeros((), dtype=bool)
     tag = page.tags.get(_NODATA)
-    if tag is not None:
-        try:
-            mark = float(str(tag.value).strip("\0 "))
-        except ValueError:
-            mark = np.nan
-        with np.errstate(over="ignore"):
-            # a text of 17 digits stands for the nearest value of the file's own type; no whole number equals -0.5
+    with np.errstate(over="ignore"):  # values too large for float32 become infinite, and are refused later
+        if tag is not None:
+            try:
+                mark = float(str(tag.value).strip("\0 "))
+            except ValueError:
+                mark = np.nan
+            # the text has 17 digits and means the nearest value of the file's type; no integer equals -0.5
             missing = array == (array.dtype.type(mark) if array.dtype.kind == "f" else mark)
-    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and infinite values are refused
         values = np.where(missing, np.float32(np.nan), array.astype(np.float32))
     if array.dtype.itemsize > 2 and array.dtype != np.float32:
         warn_of_rounding(np.where(missing, np.nan, array)[None], values[None], "the raster")

@@ -1,6 +1,6 @@
-"""Light stems for signals above all: convolutions with BatchNorm in residual groups, in any number of dimensions.
+"""Light stems, mainly for signals: convolutions with BatchNorm in residual groups, in any number of dimensions.
 
-A few early convolutions see the short patterns that a transformer learns from much data only ("Early Convolutions Help
+Early convolutions find short patterns that a transformer learns only from much data ("Early Convolutions Help
 Transformers See Better", 2021).
 """
 
@@ -17,7 +17,7 @@ BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 class ConvStem(nn.Module):
-    """Stages of convolutions, each with a stride of its own and a shortcut around it.
+    """Stages of convolutions, each with its own stride and a shortcut.
 
     (B, C, *size) -> (B, config.stem_channels, *size / config.stem_stride).
     """
@@ -43,20 +43,13 @@ class ConvStem(nn.Module):
 
 
 class InceptionGroup(nn.Module):
-    """Inception modules with a shortcut around them (InceptionTime, Ismail Fawaz et al., 2020).
+    """Inception modules with a shortcut (InceptionTime, Ismail Fawaz et al., 2020).
 
     (B, in_channels, *size) -> (B, len(dilations) width, *size / stride).
     """
 
     def __init__(
-        self,
-        dims: int,
-        in_channels: int,
-        width: int,
-        units: int,
-        stride: int,
-        kernel: int,
-        dilations: tuple[int, ...],
+        self, dims: int, in_channels: int, width: int, units: int, stride: int, kernel: int, dilations: tuple[int, ...]
     ) -> None:
         super().__init__()
         out = len(dilations) * width
@@ -72,15 +65,15 @@ class InceptionGroup(nn.Module):
 
 
 class Inception(nn.Module):
-    """Parallel convolutions of one kernel at several dilations, side by side under one BatchNorm; no activation.
+    """Parallel convolutions of one kernel size and several dilations, concatenated, then BatchNorm; no activation.
 
-    (B, in_channels, *size) -> (B, len(dilations) width, *size / stride). More channels than `width` are first mixed
-    down to it.
+    (B, in_channels, *size) -> (B, len(dilations) width, *size / stride). If there are more channels than `width`, a
+    convolution of width 1 reduces them to `width` first.
     """
 
-    # Dilation, as in MiniRocket, instead of InceptionTime's long kernels: on CPUs (oneDNN) one of 39 taps runs at a
-    # third of the rate of a matrix product, dilated ones of 9 taps with a multiple of 16 channels run at that rate. And
-    # no branch of max pooling, which takes eight times as long as a convolution there.
+    # Dilations, as in MiniRocket, replace InceptionTime's long kernels: on CPUs (oneDNN) a kernel of 39 taps runs at a
+    # third of the rate of a matrix product, dilated kernels of 9 taps with a multiple of 16 channels at the full rate.
+    # There is no branch of max pooling, which takes eight times as long as a convolution there.
     def __init__(
         self, dims: int, in_channels: int, width: int, stride: int, kernel: int, dilations: tuple[int, ...]
     ) -> None:
@@ -117,7 +110,7 @@ class ResidualUnit(nn.Module):
 
 
 def _conv(dims: int, before: int, after: int, kernel: int, stride: int = 1, dilation: int = 1) -> nn.Module:
-    """A convolution without bias that yields size / stride, rounded up; its kernel grows where a stride would skip."""
+    """A convolution without bias to ceil(size / stride); its kernel grows with the stride, to skip no samples."""
     if kernel > 1:
         kernel = max(kernel, 2 * stride - 1)
     padding = kernel // 2 * dilation

@@ -1,21 +1,17 @@
-"""What may stand before the patches: the ResNet of the ViT paper's hybrids, in any number of dimensions.
+"""The ResNet stem of the ViT paper's hybrids, in any number of dimensions.
 
 BiT's ResNet-v2 root with ResNet-v1 units: weight-standardised convolutions, GroupNorm, TensorFlow's SAME padding
 ("An Image is Worth 16x16 Words", "Big Transfer"). Names follow timm's state dicts.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.checkpoint import checkpoint
 
 from ndvit.config import StemNumerics, ViTConfig
+from ndvit.network.checkpointing import checkpointed
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _CONVOLVE = (F.conv1d, F.conv2d, F.conv3d)
@@ -53,35 +49,10 @@ class ResNetStem(nn.Module):
 
 
 def run_stages(stages: nn.ModuleList, x: Tensor, recompute: bool) -> Tensor:
-    """One stage after the other; with `recompute` each is computed again in the backward pass, to save memory."""
+    """Apply the stages in order; with `recompute` each is computed again in the backward pass, to save memory."""
     for stage in stages:
-        if not recompute:
-            x = stage(x)
-        elif torch.compiler.is_compiling():  # the compiler's second pass has no side effects, and takes no context
-            x = checkpoint(stage, x, use_reentrant=False)
-        else:
-            x = checkpoint(stage, x, use_reentrant=False, context_fn=partial(_contexts, stage))
+        x = checkpointed(stage, x) if recompute else stage(x)
     return x
-
-
-def _contexts(stage: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    return nullcontext(), _frozen_statistics(stage)
-
-
-@contextmanager
-def _frozen_statistics(stage: nn.Module) -> Iterator[None]:
-    """Within, a second forward pass over the same batch does not count twice in BatchNorm's running statistics."""
-    # not without statistics at all: the second pass must keep as many tensors as the first
-    norms = [module for module in stage.modules() if isinstance(module, _BatchNorm)]
-    momenta = [norm.momentum for norm in norms]
-    counts = [norm.num_batches_tracked for norm in norms]
-    for norm in norms:
-        norm.momentum, norm.num_batches_tracked = 0.0, None
-    try:
-        yield
-    finally:
-        for norm, momentum, count in zip(norms, momenta, counts):
-            norm.momentum, norm.num_batches_tracked = momentum, count
 
 
 class Bottleneck(nn.Module):
@@ -123,7 +94,7 @@ class StdConv(nn.Module):
         return self.convolve(x, self.standardised(), stride=self.stride)
 
     def standardised(self) -> Tensor:
-        """The kernels as they are applied."""
+        """The standardised kernels."""
         flat = self.weight.float().flatten(1)  # bfloat16 has too few digits for a variance
         variance, mean = torch.var_mean(flat, dim=1, correction=0, keepdim=True)
         if self.numerics == "google":
@@ -134,19 +105,19 @@ class StdConv(nn.Module):
 
 
 class MaxPoolSame(nn.Module):
-    """The largest of every three neighbours, every second: halves each axis, for values of at least 0."""
+    """Max pooling of width 3 and stride 2 with SAME padding, for values of at least 0."""
 
     def forward(self, x: Tensor) -> Tensor:
-        # padded by 0, not by -inf: after a ReLU it is the same
+        # Padding by 0 is the same as padding by -inf after a ReLU.
         return _MAX_POOL[x.ndim - 3](_pad_same(x, 3, 2), kernel_size=3, stride=2)
 
 
 def _group_norm(channels: int, numerics: StemNumerics) -> nn.GroupNorm:
-    return nn.GroupNorm(32, channels, eps=1e-6 if numerics == "google" else 1e-5)  # Flax's default and torch's
+    return nn.GroupNorm(32, channels, eps=1e-6 if numerics == "google" else 1e-5)  # the defaults of Flax and PyTorch
 
 
 def _pad_same(x: Tensor, kernel: int, stride: int) -> Tensor:
-    """Zeros around every axis so that windows yield size / stride, rounded up; an odd one goes to the end."""
+    """Pad every axis by zeros so that there are ceil(size / stride) windows; an odd zero goes to the end."""
     pads: list[int] = []
     for size in reversed(x.shape[2:]):
         missing = max((-(-size // stride) - 1) * stride + kernel - size, 0)

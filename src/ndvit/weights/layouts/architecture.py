@@ -1,4 +1,4 @@
-"""The network that a set of tensors belongs to, inferred from their shapes under our names."""
+"""Infer the config of a network from the shapes of its tensors, under our names."""
 
 import math
 import re
@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from ndvit.config import SIZES, ViTConfig, stem_stride
-from ndvit.network.grid import sincos_positions
+from ndvit.network.positions import sincos_positions
 from ndvit.weights.layouts.layout import Converted
 
 _HEADS = {row["embed_dim"]: row["num_heads"] for name, row in SIZES.items() if name not in ("pico", "nano")}
@@ -20,7 +20,7 @@ _CLASSLESS_HEADS = {1536: 16}  # SigLIP 2 giant
 
 @dataclass
 class Inferred:
-    """The config of a checkpoint, and what of it no tensor tells: a line for each field that was assumed."""
+    """The config of a checkpoint, and a line for each field that was assumed."""
 
     config: ViTConfig
     tensors: dict[str, Tensor]
@@ -29,21 +29,18 @@ class Inferred:
 
 
 def infer(
-    converted: Converted, told: Mapping[str, Any], where: object, size_hint: Sequence[int] | int | None = None
+    converted: Converted, stated: Mapping[str, Any], where: object, size_hint: Sequence[int] | int | None = None
 ) -> Inferred:
     """Infer the config of a converted checkpoint.
 
-    Args:
-        converted: tensors under our names.
-        told: fields that config.json or the table of weights states and that `refute` did not find wrong.
-        where: the file, for messages.
-        size_hint: the input size, believed only where nothing else tells it and the positions, if there are any, are of
-            no square grid.
+    Fields in `stated`, from config.json or the zoo table, do not contradict the tensors. The input size `size_hint` is
+    used only where nothing else determines it, because there are no positions or their grid is not square. Messages
+    call the file `where`.
 
     Raises:
-        ValueError: if tensors that every network has are missing, or the shapes leave open what they must not.
+        ValueError: if tensors that every network has are missing, or a needed field cannot be inferred.
     """
-    tensors = {name: tensor for name, tensor in converted.tensors.items() if tensor.numel()}  # no registers are none
+    tensors = {name: tensor for name, tensor in converted.tensors.items() if tensor.numel()}  # zero registers
     needed = ("patch_embed.proj", "blocks.0.norm1", "blocks.0.mlp.fc1", "blocks.0.mlp.fc2")
     for name in (f"{module}.weight" for module in needed):
         if name not in tensors:
@@ -57,22 +54,22 @@ def infer(
     if size_hint is not None:
         size_hint = (size_hint,) * (patch.ndim - 2) if isinstance(size_hint, int) else tuple(size_hint)
     usual = dict(converted.format.usual)
-    facts = usual | dict(told) | converted.certain
+    facts = usual | dict(stated) | converted.certain
     values: dict[str, Any] = _encoder(tensors) | _stem(tensors) | _tokens(tensors)
     values["patch_size"] = tuple(patch.shape[2:])
     result = Inferred(ViTConfig(), tensors, notes=list(converted.notes))
     _register_of(values, result)
     values["num_heads"] = facts.get("num_heads") or _heads(tensors, facts, result, where)
     values["pooling"] = _pooling(tensors, values["embed_dim"])
-    if values["pooling"] in ("token", "norm_avg") and facts.get("pooling") in ("token", "avg", "norm_avg"):
-        values["pooling"] = facts["pooling"] if values["class_token"] else values["pooling"]  # tensors tell the rest
+    if values["pooling"] == "token" and facts.get("pooling") in ("token", "avg", "norm_avg"):
+        values["pooling"] = facts["pooling"]  # tensors tell the other poolings
     if values["pooling"] == "avg" and "norm.weight" in tensors:
         values["pooling"] = "norm_avg"
     for name in ("norm_eps", "activation", "rope_base", "stem_numerics"):
         if name in facts:
             values[name] = facts[name]
         matters = name in ("norm_eps", "activation") or (name == "stem_numerics" and "stem" in values)
-        if matters and name not in {**told, **converted.certain}:
+        if matters and name not in {**stated, **converted.certain}:
             layout = converted.format.name
             result.assumed[name] = f"{name} {values.get(name)}, usual in the {layout} layout; set {name}="
     fc1, fc2 = tensors["blocks.0.mlp.fc1.weight"], tensors["blocks.0.mlp.fc2.weight"]
@@ -85,39 +82,35 @@ def infer(
     return result
 
 
-def refute(told: Mapping[str, Any], converted: Converted) -> str | None:
-    """Say how stated fields contradict the tensors, or None where they agree."""
+def contradiction(stated: Mapping[str, Any], converted: Converted) -> str | None:
+    """How stated fields contradict the tensors, in words; None if they agree."""
     tensors = converted.tensors
     patch = tensors.get("patch_embed.proj.weight")
     if patch is None or "patch_embed.backbone.stem.conv.weight" in tensors:
         return None
-    is_so = {
+    actual = {
         "embed_dim": len(patch),
         "in_channels": patch.shape[1],
         "patch_size": tuple(patch.shape[2:]),
         "depth": _depth(tensors),
     }
-    for name, value in is_so.items():
-        said = told.get(name, value)
-        if name == "patch_size":
-            said = (said,) * len(patch.shape[2:]) if isinstance(said, int) else tuple(said)
-        if said != value:
-            return f"it says {name} {said}, the tensors {value}"
-    heads = converted.certain.get("num_heads")
-    if heads is not None and told.get("num_heads", heads) != heads:
-        return f"it says num_heads {told['num_heads']}, the tensors {heads}"
+    if "num_heads" in converted.certain:
+        actual["num_heads"] = converted.certain["num_heads"]
+    for name, value in actual.items():
+        if (claim := stated.get(name, value)) != value:
+            return f"{name} is {claim} there, and {value} by the tensors"
     return None
 
 
 def _depth(tensors: Mapping[str, Tensor]) -> int:
-    # counted: the highest number stands in a name alone, and could ask for a billion blocks
+    # The blocks are counted: a number in a name could ask for a billion of them.
     return len({name.split(".")[1] for name in tensors if name.startswith("blocks.")})
 
 
 def _encoder(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     width, hidden = len(tensors["patch_embed.proj.weight"]), tensors["blocks.0.mlp.fc2.weight"].shape[1]
     ratio = hidden / width
-    if int(width * ratio) != hidden:  # the quotient was rounded down
+    if int(width * ratio) != hidden:  # the quotient is rounded down
         ratio = math.nextafter(ratio, math.inf)
     return {
         "embed_dim": width,
@@ -160,16 +153,15 @@ def _tokens(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def _register_of(values: dict[str, Any], result: Inferred) -> None:
-    """A distillation token without a head of its own is a register: it only takes part in attention."""
+    """Turn a distillation token without a head into a register, as it only takes part in attention."""
     tensors = result.tensors
     heads = {name for name in ("head.weight", "head_dist.weight", "pre_logits.fc.weight") if name in tensors}
     if not values["distilled"] or not heads or "head_dist.weight" in heads:
         return
-    registers = [tensors.pop("dist_token")] + ([tensors["reg_token"]] if "reg_token" in tensors else [])
-    assert len(registers) == 1, "no layout has both"
-    tensors["reg_token"] = registers[0]
+    assert "reg_token" not in tensors, "no layout has both"
+    tensors["reg_token"] = tensors.pop("dist_token")
     values |= {"distilled": False, "num_registers": 1}
-    result.notes.append("the distillation token has no head of its own here, and is kept as a register")
+    result.notes.append("the distillation token has no head in this file, and is kept as a register")
 
 
 def _heads(tensors: Mapping[str, Tensor], facts: Mapping[str, Any], result: Inferred, where: object) -> int:
@@ -182,8 +174,8 @@ def _heads(tensors: Mapping[str, Tensor], facts: Mapping[str, Any], result: Infe
     usual |= {} if "cls_token" in tensors else _CLASSLESS_HEADS
     if width not in usual and width % 64:
         raise ValueError(
-            f"{where}: the tensors do not tell the number of heads, and a width of {width} has no usual one: "
-            "say num_heads= (--num-heads for `ndvit info`, `convert` and `train`)"
+            f"{where}: the number of heads cannot be inferred from the tensors, and a width of {width} has no usual "
+            "one: set num_heads= (--num-heads for `ndvit info`, `convert` and `train`)"
         )
     heads = usual.get(width, width // 64)
     result.assumed["num_heads"] = f"num_heads {heads}, usual at width {width}; set num_heads="
@@ -214,29 +206,29 @@ def _positions(
     stride = stem_stride(values.get("stem", "none"), values.get("stem_depths", ()))
     token = tuple(p * stride for p in patch)
     prefix = values["class_token"] + values["distilled"] + values["num_registers"]
-    told = facts.get("input_size")
-    told = (told,) * len(patch) if isinstance(told, int) else told
+    stated = facts.get("input_size")
+    stated = (stated,) * len(patch) if isinstance(stated, int) else stated
     if "pos_embed" not in tensors:
         if facts.get("pos_embed") not in ("rope", "sincos"):
-            raise ValueError(f"{where} has no positions (pos_embed), which its layout keeps: the file is not complete")
-        if told is None and size_hint is not None and len(size_hint) == len(token):
-            told = size_hint
-        if told is None:
-            told = tuple(round(224 / t) * t for t in token)
-            result.assumed["input_size"] = f"input_size {told}: no tensor depends on it; set input_size="
+            raise ValueError(f"{where} has no positions (pos_embed), which its layout stores: the file is not complete")
+        if stated is None and size_hint is not None and len(size_hint) == len(token):
+            stated = size_hint
+        if stated is None:
+            stated = tuple(round(224 / t) * t for t in token)
+            result.assumed["input_size"] = f"input_size {stated}: no tensor depends on it; set input_size="
         if facts.get("pos_embed") == "rope":
-            return {"pos_embed": "rope", "pos_embed_prefix": False, "input_size": told}
-        # big_vision's fixed positions are not saved with its weights, and differ from MAE's in their frequencies
-        grid = tuple(s // t for s, t in zip(told, token))
+            return {"pos_embed": "rope", "pos_embed_prefix": False, "input_size": stated}
+        # The fixed positions of big_vision are not stored, and have other frequencies than those of MAE.
+        grid = tuple(s // t for s, t in zip(stated, token))
         tensors["pos_embed"] = sincos_positions(grid, values["embed_dim"], endpoint=True)[None]
         result.notes.append("the file has no positions: big_vision's fixed sines and cosines were computed")
-        return {"pos_embed_prefix": False, "input_size": told}
+        return {"pos_embed_prefix": False, "input_size": stated}
     count = tensors["pos_embed"].shape[1]
-    # Checkpoints do not hold the grid. Published ones are squares (a line in 1-D, a cube in 3-D), so this is the one
-    # place where a root of a number of tokens is taken.
+    # Checkpoints do not store the grid. Published grids are squares (cubes in 3-D), so only here the side is computed
+    # as a root of the number of tokens.
     squares = {w: round(max(count - prefix * w, 0) ** (1 / len(patch))) for w in (True, False)}
     guesses = [(w, tuple(side * t for t in token)) for w, side in squares.items()]
-    guesses = [(w, tuple(told)) for w in squares if told is not None] + guesses
+    guesses = [(w, tuple(stated)) for w in squares if stated is not None] + guesses
     guesses += [(w, size_hint) for w in squares if size_hint is not None]
     for with_prefix, size in guesses:
         grid = tuple(s // t for s, t in zip(size, token))
@@ -244,10 +236,10 @@ def _positions(
             covered = tuple(g * t for g, t in zip(grid, token))
             if covered != size:
                 result.notes.append(
-                    f"trained at {size}, of which whole patches cover {covered}: that is the input here"
+                    f"trained at {size}, of which whole patches cover {covered}, which is the input size here"
                 )
             return {"pos_embed_prefix": with_prefix, "input_size": covered}
     raise ValueError(
-        f"{where} has {count} positions for {prefix} prefix tokens and a grid that is not square: say the size that it "
-        f"was trained at, a multiple of {token}, by input_size="
+        f"{where} has {count} positions for {prefix} prefix tokens and a grid that is not square: set input_size= to "
+        f"the size of its training, a multiple of {token}"
     )

@@ -1,34 +1,35 @@
-"""The tables of published layouts, one `Format` each, and the recogniser that chooses among them."""
+"""The tables of published layouts, one `Format` each, and `recognise`, which chooses among them."""
 
 import re
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ndvit.weights.layouts.layout import Format, Rows, Tensors
+from ndvit.weights.reading.zoo import STATISTICS
 
-_IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
-_HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
-_CLIP = {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)}
+_IMAGENET, _HALF, _CLIP = (dict(zip(("mean", "std"), STATISTICS[name])) for name in ("imagenet", "half", "clip"))
 _COVER = {"interpolation": "bicubic", "crop_fraction": 0.875, "resize": "cover"}
+_COVER_WHOLE = {"interpolation": "bicubic", "crop_fraction": 1.0, "resize": "cover"}
 _STRETCH = {"interpolation": "bilinear", "crop_fraction": 1.0, "resize": "stretch"}
 
 _PRETRAINING = "used in pretraining only"
-_DECODER = "the decoder of masked pretraining; the encoder is what classifies"
+_DECODER = "the decoder of masked pretraining; only the encoder is used"
 _TEXT = "the text side of an image-text model"
 
 
 def recognise(tensors: Tensors, where: object) -> Format:
-    """The layout of a checkpoint, told by its tensors' names.
+    """The layout of a checkpoint, by the names of its tensors.
 
     Raises:
-        ValueError: if it is no Vision Transformer that is known here, saying what it looks like.
+        ValueError: if no layout matches; the message names what the file looks like.
     """
     found = [f for f in FORMATS if f.matches(tensors)]
     if len(found) == 1:
         return found[0]
-    if found:  # a gap in the marks; never for a checkpoint that is tested
+    if found:  # the marks of two layouts overlap, which no tested checkpoint does
         raise ValueError(f"{where} could be {' or '.join(f.name for f in found)}: please report it")
     likeness = next((what for marks, what in _FOREIGN if any(re.search(marks, name) for name in tensors)), None)
     some = ", ".join(sorted(tensors)[:4])
@@ -39,11 +40,11 @@ def recognise(tensors: Tensors, where: object) -> Format:
     )
 
 
-# ---- timm and its kin: original releases of DeiT, MAE, DINOv2 and DINOv3, and the article
+# ---- timm, and the layouts like it: releases of DeiT, MAE, DINOv2 and DINOv3, and the article
 
 
 def _fold_class_position(tensors: Tensors) -> Tensors:
-    """DINOv2 with registers has a position for its class token and none for the registers: add the one to the other."""
+    """Add the position of the class token to the token: DINOv2 with registers has none for the registers."""
     out = dict(tensors)
     if "reg_token" in out:
         out["cls_token"] = out["cls_token"].float() + out["pos_embed"][:, :1].float()  # a half would be rounded again
@@ -51,8 +52,8 @@ def _fold_class_position(tensors: Tensors) -> Tensors:
     return out
 
 
-def _silence_keys(tensors: Tensors) -> Tensors:
-    """DINOv3 multiplies the biases of its keys by zero, whatever values its files hold for them."""
+def _zero_key_biases(tensors: Tensors) -> Tensors:
+    """Set the biases of keys to zero: DINOv3 masks them, and its files hold arbitrary values for them."""
     out = dict(tensors)
     for name in out:
         if name.endswith("attn.qkv.bias"):
@@ -81,11 +82,8 @@ _TIMM_MARKS = (r"patch_embed\.proj\.weight", r"blocks\.0\.norm1\.weight", r"bloc
 _DINO3_MARK = r"(storage_tokens|rope_embed\.periods)"
 _MAE_MARK, _MASK_MARK, _ARTICLE_MARK = r"decoder_blocks\..*", r"mask_token", r"patch_embed\.norm\.weight"
 _CLIP_MARK = r"norm_pre\.weight"
-_EVA = (
-    r"blocks\.0\.attn\.q_bias",
-    r"blocks\.0\.mlp\.fc1_g\.weight",
-    r"rope\..*",
-)  # rotary positions, some by no tensor
+# Networks with rotary positions, some of which no tensor shows.
+_EVA = (r"blocks\.0\.attn\.q_bias", r"blocks\.0\.mlp\.fc1_g\.weight", r"rope\..*")
 _BEIT = (r"blocks\.0\.attn\.(relative_position_bias_table|rel_pos_h)", r"rel_pos_bias\..*", r"head\.fc\..*")
 _TIMM_USUAL = {"norm_eps": 1e-6, "activation": "gelu", "stem_numerics": "timm"}
 _DINO3_USUAL = {"norm_eps": 1e-5, "activation": "gelu", "pos_embed": "rope"}
@@ -96,7 +94,7 @@ def _timm(name: str, marks: tuple[str, ...] = (), absent: tuple[str, ...] = (), 
     return Format(name=name, marks=_TIMM_MARKS + marks, absent=_BEIT + absent, top=_TIMM_TOP, inner=_TIMM_INNER, **rest)
 
 
-# ---- Google's .npz: kernels are (..., in, out), heads have an axis of their own, norms may be (1, 1, 1, C)
+# ---- Google's .npz: kernels are (..., in, out), heads have their own axis, norms may be (1, 1, 1, C)
 
 _GOOGLE_TOP: Rows = (
     ("cls_token", "cls"),
@@ -116,7 +114,8 @@ _GOOGLE_TOP: Rows = (
     ("attn_pool.mlp.fc2", "MAPHead_0.MlpBlock_0.Dense_1"),
     ("head", "head"),
 )
-_OLD, _NEW = "MultiHeadDotProductAttention_1", "MultiHeadDotProductAttention_0"  # Flax counted modules, then per class
+# Flax first counted modules over all classes, later per class.
+_OLD, _NEW = "MultiHeadDotProductAttention_1", "MultiHeadDotProductAttention_0"
 _GOOGLE_INNER: Rows = (
     ("norm1", "LayerNorm_0"),
     ("attn.qkv[0]", f"{_OLD}.query", f"{_NEW}.query"),
@@ -131,7 +130,7 @@ _GOOGLE_PREFIX = r"(opt/target/|params/img/|params/)?"
 
 
 def _from_jax(tensors: Tensors) -> Tensors:
-    """Torch's axis orders and dots for slashes; a depth axis that was scanned over becomes numbered blocks."""
+    """Axes in the order of torch, dots for slashes, and numbered blocks in place of a scanned axis of depth."""
     out: Tensors = {}
     for name, tensor in tensors.items():
         name = re.sub(f"^{_GOOGLE_PREFIX}", "", name)
@@ -164,52 +163,51 @@ def _to_torch(path: str, leaf: str, value: Tensor) -> Tensor:
         return value.flatten(0, 1).T  # (heads, head_dim, D) -> (D, D)
     if path.endswith(("/query", "/key", "/value")):
         return value.flatten(1).T  # (D, heads, head_dim) -> (D, D)
-    return value.permute(-1, -2, *range(value.ndim - 2))  # (..., in, out) -> (out, in, ...), a matrix's transpose too
+    return value.permute(-1, -2, *range(value.ndim - 2))  # (..., in, out) -> (out, in, ...)
 
 
 _GOOGLE_USUAL: dict[str, Any] = {"norm_eps": 1e-6, "activation": "gelu_tanh", "stem_numerics": "google"}
 
-# ---- transformers: names of version 5's live modules first, then those of its files and of older versions
 
-_HF_ATTENTION: Rows = (
+_google = partial(
+    Format,
+    top=_GOOGLE_TOP,
+    blocks=("Transformer.encoderblock_{}.",),
+    inner=_GOOGLE_INNER,
+    preprocess=_HALF | _STRETCH,
+    usual=_GOOGLE_USUAL,
+    prepare=_from_jax,
+)
+
+
+# ---- transformers: first the names of version 5's modules, then those of its files and of older versions
+
+_HF_BLOCK: Rows = (
     ("attn.qkv[0]", "attention.q_proj", "attention.attention.query", "self_attn.q_proj"),
     ("attn.qkv[1]", "attention.k_proj", "attention.attention.key", "self_attn.k_proj"),
     ("attn.qkv[2]", "attention.v_proj", "attention.attention.value", "self_attn.v_proj"),
     ("attn.proj", "attention.o_proj", "attention.output.dense", "self_attn.out_proj"),
+    ("mlp.fc1", "mlp.fc1", "intermediate.dense", "mlp.weights_in"),
+    ("mlp.fc2", "mlp.fc2", "output.dense", "mlp.weights_out", "mlp.down_proj"),
 )
-_HF_INNER: Rows = (
-    *_HF_ATTENTION,
-    ("norm1", "layernorm_before"),
-    ("norm2", "layernorm_after"),
-    ("mlp.fc1", "mlp.fc1", "intermediate.dense"),
-    ("mlp.fc2", "mlp.fc2", "output.dense"),
-)
+_HF_INNER: Rows = (*_HF_BLOCK, ("norm1", "layernorm_before"), ("norm2", "layernorm_after"))
 _HF_TOP: Rows = (
     ("cls_token", "embeddings.cls_token"),
     ("pos_embed", "embeddings.position_embeddings"),
-    ("patch_embed.proj", "embeddings.patch_embeddings.projection"),
+    ("patch_embed.proj", "embeddings.patch_embeddings.projection", "embeddings.patch_embeddings"),
     ("dist_token", "embeddings.distillation_token"),
-    ("norm", "layernorm"),
+    ("reg_token", "embeddings.register_tokens"),
+    ("norm", "layernorm", "norm"),
     ("pre_logits.fc", "pooler.dense"),
     ("head", "classifier", "cls_classifier"),
     ("head_dist", "distillation_classifier"),
 )
-_HF_DINO_TOP: Rows = (
-    ("cls_token", "embeddings.cls_token"),
-    ("pos_embed", "embeddings.position_embeddings"),
-    ("reg_token", "embeddings.register_tokens"),
-    ("patch_embed.proj", "embeddings.patch_embeddings.projection", "embeddings.patch_embeddings"),
-    ("norm", "layernorm", "norm"),
-    ("head", "classifier"),
-)
 _HF_DINO_INNER: Rows = (
-    *_HF_ATTENTION,
+    *_HF_BLOCK,
     ("norm1", "norm1"),
     ("norm2", "norm2"),
     ("ls1.gamma", "layer_scale1.lambda1"),
     ("ls2.gamma", "layer_scale2.lambda1"),
-    ("mlp.fc1", "mlp.fc1", "mlp.weights_in"),
-    ("mlp.fc2", "mlp.fc2", "mlp.weights_out", "mlp.down_proj"),
     ("mlp.fc1[0]", "mlp.gate_proj"),
     ("mlp.fc1[1]", "mlp.up_proj"),
 )
@@ -226,23 +224,16 @@ _HF_TOWER_TOP: Rows = (  # CLIP and SigLIP
     ("attn_pool.norm", "head.layernorm"),
     ("attn_pool.mlp", "head.mlp"),
 )
-_HF_TOWER_INNER: Rows = (
-    *_HF_ATTENTION,
-    ("norm1", "layer_norm1"),
-    ("norm2", "layer_norm2"),
-)
 _HF_TEXT = ((r"^(text_model|text_projection|logit_)", _TEXT), (r"position_ids$", "only counts positions"))
-_HF_BLOCKS = ("layers.{}.", "encoder.layer.{}.")
-_P = r"(vit\.)?"
 
 
 def _in_proj(tensors: Tensors) -> Tensors:
-    """Torch's MultiheadAttention joins names with an underscore."""
+    """Separate the names of torch's MultiheadAttention by a dot in place of an underscore."""
     return {re.sub(r"in_proj_(weight|bias)$", r"in_proj.\1", name): tensor for name, tensor in tensors.items()}
 
 
 def _tower(tensors: Tensors) -> Tensors:
-    """Give CLIP's bare vectors their axes, and split the pooling's fused projection into query and key with value."""
+    """Reshape the vectors of CLIP, and split the fused projection of the pooling into query and key with value."""
     out = dict(tensors)
     for name in ("cls_token", "pos_embed"):
         if name in out:
@@ -255,35 +246,36 @@ def _tower(tensors: Tensors) -> Tensors:
     return out
 
 
-def _siglip(
-    name: str, marks: tuple[str, ...] = (), ignore: tuple[tuple[str, str], ...] = _HF_TEXT, **rest: Any
-) -> Format:
-    return Format(
-        name=name,
-        marks=(
-            r"(vision_model\.)?embeddings\.patch_embedding\.weight",
-            r"(vision_model\.)?encoder\.layers\.0\.layer_norm1\.weight",
-            r"(vision_model\.)?embeddings\.position_embedding\.weight",
-            *marks,
-        ),
-        prefixes=("vision_model.", ""),
-        top=_HF_TOWER_TOP,
-        blocks=("encoder.layers.{}.",),
-        inner=_HF_TOWER_INNER,
-        usual={"norm_eps": 1e-6, "activation": "gelu_tanh"},
-        preprocess=_HALF | {"interpolation": "bicubic", "crop_fraction": 1.0, "resize": "stretch"},
-        ignore=ignore,
-        prepare=_in_proj,
-        finish=_tower,
-        **rest,
-    )
-
-
-_SIGLIP_HEAD, _UNREAD = r"^(vision_model\.)?head\.", "the classifier reads the mean of the patches instead"
+_hf = partial(
+    Format,
+    top=_HF_TOP,
+    blocks=("layers.{}.", "encoder.layer.{}."),
+    inner=_HF_INNER,
+    usual={"norm_eps": 1e-12, "activation": "gelu"},
+    preprocess=_IMAGENET | _COVER,
+    ignore=((r"mask_token$", _PRETRAINING),),
+)
+_hf_tower = partial(
+    Format,
+    prefixes=("vision_model.", ""),
+    top=_HF_TOWER_TOP,
+    blocks=("encoder.layers.{}.",),
+    inner=(*_HF_BLOCK, ("norm1", "layer_norm1"), ("norm2", "layer_norm2")),
+    usual={"norm_eps": 1e-6, "activation": "gelu_tanh"},
+    preprocess=_HALF | _COVER_WHOLE | {"resize": "stretch"},
+    ignore=_HF_TEXT,
+    prepare=_in_proj,
+    finish=_tower,
+)
+_SIGLIP = (
+    r"embeddings\.patch_embedding\.weight",
+    r"encoder\.layers\.0\.layer_norm1\.weight",
+    r"embeddings\.position_embedding\.weight",
+)
 
 
 def _plain_up(tensors: Tensors) -> Tensors:
-    """In DINOv3, up_proj is the value beside a gate in the gated networks, and the whole first layer in the others."""
+    """Rename up_proj in DINOv3 without a gate, where it is the whole first layer and not one half of it."""
     if any("gate_proj" in name for name in tensors):
         return dict(tensors)
     return {name.replace("mlp.up_proj", "mlp.fc1"): tensor for name, tensor in tensors.items()}
@@ -297,7 +289,7 @@ _TORCHVISION_TOP: Rows = (
     ("patch_embed.proj", "conv_proj"),
     ("norm", "encoder.ln"),
     ("pre_logits.fc", "heads.pre_logits"),
-    ("head", "heads.head", "heads.0", "heads"),  # as built, and as it is usually replaced
+    ("head", "heads.head", "heads.0", "heads"),  # as built, and as users replace it
 )
 _TORCHVISION_INNER: Rows = (
     ("norm1", "ln_1"),
@@ -316,13 +308,10 @@ FORMATS: tuple[Format, ...] = (
         (_MAE_MARK, _MASK_MARK, _ARTICLE_MARK, r"attn_pool\..*", *_EVA),  # with attention pooling: Perception Encoder
         usual=_TIMM_USUAL | {"norm_eps": 1e-5},
         without_bias=("patch_embed.proj",),
-        preprocess=_CLIP | {"interpolation": "bicubic", "crop_fraction": 1.0, "resize": "cover"},
+        preprocess=_CLIP | _COVER_WHOLE,
     ),
     _timm(
-        "timm DINOv3",
-        ("cls_token", "reg_token", r"blocks\.0\.gamma_1"),
-        (_DINO3_MARK, "pos_embed"),
-        usual=_DINO3_USUAL,
+        "timm DINOv3", ("cls_token", "reg_token", r"blocks\.0\.gamma_1"), (_DINO3_MARK, "pos_embed"), usual=_DINO3_USUAL
     ),
     _timm("article", (_ARTICLE_MARK, "pos_embed"), (_DINO3_MARK, _MAE_MARK, _MASK_MARK), preprocess=None),
     _timm("MAE", (_MAE_MARK,), ignore=((r"^(decoder_.*|mask_token)$", _DECODER),)),
@@ -338,30 +327,19 @@ FORMATS: tuple[Format, ...] = (
         (_DINO3_MARK,),
         ignore=((r"^(mask_token$|local_cls_norm|projectors\.)", _PRETRAINING), (r"\.bias_mask$", "zeroes key biases")),
         usual=_DINO3_USUAL,
-        finish=_silence_keys,
+        finish=_zero_key_biases,
     ),
-    Format(
+    _google(
         name="google",
         marks=(_GOOGLE_PREFIX + "embedding/kernel", ".*Transformer/posembed_input/pos_embedding"),
-        top=_GOOGLE_TOP,
-        blocks=("Transformer.encoderblock_{}.",),
-        inner=_GOOGLE_INNER,
-        usual=_GOOGLE_USUAL,
-        preprocess=_HALF | _STRETCH,
         ignore=((r"^opt\.state\.", "the state of the optimiser"),),
-        prepare=_from_jax,
     ),
-    Format(
+    _google(
         name="big_vision",
         marks=(_GOOGLE_PREFIX + "embedding/kernel", ".*Transformer/encoder_norm/scale"),
         absent=(".*Transformer/posembed_input/pos_embedding",),
-        top=_GOOGLE_TOP,
-        blocks=("Transformer.encoderblock_{}.",),
-        inner=_GOOGLE_INNER,
-        usual=_GOOGLE_USUAL | {"pos_embed": "sincos"},  # where none are saved
-        preprocess=_HALF | _STRETCH,
+        usual=_GOOGLE_USUAL | {"pos_embed": "sincos"},  # used where the file has no positions
         ignore=((r"^(txt\.|t$|b$)", _TEXT),),
-        prepare=_from_jax,
     ),
     Format(
         name="torchvision",
@@ -373,91 +351,62 @@ FORMATS: tuple[Format, ...] = (
         preprocess=_IMAGENET | _COVER | {"interpolation": "bilinear"},
         prepare=_in_proj,
     ),
-    Format(
+    _hf(
         name="transformers ViT",
-        marks=(_P + r"embeddings\.patch_embeddings\.projection\.weight", r".*\.0\.layernorm_before\.weight"),
+        marks=(r"embeddings\.patch_embeddings\.projection\.weight", r".*\.0\.layernorm_before\.weight"),
         absent=(r".*distillation_token", r"decoder\..*", r".*(lambda_1|relative_position.*)"),
         prefixes=("vit.", ""),
-        top=_HF_TOP,
-        blocks=_HF_BLOCKS,
-        inner=_HF_INNER,
-        usual={"norm_eps": 1e-12, "activation": "gelu"},
         preprocess=_HALF | _STRETCH,
-        ignore=((r"mask_token$", _PRETRAINING),),
     ),
-    Format(
+    _hf(
         name="transformers DeiT",
-        marks=(r"(deit\.)?embeddings\.distillation_token",),
+        marks=(r"embeddings\.distillation_token",),
         prefixes=("deit.", ""),
-        top=_HF_TOP,
-        blocks=_HF_BLOCKS,
-        inner=_HF_INNER,
-        usual={"norm_eps": 1e-12, "activation": "gelu"},
-        preprocess=_IMAGENET | {"interpolation": "bicubic", "crop_fraction": 0.875, "resize": "stretch"},
-        ignore=((r"mask_token$", _PRETRAINING),),
+        preprocess=_IMAGENET | _COVER | {"resize": "stretch"},
     ),
-    Format(
+    _hf(
         name="transformers ViTMAE",
         marks=(r"decoder\.decoder_embed\.weight", r"vit\.embeddings\.cls_token"),
         prefixes=("vit.",),
-        top=_HF_TOP,
-        blocks=_HF_BLOCKS,
-        inner=_HF_INNER,
-        usual={"norm_eps": 1e-12, "activation": "gelu"},
-        preprocess=_IMAGENET | _COVER,
         ignore=((r"^decoder\.", _DECODER),),
     ),
-    Format(
+    _hf(
         name="transformers DINOv2",
-        marks=(
-            r"(dinov2(_with_registers)?\.)?embeddings\.patch_embeddings\.projection\.weight",
-            r".*\.0\.layer_scale1\.lambda1",
-        ),
+        marks=(r"embeddings\.patch_embeddings\.projection\.weight", r".*\.0\.layer_scale1\.lambda1"),
         prefixes=("dinov2.", "dinov2_with_registers.", ""),
-        top=_HF_DINO_TOP,
         blocks=("encoder.layer.{}.", "layers.{}."),
         inner=_HF_DINO_INNER,
         usual={"norm_eps": 1e-6, "activation": "gelu"},
-        preprocess=_IMAGENET | _COVER,
-        ignore=((r"mask_token$", _PRETRAINING),),
         finish=_fold_class_position,
     ),
-    Format(
+    _hf(
         name="transformers DINOv3",
-        marks=(r"(dinov3_vit\.)?embeddings\.patch_embeddings\.weight", r".*layer\.0\.layer_scale1\.lambda1"),
+        marks=(r"embeddings\.patch_embeddings\.weight", r".*layer\.0\.layer_scale1\.lambda1"),
         prefixes=("dinov3_vit.", ""),
-        top=_HF_DINO_TOP,
         blocks=("model.layer.{}.", "layer.{}."),
         inner=_HF_DINO_INNER,
         usual=_DINO3_USUAL,
-        preprocess=_IMAGENET | {"interpolation": "bilinear", "crop_fraction": 1.0, "resize": "stretch"},
-        ignore=((r"mask_token$", _PRETRAINING),),
+        preprocess=_IMAGENET | _STRETCH,
         prepare=_plain_up,
     ),
-    Format(
+    _hf_tower(
         name="transformers CLIP",
-        marks=(r"(vision_model\.)?embeddings\.class_embedding", r"(vision_model\.)?pre_layrnorm\.weight"),
-        absent=(r"classifier\.weight",),  # which reads tokens before the final norm
-        prefixes=("vision_model.", ""),
-        top=_HF_TOWER_TOP,
-        blocks=("encoder.layers.{}.",),
-        inner=_HF_TOWER_INNER,
+        marks=(r"embeddings\.class_embedding", r"pre_layrnorm\.weight"),
+        absent=(r"classifier\.weight",),  # the classifier reads tokens before the final norm
         usual={"norm_eps": 1e-5, "activation": "quick_gelu"},
-        without_bias=("patch_embed.proj", "head"),  # a projection
-        preprocess=_CLIP | {"interpolation": "bicubic", "crop_fraction": 1.0, "resize": "cover"},
-        ignore=_HF_TEXT,
-        finish=_tower,
+        without_bias=("patch_embed.proj", "head"),  # the head is a projection
+        preprocess=_CLIP | _COVER_WHOLE,
     ),
-    _siglip("transformers SigLIP", absent=(r".*class_embedding", r"classifier\.weight")),
-    _siglip(
-        "transformers SigLIP classifier",
-        (r"classifier\.weight",),
+    _hf_tower(name="transformers SigLIP", marks=_SIGLIP, absent=(r".*class_embedding", r"classifier\.weight")),
+    _hf_tower(
+        name="transformers SigLIP classifier",
+        marks=(*_SIGLIP, r"classifier\.weight"),
         absent=(r".*class_embedding",),
-        ignore=((_SIGLIP_HEAD, _UNREAD), *_HF_TEXT),
+        ignore=((r"^(vision_model\.)?head\.", "the classifier reads the mean of the patches instead"), *_HF_TEXT),
     ),
 )
 
-_FOREIGN: tuple[tuple[str, str], ...] = (  # for the message only: the first that fits
+_FOREIGN: tuple[tuple[str, str], ...] = (  # for the message only; the first match counts
     (r"lora_[AB]\.", "a LoRA adapter: merge it into its model and save that"),
     (r"embeddings\.class_embedding$", "a classifier on CLIP, whose head reads tokens before the final norm"),
     (r"^(module\.)?layer1\.0\.conv1\.weight$|resnet", "a ResNet"),
@@ -465,7 +414,10 @@ _FOREIGN: tuple[tuple[str, str], ...] = (  # for the message only: the first tha
     (r"stages\.0\.blocks\.0\.(conv_dw|gamma)|downsample_layers\.|features\.1\.0\.layer_scale", "a ConvNeXt"),
     (r"conv_stem\.weight|features\.1\.0\.block\.|_blocks\.0\.", "an EfficientNet or MobileNet"),
     (r"^features\.0\.weight$", "a VGG or AlexNet"),
-    (r"to_patch_embedding\.|transformer\.layers\.0\.0\.", "a Vision Transformer of vit-pytorch, which is not read yet"),
+    (
+        r"to_patch_embedding\.|transformer\.layers\.0\.0\.",
+        "a Vision Transformer of vit-pytorch, which ndvit cannot read",
+    ),
     (r"^visual\.(transformer|conv1)|^visual\.trunk\.", "an OpenCLIP model: save its image tower through timm"),
     (r"attention\.self\.query\.|embeddings\.word_embeddings", "a language model (BERT)"),
     (r"self_attn\.q_proj\.weight|transformer\.h\.0\.|embed_tokens\.weight", "a language model"),

@@ -1,8 +1,9 @@
-"""What a layout of checkpoints is, and how a checkpoint is brought from its names to ours.
+"""The layout of a checkpoint, and the conversion of its names to ours.
 
-Our names are timm's. A row of a table is (ours, theirs, theirs in another version, ...): a module or a bare tensor. In
-a block, names are relative to the block. `name[i]` is the i-th part of a tensor of ours that they keep in pieces,
-joined along its first axis: a fused qkv, a gated fc1. Read backwards, the same tables write files for other libraries.
+Our names are timm's. A row of a table is (ours, theirs, theirs in another version, ...), each a module or a tensor.
+Names inside a block are relative to the block. `name[i]` is the i-th part of one of our tensors that the other library
+stores in pieces, joined along its first axis: a fused qkv, a gated fc1. Read backwards, the same tables write files for
+other libraries.
 """
 
 import re
@@ -19,38 +20,36 @@ Rows = tuple[tuple[str, ...], ...]
 
 @dataclass(frozen=True, kw_only=True)
 class Format:
-    """One layout: what marks it, its table, and what its files usually mean where their tensors cannot tell.
+    """One layout."""
 
-    `marks` are patterns of names that must be there, `absent` of names that must not. `without_bias` are modules of
-    ours that may lack their bias here; it is zero then.
-    """
-
-    name: str
-    marks: tuple[str, ...]
-    absent: tuple[str, ...] = ()
-    prefixes: tuple[str, ...] = ("",)
-    top: Rows = ()
-    blocks: tuple[str, ...] = ("blocks.{}.",)
-    inner: Rows = ()
-    ignore: tuple[tuple[str, str], ...] = ()
-    usual: Mapping[str, Any] = field(default_factory=dict)
-    preprocess: Mapping[str, Any] | None = None
-    without_bias: tuple[str, ...] = ()
-    prepare: Callable[[Tensors], Tensors] = dict
-    finish: Callable[[Tensors], Tensors] = dict
+    name: str  # in messages and reports
+    marks: tuple[str, ...]  # patterns of which every one must match a name, with or without a prefix
+    absent: tuple[str, ...] = ()  # patterns of which none may match a name, likewise
+    prefixes: tuple[str, ...] = ("",)  # prefixes of names, the first match is removed
+    top: Rows = ()  # the table of names outside the blocks
+    blocks: tuple[str, ...] = ("blocks.{}.",)  # beginnings of names in block {}
+    inner: Rows = ()  # the table of names inside a block
+    ignore: tuple[tuple[str, str], ...] = ()  # patterns of names that are not used, and the reasons
+    usual: Mapping[str, Any] = field(default_factory=dict)  # `ViTConfig` where neither tensors nor config.json tell it
+    preprocess: Mapping[str, Any] | None = None  # fields of `ImagePreprocess`, likewise
+    without_bias: tuple[str, ...] = ()  # our modules that may lack their bias; it is zero then
+    prepare: Callable[[Tensors], Tensors] = dict  # applied to all tensors before names are converted
+    finish: Callable[[Tensors], Tensors] = dict  # applied to all tensors afterwards
 
     def matches(self, names: Iterable[str]) -> bool:
         """Whether these are names of this layout."""
+        prefix = f"({'|'.join(map(re.escape, self.prefixes))})?"
 
-        def there(pattern: str) -> bool:
-            return any(re.fullmatch(pattern, name) for name in names)
+        def found(pattern: str) -> bool:
+            whole = re.compile(f"{prefix}({pattern})")
+            return any(map(whole.fullmatch, names))
 
-        return all(map(there, self.marks)) and not any(map(there, self.absent))
+        return all(map(found, self.marks)) and not any(map(found, self.absent))
 
 
 @dataclass(frozen=True)
 class Converted:
-    """A checkpoint under our names, and what its layout says of the network."""
+    """A checkpoint under our names, and the fields of `ViTConfig` that its layout makes certain."""
 
     format: Format
     tensors: Tensors
@@ -60,10 +59,10 @@ class Converted:
 
 
 def convert(tensors: Tensors, format: Format) -> Converted:
-    """Bring a checkpoint of this layout under our names; a name without a row is kept, to be complained of later."""
+    """Convert the names of a checkpoint. A name without a row is kept, and refused later as unexpected."""
     certain: dict[str, Any] = {}
     for name, tensor in tensors.items():
-        if re.search(r"Transformer/.*query/kernel$", name):  # Google keeps heads apart: (..., D, heads, head_dim)
+        if re.search(r"Transformer/.*query/kernel$", name):  # heads have their own axis: (..., D, heads, head_dim)
             certain["num_heads"] = tensor.shape[-2]
     ignored, out = {}, {}
     for name, tensor in format.prepare(tensors).items():
@@ -85,9 +84,10 @@ def convert(tensors: Tensors, format: Format) -> Converted:
 
 
 def join_parts(tensors: Tensors) -> Tensors:
-    """Join `name[0]`, `name[1]`, ... along the first axis; the bias of keys, which changes nothing, may be missing.
+    """Join `name[0]`, `name[1]`, ... along the first axis.
 
-    Where another part is missing the rest stays in pieces, to be complained of later.
+    The bias of keys may be missing, as softmax cancels it. If another part is missing, the rest stays in pieces, which
+    are refused later as unexpected.
     """
     out: Tensors = {}
     parts: dict[str, dict[int, Tensor]] = {}

@@ -1,4 +1,4 @@
-"""Checkpoints of torch.save -> plain tensors. A pickle that would run code is refused by name before any of it runs."""
+"""Read the tensors of checkpoints of torch.save. A pickle that would run code is refused before any of it runs."""
 
 import argparse
 import io
@@ -19,41 +19,41 @@ from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from ndvit.weights.errors import damaged, note_left_out, some
 
-# where training scripts put the weights; the raw model before its moving average, DINO's teacher before its student
+# Keys under which training scripts store weights: the model before its moving average, DINO's teacher first.
 _WRAPPERS = ("model", "state_dict", "model_state_dict", "module", "teacher", "student") + (
     "model_ema", "state_dict_ema", "ema")  # fmt: skip
 _scalar = np.float64().__reduce__()[0]
-# What training scripts save beside weights and that can do no harm: parsed arguments, paths, scores as numpy numbers.
+# Harmless values that training scripts save beside weights: parsed arguments, paths, numbers of numpy.
 _HARMLESS: list[Any] = [argparse.Namespace, np.dtype, *{type(np.dtype(code)) for code in "?bBhHiIlLqQefd"}]
 _HARMLESS += [(_scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
 _HARMLESS += [(PurePosixPath, f"{room}.PosixPath") for room in ("pathlib", "pathlib._local")]
 _HARMLESS += [(PureWindowsPath, f"{room}.WindowsPath") for room in ("pathlib", "pathlib._local")]
-# Modules of Python whose classes only hold values: not read, but no attack either.
+# Modules of Python whose classes only hold values: not read, but no attack.
 _DATA_MODULES = {"argparse", "collections", "datetime", "decimal", "enum", "fractions", "pathlib", "uuid"}
 
 
 def read_pickle(path: Path, notes: list[str], mmap: bool) -> dict[str, Tensor]:
-    """Read the tensors of a checkpoint, map its memory if told to, and note what was unwrapped or left out.
+    """Read the tensors of a checkpoint, with mapped memory if `mmap`, and note what was unwrapped or left out.
 
     Raises:
-        ValueError: a pickle that would run code, that holds other things than tensors, or that is damaged.
+        ValueError: if the pickle would run code, holds no tensors, or is damaged.
     """
     protocol, called = _scan(path)
     with safe_globals(_HARMLESS), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of pickle protocols and old storages: nothing that a reader could mend
+        warnings.simplefilter("ignore")  # on pickle protocols and old storages, of no use to a reader
         _refuse(path, called)
         try:
-            # Memory can be mapped where a zip's members lie uncompressed; torch would map packed bytes just the same.
-            # (and a file that is named .safetensors it would read as one)
+            # torch would map the bytes of compressed members, too, so the caller checks that there are none. It would
+            # read a file with the name .safetensors as that format.
             if mmap and path.suffix != ".safetensors":
                 value = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             else:
                 with path.open("rb") as file:
                     value = torch.load(file, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:  # torch's own text advises to run the file
+        except pickle.UnpicklingError as error:  # torch's own message advises to run the file
             raise ValueError(
                 f"{path} cannot be read as plain tensors: it is cut short or damaged, or holds other things (pickle "
-                f"protocol {protocol}; 2 and 3 are read). Fetch it again, or ask its author for a .safetensors file"
+                f"protocol {protocol}; 2 and 3 are read). Download it again, or ask its author for a .safetensors file"
             ) from error
         except Exception as error:
             raise damaged(path, "checkpoint of torch.save", error) from error
@@ -67,25 +67,25 @@ def read_pickle(path: Path, notes: list[str], mmap: bool) -> dict[str, Tensor]:
     for name, t in tensors.items():
         if t.layout != torch.strided or t.is_quantized or t.is_meta:
             raise ValueError(f"{path}: {name!r} is a sparse, quantized or empty (meta) tensor; save plain ones")
-        if t.numel() * t.element_size() > t.untyped_storage().nbytes():  # a few bytes that would fill the memory
+        if t.numel() * t.element_size() > t.untyped_storage().nbytes():  # a few bytes would fill the memory
             raise ValueError(f"{path}: {name!r} is an expanded tensor of shape {tuple(t.shape)}; save its contiguous()")
     note_left_out([str(name) for name in found if name not in tensors], notes)
     return tensors
 
 
 def _scan(path: Path) -> tuple[int, list[str]]:
-    """The protocol of a file's pickles and all they name (functions, classes), in order; nothing is run."""
+    """The protocol of the pickles in a file, and the functions and classes they name, in order; nothing is run."""
     protocol, names = 2, list[str]()
     value: Any
-    with path.open("rb") as file, suppress(Exception):  # what cannot be scanned, torch.load will refuse
-        streams: list[IO[bytes]] = [file] * 5  # torch's old format: magic, version, system, the object, its storages
+    with path.open("rb") as file, suppress(Exception):  # torch.load refuses what cannot be scanned
+        streams: list[IO[bytes]] = [file] * 5  # the old format: magic, version, system, object, storages
         if file.read(2) == b"PK":
             with zipfile.ZipFile(file) as archive:
                 streams = [io.BytesIO(archive.read(n)) for n in archive.namelist() if n.endswith(".pkl")]
         else:
             file.seek(0)
         for stream in streams:
-            strings: list[Any] = []  # STACK_GLOBAL takes the last two strings, fresh or from the memo
+            strings: list[Any] = []  # STACK_GLOBAL takes the last two strings, new or from the memo
             memo: dict[int, Any] = {}
             for code, value, _ in pickletools.genops(stream):
                 if code.name == "PROTO":
@@ -104,14 +104,14 @@ def _scan(path: Path) -> tuple[int, list[str]]:
 
 
 def _refuse(path: Path, names: list[str]) -> None:
-    """Raise a ValueError for what a pickle names beyond tensors and plain values."""
+    """Raise a ValueError if a pickle names anything beyond tensors and plain values."""
     imports = b"".join(b"c%s\n%s\n" % tuple(s.encode() for s in name.rpartition(".")[::2]) for name in names)
-    plain = io.BytesIO()  # torch tells what it deems safe for zips of pickle protocol 2 alone, so this is one
-    with zipfile.ZipFile(plain, "w") as archive:
+    probe = io.BytesIO()  # torch lists what it considers unsafe only in zips of protocol 2
+    with zipfile.ZipFile(probe, "w") as archive:
         archive.writestr("archive/data.pkl", b"\x80\x02" + imports + b".")
         archive.writestr("archive/version", b"3\n")
-    plain.seek(0)
-    unsafe = set(get_unsafe_globals_in_checkpoint(plain))
+    probe.seek(0)
+    unsafe = set(get_unsafe_globals_in_checkpoint(probe))
     unknown = [name for name in dict.fromkeys(names) if name in unsafe]
     tops = {name: name.partition(".")[0] for name in unknown}
     system = sys.stdlib_module_names | {"__builtin__"}
@@ -124,13 +124,13 @@ def _refuse(path: Path, names: list[str]) -> None:
         )
     if classes:
         raise ValueError(
-            f"{path} holds a Python object of class {classes[0]}, not just tensors; refused. Where it was made, save "
+            f"{path} holds a Python object of class {classes[0]}, not just tensors; refused. Save "
             "model.state_dict() instead, or ask its author for a .safetensors file"
         )
 
 
 def _unwrap(value: Any, notes: list[str], levels: int = 4) -> Mapping[Any, Any] | None:
-    """The mapping that holds tensors in what a training script saved, `levels` deep at most: it may hold itself."""
+    """The mapping with tensors inside a saved value, at most `levels` deep, as a value may contain itself."""
     if not isinstance(value, Mapping) or not levels:
         return None
     keys = [key for key in _WRAPPERS if key in value]
@@ -141,7 +141,7 @@ def _unwrap(value: Any, notes: list[str], levels: int = 4) -> Mapping[Any, Any] 
         inner_notes: list[str] = []
         if (found := _unwrap(value[key], inner_notes, levels - 1)) is not None:
             others = [str(other) for other in value if other != key]
-            notes += [f"the tensors under {key!r} were taken; beside it: {some(others) or 'nothing'}.", *inner_notes]
+            notes += [f"the tensors under {key!r} were read; beside it: {some(others) or 'nothing'}.", *inner_notes]
             return found
     return value if _has_tensors(value) else None
 

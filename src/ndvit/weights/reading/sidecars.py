@@ -1,4 +1,4 @@
-"""What config.json and preprocessor_config.json state about a checkpoint, in ndvit's names; no more than they state."""
+"""Read config.json and preprocessor_config.json: the fields that they state, under the names of ndvit."""
 
 import math
 import re
@@ -14,18 +14,17 @@ _ACTIVATIONS = {  # transformers' names and timm's
     "gelu_tanh": "gelu_tanh",
     "quick_gelu": "quick_gelu",
 }
-_RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # PIL's numbers
-_TRANSFORMERS = {
+RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # PIL's numbers
+TRANSFORMERS = {  # names of fields there: here; networks are also written for other libraries by these tables
     "num_attention_heads": "num_heads",
     "layer_norm_eps": "norm_eps",
-    "rope_theta": "rope_base",
     "patch_size": "patch_size",
     "image_size": "input_size",
     "num_channels": "in_channels",
     "num_hidden_layers": "depth",
     "hidden_size": "embed_dim",
 }
-_TIMM = {
+TIMM = {
     "num_heads": "num_heads",
     "patch_size": "patch_size",
     "img_size": "input_size",
@@ -36,24 +35,20 @@ _TIMM = {
 
 
 @dataclass(frozen=True)
-class Facts:
-    """Facts about a network and its preprocessing that lie beside its weights."""
+class Sidecars:
+    """Fields of a network and its preprocessing from the files beside its weights."""
 
-    architecture: str | None
-    """timm's name, such as "vit_base_patch16_224", or transformers' class."""
-    config: dict[str, Any]
-    """Fields of `ViTConfig`, those that are stated."""
-    classes: tuple[str, ...]
-    """Names of the classes in the order of outputs; empty where there are none, or only "LABEL_0" and so on."""
-    preprocess: dict[str, Any]
-    """Fields of `ImagePreprocess`, those that are stated."""
+    architecture: str | None  # name in timm, such as "vit_base_patch16_224", or class in transformers
+    config: dict[str, Any]  # fields of `ViTConfig`
+    classes: tuple[str, ...]  # in the order of outputs; empty if there are none, or only "LABEL_0" and so on
+    preprocess: dict[str, Any]  # fields of `ImagePreprocess`
 
 
-def read_facts(sidecars: Mapping[str, dict[str, Any]]) -> Facts:
-    """Read the facts from the contents of `config.json` and `preprocessor_config.json`, where they are there.
+def read_sidecars(sidecars: Mapping[str, dict[str, Any]]) -> Sidecars:
+    """Read the contents of `config.json` and `preprocessor_config.json`, as far as they exist.
 
     Raises:
-        ValueError: a value of an unexpected kind, or one that ndvit cannot reproduce (an activation, a resampling).
+        ValueError: for a value of an unexpected kind, or one that ndvit cannot reproduce (an activation, a resampling).
     """
     config, processor = sidecars.get("config.json", {}), sidecars.get("preprocessor_config.json", {})
     try:
@@ -64,13 +59,13 @@ def read_facts(sidecars: Mapping[str, dict[str, Any]]) -> Facts:
         raise ValueError(f"{' or '.join(sidecars)} has a value of an unexpected kind: {error}") from error
 
 
-def _transformers(config: dict[str, Any], processor: dict[str, Any]) -> Facts:
+def _transformers(config: dict[str, Any], processor: dict[str, Any]) -> Sidecars:
     vision = config.get("vision_config") or config
     model_type = vision.get("model_type")
-    found = _renamed(vision, _TRANSFORMERS)
+    found = _renamed(vision, TRANSFORMERS | {"rope_theta": "rope_base"})
     hidden_act = vision.get("hidden_act")
     if vision.get("use_swiglu_ffn") or (vision.get("use_gated_mlp") and hidden_act in (None, "silu")):
-        found["activation"] = "swiglu"  # DINOv2's gated MLP is silu whatever hidden_act says
+        found["activation"] = "swiglu"  # the gated MLP of DINOv2 uses silu, whatever hidden_act is
     elif hidden_act is not None:
         found["activation"] = _activation(f"a gated {hidden_act}" if vision.get("use_gated_mlp") else hidden_act)
     labels = config.get("id2label") or {}
@@ -79,41 +74,41 @@ def _transformers(config: dict[str, Any], processor: dict[str, Any]) -> Facts:
     classes = () if generic else tuple(map(str, names))
     architecture = next(iter(config.get("architectures") or ()), None)
     preprocess = _processor(processor, str(model_type))
-    return Facts(architecture, found, classes, preprocess)
+    return Sidecars(architecture, found, classes, preprocess)
 
 
-def _processor(given: dict[str, Any], model_type: str) -> dict[str, Any]:
+def _processor(processor: dict[str, Any], model_type: str) -> dict[str, Any]:
     """The preprocessing of a transformers image processor."""
     found: dict[str, Any] = {}
-    if not math.isclose(given.get("rescale_factor", 1 / 255), 1 / 255, rel_tol=1e-6) or not given.get(
-        "do_rescale", True
-    ):
+    factor, scaled = processor.get("rescale_factor", 1 / 255), processor.get("do_rescale", True)
+    if not math.isclose(factor, 1 / 255, rel_tol=1e-6) or not scaled:
         raise ValueError(
-            f"preprocessor_config.json scales pixels by {given.get('rescale_factor')} (do_rescale "
-            f"{given.get('do_rescale', True)}); only 1/255 can be reproduced: give the preprocessing yourself"
+            f"preprocessor_config.json scales pixels by {factor} (do_rescale {scaled}); only 1/255 can be reproduced"
         )
-    if not given.get("do_normalize", True):
+    if not processor.get("do_normalize", True):
         found |= {"mean": (0.0,) * 3, "std": (1.0,) * 3}
-    elif "image_mean" in given and "image_std" in given:
-        found |= _moments(given["image_mean"], given["image_std"])
-    if "resample" in given:
-        if given["resample"] not in _RESAMPLING:
-            raise ValueError(f"preprocessor_config.json: resample {given['resample']} is none of {_RESAMPLING}")
-        found["interpolation"] = _RESAMPLING[given["resample"]]
-    size = given.get("size") if given.get("do_resize", True) else None
-    crop = given.get("crop_size") if given.get("do_center_crop", True) else None
+    elif "image_mean" in processor and "image_std" in processor:
+        found |= _moments(processor["image_mean"], processor["image_std"])
+    if "resample" in processor:
+        if processor["resample"] not in RESAMPLING:
+            raise ValueError(f"preprocessor_config.json: resample {processor['resample']} is none of {RESAMPLING}")
+        found["interpolation"] = RESAMPLING[processor["resample"]]
+    size = processor.get("size") if processor.get("do_resize", True) else None
+    crop = processor.get("crop_size") if processor.get("do_center_crop", True) else None
     if size is None:
         return found
     if isinstance(size, int):
-        # In files from before 2023. CLIP's and BiT's processors meant the shorter edge by it, the others both sides.
-        kind = str(given.get("image_processor_type") or given.get("feature_extractor_type") or model_type).lower()
+        # Files from before 2023: for the processors of CLIP and BiT it is the shorter edge, for others both sides.
+        kind = str(
+            processor.get("image_processor_type") or processor.get("feature_extractor_type") or model_type
+        ).lower()
         size = {"shortest_edge": size} if kind.startswith(("clip", "bit")) else {"height": size, "width": size}
     if not isinstance(size, dict) or not ({"height", "width"} <= size.keys() or "shortest_edge" in size):
         raise ValueError(f"preprocessor_config.json: size {size} is neither height and width nor a shortest_edge")
     if "shortest_edge" in size:
         found["resize"] = "cover"
         if crop is None:
-            return found  # pictures keep their shapes: there is no one size to state
+            return found  # pictures keep their shapes, so there is no single size
         full = (size["shortest_edge"],) * 2
     else:
         found["resize"] = "stretch"
@@ -126,19 +121,19 @@ def _processor(given: dict[str, Any], model_type: str) -> dict[str, Any]:
     return found | {"size": cut, "crop_fraction": cut[0] / full[0]}
 
 
-def _timm(config: dict[str, Any]) -> Facts:
-    given = config.get("pretrained_cfg", config)  # before 2023 all stood at the top
+def _timm(config: dict[str, Any]) -> Sidecars:
+    pretrained = config.get("pretrained_cfg", config)  # files from before 2023 are flat
     stated = config.get("model_args") or {}
     found: dict[str, Any] = {}
     preprocess: dict[str, Any] = {}
-    if "input_size" in given:
-        channels, *size = given["input_size"]
+    if "input_size" in pretrained:
+        channels, *size = pretrained["input_size"]
         preprocess["size"] = _pair(size, "input_size")
         found = {"in_channels": channels, "input_size": preprocess["size"]}
-    found |= _renamed(stated, _TIMM)
+    found |= _renamed(stated, TIMM)
     if stated.get("act_layer") is not None:
         found["activation"] = _activation(stated["act_layer"])
-    name = str(config["architecture"])  # timm keeps the rest in the functions that go by it
+    name = str(config["architecture"])  # other fields are in timm's function of this name
     if "quickgelu" in name and "activation" not in found:
         found["activation"] = "quick_gelu"
     if name.startswith(("vit_", "deit")):
@@ -147,23 +142,22 @@ def _timm(config: dict[str, Any]) -> Facts:
     if pooling not in (None, "", "token", "avg", "map"):
         raise ValueError(f"global_pool {pooling!r} is not among the poolings of ndvit: token, avg, map")
     found |= {"pooling": pooling} if pooling else {}
-    if "mean" in given and "std" in given:
-        preprocess |= _moments(given["mean"], given["std"])
-    if "interpolation" in given:
-        preprocess["interpolation"] = given["interpolation"]
-    if "crop_pct" in given:
-        preprocess["crop_fraction"] = float(given["crop_pct"])
-    # "border" fits the whole picture in and pads it, which ImagePreprocess does not do: it is left unmentioned.
-    resize = {"center": "cover", "squash": "stretch"}.get(given.get("crop_mode"))
-    if resize:
+    if "mean" in pretrained and "std" in pretrained:
+        preprocess |= _moments(pretrained["mean"], pretrained["std"])
+    if "interpolation" in pretrained:
+        preprocess["interpolation"] = pretrained["interpolation"]
+    if "crop_pct" in pretrained:
+        preprocess["crop_fraction"] = float(pretrained["crop_pct"])
+    # "border" pads the picture, which ImagePreprocess cannot do.
+    if resize := {"center": "cover", "squash": "stretch"}.get(pretrained.get("crop_mode")):
         preprocess["resize"] = resize
-    names = config.get("label_names") or given.get("label_names") or given.get("labels")
-    meanings = config.get("label_descriptions") or given.get("label_descriptions") or {}
+    names = config.get("label_names") or pretrained.get("label_names") or pretrained.get("labels")
+    meanings = config.get("label_descriptions") or pretrained.get("label_descriptions") or {}
     names = meanings if names is None and isinstance(meanings, list) else names
     classes: tuple[str, ...] = ()
-    if isinstance(names, list) and len(names) == config.get("num_classes", given.get("num_classes")):
+    if isinstance(names, list) and len(names) == config.get("num_classes", pretrained.get("num_classes")):
         classes = tuple(str(meanings.get(n, n) if isinstance(meanings, dict) else n) for n in names)
-    return Facts(name, found, classes, preprocess)
+    return Sidecars(name, found, classes, preprocess)
 
 
 def _renamed(stated: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
@@ -172,7 +166,7 @@ def _renamed(stated: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
 
 
 def _pair(value: Any, name: str) -> tuple[int, int]:
-    """(height, width) of what is one number, two, or a dict of them."""
+    """(height, width) from one number, two, or a dict of them."""
     pair = [value.get("height"), value.get("width")] if isinstance(value, dict) else value
     pair = [pair, pair] if isinstance(pair, int) else pair
     if not isinstance(pair, list | tuple) or len(pair) != 2 or any(type(n) is not int or n < 1 for n in pair):

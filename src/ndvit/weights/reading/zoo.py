@@ -1,7 +1,7 @@
-"""The table of published weights: where they are, what they were trained on, how pictures are made ready for them.
+"""The zoo table of published weights: where they are, their classes, preprocessing and licence.
 
-The rows are data, in zoo.csv; nothing here imports torch or asks the network. A name carries a tag, because weights of
-the same network with different trainings differ in classes, preprocessing and licence.
+The rows are data, in zoo.csv; nothing here imports torch or uses the network. A name ends in a tag, as weights of one
+network from different trainings differ in classes, preprocessing and licence.
 """
 
 import csv
@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 _TABLE = Path(__file__).with_name("zoo.csv")
-_STATISTICS = {  # mean and standard deviation of red, green and blue, of pixels scaled to 0..1
+STATISTICS = {  # mean and standard deviation of red, green and blue, of pixels scaled to 0..1
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
     "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
@@ -30,7 +30,7 @@ _TOP1_SOURCES = {
     "mae": "MAE's FINETUNE.md",
     "torchvision": "torchvision's metadata",
 }
-# torch.hub's convention: a release's file name ends in the first digits of its sha256, as in vit_b_16-c867db91.pth
+# By convention of torch.hub, a file name ends in the first digits of its sha256, as in vit_b_16-c867db91.pth.
 _HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.\w+$")
 
 
@@ -38,43 +38,28 @@ _HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.\w+$")
 class Weights:
     """One release of weights."""
 
-    name: str
-    """Network and tag: timm's full name, or torchvision/..., facebook/... and google/... for the original releases."""
-    repo: str | None
-    """The repository on the hub; none for weights that have a `url`."""
-    file: str | None
-    """The file in the repository."""
-    url: str | None
-    """The address of a release that is not on the hub."""
-    sha256: str | None
-    """The file's digest, or its first digits; none where the release tells nothing."""
-    licence: str
-    """SPDX identifier, or the name that the licence goes by; unknown where the release states none."""
-    mean: tuple[float, ...]
-    """Mean of each channel, of pixels scaled to 0..1."""
-    std: tuple[float, ...]
-    """Standard deviation of each channel, likewise."""
-    interpolation: Literal["bilinear", "bicubic"]
-    """Filter that pictures are resized by."""
-    crop_fraction: float
-    """The part of the resized picture's shorter side that the centre crop keeps."""
-    resize: Literal["cover", "stretch"]
-    """Whether resizing keeps the aspect and covers the square, or stretches the picture to it."""
-    input_size: tuple[int, ...]
-    """(height, width)."""
-    top1: float | None
-    """Published top-1 accuracy on ImageNet-1k in percent; none where we know of none."""
-    top1_source: str
-    """Who published it."""
+    name: str  # network and tag: timm's full name, or torchvision/..., facebook/... and google/... for the originals
+    repo: str | None  # repository on the hub; None for weights that have a `url`
+    file: str | None  # in the repository
+    url: str | None  # address of a release outside the hub
+    sha256: str | None  # digest of the file, or its first digits; None if the release does not publish it
+    licence: str  # SPDX identifier or usual name; "unknown" if the release states none
+    mean: tuple[float, ...]  # of each channel, of pixels scaled to 0..1
+    std: tuple[float, ...]  # standard deviations likewise
+    interpolation: Literal["bilinear", "bicubic"]  # filter for resizing
+    crop_fraction: float  # part of the resized picture's shorter side that the centre crop keeps
+    resize: Literal["cover", "stretch"]  # keep the aspect ratio and cover the square, or stretch the picture to it
+    input_size: tuple[int, ...]  # (height, width)
+    top1: float | None  # published top-1 accuracy on ImageNet-1k in percent
+    top1_source: str  # source of that number
+    # Classes of the head; empty for features, embeddings and other lists of classes. imagenet-21k is Google's list of
+    # 21,843 classes.
     classes: Literal["imagenet-1k", "imagenet-21k", ""]
-    """What the head tells apart; empty for features, embeddings and class lists of other lengths or orders.
-    imagenet-21k is Google's list of 21,843."""
-    config: Mapping[str, Any]
-    """Fields of `ViTConfig` that the shapes of tensors cannot tell."""
+    config: Mapping[str, Any]  # fields of `ViTConfig` that cannot be inferred from the shapes of tensors
 
 
 def list_weights() -> list[str]:
-    """Names that `find_weights` knows, in the table's order: timm's, then the original releases."""
+    """Names for `find_weights`, in the order of the table: those of timm, then the original releases."""
     return list(_table())
 
 
@@ -83,10 +68,10 @@ def find_weights(name: str) -> Weights | None:
     return _table().get(name)
 
 
-def near_weights(name: str, count: int = 3) -> list[str]:
-    """Names like a wrong one: every tag of a network that was named without one, else the most similar names."""
+def near_weights(name: str) -> list[str]:
+    """Names similar to a wrong one: every tag of a network whose tag is missing, else the most similar names."""
     tags = [known for known in _table() if known.startswith(f"{name}.")]
-    return tags or difflib.get_close_matches(name, _table(), n=count, cutoff=0.7)
+    return tags or difflib.get_close_matches(name, _table(), n=3, cutoff=0.7)
 
 
 @cache
@@ -97,7 +82,7 @@ def _table() -> dict[str, Weights]:
 
 def _weights(row: dict[str, str]) -> Weights:
     size = tuple(int(side) for side in row["size"].split("x"))
-    mean, std = _STATISTICS[row["stats"]]
+    mean, std = STATISTICS[row["stats"]]
     digest = _HASH_IN_NAME.search(row["url"])
     config: dict[str, Any] = {"num_heads": int(row["heads"]), "norm_eps": float(row["eps"])}
     config |= {name: row[name] for name in ("activation", "pooling")}
@@ -111,7 +96,7 @@ def _weights(row: dict[str, str]) -> Weights:
         licence=row["licence"],
         mean=mean,
         std=std,
-        interpolation=row["interpolation"],  # type: ignore[arg-type]  # a test holds the table to the literals
+        interpolation=row["interpolation"],  # type: ignore[arg-type]  # a test checks the table
         crop_fraction=float(row["crop"]),
         resize=row["resize"],  # type: ignore[arg-type]
         input_size=size * 2 if len(size) == 1 else size,

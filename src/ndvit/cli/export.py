@@ -1,0 +1,40 @@
+from pathlib import Path
+from typing import Literal
+
+
+def export(
+    run: str,
+    *,
+    output: Path | None = None,
+    format: Literal["onnx", "openvino", "pt2", "torchscript"] = "onnx",
+    int8: bool = False,
+    data: str | None = None,
+    dynamic_batch: bool = True,
+    softmax: bool = False,
+    preprocess: Literal["beside", "inside"] = "beside",
+    mask: bool | None = None,
+    min_agreement: float = 0.98,
+    force: bool = False,
+) -> None:
+    """Write a model for ONNX Runtime, OpenVINO or torch alone, after comparing its outputs with the model's.
+
+    Args:
+        run: A run folder, or weights as `info` takes them.
+        output: A .onnx, .xml (OpenVINO, with a .bin beside it), .pt2 or .ts file. [default: beside the weights]
+        format: onnx, openvino, pt2 (torch.export) or torchscript.
+        int8: Quantise to 8-bit integers; onnx and openvino only, needs --data.
+        data: Labelled data as for train, or files as for predict: int8 is calibrated on its training set, and outputs
+            are compared on its test set. [default: the run's own test set, if available; else random inputs]
+        dynamic_batch: Accept any number of examples at a time; else only one.
+        softmax: Output probabilities, which are calibrated if the model is; else logits.
+        preprocess: beside leaves mean and standard deviation to the caller; inside makes them part of the graph, which
+            then takes raw values: pixels from 0 to 255, signals as recorded.
+        mask: A second input that marks observed values, for missing values and padding. [default: for signals whose
+            preprocessing pads]
+        min_agreement: Least share of examples for which int8 must predict the same class as the model.
+        force: Replace an existing file.
+    """
+    options = {name: value for name, value in locals().items() if name not in ("run", "output")}
+    from ndvit import model
+
+    print(model.export(run, output, **options))

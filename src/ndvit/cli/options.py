@@ -1,0 +1,74 @@
+"""Flags that are generated from the fields of option classes."""
+
+from collections.abc import Mapping
+from dataclasses import fields
+from inspect import get_annotations, getdoc
+from typing import Annotated, Any, Literal, TypedDict, get_type_hints
+
+from cyclopts import Group, Parameter
+from docstring_parser import parse_from_object
+
+from ndvit.config import RandomConvolutionOptions, Recipe, ViTConfig
+from ndvit.config.bounds import Options
+from ndvit.config.options import DERIVED
+from ndvit.config.recipe import Device
+
+Split = Literal["auto", "test", "train", "all"]
+
+
+class InferenceOptions(TypedDict, total=False):
+    """Flags of the commands that run a trained model."""
+
+    skip_bad: Annotated[bool, Parameter(help="Leave unreadable files out instead of stopping. [default: False]")]
+    batch_size: Annotated[int, Parameter(help="Examples in one forward pass. [default: 64]")]
+    device: Annotated[Device, Parameter(help="Device of the computation. [default: auto]")]
+    progress: Annotated[bool, Parameter(help="Show progress bars. [default: True]")]
+
+
+def option_groups(options: type[Options]) -> list[type[Options]]:
+    """The classes whose fields make up `options`, in the order of the fields."""
+    return [cls for cls in reversed(options.__mro__) if issubclass(cls, Options) and get_annotations(cls)]
+
+
+def field_docs(options: type[Options]) -> dict[str, str]:
+    """The docstring of each field."""
+    return {
+        field.arg_name: " ".join((field.description or "").split())
+        for group in option_groups(options)
+        for field in parse_from_object(group).params
+    }
+
+
+def _flags(options: type[Options], panel: str, defaults: bool = False) -> dict[str, Any]:
+    """One flag per field, in one help panel per group.
+
+    The flags are keys of partial dicts without defaults, because only the user's values override a model or a preset.
+
+    Args:
+        options: a class of options.
+        panel: beginning of the title of each panel.
+        defaults: whether the help texts end with the defaults of the class.
+    """
+    docs, hints = field_docs(options), get_type_hints(options)
+    default = {f.name: f" [default: {f.default}]" for f in fields(options) if defaults and f.default is not None}
+    flags: dict[str, Any] = {}
+    for group in option_groups(options):
+        title = Group.create_ordered(panel + str(getdoc(group)).rstrip("."))
+        for name in get_annotations(group).keys() - DERIVED:
+            help_text = docs[name] + default.get(name, "")
+            flags[name] = Annotated[hints[name], Parameter(help=help_text, group=title)]
+    return {f.name: flags[f.name] for f in fields(options) if f.name in flags}
+
+
+_NETWORK = _flags(ViTConfig, "Network: ") | _flags(RandomConvolutionOptions, "Network: ")
+NetworkOptions = TypedDict("NetworkOptions", _NETWORK, total=False)  # type: ignore[misc]
+TrainingOptions = TypedDict(  # type: ignore[misc]
+    "TrainingOptions", _NETWORK | _flags(Recipe, "Recipe: ", defaults=True), total=False
+)
+
+
+def overrides(options: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Options as `load_model` takes them: a size of one number, here a tuple of one, applies to every axis."""
+    values = dict(options or {})
+    size = values.get("input_size", ())
+    return values | ({"input_size": size[0]} if len(size) == 1 else {})

@@ -1,0 +1,80 @@
+"""Choose the input of a network for a source: preprocessing, input size and patch."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from ndvit.config import ViTConfig, plan_grid
+from ndvit.config.network import Stem
+from ndvit.data.examples import Source
+from ndvit.data.preprocess import fit_preprocess
+from ndvit.data.preprocess.base import Preprocess
+from ndvit.data.preprocess.images import ImagePreprocess
+
+
+def fit_size(source: Source, size: Any) -> Preprocess:
+    """Fit a preprocessing to the training set, at an input size or, for None, at the data's own.
+
+    Raises:
+        ValueError: if the size has another number of axes than the data; one number serves every axis.
+    """
+    if size is not None:
+        size = tuple(size) if isinstance(size, list | tuple) else (size,)
+        size = size * source.dims if len(size) == 1 else size
+        if len(size) != source.dims:
+            raise ValueError(
+                f"input_size {size} has {len(size)} axes, but the examples of {source.name} have {source.dims}"
+            )
+    return fit_preprocess(source, size=size)
+
+
+def fit_patch(
+    preprocess: Preprocess, size: Any, patch: Any, stem: Stem = "none", stride: int = 1
+) -> tuple[Preprocess, tuple[int, ...]]:
+    """Choose the patch, and round the input size up to whole tokens.
+
+    Args:
+        preprocess: as `fit_size` returns it.
+        size: the input size that was requested, which is not rounded; None if it is the data's.
+        patch: patch size; None chooses one by `plan_grid`.
+        stem: kind of stem before the patches.
+        stride: stride of the stem.
+
+    Raises:
+        ValueError: if a requested size is not divisible by the patch behind the stem.
+    """
+    own = preprocess.size
+    chosen, whole = plan_grid(own, patch, stem, stride)
+    if patch is None and size is not None and stride == 1 and whole != own:
+        larger = range(max(chosen), min(own) + 1)  # the next larger patch that divides the size
+        exact = next((p for p in larger if all(s % p == 0 for s in own)), None)
+        chosen, whole = plan_grid(own, exact) if exact else (chosen, whole)
+    if size is not None and whole != own:
+        behind_stem = f" behind a stem of stride {stride}" if stride > 1 else ""
+        raise ValueError(f"input_size {own} is not divisible by patch_size {chosen}{behind_stem}: use {whole}")
+    return replace(preprocess, size=whole), chosen
+
+
+def fit_to_weights(
+    source: Source, own: ViTConfig, preprocess: Preprocess | None, overrides: dict[str, Any]
+) -> tuple[Preprocess, dict[str, Any]]:
+    """Choose the input that trained weights are adapted to: their own for pictures, the data's for everything else.
+
+    Args:
+        source: the data.
+        own: config of the trained network.
+        preprocess: preprocessing of the trained network, which pictures keep.
+        overrides: fields of `ViTConfig` chosen by the user.
+
+    Returns:
+        The preprocessing, and the fields of `ViTConfig` that fit the network to it.
+    """
+    size, patch = overrides.get("input_size"), overrides.get("patch_size")
+    if len(own.input_size) == source.dims:
+        patch = patch or own.patch_size
+        size = size or (own.input_size if source.kind == "image" else None)
+    fitted, patch = fit_patch(fit_size(source, size), size, patch, own.stem, own.stem_stride)
+    if source.kind == "image" and isinstance(preprocess, ImagePreprocess):
+        fitted = replace(preprocess, size=fitted.size)
+    return fitted, {"input_size": fitted.size, "patch_size": patch, "in_channels": fitted.channels}

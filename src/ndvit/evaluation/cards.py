@@ -1,0 +1,106 @@
+"""Examples drawn for the report: an image as a picture, a signal as a chart, a volume as its middle slice."""
+
+from __future__ import annotations
+
+import base64
+import io
+from math import ceil
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ndvit.evaluation.base import percent
+from ndvit.evaluation.figures import CURVES, MAX_CURVES, chart
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
+    from PIL.Image import Image
+
+SIZE = (96, 192)  # longer side in pixels: smaller pictures are enlarged to the first, larger ones reduced to the second
+
+
+def draw_example(example: Any, name: str, figure: str) -> tuple[Markup | str, str]:
+    """Draw an example.
+
+    Args:
+        example: a PIL image, an array (channels, *grid) with NaN for missing values, or a recording: an object with
+            `values` (channels, time) and `rate` in Hz.
+        name: name of the example.
+        figure: name of the figure, unique on the page.
+
+    Returns:
+        The HTML of the figure, empty for an empty example; and a note on its size.
+
+    Raises:
+        TypeError: if the example is of another type.
+    """
+    from PIL import Image
+
+    if isinstance(example, Image.Image):
+        note = f"{example.width} × {example.height} pixels"
+        if example.mode == "F" or example.mode.startswith("I"):  # 16 bits and more have no fixed range
+            example = _plane(np.asarray(example, dtype=float)[None])[0]
+        return _picture(example, name), note
+    rate = getattr(example, "rate", None)
+    values = np.atleast_2d(example if rate is None else example.values)
+    if values.dtype.kind not in "fiub":
+        raise TypeError(
+            f"example {name!r} cannot be drawn: it must be a PIL image, an array of real numbers or a recording with "
+            f"values and rate, got {type(example).__name__}"
+        )
+    if values.size == 0:
+        return "", "empty"
+    if values.ndim > 2:
+        image, note = _plane(values)
+        return _picture(image, name), note
+    channels, length = values.shape
+    note = f"{channels} channels, " if channels > 1 else ""
+    note += f"{length} samples" if rate is None else f"{length / rate:.3g} s at {rate:g} Hz"
+    if channels > MAX_CURVES:
+        note += f"; the first {MAX_CURVES} are drawn"
+    if missing := 1 - np.isfinite(values).mean():
+        note += f"; {percent(missing)} missing"
+    x_label = "sample" if rate is None else "time (s)"
+    x = np.arange(length) / (rate or 1)
+    series = [(colour, x, np.where(np.isfinite(y), y, np.nan).astype(float)) for colour, y in zip(CURVES, values)]
+    return chart(series, (260, 170), x_label, "", figure, f"test example {name} against {x_label}"), note
+
+
+def _plane(values: np.ndarray) -> tuple[Image, str]:
+    """An image of an array (channels, *grid) of two or more dimensions, transparent where values are missing."""
+    from PIL import Image
+
+    note = f"{' × '.join(map(str, values.shape[1:]))}, "
+    if slices := values.shape[1:-2]:
+        values = values[:, *(size // 2 for size in slices)]
+        note += f"slice {', '.join(str(size // 2 + 1) for size in slices)} of {', '.join(map(str, slices))}, "
+    channels = len(values)
+    note += "1 channel" if channels == 1 else "3 channels" if channels == 3 else f"channel 1 of {channels}"
+    if channels != 3:  # three channels are drawn as red, green and blue
+        values = values[:1].repeat(3, axis=0)
+    present = np.isfinite(values).all(axis=0)
+    if values.dtype != np.uint8 and present.any():
+        low, high = values[:, present].min(), values[:, present].max()
+        values = 255 * (np.where(present, values, low).astype(float) - low) / max(float(high) - float(low), 1e-12)
+    pixels = np.concatenate([np.where(present, values, 0), 255 * present[None]]).astype(np.uint8)
+    return Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0))), note
+
+
+def _picture(image: Image, name: str) -> Markup:
+    """An image as an HTML element that contains its data."""
+    from markupsafe import Markup
+    from PIL import Image
+
+    small, large = SIZE
+    if image.mode not in ("RGB", "RGBA", "L"):
+        image = image.convert("RGBA" if "transparency" in image.info or image.mode == "LA" else "RGB")
+    if max(image.size) < small:  # each pixel stays a square of one colour
+        factor = ceil(small / max(image.size))
+        kind, image = "png", image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+    else:
+        kind, image = "webp", image.copy()  # 24 photographs as PNG have several megabytes
+        image.thumbnail((large, large), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    image.save(buffer, kind, quality=85, optimize=True)
+    data = base64.b64encode(buffer.getvalue()).decode()
+    return Markup('<img src="data:image/{};base64,{}" alt="test example {}">').format(kind, data, name)

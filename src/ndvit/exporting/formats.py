@@ -1,0 +1,204 @@
+"""The file formats of exports: how each is written and read. A new format is one row in each table of this file, and a
+name in `cli/export.py`, which cannot import torch.
+"""
+
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from ndvit.exporting.signalstack import preserve_signal_stack
+
+Format = Literal["onnx", "openvino", "pt2", "torchscript"]
+Precision = Literal["float32", "bfloat16"]
+ENDINGS: dict[Format, str] = {"onnx": ".onnx", "openvino": ".xml", "pt2": ".pt2", "torchscript": ".ts"}
+"""The file ending of each format; OpenVINO's .xml has a .bin beside it."""
+HARMLESS: tuple[Format, ...] = ("onnx", "openvino")
+"""Formats that hold no code: a file from an untrusted source can give wrong outputs, and nothing worse."""
+PACKAGES: dict[Format, tuple[str, ...]] = {"onnx": ("onnxruntime", "onnx", "onnxscript"), "openvino": ("openvino",)}
+"""Packages that a format needs besides torch: the first one runs files, all of them together write files."""
+METADATA = "ndvit"
+"""Key of the JSON text that describes the model; in torch's extra files, its name without .json."""
+
+Run = Callable[[Tensor, Tensor | None], Tensor]
+"""Computes the outputs of inputs and their mask."""
+Inputs = tuple[Tensor, ...]
+"""x alone, or x and the mask."""
+OPSET = 20
+"""Opset of the ONNX files: the first one with GELU as one operator, and torch's default."""
+MOST_BYTES = 2**31 - 2**24
+"""Limit for the tensors of an ONNX file, as protobuf ends at 2 GiB."""
+
+
+def is_exported(source: object) -> bool:
+    """Whether a source of weights is an exported file, by its ending."""
+    return isinstance(source, str | Path) and Path(source).suffix in ENDINGS.values() and Path(source).is_file()
+
+
+def require(what: str, *packages: str) -> None:
+    """Raise a ValueError if a package is not installed."""
+    if any(find_spec(name) is None for name in packages):
+        raise ValueError(f"{what} needs a package that is not installed: pip install 'ndvit[export]'")
+
+
+def to_program(network: nn.Module, examples: Inputs, dynamic: bool) -> ExportedProgram:
+    """Trace a network with torch.export, for any batch size or for that of the examples."""
+    batch = Dim("batch") if dynamic else None
+    with torch.no_grad():
+        program = torch.export.export(network, examples, dynamic_shapes=tuple({0: batch} for _ in examples))
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # It contains paths of this machine.
+    return program
+
+
+def write_onnx(network: nn.Module, examples: Inputs, dynamic: bool, path: Path, metadata: str) -> None:
+    """Write an .onnx that contains its tensors."""
+    size = sum(t.numel() * t.element_size() for t in network.state_dict().values())
+    if size > MOST_BYTES:
+        raise ValueError(f"an ONNX file holds 2 GB, and the tensors take {size / 1e9:.1f}: use another format, as pt2")
+    exported = torch.onnx.export(
+        to_program(network, examples, dynamic),
+        dynamo=True,
+        opset_version=OPSET,
+        input_names=["x", "mask"][: len(examples)],
+        output_names=[_output_name(network)],
+        verbose=False,
+    )
+    assert exported is not None
+    graph = exported.model.graph
+    if dynamic:
+        exported.rename_axes({graph.inputs[0].shape[0]: "batch"})  # type: ignore[index, dict-item]
+    for node in graph:
+        node.metadata_props.clear()  # The exporter's remarks are twice as long as the graph.
+    exported.model.metadata_props[METADATA] = metadata
+    exported.save(path, external_data=False)
+
+
+def _output_name(network: nn.Module) -> str:
+    return "probabilities" if network.softmax else "logits"
+
+
+def write_openvino(network: nn.Module, examples: Inputs, dynamic: bool, path: Path, metadata: str) -> None:
+    """Write an .xml and its .bin in float32."""
+    # openvino.convert_model would send telemetry unless the user has opted out.
+    from openvino.frontend import FrontEndManager
+    from openvino.frontend.pytorch.fx_decoder import TorchFXPythonDecoder
+
+    program = to_program(network, examples, dynamic)
+    if any(node.target is torch.ops.aten.index_add.default for node in program.graph.nodes):  # from merged tokens
+        program = program.run_decompositions({torch.ops.aten.index_add.default: _index_add})
+    decoder = TorchFXPythonDecoder.from_exported_program(program)
+    frontend = FrontEndManager().load_by_framework("pytorch")
+    model = frontend.convert(frontend.load(decoder))
+    for value, name in zip(model.inputs, ("x", "mask")):
+        value.get_tensor().set_names({name})
+    model.reshape({i: [-1 if dynamic else 1, *example.shape[1:]] for i, example in enumerate(examples)})
+    model.outputs[0].get_tensor().set_names({_output_name(network)})
+    save_openvino(model, path, metadata)
+
+
+def _index_add(x: Tensor, dim: int, index: Tensor, source: Tensor, *, alpha: float = 1) -> Tensor:
+    """Compute torch's index_add by scatter_add, which OpenVINO has."""
+    places = index.view([-1 if axis == dim else 1 for axis in range(x.ndim)]).expand_as(source)
+    return x.scatter_add(dim, places, alpha * source)
+
+
+def save_openvino(model: Any, path: Path, metadata: str) -> None:
+    """Write an OpenVINO model with its metadata, without a change of precision."""
+    import openvino
+
+    model.set_rt_info(metadata, METADATA)
+    openvino.save_model(model, path, compress_to_fp16=False)
+
+
+def write_pt2(network: nn.Module, examples: Inputs, dynamic: bool, path: Path, metadata: str) -> None:
+    """Write a file for torch.export.load."""
+    torch.export.save(to_program(network, examples, dynamic), path, extra_files={f"{METADATA}.json": metadata})
+
+
+def write_torchscript(network: nn.Module, examples: Inputs, dynamic: bool, path: Path, metadata: str) -> None:
+    """Write a file for torch.jit.load, which accepts any batch size."""
+    with torch.no_grad():
+        traced = torch.jit.freeze(torch.jit.trace(network, examples, check_trace=False).eval())
+    torch.jit.save(traced, path, _extra_files={f"{METADATA}.json": metadata})
+
+
+WRITERS: dict[Format, Callable[[nn.Module, Inputs, bool, Path, str], None]] = {
+    "onnx": write_onnx,
+    "openvino": write_openvino,
+    "pt2": write_pt2,
+    "torchscript": write_torchscript,
+}
+
+
+def open_graph(format: Format, path: Path, precision: Precision = "float32") -> Run:
+    """Open a file of this format that may lack metadata; precision as in `open_exported`."""
+    return READERS[format](path, torch.get_num_threads(), precision)[0]
+
+
+def _open_onnx(path: Path, threads: int, precision: Precision) -> tuple[Run, str]:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = threads, 3
+    # Opened by its path, so that ONNX Runtime refuses tensors that a file refers to outside its own folder.
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    names = [value.name for value in session.get_inputs()]
+
+    def run(x: Tensor, mask: Tensor | None) -> Tensor:
+        return torch.from_numpy(session.run(None, dict(zip(names, to_numpy(x, mask), strict=True)))[0])
+
+    return run, session.get_modelmeta().custom_metadata_map.get(METADATA, "")
+
+
+def _open_openvino(path: Path, threads: int, precision: Precision) -> tuple[Run, str]:
+    import openvino
+
+    core = openvino.Core()
+    model = core.read_model(path)
+    text = model.get_rt_info(METADATA).astype(str) if model.has_rt_info(METADATA) else ""
+    # The precision is explicit because OpenVINO's default is bfloat16 on CPUs that have it.
+    hint = "bf16" if precision == "bfloat16" else "f32"
+    with preserve_signal_stack():
+        options = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": hint}
+        compiled = core.compile_model(model, "CPU", options)
+
+    def run(x: Tensor, mask: Tensor | None) -> Tensor:
+        return torch.from_numpy(np.array(compiled(to_numpy(x, mask))[0]))  # a copy: the next call overwrites its memory
+
+    return run, text
+
+
+def _open_pt2(path: Path, threads: int, precision: Precision) -> tuple[Run, str]:
+    files = {f"{METADATA}.json": ""}
+    module = torch.export.load(path, extra_files=files).module()
+    return _run_module(module), files[f"{METADATA}.json"]
+
+
+def _open_torchscript(path: Path, threads: int, precision: Precision) -> tuple[Run, str]:
+    files: dict[str, Any] = {f"{METADATA}.json": ""}
+    module = torch.jit.load(path, map_location="cpu", _extra_files=files)
+    text = files[f"{METADATA}.json"]
+    return _run_module(module), text if isinstance(text, str) else text.decode()
+
+
+def _run_module(module: Callable[..., Tensor]) -> Run:
+    return lambda x, mask: module(x) if mask is None else module(x, mask)
+
+
+def to_numpy(x: Tensor, mask: Tensor | None) -> tuple[np.ndarray, ...]:
+    """The inputs of a graph as arrays; without a mask, x alone."""
+    return (x.numpy(),) if mask is None else (x.numpy(), mask.numpy())
+
+
+READERS: dict[Format, Callable[[Path, int, Precision], tuple[Run, str]]] = {
+    "onnx": _open_onnx,
+    "openvino": _open_openvino,
+    "pt2": _open_pt2,
+    "torchscript": _open_torchscript,
+}

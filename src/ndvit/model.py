@@ -1,0 +1,400 @@
+"""`Model`: a network together with what its inputs and outputs mean. The one object that users and all doors hold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ndvit.config.recipe import Device
+from ndvit.evaluation.base import Evaluation
+from ndvit.exporting.formats import ENDINGS, HARMLESS, Format, Precision, is_exported
+from ndvit.exporting.runtimes import Runtime, open_exported
+from ndvit.inference import embed as _embed
+from ndvit.inference import evaluate as _evaluate
+from ndvit.inference import predict as _predict
+from ndvit.inference.embed import Embeddings
+from ndvit.inference.evaluate import Split
+from ndvit.inference.predict import Log
+from ndvit.network.committee import Committee
+from ndvit.network.fast import only_read_tokens
+from ndvit.parts import ModelParts
+from ndvit.tasks.base import Prediction
+from ndvit.tasks.classification import Classification
+from ndvit.weights.adapt import ChannelRule
+from ndvit.weights.building import build
+from ndvit.weights.file import write_model
+from ndvit.weights.opening import open_weights
+
+if TYPE_CHECKING:
+    from ndvit.exporting.export import ExportReport
+
+
+class Model(ModelParts):
+    """A model that predicts, evaluates, embeds, exports and saves; see `ModelParts` for its attributes.
+
+    `model.network` is the plain `nn.Module`, for training loops of your own.
+    """
+
+    def __repr__(self) -> str:
+        config = self.config
+        size = " x ".join(map(str, (config.in_channels, *config.input_size)))
+        return f"Model({type(self.network).__name__}, input {size}, {self.task and self.task.name}, {self.device})"
+
+    def __call__(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Raw outputs (B, outputs) of preprocessed inputs; for classification, logits not divided by `temperature`.
+
+        Args:
+            x: (B, C, *input_size), as `preprocess` yields them.
+            mask: (B, *input_size) boolean, True where a value was observed; None if all were.
+        """
+        with only_read_tokens(self.network):
+            outputs: Tensor = self.network(x, mask)
+            return outputs
+
+    @property
+    def members(self) -> list[Model]:
+        """The members of an ensemble as models; the model itself if it is not an ensemble."""
+        if not isinstance(self.network, Committee) or self.network.combine != "probabilities":
+            return [self]
+        facts = {k: v for k, v in self.provenance.items() if k not in ("members", "test_accuracy")}
+        models = []
+        for i, network in enumerate(self.network.members):
+            prefix = f"members.{i}."
+            new = [name.removeprefix(prefix) for name in self.untrained if name.startswith(prefix)]
+            models.append(Model(network, self.task, self.preprocess, untrained=new, provenance={**facts, "member": i}))
+        return models
+
+    def to(self, device: str | torch.device) -> Model:
+        """Move the network to a device and return the model.
+
+        Raises:
+            ValueError: for an exported or compiled network, which stays where it was made.
+        """
+        if isinstance(self.network, Runtime):
+            if torch.device(device).type != torch.device(self.network.device).type:
+                raise ValueError(f"{self.network.name} runs on the {self.network.device} and cannot be moved")
+            return self
+        self.network.to(device)
+        return self
+
+    def predict(
+        self,
+        *inputs: Any,
+        skip_bad: bool = False,
+        batch_size: int = 64,
+        device: Device = "auto",
+        progress: bool = True,
+        log: Log = print,
+    ) -> list[Prediction]:
+        """Predict new examples.
+
+        Args:
+            *inputs: pictures, recordings or files of arrays (a file may hold many examples), or folders of such files;
+                or arrays (n, time) or (n, channels, time, ...), lists of arrays, lists of PIL images.
+            skip_bad: leave unreadable files out.
+            batch_size: examples per forward pass.
+            device: where to compute.
+            progress: show a progress bar.
+            log: receives each line about what was read.
+
+        Returns:
+            One prediction for each example; for classification with `name`, `label` and `probabilities`.
+
+        Raises:
+            ValueError: if a file cannot be read, or is not of the kind that the model was trained on.
+        """
+        options: dict[str, Any] = {"skip_bad": skip_bad, "batch_size": batch_size, "progress": progress, "log": log}
+        return _predict.predict(self, *inputs, device=self._device(device), **options)
+
+    def evaluate(
+        self,
+        source: Any,
+        *,
+        split: Split = "auto",
+        skip_bad: bool = False,
+        batch_size: int = 64,
+        device: Device = "auto",
+        progress: bool = True,
+        log: Log = print,
+    ) -> Evaluation:
+        """Test the model on data with targets.
+
+        Args:
+            source: as in `train`.
+            split: "test", "train" or "all". "auto" is the test set if the source has one, or if the model was trained
+                on this very source, which is then split as in training; other data is tested as a whole.
+            skip_bad: leave unreadable files out.
+            batch_size: examples per forward pass.
+            device: where to compute.
+            progress: show a progress bar.
+            log: receives each line about what was read.
+
+        Raises:
+            ValueError: if the targets are not those of the model, or the data is of another kind.
+        """
+        return _evaluate.evaluate(
+            self,
+            source,
+            split=split,
+            skip_bad=skip_bad,
+            batch_size=batch_size,
+            device=self._device(device),
+            progress=progress,
+            log=log,
+        )
+
+    def embed(
+        self,
+        source: Any,
+        *,
+        output: str | Path | None = None,
+        force: bool = False,
+        split: Split = "auto",
+        test_fraction: float | None = None,
+        seed: int | None = None,
+        skip_bad: bool = False,
+        batch_size: int = 64,
+        device: Device = "auto",
+        progress: bool = True,
+        log: Log = print,
+    ) -> Embeddings:
+        """Compute the features that the head reads; for an ensemble, those of all members side by side.
+
+        Args:
+            source: data with targets as in `train`, or files and folders as in `predict`.
+            output: an .npz or .parquet file to write, see `Embeddings.save`.
+            force: replace that file if it exists.
+            split: "train", "test", or "all" data with targets; "auto" is all, with targets or without.
+            test_fraction: share of each class that is the test split where the data has none; None is that of the
+                model's training if it was on this source, else 0.2.
+            seed: seed of that split; None likewise, or 0.
+            skip_bad: leave unreadable files out.
+            batch_size: examples per forward pass.
+            device: where to compute.
+            progress: show a progress bar.
+            log: receives each line about what was read.
+
+        Raises:
+            ValueError: for data that the network cannot read, an exported model, or weights that lack more than a head.
+            FileExistsError: if the output exists and `force` is not set.
+        """
+        self._refuse_runtime("has no features")
+        return _embed.embed(
+            self,
+            source,
+            output=output,
+            force=force,
+            split=split,
+            test_fraction=test_fraction,
+            seed=seed,
+            skip_bad=skip_bad,
+            batch_size=batch_size,
+            device=self._device(device),
+            progress=progress,
+            log=log,
+        )
+
+    def export(
+        self,
+        path: str | Path | None = None,
+        *,
+        format: Format = "onnx",
+        int8: bool = False,
+        data: Any = None,
+        dynamic_batch: bool = True,
+        softmax: bool = False,
+        preprocess: Literal["beside", "inside"] = "beside",
+        mask: bool | None = None,
+        force: bool = False,
+        min_agreement: float = 0.98,
+    ) -> ExportReport:
+        """Write the model as a file that runs without ndvit, after comparing its answers with the model's.
+
+        See `ndvit.exporting.export.export` for the arguments and errors.
+        """
+        from ndvit.exporting.export import export
+
+        self._refuse_runtime("is exported already")
+        return export(
+            self,
+            path,
+            format=format,
+            int8=int8,
+            data=data,
+            dynamic_batch=dynamic_batch,
+            softmax=softmax,
+            preprocess=preprocess,
+            mask=mask,
+            force=force,
+            min_agreement=min_agreement,
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Write everything into one .safetensors file, which `load_model` reads.
+
+        The file appears whole or not at all. It holds plain tensors and JSON: nothing in it can be executed.
+
+        Raises:
+            ValueError: for an exported or compiled model.
+        """
+        self._refuse_runtime("has no weights to save")
+        write_model(self, path)
+
+    def with_network(self, network: nn.Module) -> Model:
+        """A model that differs in its network only."""
+        return replace(self, network=network)
+
+    def _device(self, device: Device) -> Device:
+        if isinstance(self.network, Runtime):
+            own = self.network.device
+            if device not in ("auto", own, own.partition(":")[0]):
+                raise ValueError(f"{self.network.name} runs on the {own}: leave device {device} out")
+            return own.partition(":")[0]  # type: ignore[return-value]
+        return device
+
+    def _refuse_runtime(self, reason: str) -> None:
+        if isinstance(self.network, Runtime):
+            raise ValueError(f"{self.network.name} {reason}: use the model that it was made of")
+
+
+def as_model(parts: ModelParts) -> Model:
+    """The model of parts, such as those that were built from weights."""
+    return Model(**vars(parts))
+
+
+def load_model(
+    source: str | Path,
+    device: str | torch.device = "cpu",
+    *,
+    channels: ChannelRule | None = None,
+    preprocess: Mapping[str, Any] | None = None,
+    classes: Sequence[str] | None = None,
+    **overrides: Any,
+) -> Model:
+    """Load a model of any origin, and adapt it if anything else is wanted of it.
+
+    The layout of weights is recognised by the tensors, never by the file's name: ndvit's own files and runs, timm,
+    torchvision, transformers, Google's .npz, and the releases of DeiT, MAE, DINOv2 and DINOv3. Nothing in a file is
+    executed.
+
+    `load_model("vit_small_patch16_224.augreg_in21k_ft_in1k", num_classes=10, input_size=384)` fits published weights to
+    ten classes and larger pictures; `input_size=(1024,)` makes a network for signals of them.
+
+    Args:
+        source: a file, a folder (a run, or one with config.json), a name that `ndvit weights` lists,
+            `hf:owner/name[/file][@revision]`, or an exported .onnx or .xml file.
+        device: where to put the network.
+        channels: how the first kernels are fitted to another number of input channels, see `fit_tensors`.
+        preprocess: fields of `ImagePreprocess` (mean, std, ...) that replace those that were found or assumed.
+        classes: names of the outputs. If the weights have other classes, the head is new; if they name none, these are
+            the names of their outputs.
+        **overrides: fields of `ViTConfig`. An int for `input_size` is the same along every axis.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the source is not a Vision Transformer, is damaged or unsafe, or cannot be adapted as requested.
+    """
+    if is_exported(source):
+        if not str(source).endswith(tuple(ENDINGS[format] for format in HARMLESS)):
+            raise ValueError(
+                f"{source} is not opened, because files of this format can execute the code of their author: export to "
+                "onnx or openvino; or load your own file with ndvit.model.load_exported(FILE) in Python"
+            )
+        changes = [n for n, v in {"channels": channels, "preprocess": preprocess, "classes": classes}.items() if v]
+        if changes or overrides:
+            raise ValueError(
+                f"{source} is exported and cannot be adapted: leave {', '.join([*changes, *overrides])} out"
+            )
+        return load_exported(source).to(device)
+    checkpoint = open_weights(source, overrides)
+    return as_model(build(checkpoint, device, channels, preprocess, classes, overrides))
+
+
+def load_exported(path: str | Path, threads: int | None = None, precision: Precision = "float32") -> Model:
+    """Load a file that `Model.export` wrote, to run on the CPU.
+
+    .onnx and .xml (OpenVINO) files hold no code and are safe to load. .pt2 and .ts files can execute code of their
+    author when they are loaded or called: load only your own.
+
+    Args:
+        path: a .onnx, .xml, .pt2 or .ts file.
+        threads: number of threads of ONNX Runtime and OpenVINO; None is torch's. The other formats run in torch.
+        precision: precision that OpenVINO computes in. "bfloat16" is about twice as fast on CPUs with AVX-512 BF16 or
+            AMX; answers differ by a few hundredths of their spread.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if ndvit did not write it, it is damaged, or the package that runs it is not installed.
+    """
+    runtime, checkpoint = open_exported(path, threads, precision)
+    return Model(
+        runtime,
+        checkpoint.task,
+        checkpoint.preprocess,
+        temperature=checkpoint.temperature,
+        untrained=checkpoint.untrained,
+        provenance=checkpoint.provenance,
+    )
+
+
+def save_model(model: ModelParts | nn.Module, path: str | Path) -> None:
+    """Write a model as `Model.save` does. A bare network is written without task and preprocessing.
+
+    `classes`, `preprocess` and `temperature` that were set on a bare network, as earlier versions required, are kept.
+    """
+    if isinstance(model, ModelParts):
+        as_model(model).save(path)
+        return
+    known = {name: getattr(model, name) for name in ("preprocess", "temperature") if hasattr(model, name)}
+    classes, training = getattr(model, "classes", ()), model.training
+    try:
+        write_model(ModelParts(model, Classification(classes) if classes else None, **known), path)
+    finally:
+        model.train(training)  # as it was before
+
+
+def compile(model: Model | nn.Module | str | Path, **options: Any) -> Model:
+    """The model run in the fastest way on this machine that gives the same answers, found by measuring.
+
+    See `ndvit.exporting.compiling.fastest` for the options and errors.
+    """
+    from ndvit.exporting.compiling import fastest
+
+    model = _open(model)
+    return model.with_network(fastest(model, **options))
+
+
+def predict(model: Model | str | Path, *inputs: Any, **options: Any) -> list[Prediction]:
+    """`load_model(model).predict(*inputs, **options)`."""
+    return _open(model, options.get("log", print)).predict(*inputs, **options)
+
+
+def evaluate(model: Model | str | Path, source: Any, **options: Any) -> Evaluation:
+    """`load_model(model).evaluate(source, **options)`."""
+    return _open(model, options.get("log", print)).evaluate(source, **options)
+
+
+def embed(model: Model | str | Path, source: Any, **options: Any) -> Embeddings:
+    """`load_model(model).embed(source, **options)`; an output that cannot be written is refused before loading."""
+    if options.get("output") is not None:
+        _embed.check_output(Path(options["output"]), options.get("force", False))
+    return _open(model, options.get("log", print)).embed(source, **options)
+
+
+def export(model: Model | str | Path, path: str | Path | None = None, **options: Any) -> ExportReport:
+    """`load_model(model).export(path, **options)`; without a path, the file is written beside the weights."""
+    return _open(model).export(path, **options)
+
+
+def _open(source: Model | nn.Module | str | Path, log: Log | None = None) -> Model:
+    if isinstance(source, Model | nn.Module):
+        return source if isinstance(source, Model) else Model(source)
+    model = load_model(source)
+    if log is not None and model.load_report is not None and model.load_report.assumed:
+        log(f"assumed of these weights (`ndvit info` says more): {'; '.join(model.load_report.assumed)}")
+    return model

@@ -1,0 +1,73 @@
+"""The parts of a model: a network, and what its inputs and outputs mean. `ndvit.model.Model` adds what it can do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from ndvit.config import ViTConfig
+from ndvit.data.preprocess.base import Preprocess
+from ndvit.load_report import LoadReport
+from ndvit.network.committee import first_transformer, network_shape
+from ndvit.tasks.base import Task
+
+
+@dataclass(eq=False, repr=False)
+class ModelParts:
+    """One or several networks, with the task, the preprocessing and everything else that travels in a model file.
+
+    Attributes:
+        network: a `VisionTransformer`, `RandomConvolutions`, a `Committee` of networks, or a `Runtime` that runs an
+            exported or compiled network. It is put into eval mode.
+        task: what the outputs mean; None if unknown, as for some published weights.
+        preprocess: turns examples into inputs of the network; None if unknown.
+        temperature: the outputs are divided by it before the task's activation.
+        untrained: names of tensors that are newly initialised in a network with trained weights, such as a new head.
+        provenance: plain facts about the training, which travel in the model file.
+        load_report: what `load_model` did to every tensor; None for a network that was not loaded.
+
+    Raises:
+        ValueError: if task or preprocessing do not fit the network.
+    """
+
+    network: nn.Module
+    task: Task | None = None
+    preprocess: Preprocess | None = None
+    temperature: float = 1.0
+    untrained: Sequence[str] = ()
+    provenance: dict[str, Any] = field(default_factory=dict)
+    load_report: LoadReport | None = None
+
+    def __post_init__(self) -> None:
+        self.network.eval()
+        self.untrained, self.provenance = tuple(self.untrained), dict(self.provenance)
+        shape = network_shape(self.network)
+        if shape is None:  # a runtime, whose file was checked when it was written
+            return
+        expected, outputs = shape
+        if self.task is not None and self.task.num_outputs != outputs:
+            raise ValueError(f"the task has {self.task.num_outputs} outputs, the network {outputs}")
+        if self.preprocess is not None and expected != (self.preprocess.channels, *self.preprocess.size):
+            yields = (self.preprocess.channels, *self.preprocess.size)
+            raise ValueError(f"the preprocessing yields inputs of {yields}, the network takes {expected}")
+
+    @property
+    def config(self) -> ViTConfig:
+        """Config of the network, or of the first transformer of several."""
+        config = getattr(self.network, "config", None)
+        return config if isinstance(config, ViTConfig) else first_transformer(self.network).config
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes in the order of the outputs; empty if unknown and for other tasks."""
+        return getattr(self.task, "classes", ())
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network computes."""
+        own = getattr(self.network, "device", None)  # of a runtime, which has no parameters
+        return torch.device(own) if own else next((p.device for p in self.network.parameters()), torch.device("cpu"))

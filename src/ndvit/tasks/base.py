@@ -1,0 +1,320 @@
+"""What a task is: everything that depends on the meaning of the targets.
+
+The network computes outputs and knows nothing of targets; the trainer minimises a loss and knows no task by name. A new
+task is one file with a subclass of `Task`: defining it registers its name for options and for model files.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+
+import numpy as np
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from ndvit.config.recipe import Recipe
+    from ndvit.evaluation.base import Evaluation
+    from ndvit.evaluation.calibration import Calibration
+
+Probe = Literal["knn", "linear"]
+_REGISTRY: dict[str, type[Task]] = {}
+
+
+class Linear(NamedTuple):
+    """A linear map from features to outputs: `features @ weight.T + bias`, with one row of `weight` per output."""
+
+    weight: np.ndarray
+    bias: np.ndarray
+
+    def outputs(self, features: np.ndarray) -> np.ndarray:
+        """Outputs (n, outputs) of features (n, width)."""
+        scores: np.ndarray = features @ self.weight.T + self.bias
+        return scores
+
+
+class Prediction(ABC):
+    """The answer for one example. Subclasses are dataclasses with the field `name`."""
+
+    name: str
+
+    @abstractmethod
+    def text(self) -> str:
+        """The answer in one short line, without the name."""
+
+    @abstractmethod
+    def row(self) -> list[tuple[str, Any]]:
+        """The answer as (column, value) pairs of a table. The first column is "name"; all predictions have the same."""
+
+    @abstractmethod
+    def to_dict(self) -> dict[str, Any]:
+        """The answer as plain values for JSON."""
+
+
+class Task(ABC):
+    """Meaning of the targets: their encoding, the loss, the activation, the metrics.
+
+    Targets pass through three forms. *Raw* targets are what a source holds (text, numbers, None for missing).
+    `encode` turns them into an array with one row per example, which `Examples.targets` holds. The criterion turns a
+    batch of those into the tensor (B, outputs) that is mixed by augmentation and compared with the outputs.
+
+    Attributes:
+        name: the name in options and in model files.
+        combine: what the members of an ensemble average: their "outputs", or their "probabilities" (softmax).
+    """
+
+    name: ClassVar[str]
+    combine: ClassVar[Literal["outputs", "probabilities"]] = "outputs"
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "name" in cls.__dict__:
+            _REGISTRY[cls.name] = cls
+
+    # ------------------------------------------------------------------ targets
+
+    @classmethod
+    @abstractmethod
+    def from_targets(cls, targets: Mapping[str, Sequence[Any]], where: str, *, to_train: bool = True) -> Task:
+        """Derive the task from the raw targets of a source.
+
+        Args:
+            targets: raw targets of each split ("train", "val", "test"; a source may lack some).
+            where: name of the source in messages.
+            to_train: whether a network will be trained on it; the training set must then be sufficient.
+
+        Raises:
+            ValueError: for missing or unsuitable targets, with the examples at fault and the remedy.
+        """
+
+    @property
+    @abstractmethod
+    def num_outputs(self) -> int:
+        """Outputs of the network's head."""
+
+    @abstractmethod
+    def encode(self, targets: Sequence[Any]) -> np.ndarray:
+        """Raw targets as an array, (n,) or (n, ...), of integers or floating-point numbers.
+
+        Raises:
+            ValueError: for a target that this task does not have.
+        """
+
+    def decode(self, targets: np.ndarray) -> list[Any]:
+        """Encoded targets as plain values for tables and JSON, one for each example."""
+        values: list[Any] = targets.tolist()
+        return values
+
+    def strata(self, targets: np.ndarray) -> np.ndarray | None:
+        """Integer (n,) that a split keeps in proportion; None splits at random. `targets` are encoded."""
+        return None
+
+    def stratum_name(self, stratum: int) -> str:
+        """How messages call a stratum."""
+        return str(stratum)
+
+    def summary(self, targets: Mapping[str, np.ndarray]) -> list[str]:
+        """Lines that describe the encoded targets of each split, for `ndvit train --dry-run`."""
+        return [f"{name}: {len(values):,} targets" for name, values in targets.items()]
+
+    def align(self, other: Task, where: str) -> tuple[np.ndarray | None, tuple[str, ...]]:
+        """How targets of the same kind of task, read from another source, translate to this task's.
+
+        Returns:
+            The array `index` with which `self_targets = index[other_targets]`, or None where they are the same; and
+            notes on what was assumed.
+
+        Raises:
+            ValueError: if they cannot be compared.
+        """
+        if other != self:
+            raise ValueError(f"{where} has other targets than the model was trained on")
+        return None, ()
+
+    def match_outputs(self, labels: Sequence[Any], where: str) -> list[int] | None:
+        """Where this task's outputs stand among those of a teacher, which are labelled so; None for the same order.
+
+        Raises:
+            ValueError: if the teacher lacks an output.
+        """
+        if len(labels) != self.num_outputs:
+            raise ValueError(f"{where} has {len(labels)} outputs, {self.num_outputs} are needed")
+        return None
+
+    @abstractmethod
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for the model file; `task_from_dict` reads them. The key "name" is added by the caller."""
+
+    @classmethod
+    @abstractmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Task:
+        """The task that `to_dict` described.
+
+        Raises:
+            ValueError: if the values do not describe one.
+        """
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and other.to_dict() == self.to_dict()
+
+    __hash__ = None  # type: ignore[assignment]  # tasks are compared, never looked up
+
+    # ----------------------------------------------------------------- training
+
+    @abstractmethod
+    def criterion(self, recipe: Recipe, targets: Tensor | None = None) -> Criterion:
+        """The loss of a training run.
+
+        Args:
+            recipe: loss options.
+            targets: encoded targets of the training set, for weights that depend on them.
+        """
+
+    def metrics(self) -> Metrics:
+        """Metrics of a validation set beside its loss."""
+        return Metrics()
+
+    def initial_bias(self, recipe: Recipe) -> float | None:
+        """Value for the biases of a new head; None keeps the network's own initialisation."""
+        return None
+
+    def solve_head(
+        self,
+        features: np.ndarray,
+        targets: np.ndarray,
+        recipe: Recipe,
+        val: tuple[np.ndarray, np.ndarray] | None = None,
+    ) -> Linear:
+        """Fit a linear head to frozen features, for `Recipe.head = "solved"`.
+
+        Args:
+            features: (n, width) of the training examples.
+            targets: their encoded targets.
+            recipe: options of the loss, and the seed.
+            val: features and targets to choose the regularisation by; None chooses on the training examples.
+
+        Raises:
+            ValueError: if the task has no such solver.
+        """
+        raise ValueError(f"a solved head (head='solved') does not exist for {self.name}: train it (head='trained')")
+
+    def solve_ridge(self, features: Tensor, targets: Tensor, recipe: Recipe, population: Tensor) -> Ridge:
+        """Ridge regression on standardised features, calibrated by leaving one example out.
+
+        Args:
+            features: (n, features) of a sample of the training examples, centred.
+            targets: encoded targets of the sample.
+            recipe: options of the loss.
+            population: encoded targets of all training examples.
+
+        Raises:
+            ValueError: if the task has no such solution.
+        """
+        raise ValueError(f"random convolutions do not exist for {self.name}: set rocket_features to 0")
+
+    def probe(
+        self,
+        method: Literal["knn", "linear"],
+        known: tuple[np.ndarray, np.ndarray],
+        features: np.ndarray,
+        seed: int = 0,
+    ) -> np.ndarray:
+        """Answers (n, outputs) for features by a classifier or regressor on the known (features, targets).
+
+        Raises:
+            ValueError: if the task has no such probe.
+        """
+        raise ValueError(f"embeddings cannot be scored for {self.name}")
+
+    # ------------------------------------------------------------------ answers
+
+    def activate(self, outputs: Tensor) -> Tensor:
+        """Outputs of the network (B, outputs) -> what a user gets, for example probabilities."""
+        return outputs
+
+    def calibrate(self, outputs: Tensor, targets: Tensor) -> Calibration | None:
+        """Fit the temperature of outputs (n, outputs) on validation data; None if the task has no temperature."""
+        return None
+
+    @abstractmethod
+    def predictions(self, answers: np.ndarray, names: Sequence[str]) -> Sequence[Prediction]:
+        """Activated outputs (n, outputs) as one prediction for each example."""
+
+    @abstractmethod
+    def evaluate(self, answers: np.ndarray, targets: np.ndarray, names: Sequence[str]) -> Evaluation:
+        """Compare activated outputs (n, outputs) with encoded targets."""
+
+
+class Criterion(nn.Module, ABC):
+    """The loss of a task under a recipe. Its buffers are not part of checkpoints (`persistent=False`)."""
+
+    @abstractmethod
+    def prepare(self, targets: Tensor) -> Tensor:
+        """Encoded targets (B, ...) -> floating point (B, outputs), which mixup and cutmix can average."""
+
+    @abstractmethod
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Mean loss of outputs (B, outputs) against prepared targets (B, outputs)."""
+
+    def validation_loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Mean loss of outputs against encoded targets, without the regularisation of training."""
+        return self.loss(outputs, self.prepare(targets))
+
+    def distillation_loss(self, outputs: Tensor, teacher: Tensor) -> Tensor:
+        """Mean loss of outputs against the outputs of a teacher, both (B, outputs)."""
+        return (outputs - teacher).square().mean()
+
+    def batch_metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """Scalar metrics of a training batch, by name; `targets` are prepared."""
+        return {}
+
+
+class Metrics(nn.Module):
+    """Metrics of a validation set, accumulated over its batches. The base class has none."""
+
+    def update(self, outputs: Tensor, targets: Tensor) -> None:
+        """Add a batch of outputs (B, outputs) and encoded targets."""
+
+    def compute(self) -> dict[str, Tensor]:
+        """The metrics by name. Start again with the next batch."""
+        return {}
+
+
+class Ridge(NamedTuple):
+    """A solution of `Task.solve_ridge`."""
+
+    weight: Tensor
+    """(outputs, features), of standardised features."""
+    bias: Tensor
+    """(outputs,)."""
+    facts: dict[str, float]
+    """"examples", "loss" and other numbers of leaving one out."""
+
+
+def task_class(name: str | type[Task]) -> type[Task]:
+    """The task of this name.
+
+    Raises:
+        ValueError: for an unknown name, with the names there are.
+    """
+    if isinstance(name, type):
+        return name
+    if name not in _REGISTRY:
+        raise ValueError(f"unknown task {name!r}: there are {', '.join(sorted(_REGISTRY))}")
+    return _REGISTRY[name]
+
+
+def task_from_dict(values: Mapping[str, Any]) -> Task:
+    """The task that a model file describes: `{"name": ..., **task.to_dict()}`.
+
+    Raises:
+        ValueError: if it does not describe one.
+    """
+    values = dict(values)
+    return task_class(values.pop("name", "")).from_dict(values)
+
+
+def task_to_dict(task: Task) -> dict[str, Any]:
+    """What `task_from_dict` reads."""
+    return {"name": task.name, **task.to_dict()}

@@ -1,0 +1,1 @@
+"""What runs beside the training steps: one concern a file."""

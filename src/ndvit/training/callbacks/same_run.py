@@ -1,0 +1,67 @@
+"""A checkpoint knows the run that it belongs to."""
+
+import ndvit._torchvision  # noqa: F401  (lightning imports torchvision)
+
+# isort: split
+import zlib
+from typing import Any
+
+import numpy as np
+from lightning.pytorch.callbacks import Callback
+
+from ndvit.config import ViTConfig
+from ndvit.config.recipe import Recipe
+from ndvit.data.loading import Inputs
+from ndvit.network.random_convolutions import RandomConvolutions
+
+_FREE = ("device", "workers", "tracker")  # options that change where and how fast a run computes, not what
+
+
+class SameRun(Callback):
+    """Writes recipe, config and data into checkpoints, and refuses to resume a checkpoint of another run.
+
+    Args:
+        recipe: the recipe.
+        config: config of the transformer.
+        random_features: number of random convolution features beside it.
+        train: training examples.
+    """
+
+    def __init__(self, recipe: Recipe, config: ViTConfig, random_features: int, train: Inputs) -> None:
+        preprocess = train.preprocess.to_dict()
+        labels = [] if train.examples.targets is None else train.examples.targets.tolist()
+        self.facts: dict[str, Any] = {
+            "recipe": {k: v for k, v in recipe.to_dict().items() if k not in _FREE},
+            "config": config.to_dict() | {"rocket_features": random_features},
+            "examples": len(train),
+            "labels": zlib.crc32(repr((list(train.examples.names), labels)).encode()),
+            "moments": [*preprocess["mean"], *preprocess["std"]],
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values, so that checkpoints can be loaded with weights_only=True."""
+        return self.facts
+
+    def check(self, checkpoint: dict[str, Any]) -> None:
+        """Compare the facts with those of a checkpoint before anything is loaded from it.
+
+        Raises:
+            ValueError: with every difference.
+        """
+        before, differences = checkpoint["callbacks"][self.state_key], []
+        for part in ("recipe", "config"):
+            for name, now in self.facts[part].items():
+                then = before[part].get(name)
+                if name == "rocket_features":  # earlier versions stored the requested number, which is rounded down
+                    then = (then or 0) // RandomConvolutions.smallest * RandomConvolutions.smallest
+                if then != now:
+                    differences.append(f"{name} was {then!r}, is {now!r}")
+        if before["examples"] != self.facts["examples"]:
+            differences.append(f"training examples were {before['examples']}, are {self.facts['examples']}")
+        elif before["labels"] != self.facts["labels"]:
+            differences.append("training examples have other names or labels")
+        then, now = before["moments"], self.facts["moments"]  # not to the last bit, which differs between machines
+        if len(then) == len(now) and not np.allclose(then, now, rtol=1e-3):
+            differences.append("training examples have another mean or standard deviation")
+        if differences:
+            raise ValueError("cannot resume, the run has changed since its checkpoint: " + "; ".join(differences))

@@ -1,0 +1,144 @@
+"""Structure of a network as plain values: the networks inside it, their sizes, and how their outputs are combined.
+
+A structure is one of
+
+    {"kind": "vit", "config": ViTConfig.to_dict()}
+    {"kind": "random_convolutions", "channels": c, "length": n, "features": f, "outputs": k}
+    {"kind": "committee", "combine": "outputs" or "probabilities", "weights": [...], "members": [structure, ...]}
+
+The tensors of member i of a committee have the prefix `members.i.`.
+"""
+
+from collections.abc import Iterator, Mapping
+from itertools import islice
+from typing import Any, TypeVar
+
+from torch import nn
+
+from ndvit.config import ViTConfig
+from ndvit.network import VisionTransformer
+from ndvit.network.committee import Committee
+from ndvit.network.random_convolutions import RandomConvolutions
+
+Structure = dict[str, Any]
+T = TypeVar("T")
+
+_SIZES = ("channels", "length", "features", "outputs")  # of random convolutions, in the order of their arguments
+# Files come from strangers: these bounds keep a few bytes of header from building a huge network.
+_LARGEST, _MOST_NETWORKS, _DEEPEST = 2**31, 1000, 4
+
+
+def structure_of(network: nn.Module) -> Structure:
+    """The structure of a network.
+
+    Raises:
+        ValueError: for a module that no structure describes, such as an exported graph.
+    """
+    if isinstance(network, VisionTransformer):
+        return {"kind": "vit", "config": network.config.to_dict()}
+    if isinstance(network, RandomConvolutions):
+        head = network.head
+        sizes = (network.channels, network.length, head.in_features, head.out_features)
+        return {"kind": "random_convolutions", **dict(zip(_SIZES, sizes))}
+    if isinstance(network, Committee):
+        members = [structure_of(member) for member in network.members]
+        return {"kind": "committee", "combine": network.combine, "weights": list(network.weights), "members": members}
+    raise ValueError(f"a {type(network).__name__} cannot be stored: use the network that it was made from")
+
+
+def check_structure(values: Any, depth: int = 0) -> Structure:
+    """Check the bounds of a structure that was read from a file, and fill in defaults.
+
+    The constructors of the networks check everything else.
+
+    Raises:
+        ValueError, TypeError, KeyError: if the values describe no network, or too many of them.
+    """
+    kind = values["kind"]
+    if kind == "vit":
+        return {"kind": kind, "config": ViTConfig.from_dict(values["config"]).to_dict()}
+    if kind == "random_convolutions":
+        for name in _SIZES:
+            if type(values[name]) is not int or not 1 <= values[name] <= _LARGEST:
+                raise ValueError(f"{name} must be a whole number from 1 to {_LARGEST:,}, got {str(values[name])[:20]}")
+        return {"kind": kind, **{name: values[name] for name in _SIZES}}
+    if kind != "committee":
+        raise ValueError(f"a network is a vit, random_convolutions or a committee, got {str(kind)[:40]!r}")
+    if depth == _DEEPEST or len(list(islice(networks_in(values), _MOST_NETWORKS + 1))) > _MOST_NETWORKS:
+        raise ValueError(f"committees nest at most {_DEEPEST} deep and have at most {_MOST_NETWORKS:,} networks")
+    members = [check_structure(member, depth + 1) for member in values["members"]]
+    if not members:
+        raise ValueError("a committee needs at least one member")
+    return {"kind": kind, "combine": values["combine"], "weights": list(values["weights"]), "members": members}
+
+
+def networks_in(structure: Structure, prefix: str = "") -> Iterator[tuple[str, Structure]]:
+    """Every network inside that is no committee, in order, behind the prefix of its tensors' names."""
+    if structure["kind"] != "committee":
+        yield prefix, structure
+        return
+    for i, member in enumerate(structure["members"]):
+        yield from networks_in(member, f"{prefix}members.{i}.")
+
+
+def configs_in(structure: Structure) -> list[ViTConfig]:
+    """The configs of all transformers inside, in order."""
+    return [ViTConfig.from_dict(part["config"]) for _, part in networks_in(structure) if part["kind"] == "vit"]
+
+
+def inputs_of(structure: Structure) -> tuple[int, tuple[int, ...]]:
+    """Channels and size of the inputs."""
+    _, first = next(networks_in(structure))
+    if first["kind"] == "vit":
+        return first["config"]["in_channels"], tuple(first["config"]["input_size"])
+    return first["channels"], (first["length"],)
+
+
+def outputs_of(structure: Structure) -> int:
+    """Number of outputs."""
+    _, first = next(networks_in(structure))
+    outputs: int = first["config"]["num_classes"] if first["kind"] == "vit" else first["outputs"]
+    return outputs
+
+
+def below(entries: Mapping[str, T], prefix: str) -> dict[str, T]:
+    """The entries whose names have a prefix, under their names without it."""
+    return {name.removeprefix(prefix): entry for name, entry in entries.items() if name.startswith(prefix)}
+
+
+def make_network(structure: Structure) -> nn.Module:
+    """A new network of this structure.
+
+    Raises:
+        ValueError: if the structure makes no network.
+    """
+    if structure["kind"] == "vit":
+        return VisionTransformer(ViTConfig.from_dict(structure["config"]))
+    if structure["kind"] == "random_convolutions":
+        return RandomConvolutions(*(structure[name] for name in _SIZES))
+    members = [make_network(member) for member in structure["members"]]
+    return Committee(members, structure["weights"], structure["combine"])
+
+
+def summary(structure: Structure) -> str:
+    """The network in one line."""
+    if structure["kind"] == "committee":
+        lines = [summary(member) for member in structure["members"]]
+        if structure["combine"] == "outputs":
+            return ", with ".join(lines)
+        return f"{len(lines)} members, {f'each {lines[0]}' if len(set(lines)) == 1 else '; '.join(lines)}"
+    if structure["kind"] == "random_convolutions":
+        return f"{structure['features']:,} random convolution features"
+    config = ViTConfig.from_dict(structure["config"])
+    size = times((config.in_channels, *config.input_size))
+    stem = f", {config.stem} stem {config.stem_depths}" if config.stem != "none" else ""
+    merged = f", {config.merge_tokens} tokens merged in each block" if config.merge_tokens else ""
+    return (
+        f"{config.embed_dim} wide, {config.depth} blocks, {config.num_heads} heads, input {size}{stem}, patch "
+        f"{times(config.patch_size)}, {config.num_classes} outputs{merged}"
+    )
+
+
+def times(sizes: tuple[int, ...]) -> str:
+    """Sizes along several axes in words, such as 16 x 16."""
+    return " x ".join(map(str, sizes))
