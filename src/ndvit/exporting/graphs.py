@@ -32,7 +32,7 @@ def frozen_copy(model: ModelParts) -> nn.Module:
 
 
 class Deployed(nn.Module):
-    """A copy of a model as it is exported: on the CPU, in float32, between what `options` put into the graph.
+    """The module that is exported: a copy of the network on the CPU in float32, with the operations that `options` add.
 
     It maps (B, C, *size) to (B, outputs). The model itself does not change.
     """

@@ -29,7 +29,7 @@ def push_to_hub(
     Args:
         model: a model, a run folder (its results are added to the card) or a model file.
         repo_id: owner/name, or a name alone for your own namespace; the repository is created if it does not exist.
-        private: whether a new repository is private; an existing one stays as it is.
+        private: whether a new repository is private; an existing one keeps its setting.
         token: access token with the right to write; by default HF_TOKEN or the token of `hf auth login`.
         message: message of the commit.
         licence: SPDX identifier for the card.
