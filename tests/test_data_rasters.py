@@ -178,6 +178,7 @@ def test_a_fourth_band_by_gdal_is_a_band(tmp_path, tag, kind):
 
 @pytest.mark.parametrize("limit", [0, 100], ids=["headers", "whole"])
 @pytest.mark.parametrize("kind", ["unassalpha", "assocalpha"])
+@pytest.mark.filterwarnings("ignore::ndvit.DataWarning")
 def test_the_notes_say_how_transparency_is_read(tmp_path, monkeypatch, limit, kind):
     monkeypatch.setattr(checking, "_DECODE_AT_MOST", limit)
     for name in ("field", "wood"):

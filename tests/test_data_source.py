@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from datafiles import arrays, npy, picture, pictures, sound, ts, xy
+from ndvit import DataWarning, ViTClassifier
 from ndvit.data.examples import Examples, Recording, Source
 from ndvit.data.preprocess import fit_preprocess
 from ndvit.data.sources.archives import bundled
@@ -17,6 +18,7 @@ from ndvit.data.sources.load import builtin_sources, load_examples, load_source
 from ndvit.data.sources.tables import read_table
 from ndvit.data.splits import hold_out
 from ndvit.tasks import Classification
+from tinyruns import command, run_tiny
 
 
 def counts(examples):
@@ -218,6 +220,7 @@ def test_arrays_of_any_number_of_axes(shape):
     ],
     ids=str,
 )
+@pytest.mark.filterwarnings("ignore::ndvit.DataWarning")
 def test_notes_on_channels_that_may_be_last(tmp_path, shape, expected):
     x, y = xy(4, shape)
     notes = [f"examples of shape {shape} are read as {expected}: channels come first; if they are last, pass "] * bool(
@@ -231,6 +234,23 @@ def test_notes_on_channels_that_may_be_last(tmp_path, shape, expected):
             npy(tmp_path / "test" / name / f"{i}.npy", x[i])
     if len(shape) > 1:
         assert list(load_source(tmp_path).notes) == [f"{note}np.moveaxis(x, -1, 0)" for note in notes]
+
+
+def test_doubts_are_warnings_on_every_door(capsys, tmp_path):
+    x, y = np.random.default_rng(0).normal(size=(24, 100, 3)).astype("f4"), np.arange(24) % 2
+    doubt = "read as 100 channels of 3 values"
+    np.savez(tmp_path / "doubtful.npz", X=x, y=y)
+    with pytest.warns(DataWarning, match=doubt) as seen:
+        source = load_source((x, y))
+    assert seen[0].filename == __file__
+    assert any(doubt in note for note in source.notes)
+    assert not any(doubt in note for note in source.decisions)
+    with pytest.warns(DataWarning, match=doubt):
+        run_tiny((x, y), tmp_path / "run", steps=1)
+    with pytest.warns(DataWarning, match=doubt):
+        ViTClassifier("basic", model="vit_pico", steps=1).fit(x, y)
+    assert command("evaluate", tmp_path / "run", tmp_path / "doubtful.npz", "--no-progress") == 0
+    assert f"warning: examples of shape (100, 3) are {doubt}" in capsys.readouterr().err
 
 
 def test_notes_on_channels_that_may_be_last_of_unequal_lengths():

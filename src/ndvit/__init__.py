@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from ndvit.config import ViTConfig, list_models
     from ndvit.config.recipe import Recipe
+    from ndvit.data.messages import DataWarning
     from ndvit.data.sources.load import load_source
     from ndvit.estimator import ViTClassifier
     from ndvit.model import Model, compile, embed, evaluate, export, load_model, predict, save_model
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Classification": "ndvit.tasks.classification",
+    "DataWarning": "ndvit.data.messages",
     "Model": "ndvit.model",
     "Recipe": "ndvit.config.recipe",
     "Task": "ndvit.tasks.base",
@@ -50,6 +52,7 @@ _HOMES = {
 
 __all__ = [
     "Classification",
+    "DataWarning",
     "Model",
     "Recipe",
     "Task",

@@ -5,6 +5,7 @@ The modules of the commands import torch, and everything built on it, inside the
 
 import re
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -25,6 +26,7 @@ from ndvit.cli.push import push
 from ndvit.cli.train import train
 from ndvit.cli.weights import weights
 from ndvit.config.options import DERIVED
+from ndvit.data.messages import DataWarning
 
 app = App(
     name="ndvit",
@@ -86,7 +88,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     tokens = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        app.meta(tokens, exit_on_error=False, print_error=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", DataWarning)
+            warnings.showwarning = _print_warning
+            app.meta(tokens, exit_on_error=False, print_error=False)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
@@ -99,6 +104,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         print(f"ndvit: {message}", file=sys.stderr)
         sys.exit(2)
+
+
+def _print_warning(message: Warning | str, *place: Any, **more: Any) -> None:
+    """Print a warning as one line, without the line of code that raised it."""
+    print(f"warning: {message}", file=sys.stderr)
 
 
 def _message(error: Exception) -> str | None:

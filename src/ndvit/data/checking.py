@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from ndvit.data.examples import EncodedPicture, Kind, Part, Raw, Recording, are_streamed
-from ndvit.data.messages import cannot_be_used, listing
+from ndvit.data.messages import Doubt, cannot_be_used, listing
 from ndvit.data.sources.arrays import value_fault
 from ndvit.data.sources.files import Header, decode, describe_fault, header_of
 from ndvit.data.sources.rasters import has_doubtful_alpha
@@ -147,7 +147,7 @@ def _mixed(findings: dict[str, list[Finding]]) -> list[str]:
 
 
 def _doubtful(found: list[Finding], stored: bool) -> list[str]:
-    """Notes on data that may have another meaning than it is read with."""
+    """Notes on data that may mean something else than they are read as."""
     notes = []
     if found and all(one.channels_last for one in found):
         _, channels, grid, _ = found[0].header
@@ -165,7 +165,7 @@ def _doubtful(found: list[Finding], stored: bool) -> list[str]:
             "was measured, such as near infrared, save them by tifffile with extrasamples=['unspecified'], or as .npy "
             "(channels, height, width)"
         )
-    return notes
+    return [Doubt(note) for note in notes]
 
 
 def _unequal(findings: dict[str, list[Finding]]) -> list[str]:

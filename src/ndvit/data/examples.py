@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NamedTuple
 import numpy as np
 from PIL import Image
 
+from ndvit.data.messages import Doubt
+
 if TYPE_CHECKING:
     from ndvit.tasks.base import Task
 
@@ -124,7 +126,7 @@ class Source:
         train: training examples. Preprocessing is computed on them only.
         test: test examples.
         val: validation examples, if the data set has them.
-        notes: decisions that the user should know of.
+        notes: decisions that the user should know of; those of the type `Doubt` were also raised as warnings.
     """
 
     name: str
@@ -140,3 +142,8 @@ class Source:
     def classes(self) -> tuple[str, ...]:
         """Names of the classes in the order of the outputs; empty for other tasks."""
         return getattr(self.task, "classes", ())
+
+    @property
+    def decisions(self) -> tuple[str, ...]:
+        """The notes that were not raised as warnings."""
+        return tuple(note for note in self.notes if not isinstance(note, Doubt))

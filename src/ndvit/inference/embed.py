@@ -151,7 +151,7 @@ def embed(
     model = _ready(model, data, log)
     assert model.preprocess is not None
     check_kind(data.kind, model.preprocess, data.name)
-    for note in data.notes:
+    for note in data.decisions:
         log(note)
     parts = chosen_splits(data, split)
     known = data.train.targets is not None

@@ -54,7 +54,7 @@ def evaluate(
         log(f"{data.name}: {note}")
     if split == "auto":
         split = "test" if len(data.test) else "all"
-    for note in data.notes:
+    for note in data.decisions:
         log(note)
     chosen = list(chosen_splits(data, split).values())
     log(f"{data.name}: {sum(map(len, chosen)):,} examples ({'all' if split == 'all' else f'the {split} set'})")

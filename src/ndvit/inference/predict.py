@@ -8,6 +8,7 @@ from typing import Any
 
 from ndvit.config.recipe import Device
 from ndvit.data.loading import Inputs
+from ndvit.data.messages import Doubt
 from ndvit.data.preprocess import check_kind, describe_resampling
 from ndvit.data.sources.load import load_examples
 from ndvit.inference.batches import pick_device, predict_answers
@@ -40,7 +41,8 @@ def predict(
         loaded = load_examples(source, skip_bad=skip_bad, dims=dims, channels=preprocess.channels)
         check_kind(loaded.kind, preprocess, str(source) if isinstance(source, str | Path) else "X")
         for note in loaded.notes:
-            log(note)
+            if not isinstance(note, Doubt):  # those were raised as warnings
+                log(note)
         if longer := describe_resampling([loaded.examples], preprocess):
             log(longer)
         answers = predict_answers(model, Inputs(loaded.examples, preprocess), batch_size, device, progress, task)

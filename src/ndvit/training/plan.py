@@ -156,7 +156,7 @@ class Plan:
         """What `train` prints before it starts."""
         report = self.first.load_report
         facts = "; ".join(f"{name}: {value}" for name, value in self.facts().items())
-        return [*self.notes, *([] if report is None else [str(report)]), *self.data.notes, facts]
+        return [*self.notes, *([] if report is None else [str(report)]), *self.data.decisions, facts]
 
     def __str__(self) -> str:
         """The whole plan, for `ndvit train --dry-run`."""

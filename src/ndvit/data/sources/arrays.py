@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from ndvit.data.examples import Part
-from ndvit.data.messages import printable
+from ndvit.data.messages import DataWarning, printable
 from ndvit.data.sources.pictures import plain
 
 _FLOAT = re.compile(r"[-+]?\d+\.\d*(e[-+]?\d+)?", re.IGNORECASE)
@@ -157,5 +157,6 @@ def warn_of_rounding(original: np.ndarray, values: np.ndarray, where: str) -> No
         warnings.warn(
             f"{where} varies little around large values, and float32 rounds that off by more than a hundredth of its "
             "standard deviation: subtract the mean of each channel first",
+            DataWarning,
             stacklevel=2,
         )

@@ -1,6 +1,7 @@
 """Loading a data set from a name, a folder, a file or arrays.
 
-Every decision is reported: `Source.notes` says what was held out, left out, padded or taken as missing.
+Every decision is reported: `Source.notes` says what was held out, left out, padded or taken as missing. A note about
+data that may mean something else, a `Doubt`, is also a warning here, so that it reaches the user of every interface.
 """
 
 import os
@@ -13,7 +14,7 @@ from PIL import Image
 from ndvit.config.bounds import nearest
 from ndvit.data.checking import Checked, check_examples
 from ndvit.data.examples import EncodedPicture, Examples, Kind, Part, Source
-from ndvit.data.messages import listing, printable
+from ndvit.data.messages import listing, printable, warn_of_doubts
 from ndvit.data.sources import folders
 from ndvit.data.sources.archives import bundled, download, find_training_file, read_set
 from ndvit.data.sources.arrays import as_part, read_arrays, read_examples
@@ -93,6 +94,8 @@ def load_source(
         share = f"{test_fraction:.0%} held out for testing ({len(held):,} examples)"
         notes.append(f"no test set in the data: {share}, stratified, seed {seed}")
     made.setdefault("test", made["train"].subset([]))
+    notes = [printable(note) for note in notes]
+    warn_of_doubts(notes)
     return Source(
         name=printable(name),
         kind=checked.kind,
@@ -101,7 +104,7 @@ def load_source(
         train=made["train"],
         test=made["test"],
         val=made.get("val"),
-        notes=tuple(map(printable, notes)),
+        notes=tuple(notes),
     )
 
 
@@ -166,6 +169,7 @@ def builtin_sources() -> tuple[str, ...]:
 def _loaded(part: Part, where: str, skip_bad: bool, notes: list[str]) -> LoadedExamples:
     checked = check_examples({"test": part}, where, skip_bad, progress=True)
     notes = [printable(note) for note in (*notes, *checked.notes)]
+    warn_of_doubts(notes)
     return LoadedExamples(checked.kind, checked.dims, _examples(checked.parts["test"], None), tuple(notes))
 
 
