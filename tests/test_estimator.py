@@ -469,7 +469,7 @@ def test_bad_data_is_refused(message, signals):
         ({"members": 0}, ..., "members must be a whole number of at least 1, got 0"),
         ({"model": "vit_vast"}, ..., "vit_vast"),
         ({"steps": 0}, ..., "steps must be a whole number of at least 1"),
-        ({"device": "abacus"}, ..., "device abacus is not available: use auto or cpu"),
+        ({"device": "abacus"}, ..., "device must be one of auto, cpu"),
         ({"weights": 3}, ..., "weights are a path"),
         ({"weights": tiny()}, ..., "weights is a ViTClassifier that is not fitted"),
         ({"weights": torch.nn.Linear(2, 2)}, ..., "weights are a path, a name or .*, got Linear"),

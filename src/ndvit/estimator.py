@@ -4,14 +4,12 @@ import copy
 import re
 import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from numbers import Integral
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import check_array, check_consistent_length, check_random_state
 from sklearn.utils.class_weight import compute_class_weight
@@ -24,7 +22,7 @@ from ndvit.data.preprocess import describe_resampling
 from ndvit.data.sources.arrays import raw_targets
 from ndvit.data.sources.load import load_examples, load_source
 from ndvit.data.sources.sklearn_inputs import NUMBERS, check_examples, check_labels, describe_shape, shape_of
-from ndvit.inference.batches import pick_device, predict_answers
+from ndvit.inference.batches import predict_answers
 from ndvit.model import Model, load_model
 from ndvit.tasks.classification import Classification, class_name
 from ndvit.training.fit import fit
@@ -150,11 +148,10 @@ class ViTClassifier(ClassifierMixin, BaseEstimator):
             progress=bool(self.verbose),
         )
         log = print if self.verbose else _ignore
-        with _own_generator(self.device):
-            planned = plan(request)
-            for line in planned.lines():
-                log(line)
-            trained = fit(planned, progress=bool(self.verbose), log=log)
+        planned = plan(request)
+        for line in planned.lines():
+            log(line)
+        trained = fit(planned, progress=bool(self.verbose), log=log)
         if trained.interrupted:
             raise KeyboardInterrupt
         self._keep(trained.model.to("cpu"), classes, columns)
@@ -184,8 +181,7 @@ class ViTClassifier(ClassifierMixin, BaseEstimator):
             )
         if longer := describe_resampling([examples], preprocess):
             warnings.warn(f"X: {longer}", stacklevel=2)
-        with _own_generator(self.device):  # torch's DataLoader draws from the global one, even if nothing is random
-            rows = predict_answers(self.model_, Inputs(examples, preprocess), _BATCH, self.device, bool(self.verbose))
+        rows = predict_answers(self.model_, Inputs(examples, preprocess), _BATCH, self.device, bool(self.verbose))
         rows = rows.astype(np.float64)  # float32 rows do not sum to 1 as exactly as scikit-learn's metrics require
         return rows / rows.sum(axis=1, keepdims=True)
 
@@ -310,11 +306,6 @@ def _names(labels: np.ndarray) -> tuple[str, ...]:
 def _seed(random_state: Any) -> int:
     random = check_random_state(random_state)  # refuses invalid values
     return int(random_state) if isinstance(random_state, Integral) else int(random.randint(2**31 - 1))
-
-
-def _own_generator(device: str) -> AbstractContextManager[None]:
-    """A context that restores torch's global generators."""
-    return torch.random.fork_rng([torch.cuda.current_device()] if pick_device(device) == "cuda" else [])
 
 
 def _ignore(line: str) -> None:

@@ -127,6 +127,7 @@ class Inputs(Dataset[Batch]):
             pin_memory=torch.cuda.is_available(),
             persistent_workers=workers > 0,
             worker_init_fn=_ignore_interrupts,
+            generator=torch.Generator(),  # otherwise each iterator draws a seed from torch's global generator
         )
 
 
@@ -140,7 +141,7 @@ class TimedLoader(DataLoader[Batch]):
     waited = 0.0
 
     def __iter__(self) -> Any:
-        return self._timed(super().__iter__())  # not lazily: an iterator draws from torch's generator when it is made
+        return self._timed(super().__iter__())
 
     def _timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         while True:

@@ -6,11 +6,13 @@ state dict and results stay the same, up to rounding where the docstring mention
 
 import os
 import statistics
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +30,10 @@ _LEAST_ROWS, _LEAST_WORK = 128, 2**23
 _MOST_TOKENS = 600
 """Number of tokens up to which the attention weights stay in a CPU's cache, see `Attention`."""
 
+_LOCK = threading.Lock()
+_USERS: WeakKeyDictionary[nn.Module, tuple[int, bool]] = WeakKeyDictionary()
+"""Networks in `only_read_tokens`: the number of contexts, and the value of `skip_unread_tokens` before the first."""
+
 
 def install(network: nn.Module) -> None:
     """Replace the classes of blocks, attention and linear layers in a new network by those of this module."""
@@ -43,16 +49,26 @@ def install(network: nn.Module) -> None:
 
 @contextmanager
 def only_read_tokens(module: nn.Module) -> Iterator[None]:
-    """Set `skip_unread_tokens` of every `VisionTransformer` in a module, and restore it at the end."""
+    """Set `skip_unread_tokens` of every `VisionTransformer` in a module, and restore it at the end.
+
+    Several threads may do so with the same network: the last one restores it.
+    """
     networks: list[Any] = [m for m in module.modules() if hasattr(m, "skip_unread_tokens")]
-    before = [network.skip_unread_tokens for network in networks]
-    for network in networks:
-        network.skip_unread_tokens = True
+    with _LOCK:
+        for network in networks:
+            users, before = _USERS.get(network, (0, network.skip_unread_tokens))
+            _USERS[network] = users + 1, before
+            network.skip_unread_tokens = True
     try:
         yield
     finally:
-        for network, value in zip(networks, before):
-            network.skip_unread_tokens = value
+        with _LOCK:
+            for network in networks:
+                users, before = _USERS.pop(network)
+                if users > 1:
+                    _USERS[network] = users - 1, before
+                else:
+                    network.skip_unread_tokens = before
 
 
 # --------------------------------------------------------------------------- linear layers by a convolution on CPUs

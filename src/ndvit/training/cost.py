@@ -20,6 +20,7 @@ from ndvit.network.checkpointing import is_checkpointing
 from ndvit.network.committee import first_transformer
 from ndvit.network.fast import only_read_tokens
 from ndvit.training.adapters import only_trainable
+from ndvit.training.isolation import isolated
 from ndvit.training.optim import build_optimizer, pick_precision
 
 _MOST_BYTES = 2**29  # activations of a measured batch; larger batches are extrapolated
@@ -68,7 +69,7 @@ def estimate_cost(model: Model, recipe: Recipe, train: Inputs, steps: int) -> Co
     network = copy.deepcopy(first_transformer(model.network)).to(device).train(steps > 0)
     network.grad_checkpointing = recipe.grad_checkpointing
     config = network.config
-    with torch.random.fork_rng([]), only_read_tokens(network), only_trainable(network, recipe):
+    with isolated(), only_read_tokens(network), only_trainable(network, recipe):
         optimizer = build_optimizer(network, recipe, pretrained)
         trained = sum(p.numel() for p in network.parameters() if p.requires_grad) if steps else 0
         # In float32: each weight; a gradient and two moments of each trained one.

@@ -40,6 +40,7 @@ from ndvit.training.callbacks.reading_watch import ReadingWatch
 from ndvit.training.callbacks.same_run import SameRun
 from ndvit.training.closed_form import check_solvers, solve_head, solve_random_convolutions
 from ndvit.training.distillation import Teacher, make_teacher
+from ndvit.training.isolation import isolated
 from ndvit.training.module import Augment, TrainingModule
 from ndvit.training.optim import pick_precision
 from ndvit.training.plan import Plan
@@ -109,6 +110,7 @@ class Trained:
         )
 
 
+@isolated()
 def fit(
     plan: Plan,
     folder: Path | None = None,

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from ndvit import __version__
 from ndvit.config.options import split_options
@@ -31,6 +30,7 @@ from ndvit.network.committee import first_transformer
 from ndvit.tasks.base import Task
 from ndvit.training.adapters import check_adapters, describe_trainable
 from ndvit.training.cost import Cost, estimate_cost
+from ndvit.training.isolation import isolated
 from ndvit.training.members import Adapted, member_builder, open_to_train
 from ndvit.training.presets import choose
 from ndvit.training.trackers import check_tracker
@@ -224,7 +224,7 @@ def plan(request: Request, *, resumed: Path | None = None) -> Plan:
     data = hold_out_validation(data, recipe)
     builder = member_builder(data, name, overrides, convolutions, checkpoint, adapted)
     build_member = builder.seeded(recipe)
-    with torch.random.fork_rng([]):
+    with isolated():
         first = build_member(recipe.seed)
     config = first.config
     check_adapters(recipe, config.depth, taught=request.teacher is not None)

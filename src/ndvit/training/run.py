@@ -27,6 +27,7 @@ from ndvit.inference.batches import predict_answers
 from ndvit.model import Model
 from ndvit.tasks.base import Task, task_class
 from ndvit.training.fit import FitResult, Trained, fit
+from ndvit.training.isolation import isolated
 from ndvit.training.plan import Plan, Request, plan, source_name
 from ndvit.weights.file import MODEL_FILE
 
@@ -266,6 +267,7 @@ def _write_settings(folder: Path, settings: dict[str, Any]) -> None:
     replace_file(folder / CONFIG_FILE, text)
 
 
+@isolated()  # matplotlib, which draws the report, is not made for several threads
 def _write_results(run: Run, planned: Plan, trained: Trained, time_in_words: str) -> None:
     """Write the files of a finished run. The model comes last, because a folder with a model is a finished run."""
     evaluation, data, recipe = run.evaluation, planned.data, planned.recipe
