@@ -18,9 +18,10 @@ def picture(path: Path, colour=(200, 30, 90), size=(12, 10), mode="RGB", **save)
 
 
 def png(colour, size=(12, 10)) -> dict:
-    """A picture of one colour as a row of a data set on the hub."""
-    file = io.BytesIO()
-    Image.new("RGB", size, colour).save(file, "PNG")
+    """A picture of one colour, but for its last pixel, as a row of a data set on the hub."""
+    file, image = io.BytesIO(), Image.new("RGB", size, colour)
+    image.putpixel((size[0] - 1, size[1] - 1), (0, 0, 0))
+    image.save(file, "PNG")
     return {"bytes": file.getvalue(), "path": None}
 
 

@@ -64,6 +64,8 @@ def test_calibrate():
         p = (logits / temperature).softmax(1).numpy()
         assert error == pytest.approx(calibration_error(p, labels.numpy()), abs=1e-6)
     assert found.after < found.before
+    losses = [F.cross_entropy(logits / t, labels).item() for t in (1, found.temperature)]
+    assert found.losses == pytest.approx(tuple(losses))
 
 
 @pytest.mark.parametrize(
@@ -78,11 +80,71 @@ def test_where_the_temperature_stays_one(n, broken, text):
     logits, labels = sample(60, 3)
     logits[0, 0] = np.nan if broken else logits[0, 0]
     found = calibrate(logits[:n], labels[:n])
-    assert found == Calibration(1.0, n)
+    assert (found.temperature, found.examples, found.before) == (1.0, n, None)
     assert str(found) == f"not calibrated: {text}"
 
 
+def confident_mistakes(n=500, wrong=25):
+    """Right answers with 85 % confidence, and a few mistakes of which the classifier is certain."""
+    labels = torch.arange(n) % 2
+    logits = math.log(0.85 / 0.15) * F.one_hot(labels, 2).float()
+    logits[:wrong] = 12 * F.one_hot(1 - labels[:wrong], 2).float()
+    return logits, labels
+
+
+def test_a_temperature_that_raises_the_calibration_error_is_refused():
+    found = calibrate(*confident_mistakes())
+    assert found.temperature == 1
+    assert found.losses[1] < found.losses[0]  # the log loss alone would keep it
+    assert found.after > found.before + 0.1
+    assert str(found) == (
+        "not calibrated: temperature 2.92 on 500 validation examples made the calibration (ECE) worse "
+        "(validation ECE 19.2 % -> 38.7 %, log loss 0.7544 -> 0.6239)"
+    )
+
+
+@pytest.mark.parametrize("n", [60, 1000])
+def test_a_temperature_that_improves_nothing_beyond_chance_is_refused(n):
+    found = calibrate(*sample(n, 1))
+    assert found.temperature == 1
+    assert "improved nothing beyond chance" in found.refused
+
+
+def test_a_temperature_is_kept_for_predictions_that_are_all_right():
+    labels = torch.arange(100) % 2
+    found = calibrate(math.log(0.8 / 0.2) * F.one_hot(labels, 2).float(), labels)
+    assert found.temperature < 1
+    assert found.after < found.before == pytest.approx(0.2)
+
+
+def test_validation_data_of_one_class_give_no_temperature():
+    logits, labels = sample(200, 3)
+    found = calibrate(logits, torch.zeros_like(labels))
+    assert str(found) == "not calibrated: the validation examples are all of one class"
+    assert found.temperature == 1
+
+
+def test_weights_do_what_repeating_examples_does():
+    logits, labels = sample(300, 3)
+    weights = torch.where(labels == 0, 4.0, 1.0)
+    often = torch.arange(300).repeat_interleave(weights.long())
+    weighted, repeated = calibrate(logits, labels, weights), calibrate(logits[often], labels[often])
+    # of scaled weights, the same sum of the loss stands against the same prior
+    assert weighted.temperature == pytest.approx(repeated.temperature, rel=0.01)
+    assert weighted.before == pytest.approx(repeated.before)
+    assert weighted.losses[0] == pytest.approx(repeated.losses[0])
+    assert str(weighted).endswith("; classes weigh as in training (class_weight)")
+
+
+def test_examples_without_weight_do_not_count():
+    logits, labels = sample(200, 3)
+    weights = torch.tensor([1.0, 0.0, 0.0, 0.0])[labels]
+    assert calibrate(logits, labels, weights).refused == "the validation examples are all of one class"
+
+
 def test_text():
+    found = Calibration(1.2345, 1200, 0.0412, 0.0119, (0.51234, 0.4))
+    assert str(found).endswith("validation ECE 4.1 % -> 1.2 %, log loss 0.5123 -> 0.4")
     assert str(Calibration(1.2345, 1200, 0.0412, 0.0119)) == (
         "calibrated: temperature 1.23 on 1,200 validation examples, validation ECE 4.1 % -> 1.2 %"
     )

@@ -15,12 +15,98 @@ from tinyruns import fit_tiny, toy
 LOSSES = ["softmax", "sigmoid"]
 
 
+def criterion(classes=3, weights=None, **options):
+    weights = None if weights is None else torch.tensor(weights)
+    return ClassificationCriterion(Recipe(**{"label_smoothing": 0.0, **options}), classes, weights)
+
+
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 def test_targets_are_smoothed(smoothing):
     labels = torch.tensor([1, 0, 3])
     targets = Classification("abcd").criterion(Recipe(label_smoothing=smoothing)).prepare(labels)
     torch.testing.assert_close(targets, F.one_hot(labels, 4) * (1 - smoothing) + smoothing / 4)
     assert targets[0].tolist() == pytest.approx([0.05, 0.85, 0.05, 0.05] if smoothing else [0, 1, 0, 0])
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_an_example_is_weighed_by_its_own_label_before_smoothing_and_mixing(loss):
+    options = {"loss": loss, "label_smoothing": 0.3}
+    weighted, plain = criterion(3, [0.1, 0.9, 20.0], **options), criterion(3, **options)
+    logits, labels = torch.randn(2, 3), torch.tensor([0, 2])
+    targets = weighted.prepare(labels)
+    assert targets.sum(1).tolist() == pytest.approx([0.1, 20.0])
+    assert targets[1].tolist() == pytest.approx([2.0, 2.0, 16.0])
+    losses = [plain.loss(logits[i : i + 1], plain.prepare(labels[i : i + 1])).item() for i in range(2)]
+    assert weighted.loss(logits, targets).item() == pytest.approx((0.1 * losses[0] + 20 * losses[1]) / 2, rel=1e-5)
+    # a mixture of a quarter of the first and the rest of the second, which has their mean weight
+    mixed, logits = 0.25 * targets[:1] + 0.75 * targets[1:], logits[:1]
+    if loss == "softmax":
+        parts = [plain.loss(logits, plain.prepare(torch.tensor([k]))).item() for k in (0, 2)]
+        expected = 0.25 * 0.1 * parts[0] + 0.75 * 20 * parts[1]
+    else:  # both classes are positives
+        both = 0.25 * plain.prepare(torch.tensor([0])) + 0.75 * plain.prepare(torch.tensor([2]))
+        expected = (0.25 * 0.1 + 0.75 * 20) * plain.loss(logits, both).item()
+    assert weighted.loss(logits, mixed).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_smoothing_gives_a_rare_class_nothing_from_the_weights_of_others():
+    # The gradient of the mean loss over a set whose outputs are its class frequencies, weighed to be balanced, is 0 for
+    # uniform outputs, with smoothing or without.
+    labels = torch.arange(3).repeat_interleave(torch.tensor([90, 9, 1]))
+    made = Classification("abc").criterion(Recipe(class_weight="balanced", label_smoothing=0.1), labels)
+    bias = torch.zeros(3, requires_grad=True)
+    made.loss(bias.expand(100, 3), made.prepare(labels)).backward()
+    assert bias.grad.abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_examples_without_weight_do_not_count(loss):
+    made = criterion(2, [0.0, 2.0], loss=loss, label_smoothing=0.1)
+    logits, targets = torch.eye(2), made.prepare(torch.tensor([1, 0]))
+    assert made.loss(logits, targets).item() == pytest.approx(made.loss(logits[:1], targets[:1]).item() / 2)
+    assert made.batch_metrics(logits, targets)["accuracy"].item() == 0  # of the first alone
+    assert made.batch_metrics(logits.flip(1), targets)["accuracy"].item() == 1
+
+
+@pytest.mark.parametrize("weights", [None, [0.3, 0.3, 30.0]])
+def test_the_accuracy_of_mixed_examples_does_not_depend_on_weights(weights):
+    made = criterion(3, weights, label_smoothing=0.1)
+    first, last = made.prepare(torch.tensor([0])), made.prepare(torch.tensor([2]))
+    targets = torch.cat([0.6 * first + 0.4 * last, 0.4 * first + 0.6 * last])
+    assert made.batch_metrics(torch.eye(3)[[0, 0]], targets)["accuracy"].item() == 0.5
+    assert made.batch_metrics(torch.eye(3)[[0, 2]], targets)["accuracy"].item() == 1
+
+
+@pytest.mark.parametrize("options", [{"distillation": "hard"}, {"distillation": "soft", "temperature": 2.0}])
+def test_the_loss_of_a_teacher_weighs_examples_too(options):
+    student, teacher, often = torch.randn(3, 2), torch.randn(3, 2), [0, 1, 2, 2]
+    weighted = criterion(2, [0.75, 1.5], **options)
+    found = weighted.distillation_loss(student, teacher, weighted.prepare(torch.tensor([0, 0, 1])))
+    expected = criterion(2, **options).distillation_loss(student[often], teacher[often], student[often])
+    assert found.item() == pytest.approx(expected.item())
+
+
+def test_the_validation_loss_has_the_weights_of_training_and_no_smoothing():
+    logits, labels = torch.randn(3, 2), torch.tensor([0, 0, 1])
+    losses = F.cross_entropy(logits, labels, reduction="none")
+    found = criterion(2, [0.75, 1.5], label_smoothing=0.1).validation_loss(logits, labels)
+    assert found.item() == pytest.approx(((losses[0] + losses[1]) * 0.75 + losses[2] * 1.5).item() / 3)
+
+
+def test_balanced_weights_find_rare_classes_with_the_default_smoothing():
+    labels = np.arange(3).repeat((450, 45, 5))  # 90 : 9 : 1
+    noise = np.random.default_rng(0).normal(size=(2, 500, 3, 4))
+    x, x_test = (noise + np.eye(3)[labels][:, :, None]).astype(np.float32)
+
+    def accuracies(**options):
+        options |= {"steps": 40, "batch_size": 64, "learning_rate": 0.01, "val_fraction": 0.0}
+        model = fit_tiny((x, labels), test_fraction=0, **options).model
+        evaluation = model.evaluate((x_test, labels), split="all", progress=False, log=lambda line: None)
+        return evaluation.accuracy, evaluation.balanced_accuracy
+
+    (accuracy, balanced), (_, unweighted) = accuracies(class_weight="balanced"), accuracies()
+    assert accuracy > 0.8
+    assert balanced > unweighted + 0.1
 
 
 def test_the_loss_of_each_class_by_itself():

@@ -300,10 +300,10 @@ def test_a_reader_that_closes_the_pipe(at_home):
 
 
 def test_ctrl_c_outside_training(monkeypatch, capsys):
-    def interrupt(*args):
+    def interrupt(*args, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("ndvit.model.load_model", interrupt)
+    monkeypatch.setattr("ndvit.model.load_features", interrupt)
     assert command("info", "anything") == 130
     assert capsys.readouterr().err == "interrupted\n"
 

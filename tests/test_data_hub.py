@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 import datafiles
+from ndvit import DataWarning
 from ndvit.data import checking
 from ndvit.data.loading import Inputs
 from ndvit.data.preprocess import fit_preprocess
@@ -73,7 +74,7 @@ def test_splits_as_they_are_named(publish):
     assert source.train.targets.tolist() == [0, 1] * 5
     assert source.train.names[7] == "train[7]"
     assert source.val.names[3] == "validation[3]"
-    assert source.notes == (
+    assert source.notes[:2] == (
         "pictures from the column image, labels from label",
         "the hub's own splits: train, validation, test",
     )
@@ -203,6 +204,32 @@ def test_columns(publish, address, types, extra, drop, message):
             load_source(f"hf:me/pets{address}")
 
 
+@pytest.mark.parametrize(("name", "address"), [("label", ""), ("outcome", "?label=outcome")])
+def test_floats_are_labels_if_they_are_named_so(publish, name, address):
+    """Where some labels were missing, tables of integers become floats."""
+    values = {**columns(), name: [0.0, 1.0] * 5}
+    values = {key: values[key] for key in ("image", name)}
+    publish({name: datasets.Value("float32")}, train=values)
+    assert len(load_source(f"hf:me/pets{address}", test_fraction=0).task.classes) == 2
+    publish({name: datasets.Value("float32")}, train={**values, name: [0.0, 1.0, None, 0.0, float("nan"), *[1.0] * 5]})
+    with pytest.raises(ValueError, match="2 labels are missing in the train set"):
+        load_source(f"hf:me/pets{address}")
+
+
+def test_other_columns_are_named(publish):
+    publish(
+        {"patient": datasets.Value("int64"), "age": datasets.Value("int64")},
+        train=columns(age=[3] * 10, patient=[1] * 10),
+    )
+    with pytest.warns(DataWarning, match="columns not read: patient, age; the split at random ignores groups"):
+        load_source("hf:me/pets")
+
+
+def test_rows_that_are_not_what_the_schema_announces():
+    with pytest.raises(ValueError, match="there is a str in this row, expected a picture"):
+        hub.Row("train", [{"image": "../secret"}], 0).open()
+
+
 def test_a_column_of_plain_bytes(publish):
     publish({"image": datasets.Value("binary")}, train=columns(image=[png(i)["bytes"] for i in range(10)]))
     source = load_source("hf:me/pets?image=image", test_fraction=0)
@@ -216,9 +243,7 @@ def test_bad_rows_are_named(publish, monkeypatch, limit):
     images[3] = {"bytes": b"hello", "path": None}
     images[5] = None
     publish(train=columns(12, image=images))
-    message = (
-        r"2 of 12 examples cannot be used:\n  train\[3\]: is not a picture.*\n  train\[5\]: there is no picture in"
-    )
+    message = r"2 of 12 examples cannot be used: train\[3\]: is not a picture.*; train\[5\]: there is no picture in"
     with pytest.raises(ValueError, match=message):
         load_source("hf:me/pets")
     source = load_source("hf:me/pets", skip_bad=True, test_fraction=0)
@@ -242,7 +267,7 @@ def test_paths_in_a_table_are_not_followed(publish, tmp_path, monkeypatch):
     images[7] = {"bytes": None, "path": "https://example.org/a.png"}
     table = datasets.Dataset.from_dict(columns(image=images), features=datasets.Features(TYPES))
     publish(fetch=lambda address: {"train": table})
-    message = r"2 of 10 .*\n  train\[6\]: names a file that is not part of the data set.*\n  train\[7\]: names a file"
+    message = r"2 of 10 .*: train\[6\]: names a file that is not part of the data set.*; train\[7\]: names a file"
     with pytest.raises(ValueError, match=message):
         load_source("hf:me/pets")
     monkeypatch.setattr(hub, "_caches", lambda: [str(tmp_path)])  # as folders of pictures on the hub are kept

@@ -232,7 +232,7 @@ def claim(path, height):
 
 BAD = {
     "cut": (lambda p: cut(raster(p)), "failed to read"),
-    "cut, deflated": (lambda p: cut(raster(p, compression="zlib"), 0.9), "cannot be read .*incomplete or truncated"),
+    "cut, deflated": (lambda p: cut(raster(p, compression="zlib"), 0.9), "is damaged or cut off .*incomplete or"),
     "cut in its header": (lambda p: cut(raster(p), 0.02), "(is not a picture|cannot be read)"),
     "empty": (lambda p: p.write_bytes(b""), r"is empty \(0 bytes\)"),
     "unequal pages": (lambda p: pages(p, values(6, 8, dtype="i2"), values(5, 8, dtype="i2")), "2 pages that are not"),
@@ -259,7 +259,7 @@ def test_bad_rasters_are_named(tmp_path, name):
     make, message = BAD[name]
     classes(tmp_path)
     make(tmp_path / "wood" / "9.tif")
-    with pytest.raises(ValueError, match=rf"1 of 9 examples cannot be used:\n  wood/9.tif: .*{message}"):
+    with pytest.raises(ValueError, match=rf"1 of 9 examples cannot be used: wood/9.tif: .*{message}"):
         load_source(tmp_path)
     source = load_source(tmp_path, skip_bad=True)
     assert len(source.train) + len(source.test) == 8
@@ -269,7 +269,7 @@ def test_rasters_among_pictures_are_named(tmp_path):
     pictures(tmp_path, classes=("field", "wood"), suffix=".tif")
     raster(tmp_path / "wood" / "8.tif")
     pages(tmp_path / "wood" / "9.tif", values(6, 8) / 7)
-    message = r"wood/8.tif: is a raster of 5 bands, most are a picture .*\n  wood/9.tif: is a raster of 1 band, most"
+    message = r"wood/8.tif: is a raster of 5 bands, most are a picture .*; wood/9.tif: is a raster of 1 band, most"
     with pytest.raises(ValueError, match=message):
         load_source(tmp_path)
     assert load_source(tmp_path, skip_bad=True).kind == "image"
@@ -405,8 +405,6 @@ def test_bad_npz(tmp_path, monkeypatch, name, limit):
         npz(tmp_path / folder / "1.npz", x=np.arange(3.0))
     make, message = NPZ[name]
     make(tmp_path / "b" / "9.npz")
-    if limit == 0 and name == "objects":
-        message = "the array has Python objects"
     with pytest.raises(ValueError, match=f"b/9.npz: {message}"):
         load_source(tmp_path)
 

@@ -48,8 +48,10 @@ def test_fit_ignores_missing_values_and_constant_channels():
 
 
 def test_rounding_of_a_constant_is_not_blown_up():
-    fitted = SignalPreprocess.fit(Examples([np.full((1, 1000), 0.1, np.float32), np.full((1, 7), 0.1, np.float32)]))
-    assert fitted.std == (1.0,)
+    random = np.random.default_rng(0)
+    rows = [np.stack([np.full(n, 0.1), random.normal(size=n)]).astype(np.float32) for n in (1000, 7)]
+    fitted = SignalPreprocess.fit(Examples(rows))
+    assert (fitted.std[0], fitted.unused_channels) == (1.0, (0,))
 
 
 def test_moments_agree_with_numpy_in_any_order():
@@ -227,7 +229,7 @@ BAD = {
     "axes": (np.zeros((1, 3, 3)), r"shape \(1, 3, 3\), expected \(1 channels, 1 axis\)"),
     "empty": (np.zeros((1, 0)), "nothing empty"),
     "text": (np.array([["a", "b"]]), "the example has text"),
-    "objects": (np.array([[None, 1]]), "Python objects"),
+    "objects": (np.array([[{}, 1]]), "Python objects"),
     "ragged": ([[1, 2], [3]], "rows of different length"),
     "recording": (
         Recording(np.zeros((1, 3), np.float32), 8000.0),
@@ -251,7 +253,21 @@ FIELDS = {
     "two means": ({"mean": (0.0, 1.0)}, "one number for each channel"),
     "resize": ({"resize": "crop"}, 'resize is "pad" or "resample"'),
     "rate": ({"sample_rate": -1.0}, "sample_rate must be above 0"),
+    "a huge rate": ({"sample_rate": 1e12}, r"0.001 to 1e\+09 Hz\).* got 1000000000000.0"),
+    "a rate that is no number": ({"sample_rate": NAN}, "got nan"),
+    "a rate of text": ({"sample_rate": "8000"}, "got '8000'"),
     "mono": ({"mean": (0.0, 0.0), "std": (1.0, 1.0), "mono": True}, "mono means 1 channel"),
+    "mono of text": ({"mono": "no"}, "mono must be true or false; got 'no'"),
+    "a mean that is no number": ({"mean": (NAN,)}, "must be finite numbers .* mean=\\(nan,\\)"),
+    "an infinite std": ({"std": (float("inf"),)}, "must be finite numbers"),
+    "a tiny std": ({"std": (1e-320,)}, "that float32 holds"),
+    "a huge std": ({"std": (1e300,)}, "that float32 holds"),
+    "a bool": ({"mean": (True,)}, "must be finite numbers"),
+    "text": ({"mean": ("0.5",)}, "must be finite numbers"),
+    "a size of bools": ({"size": (True,)}, "size must be whole numbers"),
+    "a huge size": ({"size": (2**31,)}, "more than 1,073,741,824 values"),
+    "an absent channel": ({"unused_channels": (1,)}, "numbers from 0 to 0; got \\(1,\\)"),
+    "no channel left": ({"unused_channels": (0,)}, "nothing would be read"),
 }
 
 
@@ -335,9 +351,8 @@ def test_headers_agree_with_the_files(tmp_path, suffix):
 
 
 def test_rate_is_the_commonest_and_size_the_longest_at_that_rate():
-    rows = [
-        Recording(np.zeros((1, n), np.float32), rate) for n, rate in [(80, 8e3), (50, 4e3), (90, 8e3), (400, 44.1e3)]
-    ]
+    lengths = [(80, 8e3), (50, 4e3), (90, 8e3), (400, 44.1e3)]
+    rows = [Recording(np.arange(n, dtype=np.float32)[None], rate) for n, rate in lengths]
     fitted = SignalPreprocess.fit(Examples(rows))
     assert fitted.sample_rate == 8000
     assert fitted.size == (100,)  # 50 samples at 4 kHz; 400 at 44.1 kHz are only 73
@@ -364,7 +379,7 @@ def test_recordings_of_different_channels_are_averaged():
     fitted = SignalPreprocess.fit(Examples([Recording(one, 8e3), Recording(two, 8e3)]))
     assert (fitted.mono, fitted.channels, fitted.mean, fitted.std) == (True, 1, (1.5,), (0.5,))
     assert torch.equal(fitted(Recording(two, 8e3)), torch.ones(1, 10))
-    stereo = SignalPreprocess.fit(Examples([Recording(two, 8e3)]))
+    stereo = SignalPreprocess.fit(Examples([Recording(two, 8e3), Recording(-two, 8e3)]))
     assert (stereo.mono, stereo.channels) == (False, 2)
 
 
@@ -395,4 +410,79 @@ def test_many_files_are_sampled_for_the_mean_but_not_for_the_size(tmp_path, monk
 def test_no_warnings_on_the_way():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        SignalPreprocess.fit(Examples([np.full((2, 5), NAN, np.float32)]))
+        SignalPreprocess.fit(Examples([np.array([[NAN] * 5, [0, 1, 2, 3, NAN]], np.float32)]))
+
+
+# channels without content
+
+
+def dead(value, n=6):
+    """Examples of two channels of which the second is constant."""
+    random = np.random.default_rng(0)
+    return [np.stack([random.normal(size=20), np.full(20, value)]).astype(np.float32) for _ in range(n)]
+
+
+@pytest.mark.parametrize("value", [300.0, NAN], ids=["constant", "unobserved"])
+def test_a_channel_without_content_holds_its_mean_whatever_comes(value):
+    fitted = SignalPreprocess.fit(Examples(dead(value)))
+    assert fitted.unused_channels == (1,)
+    alive = dead(400.0)[0]
+    alive[0, 15:] = NAN
+    x, mask = fitted.masked(alive)
+    assert (x[1] == 0).all()
+    assert mask.tolist() == [True] * 15 + [False] * 5  # the unused channel, which is observed, does not count
+    assert torch.equal(x, fitted.masked(np.where([[True], [False]], alive, NAN))[0])
+
+
+def test_a_channel_that_is_constant_up_to_rounding_has_no_content():
+    rows = dead(300.0)
+    for row in rows:
+        row[1, ::2] = np.nextafter(np.float32(300), np.float32(400))
+    assert SignalPreprocess.fit(Examples(rows)).unused_channels == (1,)
+
+
+def test_an_alarm_that_rings_once_has_content():
+    rows = dead(0.0)
+    rows[3][1, 4] = 1.0
+    assert SignalPreprocess.fit(Examples(rows)).unused_channels == ()
+
+
+def test_nothing_is_learned_from_constants():
+    with pytest.raises(ValueError, match="all 2 channels are constant or never observed in the training set"):
+        SignalPreprocess.fit(Examples([np.ones((2, 5), np.float32)] * 3))
+
+
+def test_an_example_of_unused_channels_alone_is_not_observed():
+    fitted = SignalPreprocess.fit(Examples(dead(300.0)))
+    with pytest.raises(ValueError, match=r"nothing is observed in the channels that varied in training \(unused: 1\)"):
+        fitted.masked(np.stack([np.full(20, NAN), np.ones(20)]).astype(np.float32))
+
+
+def test_channels_that_come_alive_are_described():
+    fitted = SignalPreprocess.fit(Examples(dead(300.0)))
+    assert fitted.unlike_training(dead(300.0)) == []
+    assert fitted.unlike_training(dead(301.0)) == [
+        "channel 1 was constant or never observed in training, differs here, and is not used"
+    ]
+
+
+def test_fields_that_earlier_versions_do_not_know_are_left_out_at_their_defaults():
+    assert "unused_channels" not in SignalPreprocess((4,), (0.0,), (1.0,)).to_dict()
+    fitted = SignalPreprocess.fit(Examples(dead(300.0)))
+    assert fitted.to_dict()["unused_channels"] == [1]
+    assert preprocess_from_dict(json.loads(json.dumps(fitted.to_dict()))) == fitted
+
+
+def test_the_view_is_the_input_in_the_units_of_the_example():
+    preprocess = SignalPreprocess((4,), (10.0,), (2.0,), sample_rate=8.0)
+    seen = preprocess.view(Recording(np.arange(8, dtype=np.float32)[None], 8.0))
+    assert seen.rate == 4
+    assert seen.values.shape == (1, 4)
+    assert seen.values.mean() == pytest.approx(3.5, abs=0.01)
+    short = SignalPreprocess((4,), (10.0,), (2.0,)).view(np.array([[1, 2, 3]], np.float32))
+    np.testing.assert_allclose(short, [[1, 2, 3, NAN]])
+
+
+def test_a_recording_does_not_grow_beyond_memory():
+    with pytest.raises(ValueError, match="80,000 samples at 8 Hz would become 10,000,000,000,000 at"):
+        plain((6,), sample_rate=1e9).masked(Recording(np.zeros((1, 80_000), np.float32), 8.0))

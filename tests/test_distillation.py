@@ -78,7 +78,7 @@ def run_of(teacher, n=24, classes=3, length=16, **options):
 
 
 def distance(student, teacher, **options):
-    return ClassificationCriterion(Recipe(**options), student.shape[1]).distillation_loss(student, teacher)
+    return ClassificationCriterion(Recipe(**options), student.shape[1]).distillation_loss(student, teacher, student)
 
 
 def test_hard_loss_by_hand():
@@ -123,7 +123,7 @@ def test_shares_of_targets_and_teacher(kind):
     recipe = Recipe(distillation=kind, distillation_weight=0.3, stem_loss=0.2)
     criterion = ClassificationCriterion(recipe, 4)
     label = [F.cross_entropy(z, targets) for z in (first, second)]
-    taught = [criterion.distillation_loss(z, teacher) for z in (first, second)]
+    taught = [criterion.distillation_loss(z, teacher, targets) for z in (first, second)]
     # a single head learns from both; a distillation head from the teacher, and the class head from the targets
     plain = training_loss(first, targets, criterion, recipe, teacher=teacher)
     assert torch.allclose(plain, 0.7 * label[0] + 0.3 * taught[0])
@@ -132,11 +132,12 @@ def test_shares_of_targets_and_teacher(kind):
     # the auxiliary head over the stem learns from the targets alone
     stem = training_loss((first, second), targets, criterion, recipe, teacher=teacher)
     assert torch.allclose(stem, plain + 0.2 * label[1])
-    # class weights apply to the loss of the targets
-    weight = torch.tensor([1.0, 2.0, 0.5, 0.1])
-    weighted = training_loss(first, targets, ClassificationCriterion(recipe, 4, weight), recipe, teacher=teacher)
-    expected = -(weight * targets * first.log_softmax(1)).sum(1).mean()
-    assert torch.allclose(weighted, 0.7 * expected + 0.3 * taught[0])
+    # class weights apply to both
+    weighted = ClassificationCriterion(recipe, 4, torch.tensor([1.0, 2.0, 0.5, 0.1]))
+    targets = weighted.prepare(torch.arange(6) % 4)
+    found = training_loss(first, targets, weighted, recipe, teacher=teacher)
+    taught = weighted.distillation_loss(first, teacher, targets)
+    assert torch.allclose(found, 0.7 * weighted.loss(first, targets) + 0.3 * taught)
 
 
 # networks that teach

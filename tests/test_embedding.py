@@ -94,12 +94,12 @@ def test_classes_of_one_example_and_single_classes_can_be_embedded(tmp_path):
     pictures(tmp_path / "one", ("cat",), count=2)
     assert embedded(reader(), tmp_path / "one")[0].classes == ("cat",)
     with pytest.raises(ValueError, match="got 1 of the train split and 0 of the test split"):
-        embedded(reader(), ([Image.new("RGB", (16, 16))], ["x"]))[0].score("knn")
+        embedded(reader(), ([Image.linear_gradient("L")], ["x"]))[0].score("knn")
 
 
 def test_files_without_labels(tmp_path):
     for i in range(3):
-        Image.new("RGB", (20, 20), (60 * i, 0, 0)).save(tmp_path / f"{i}.png")
+        Image.linear_gradient("L").point(lambda value: value // (i + 1)).convert("RGB").save(tmp_path / f"{i}.png")  # noqa: B023
     made, lines = embedded(reader(), tmp_path)
     assert made.vectors.shape == (3, 16)
     assert made.labels.tolist() == made.splits.tolist() == [""] * 3

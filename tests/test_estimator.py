@@ -21,13 +21,12 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from sklearn.utils import check_array
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import ndvit.estimator
 from ndvit import ViTClassifier, create_model, load_model, save_model
 from ndvit.config.presets import PRESETS
-from ndvit.data.sources.sklearn_inputs import NUMBERS, check_examples
+from ndvit.data.sources.sklearn_inputs import check_examples
 from ndvit.network.committee import random_convolutions
 from tinyruns import QUIET, run_tiny, toy
 
@@ -128,7 +127,7 @@ LAYOUTS = {
     "numbers in lists": lambda X: X.tolist(),
     "object array": lambda X: np.array([*X, np.zeros(3)], dtype=object)[:-1],
     "DataFrame": lambda X: pd.DataFrame(X),
-    "list of DataFrames": lambda X: [pd.DataFrame(row[None]) for row in X],
+    "list of DataFrames": lambda X: [pd.DataFrame({"volts": row}) for row in X],
     "tensor": torch.from_numpy,
     "channels in lists": lambda X: X[:, None].tolist(),
 }
@@ -184,7 +183,8 @@ def test_images_as_arrays_and_as_pictures():
     classifier = tiny(steps=30, learning_rate=0.01).fit(X, y)
     assert classifier.model_.config.input_size == (8, 6)
     assert classifier.score(X, y) > 0.9
-    pictures = [Image.fromarray(np.full((8, 8), 40 + 150 * label, np.uint8)) for label in y]
+    shades = np.arange(64, dtype=np.uint8).reshape(8, 8)
+    pictures = [Image.fromarray(shades + np.uint8(10 + 150 * label)) for label in y]
     grey = tiny(steps=10, learning_rate=0.01).fit(pictures, y)
     assert grey.predict(pictures[:2]).tolist() == [0, 1]
     with pytest.raises(ValueError, match="X holds signals, but this ViTClassifier was fitted on images"):
@@ -196,7 +196,6 @@ def test_images_as_arrays_and_as_pictures():
 LABELS = {
     "text": np.array(["b", "a", "c"]),
     "text in objects": np.array(["b", "a", "c"], dtype=object),
-    "text that is missing elsewhere": np.array(["?", "", "nan"]),
     "text of equal numbers": np.array(["1", "1.0", "01"]),
     "text with a line break": np.array(["a\nb", "a", "\x1b[0m"]),
     "whole numbers": np.array([10, 9, -3]),
@@ -350,7 +349,7 @@ LARGE = {
 
 
 def checked(X):
-    return check_examples(X, lambda table: check_array(table, **NUMBERS))
+    return check_examples(X)
 
 
 @pytest.mark.parametrize("layout", LARGE)
@@ -433,11 +432,11 @@ def bad_x(X):
         "its examples have no values": np.empty((24, 2, 0)),
         r"Expected 2D array, got 1D array": X[0],
         r"X\[5\] has 2 channels and 1 axis, X\[0\] has 1 channel and 1 axis": [*X[:5], X[:2], *X[6:]],
-        r"X mixes pictures and arrays: X\[1\] is not a picture": [Image.new("L", (16, 16)), *X[1:]],
+        r"X mixes pictures and arrays; .*: X\[1\] is not a picture": [Image.new("L", (16, 16)), *X[1:]],
         r"X\[1\] is a single number": [X[0], 3.0, *X[2:]],
         r"X\[1\] has 3 channels and 2 axes": [X[0], np.zeros((3, 4, 4)), *X[2:]],
         "inconsistent numbers of samples": X[:20],
-        "could not convert string to float": [["a"] * 16] * 24,
+        r"X\[0\] has text": [["a"] * 16] * 24,
         "nested or has": nested,
         "several rows for an example": several,
     }
@@ -455,8 +454,8 @@ def test_bad_data_is_refused(message, signals):
     [
         ({}, ["a"] * 24, r"y holds one class only \(a\): a classifier needs examples of at least two"),
         ({}, None, "requires y to be passed, but the target y is None"),
-        ({}, np.arange(24) / 7, "Unknown label type: continuous"),
-        ({}, [1.0, np.nan] * 12, "Input y contains NaN"),
+        ({}, np.arange(24) / 7, "Unknown label type: y: the targets look continuous"),
+        ({}, [1.0, np.nan] * 12, r"12 labels are missing in y: y\[1\], y\[3\], y\[5\] and 9 more"),
         ({"class_weight": {"no": 1, "maybe": 2}}, ..., r"The classes, \['yes'\], are not in class_weight"),
         ({"class_weight": "even"}, ..., "class_weight"),
         ({"model": None, "preset": "fast", "batch_size": 0}, ..., "batch_size must be a whole number of at least 1"),
@@ -546,7 +545,6 @@ def test_other_functions_read_the_file_and_the_other_way_round(tmp_path, signals
 @pytest.mark.parametrize(
     "facts",
     [
-        3,
         {"labels": ["x", "y"], "dtype": "U"},
         {"labels": [1, 2], "dtype": "O"},
         {"labels": ["no", "yes"], "dtype": "<f99"},

@@ -1,7 +1,11 @@
 """Exported files: the numbers of the model in every format, the metadata in them, and what is refused."""
 
+import contextlib
+import errno
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +14,8 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
@@ -20,8 +26,9 @@ from ndvit.exporting import formats, graphs, runtimes
 from ndvit.exporting.comparison import compare, load_comparison_data, needs_mask, random_data
 from ndvit.exporting.export import export
 from ndvit.exporting.formats import ENDINGS, METADATA
-from ndvit.exporting.quantize import quantize_onnx
+from ndvit.exporting.quantize import estimate_saving, quantize_onnx
 from ndvit.exporting.runtimes import GraphOptions, open_exported
+from ndvit.load_report import LoadReport
 from ndvit.model import load_exported, load_model
 from smallnetworks import batch
 from tinyruns import QUIET, command, toy
@@ -175,7 +182,7 @@ def test_examples_are_those_of_the_data_or_of_the_training(tmp_path, monkeypatch
         load()  # data that come with ndvit are read
     np.savez(tmp_path / "data.npz", X=values, y=labels)
     model.provenance = {"source": str(tmp_path / "data.npz")}
-    model.load_report = SimpleNamespace(source=str(tmp_path / "run" / "model.safetensors"))
+    model.load_report = LoadReport(str(tmp_path / "run" / "model.safetensors"), "ndvit", "")
     assert "random inputs" in load().source  # a path in somebody else's file is not followed
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").touch()
@@ -211,7 +218,8 @@ def cpu(monkeypatch, vnni):
 def test_int8_agrees_and_is_small(format, vnni, tmp_path, monkeypatch, recwarn):
     cpu(monkeypatch, vnni)
     model, path = small_model("wide", ("0", "1", "2"), temperature=1.0), tmp_path / f"int8{ENDINGS[format]}"
-    report = export(model, path, format=format, int8=True, data=toy(60, (2, 24), classes=3), min_agreement=0.5)
+    data = toy(60, (2, 24), classes=3)
+    report = export(model, path, format=format, int8=True, data=data, min_agreement=0.5, min_saving=0, log=QUIET["log"])
     assert (report.options.int8, report.options.vnni) == (True, vnni)
     assert report.comparison.examples == 12
     assert 0.5 <= report.comparison.agreement <= 1
@@ -280,8 +288,9 @@ def test_int8_that_disagrees_is_refused(exported, tmp_path, monkeypatch):
     monkeypatch.setattr(exporting, "compare", lambda *arguments: replace(compare(*arguments), agreement=0.9))
     monkeypatch.setitem(formats.WRITERS, "onnx", lambda *arguments: shutil.copy(path, arguments[3]))
     monkeypatch.setitem(exporting.QUANTIZE, "onnx", lambda source, runtime, data, target, text: source.rename(target))
+    options = {"int8": True, "data": toy(40, (2, 24)), "min_saving": 0, "log": QUIET["log"]}
     with pytest.raises(ValueError, match=r"int8 predicts the model's class for 90.00 % of 8 examples.*less than 98 %"):
-        export(small_model("signal"), tmp_path / "model.onnx", int8=True, data=toy(40, (2, 24)))
+        export(small_model("signal"), tmp_path / "model.onnx", **options)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -349,7 +358,7 @@ def test_files_are_named_after_the_weights(source, expected, tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "best.safetensors").touch()
-    model = small_model("signal", load_report=SimpleNamespace(source=source))
+    model = small_model("signal", load_report=LoadReport(source, "ndvit", ""))
     assert str(exporting._target(model, None, "onnx", int8=True, force=False)) == expected
 
 
@@ -434,6 +443,11 @@ def test_files_of_other_programs_are_refused(tmp_path):
         ({"format": "openvino"}, "openvino files end in .xml"),
         ({"path": None}, "pass the path of the .onnx file"),
         ({"min_agreement": 2}, "min_agreement is a share from 0 to 1, got 2"),
+        ({"min_saving": -1}, "min_saving is a share from 0 to 1, got -1"),
+        (
+            {"int8": True, "data": toy(8, (2, 24))},
+            r"int8 can save 0.0 of 0.0 MB \(.* quantise anyway with --min-saving 0",
+        ),
         ({"data": (np.zeros((4, 3, 24)), [0, 1, 0, 1])}, "3 channels"),
     ],
 )
@@ -471,3 +485,186 @@ def test_tensors_of_more_than_onnx_holds_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(formats, "MOST_BYTES", 1000)
     with pytest.raises(ValueError, match="an ONNX file holds 2 GB"):
         export(small_model("signal"), tmp_path / "model.onnx")
+
+
+def test_int8_is_estimated_by_the_layers_that_it_quantises():
+    network = graphs.Deployed(small_model("wide"), GraphOptions())
+    saving = estimate_saving(network)
+    eight = sum(block.attn.qkv.weight.numel() + block.mlp.fc1.weight.numel() for block in network.network.blocks)
+    assert saving.saved == 3 * eight == 3 * 2 * (64 * 192 + 64 * 256)
+    assert saving.size == 4 * sum(p.numel() for p in network.network.state_dict().values())
+    assert 0.5 < saving.work < 0.7
+    with_random = estimate_saving(graphs.Deployed(small_model("committee"), GraphOptions()))
+    assert with_random.work < 0.1
+    assert with_random.share < 0.25
+
+
+def test_int8_that_saves_enough_is_announced():
+    network, lines = graphs.Deployed(small_model("wide"), GraphOptions()), []
+    with pytest.raises(ValueError, match="too little to be faster"):
+        exporting._check_saving(network, 0.25, lines.append)
+    exporting._check_saving(network, 0, lines.append)
+    assert lines == [f"{estimate_saving(network)}; the quantisation takes minutes"]
+
+
+def disk(monkeypatch, *free):
+    """A disk with this many bytes free, one number for each look at it."""
+    numbers = iter(free)
+    monkeypatch.setattr(exporting.shutil, "disk_usage", lambda path: SimpleNamespace(free=next(numbers)))
+
+
+@pytest.mark.parametrize("free", [(100,), (10**9, 100)])
+def test_a_full_disk_is_named_and_nothing_is_lost(free, tmp_path, monkeypatch):
+    """Found before the writing, or by an error of a library, as OpenVINO's."""
+    path = tmp_path / "model.ts"
+    path.write_text("precious")
+
+    def write(network, examples, dynamic, file, metadata):
+        file.write_bytes(b"half")
+        raise RuntimeError("basic_ios::clear: iostream error")
+
+    monkeypatch.setitem(formats.WRITERS, "torchscript", write)
+    disk(monkeypatch, *free)
+    with pytest.raises(
+        OSError, match=r"model.ts cannot be written, the disk is full: free some space, or choose another"
+    ):
+        export(small_model("signal"), path, format="torchscript", force=True)
+    assert [p.name for p in tmp_path.iterdir()] == ["model.ts"]
+    assert path.read_text() == "precious"
+
+
+def test_an_error_of_a_library_with_space_left_stays(tmp_path, monkeypatch):
+    def write(*arguments):
+        raise RuntimeError("a fault of the library")
+
+    monkeypatch.setitem(formats.WRITERS, "torchscript", write)
+    with pytest.raises(RuntimeError, match="a fault of the library"):
+        export(small_model("signal"), tmp_path / "model.ts", format="torchscript")
+
+
+@pytest.mark.parametrize("format", ["onnx", "openvino", "pt2", "torchscript"])
+def test_a_folder_that_cannot_be_written_is_named(format, tmp_path, monkeypatch):
+    def refuse(**options):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(exporting, "TemporaryDirectory", refuse)
+    with pytest.raises(
+        PermissionError, match=r"model\.\w+ cannot be written, permission denied: make its folder writable"
+    ):
+        export(small_model("signal"), tmp_path / f"model{ENDINGS[format]}", format=format)
+
+
+@pytest.mark.parametrize("format", ["openvino", "torchscript"])
+def test_a_real_full_disk(format, tmp_path):
+    mounted = sys.platform == "linux" and subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=8k", "tmpfs", str(tmp_path)], capture_output=True, check=False
+    )
+    if not mounted or mounted.returncode:
+        pytest.skip("mounting needs root on Linux")
+    try:
+        with pytest.raises(OSError, match="the disk is full"):
+            export(small_model("signal"), tmp_path / f"model{ENDINGS[format]}", format=format)
+        assert list(tmp_path.iterdir()) == []
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+def test_a_folder_is_no_output(tmp_path):
+    with pytest.raises(ValueError, match=r"is a folder: pass the name of the \.onnx file, such as .*model\.onnx"):
+        export(small_model("signal"), tmp_path)
+
+
+def changed(change, path):
+    """A copy of an exported file with other metadata."""
+    made = onnx.load(DATA / "signal.onnx")
+    metadata = json.loads({p.key: p.value for p in made.metadata_props}[METADATA])
+    change(metadata)
+    helper.set_model_props(made, {METADATA: json.dumps(metadata)})
+    onnx.save(made, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("size", [1000], r"its preprocessing makes 1 channels of \(1000,\), and its network reads 1 of \(24,\)"),
+        ("size", [10**9], r"its preprocessing makes 1 channels of \(1000000000,\)"),
+    ],
+)
+def test_metadata_that_are_not_the_graphs_are_refused(field, value, message, tmp_path):
+    path = changed(lambda metadata: metadata["preprocess"].update({field: value}), tmp_path / "a.onnx")
+    with pytest.raises(ValueError, match=message):
+        open_exported(path)
+
+
+def test_a_graph_of_other_shapes_than_its_metadata_is_refused(exported, tmp_path):
+    _, path, _ = exported("signal")
+    text = {p.key: p.value for p in onnx.load(path).metadata_props}[METADATA]
+    with pytest.raises(
+        ValueError, match=r"the graph takes the shapes \[\(1, 4\)\], and its metadata describe \[\(-1, 2, 24\)"
+    ):
+        open_exported(foreign(tmp_path / "a.onnx", text))
+
+
+def test_operators_of_others_are_refused(tmp_path):
+    model = onnx.load_from_string(foreign(tmp_path / "a.onnx").read_bytes())
+    model.graph.node[0].domain = "evil"
+    model.opset_import.append(helper.make_opsetid("evil", 1))
+    (tmp_path / "a.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(ValueError, match=r"cannot be read as onnx: .*evil"):
+        open_exported(tmp_path / "a.onnx")
+
+
+def test_errors_of_a_running_graph_are_one_line(tmp_path):
+    run = formats.open_graph("onnx", foreign(tmp_path / "a.onnx"))
+    with pytest.raises(ValueError, match=r"a.onnx cannot be computed: [^\n]+$"):
+        run(torch.zeros(2, 5), None)
+
+
+@settings(derandomize=True, max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(format=st.sampled_from(["onnx", "openvino"]), seed=st.integers(0, 2**32 - 1), share=st.floats(0, 0.05))
+def test_fuzzed_bytes_are_read_or_refused(format, seed, share, tmp_path_factory):
+    """Changed bytes give a model or a ValueError, and nothing else."""
+    name, ending = {"onnx": ("signal", ".onnx"), "openvino": ("network", ".xml")}[format]
+    random = np.random.default_rng(seed)
+    data = bytearray((DATA / f"{name}{ending}").read_bytes())
+    for place in random.integers(0, len(data), max(1, int(share * len(data)))):
+        data[place] = random.integers(0, 256)
+    folder = tmp_path_factory.mktemp("fuzz")
+    if format == "openvino":
+        shutil.copy(DATA / "network.bin", folder / "network.bin")
+    (folder / f"{name}{ending}").write_bytes(bytes(data[: random.integers(1, len(data))] if seed % 5 == 0 else data))
+    with contextlib.suppress(ValueError):
+        open_exported(folder / f"{name}{ending}")
+
+
+PLAIN = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@settings(derandomize=True, max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data(), value=PLAIN)
+def test_fuzzed_metadata_are_read_or_refused(data, value, reader):
+    """One entry, anywhere in the metadata, is replaced by any JSON value."""
+    metadata = json.loads(reader.text)
+    inner, key = metadata, data.draw(st.sampled_from(sorted(metadata)))
+    while isinstance(inner[key], dict) and inner[key] and data.draw(st.booleans()):
+        inner = inner[key]
+        key = data.draw(st.sampled_from(sorted(inner)))
+    inner[key] = value
+    reader.metadata = json.dumps(metadata)
+    with contextlib.suppress(ValueError):
+        open_exported(reader.path)
+
+
+@pytest.fixture
+def reader(monkeypatch, exported):
+    """An exported file whose metadata are replaced after it was opened, which takes no time."""
+    _, path, _ = exported("signal")
+    graph = formats.READERS["onnx"](path, 1, "float32")
+    state = SimpleNamespace(path=path, text=graph.metadata, metadata=graph.metadata)
+    monkeypatch.setitem(formats.READERS, "onnx", lambda *arguments: graph._replace(metadata=state.metadata))
+    return state

@@ -9,7 +9,7 @@ import yaml
 from PIL import Image
 from safetensors.torch import save_file
 
-from ndvit import VisionTransformer, ViTConfig, load_model, predict, save_model
+from ndvit import VisionTransformer, ViTConfig, WeightsWarning, load_model, predict, save_model
 from ndvit.data.preprocess.images import ImagePreprocess
 from ndvit.training.plan import source_name
 from ndvit.training.run import train
@@ -81,6 +81,46 @@ def test_a_run_continues_another(tmp_path):
     other = tune((x, np.where(y, "b", "a")), tmp_path / "other", first.folder)
     assert other.model.load_report.new == ("head.weight", "head.bias")  # as many, but other classes
     assert other.model.load_report.ignored["head.weight"] == "its outputs have another meaning"
+
+
+@pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
+def test_new_classes_are_added_to_the_known_ones(tmp_path, loss):
+    x, y = toy(classes=2)
+    first = run_tiny((x, np.where(y, "b", "a")), tmp_path / "first", steps=2)
+    x, y, lines = *toy(classes=3), []
+    names = np.array(["b", "new", "other"])[y]
+    options = {"learning_rate": 1e-9, "loss": loss, "log": lines.append}
+    again = tune((x, names), tmp_path / "again", first.folder, **options)
+    assert "outputs by name: kept b; new at 0 new, other; left out a" in lines[0]
+    old, new = tensors(first.folder), tensors(again.folder)
+    assert torch.allclose(new["head.weight"][0], old["head.weight"][1], atol=1e-5)
+    bias = -np.log(3) if loss == "sigmoid" else 0
+    assert new["head.bias"].tolist() == pytest.approx([old["head.bias"][1].item(), bias, bias], abs=1e-5)
+    assert again.model.untrained == ()
+
+
+def test_a_distilled_network_keeps_classes_in_both_heads(tmp_path):
+    first = run_tiny(toy(classes=3), tmp_path / "first", steps=2, distilled=True)
+    again = load_model(first.folder, classes=["2", "0"])
+    for name in ("head.weight", "head_dist.weight"):
+        assert torch.equal(again.network.state_dict()[name], tensors(first.folder)[name][[2, 0]])
+
+
+def test_an_ensemble_and_its_random_convolutions_keep_classes(tmp_path):
+    options = {"members": 2, "rocket_features": 168, "steps": 1}
+    first = run_tiny(toy(shape=(1, 24), classes=3), tmp_path / "first", **options)
+    x = toy(shape=(1, 24))[0][:4]
+    before, after = (load_model(first.folder, classes=list(names)) for names in ("012", "20"))
+    old, new = (model.predict(x, **QUIET) for model in (before, after))
+    assert after.untrained == ()
+    for one, other in zip(old, new):
+        share = one.probabilities["2"] / (one.probabilities["2"] + one.probabilities["0"])
+        assert 0 < other.probabilities["2"] < 1
+        assert (other.probabilities["2"] > 0.5) == (share > 0.5)
+    grown = load_model(first.folder, classes=list("0123"))
+    assert "members.0.members.1.head.weight" in grown.untrained
+    with pytest.raises(ValueError, match="newly initialised"):
+        grown.predict(x, **QUIET)
 
 
 def test_another_length_of_signal(tmp_path):
@@ -185,11 +225,12 @@ def test_a_published_file_answers_at_once(tmp_path, capsys):
     assert model.classes[0] == "tench"
     assert len(set(model.classes)) == 1000  # none of two meanings, as "crane" would be
     picture = photos(1)[0][0]
-    answer = predict(model, [picture], progress=False)[0]
-    lines = []
+    with pytest.warns(WeightsWarning, match="norm_eps 1e-06, usual in the timm layout; set norm_eps="):
+        answer = predict(model, [picture], **QUIET)[0]
+    predict(model, [picture], **QUIET)  # the second time in silence
     published(tmp_path / "model.safetensors", num_classes=1000, embed_dim=64)  # whose heads are assumed, too
-    predict(tmp_path / "model.safetensors", [picture], progress=False, log=lines.append)
-    assert lines[0].startswith("assumed of these weights (`ndvit info` says more): num_heads 1, usual at width 64")
+    with pytest.warns(WeightsWarning, match=r"assumed of .*model\.safetensors .*: num_heads 1, usual at width 64"):
+        predict(tmp_path / "model.safetensors", [picture], **QUIET)
     with torch.no_grad():
         scores = model(model.preprocess(picture)[None]).softmax(1)[0]
     assert answer.label == model.classes[int(scores.argmax())]

@@ -155,6 +155,7 @@ def quiet(model, source):
     return model.evaluate(source, progress=False, log=lines.append), lines
 
 
+@pytest.mark.filterwarnings("ignore::ndvit.WeightsWarning")
 @pytest.mark.parametrize("kind", ["ids", "indices", "names"])
 def test_a_folder_of_some_classes_is_evaluated_as_timm_answers(toy, kind):
     root, logits = toy
@@ -168,6 +169,7 @@ def test_a_folder_of_some_classes_is_evaluated_as_timm_answers(toy, kind):
     assert kind == "names" or (len(taken) == 1 and taken[0].startswith(f"{kind}: "))
 
 
+@pytest.mark.filterwarnings("ignore::ndvit.WeightsWarning")
 def test_pictures_are_named_by_words(toy):
     root, logits = toy
     model = load_model(root / "toy.safetensors", preprocess={"crop_fraction": 1.0})

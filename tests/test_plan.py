@@ -6,10 +6,17 @@ import re
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from datafiles import pictures
-from ndvit import ViTClassifier
-from ndvit.training.cost import estimate_cost
+from ndvit import DataWarning, ViTClassifier
+from ndvit.config import named_config
+from ndvit.config.recipe import Recipe
+from ndvit.model import Model
+from ndvit.network import VisionTransformer
+from ndvit.network.checkpointing import is_checkpointing
+from ndvit.network.fast import only_read_tokens
+from ndvit.training.cost import estimate_cost, foresee_needs
 from ndvit.training.fit import fit
 from ndvit.training.plan import Request, plan
 from ndvit.training.run import describe_plan
@@ -26,7 +33,7 @@ def home(tmp_path_factory):
     np.savez(home / "signals.npz", X=x, y=np.array(["on", "off switch"])[y])
     pictures(home / "pictures", classes=("cat", "dog", "owl"), count=10)
     x, y = toy(12, shape=(1, 4, 4, 8))
-    np.savez(home / "volumes.npz", X_train=x, y_train=y, X_test=x[:4], y_test=y[:4])
+    np.savez(home / "volumes.npz", X_train=x, y_train=y, X_test=x[:4] + 1, y_test=y[:4])
     run_tiny(home / "signals.npz", home / "run", steps=1)
     return home
 
@@ -169,7 +176,7 @@ def test_a_plan_can_be_used_again():
 )
 def test_the_estimator_and_the_command_train_the_same_model(tmp_path, options):
     x, y = toy()
-    np.savez(tmp_path / "toy.npz", X_train=x, y_train=y, X_test=x[:4], y_test=y[:4])
+    np.savez(tmp_path / "toy.npz", X_train=x, y_train=y, X_test=x[:4] + 1, y_test=y[:4])
     run = tmp_path / "run"
     settings = {**options, "steps": 3, "seed": 4, "output": run}
     assert command("train", tmp_path / "toy.npz", "--no-progress", *flags(settings)) == 0
@@ -191,3 +198,104 @@ def test_the_cost_grows_with_the_training():
     weights = 16 * sum(p.numel() for p in planned.first.network.parameters())
     # One example of 8 tokens keeps some hundred numbers of 16 for each token and block.
     assert weights < cost.bytes < weights + 32 * 8 * 2 * 16 * 4 * 200
+
+
+# doubts about data
+
+
+@pytest.mark.parametrize("value", [300.0, np.nan], ids=["constant", "unobserved"])
+def test_channels_without_content_are_warned_of_on_every_door(value, tmp_path, capsys):
+    x, y = toy()
+    x[:, 1] = value
+    with pytest.warns(DataWarning, match="channel 1 of 2 .* is constant or never observed in the training set"):
+        planned = plan(Request(source=(x, y), model="vit_pico", options={"steps": 1}, progress=False))
+    assert planned.preprocess.unused_channels == (1,)
+    assert any("never observed" in note for note in planned.data.notes)
+    with pytest.warns(DataWarning, match="never observed"):
+        classifier = ViTClassifier(model="vit_pico", steps=1, random_state=0).fit(x, y)
+    x[:, 1] = np.random.default_rng(1).normal(size=(40, 16))
+    with pytest.warns(DataWarning, match="channel 1 was constant or never observed in training, differs here"):
+        alive = classifier.predict_proba(x)
+    x[:, 1] = value
+    assert np.array_equal(alive, classifier.predict_proba(x))
+    np.savez(tmp_path / "dead.npz", X_train=x, y_train=y, X_test=x, y_test=y)
+    assert command("train", tmp_path / "dead.npz", "--model", "vit_pico", "--steps", 1, "--dry-run") == 0
+    assert "warning: channel 1 of 2" in capsys.readouterr().err
+
+
+def test_a_step_that_cannot_fit_into_memory_is_refused(monkeypatch):
+    monkeypatch.setattr("ndvit.training.cost._memory", lambda device: 2**30)
+    x, y = np.random.default_rng(0).normal(size=(40, 1, 4096)).astype(np.float32), np.arange(40) % 2
+    options = {"patch_size": 4, "batch_size": 32, "steps": 1}
+    request = Request(source=(x, y), model="vit_tiny", options=options, progress=False)
+    with pytest.raises(
+        ValueError, match=r"at least [\d.]+ GiB of memory, and this cpu has 1\.0 GiB: 1 x 4096 .*1,024 "
+    ):
+        plan(request)
+    monkeypatch.setattr("ndvit.training.cost._memory", lambda device: 2**45)
+    assert plan(request).data.notes[0].startswith("no test set")
+
+
+def test_a_run_of_hours_is_warned_of(monkeypatch):
+    monkeypatch.setattr("ndvit.training.cost._speed", lambda device: 1e11)
+    with pytest.warns(DataWarning, match=r"the 1,000,000 steps would take about [\d.]+ .*--patch-size.*--steps"):
+        plan(Request(source=toy(shape=(3, 64, 64)), model="vit_small", options={"steps": 1_000_000}, progress=False))
+
+
+def test_random_convolutions_of_long_recordings_are_foreseen(monkeypatch):
+    monkeypatch.setattr("ndvit.training.cost._speed", lambda device: 1e11)
+    x = np.random.default_rng(0).normal(size=(12, 1, 960_000)).astype(np.float32)
+    with pytest.warns(
+        DataWarning, match="the random convolutions and the 1,000 steps would take about .* --input-size"
+    ):
+        plan(Request(source=(x, np.arange(12) % 2), preset="signal", progress=False))
+
+
+def test_what_is_foreseen_is_what_autograd_keeps():
+    config = named_config("vit_pico", input_size=(512,), patch_size=2, in_channels=1, num_classes=2)
+    network, kept = VisionTransformer(config).train(), {}
+
+    def count(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    token = is_checkpointing.set(True)  # without the hooks that compute some tensors again
+    with only_read_tokens(network), torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        network(torch.randn(2, 1, 512))
+    is_checkpointing.reset(token)
+    weights = sum(p.numel() * 4 for p in network.parameters())
+    two, four = (foresee_needs(Model(network), Recipe(batch_size=n), 1).bytes for n in (2, 4))
+    assert four - two == pytest.approx(sum(kept.values()) - weights, rel=0.1)
+
+
+def picture_folder(root, size):
+    random = np.random.default_rng(0)
+    for name in "ab":
+        (root / name).mkdir()
+        for i in range(6):
+            Image.fromarray(random.integers(0, 256, (*size, 3), dtype=np.uint8)).save(root / name / f"{i}.png")
+    return root
+
+
+def test_pictures_that_lose_much_are_warned_of(tmp_path):
+    folder = picture_folder(tmp_path, (94, 40))
+    options = {"input_size": (32, 32), "patch_size": 8, "steps": 1}
+    with pytest.warns(DataWarning, match=r"half of the pictures lose at least 57% of their area.*--resize pad"):
+        plan(Request(source=folder, model="vit_pico", options=options, progress=False))
+    for resize in ("pad", "squash"):
+        planned = plan(Request(source=folder, model="vit_pico", options=options | {"resize": resize}, progress=False))
+        assert planned.preprocess.resize == resize
+        assert planned.augmentation.per_example.preprocess == planned.preprocess
+
+
+def test_pictures_that_lose_as_photographs_do_have_a_note(tmp_path):
+    options = {"input_size": (32, 32), "patch_size": 8, "steps": 1}
+    planned = plan(
+        Request(source=picture_folder(tmp_path, (30, 40)), model="vit_pico", options=options, progress=False)
+    )
+    assert [note for note in planned.data.notes if "lose at least 25% of their area" in note]
+
+
+def test_resize_is_for_pictures():
+    with pytest.raises(ValueError, match="resize='pad' is for pictures, and arrays holds arrays of values"):
+        plan(Request(source=toy(), model="vit_pico", options={"resize": "pad"}, progress=False))

@@ -131,3 +131,28 @@ def test_a_batch_is_augmented_in_a_fixed_order():
 def test_policies_are_for_pictures(options, message):
     with pytest.raises(ValueError, match=message):
         plan_augmentation(SIGNAL, Recipe(**options))
+
+
+@pytest.mark.parametrize("resize", ["pad", "squash"])
+def test_crops_have_the_aspect_of_the_picture_where_nothing_else_is_cut(resize, monkeypatch):
+    preprocess = ImagePreprocess((24, 24), (0.5,), (0.2,), "L", resize=resize)
+    parts = []
+    whole = Image.Image.crop
+    monkeypatch.setattr(Image.Image, "crop", lambda self, box: parts.append(box) or whole(self, box))
+    image = Image.fromarray(np.tile(np.linspace(1, 255, 100).astype(np.uint8)[:, None], (1, 400)))
+    made = [Variation(preprocess, crop=0.5)(image, seed) for seed in range(20)]
+    assert all(x.shape == (1, 24, 24) for x in made)
+    first = [right - left for left, _, right, bottom in parts if bottom > 24]  # widths of the random parts
+    assert max(first) > 340
+    padded = [int((x == 0).all(2).sum()) for x in made]  # rows of the mean
+    assert (min(padded) > 12) == (resize == "pad")
+
+
+def test_unused_channels_stay_at_their_mean():
+    signal = SignalPreprocess((16,), (0.0,) * 3, (1.0,) * 3, unused_channels=(1,))
+    recipe = Recipe(noise=0.5, erase=1.0, channel_drop=0.9, mixup=0.0)
+    x = torch.randn(64, 3, 16)
+    x[:, 1] = 0
+    made, *_ = plan_augmentation(signal, recipe).per_batch(x, None, torch.eye(64))
+    assert (made[:, 1] == 0).all()
+    assert (made[:, [0, 2]] != 0).any(-1).any(-1).all()

@@ -385,6 +385,7 @@ def test_the_learning_rate_follows_the_effective_batch_with_a_note(name, options
         (400, "vit_small_patch14_518", (406, 406)),
     ],
 )
+@pytest.mark.filterwarnings("ignore:.* are blank:ndvit.DataWarning")
 def test_small_images_are_not_enlarged_to_the_weights_input(side, weights, expected):
     pictures = [Image.new("RGB", (side, side // 2)) for _ in range(4)]
     data = load_source((pictures, [0, 1, 0, 1]), test_fraction=0, progress=False)

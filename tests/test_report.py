@@ -500,3 +500,11 @@ def test_import_is_light():
     """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.split("\n") == ["[]", "True False", ""]
+
+
+def test_examples_are_drawn_as_the_network_reads_them():
+    figure, note = draw_example(Image.new("RGB", (400, 936)), "a", "example 0", lambda image: image.resize((100, 100)))
+    assert note == "400 × 936 pixels, drawn as 100 × 100 pixels"
+    assert decode(Page(str(figure)).all("img")[0]).size == (100, 100)
+    assert draw_example(np.zeros((1, 5)), "a", "example 0", lambda values: values)[1] == "5 samples"
+    assert "drawn as the network reads it" in page(examples=[np.zeros((1, 5))], view=lambda values: values).text

@@ -16,6 +16,7 @@ from ndvit.network.random_convolutions import RandomConvolutions
 from ndvit.tasks import Classification, solvers
 from ndvit.training import closed_form
 from ndvit.training.closed_form import solve_random_convolutions
+from ndvit.training.members import usual_weight
 from ndvit.training.plan import Request, plan
 from tinyruns import different, fit_tiny
 
@@ -105,29 +106,85 @@ def test_samples_have_the_share_of_each_class_and_two_at_least(monkeypatch):
     monkeypatch.setattr(closed_form, "MOST_EXAMPLES", 100)
     labels = torch.tensor([0] * 9000 + [1] * 900 + [2] * 3 + [3])
     for seed in range(3):
-        sample = closed_form._sample(len(labels), labels, torch.Generator().manual_seed(seed))
+        sample = closed_form._sample(len(labels), labels, None, torch.Generator().manual_seed(seed))
         assert sample.unique().tolist() == sample.tolist()
         counts = labels[sample].bincount()
         assert (counts.sum(), counts[3], counts[2]) == (100, 1, 2)
         assert counts[1] == pytest.approx(9, abs=2)
-    without = closed_form._sample(len(labels), None, torch.Generator().manual_seed(0))
+    without = closed_form._sample(len(labels), None, None, torch.Generator().manual_seed(0))
     assert without.unique().tolist() == without.tolist()
     assert len(without) == 100
 
 
-def test_class_weights_change_the_odds(monkeypatch):
+def test_class_weights_equal_repeated_examples(monkeypatch):
     monkeypatch.setattr(solvers, "_PENALTIES", np.array([0.03]))
-    inputs = inputs_of(*waves(60))  # 20 of each class, so weights are scaled to a mean of 1
-    x, weights = all_of(inputs).x, (0.2, 0.2, 2.6)
-    (plain, one), (weighted, two) = solved(inputs), solved(inputs, class_weight=weights)
-    assert one["loss"] != two["loss"]
-    scale = two["sharpness"] / one["sharpness"]
-    assert torch.allclose(weighted(x), plain(x) * scale + torch.tensor(weights).log(), atol=1e-3)
-    noise = torch.randn(50, 1, 40)
-    assert weighted(noise).softmax(1)[:, 2].mean() > plain(noise).softmax(1)[:, 2].mean() + 0.1
+    monkeypatch.setattr(solvers, "_SHARPNESS", np.array([2.0]))
+    random = np.random.default_rng(0)
+    features, labels = torch.from_numpy(random.normal(size=(20, 30))).float(), torch.arange(20) % 3 // 2  # 14 and 6
+    often = torch.arange(20).repeat_interleave(1 + 2 * labels)
+    copies = features[often] - features[often].mean(0)
+    weighted = solvers.ridge_classifier(features, labels, 2, torch.tensor([1.0, 3.0]))
+    repeated = solvers.ridge_classifier(copies, labels[often], 2)
+    # the mean eigenvalue, which the penalty is relative to, is over 31 values instead of 19
+    scale = weighted.facts["penalty"] / repeated.facts["penalty"]
+    monkeypatch.setattr(solvers, "_PENALTIES", np.array([0.03 * scale * len(often) / 20]))
+    repeated = solvers.ridge_classifier(copies, labels[often], 2)
+    outputs = features @ weighted.weight.T + weighted.bias
+    expected = (features - features[often].mean(0)) @ repeated.weight.T + repeated.bias
+    torch.testing.assert_close(outputs, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_leaving_one_out_with_weights_equals_solving_without_it(monkeypatch):
+    monkeypatch.setattr(solvers, "_PENALTIES", np.array([0.03]))
+    monkeypatch.setattr(solvers, "_SHARPNESS", np.array([1.0]))
+    random = np.random.default_rng(0)
+    features, labels = random.normal(size=(18, 12)), np.arange(18) % 3 // 2
+    weights = np.array([0.5, 2.0])
+    found = solvers.ridge_classifier(
+        torch.from_numpy(features).float(), torch.from_numpy(labels), 2, torch.from_numpy(weights)
+    )
+    targets, each = 2 * np.eye(2)[labels] - 1, weights[labels] / weights[labels].mean()
+    losses = []
+    for i in range(18):
+        rest = np.arange(18) != i
+        ridge = Ridge(alpha=found.facts["penalty"]).fit(features[rest], targets[rest], sample_weight=each[rest])
+        logits = torch.from_numpy(ridge.predict(features[i : i + 1]))
+        losses.append(F.cross_entropy(logits, torch.tensor(labels[i : i + 1])).item())
+    assert found.facts["loss"] == pytest.approx(np.average(losses, weights=each), rel=0.02)
+
+
+def test_weights_raise_the_balanced_accuracy_on_unbalanced_data():
+    def sample(seed):
+        random, labels = np.random.default_rng(seed), np.arange(3).repeat((180, 18, 4))
+        phase = random.uniform(0, 6, (202, 1))
+        wave = np.sin(np.arange(40) * np.array([0.4, 0.6, 0.9])[labels][:, None] + phase)
+        return inputs_of((wave + 0.8 * random.standard_normal((202, 40)))[:, None].astype(np.float32), labels)
+
+    train, test = sample(0), all_of(sample(1))
+
+    def balanced(**options):
+        right = solved(train, 400, **options)[0](test.x).argmax(1) == test.targets
+        return np.mean([right[test.targets == k].double().mean() for k in range(3)])
+
+    assert balanced(class_weight="balanced") > balanced() + 0.1
+
+
+def test_a_class_without_weight_is_never_predicted():
+    inputs = inputs_of(*waves(60))
     without, _ = solved(inputs, class_weight=(1.5, 1.5, 0.0))
+    x, noise = all_of(inputs).x, torch.randn(50, 1, 40)
     assert without(x).isfinite().all()
-    assert without(noise).argmax(1).ne(2).all()  # a class without weight is never predicted
+    assert without(torch.cat([x, noise])).argmax(1).ne(2).all()
+
+
+def test_samples_have_more_of_classes_with_a_larger_weight(monkeypatch):
+    monkeypatch.setattr(closed_form, "MOST_EXAMPLES", 100)
+    labels = torch.tensor([0] * 9000 + [1] * 900 + [2] * 20)
+    weights = 9920 / 3 / labels.bincount()[labels].double()
+    sample = closed_form._sample(len(labels), labels, weights, torch.Generator().manual_seed(0))
+    counts = labels[sample].bincount()
+    assert (len(sample), counts[2]) == (100, 20)
+    assert counts[:2].tolist() == pytest.approx([40, 40], abs=2)
 
 
 def test_constant_signals_and_equal_examples_do_no_harm():
@@ -167,6 +224,11 @@ def test_the_transformer_beside_them_learns_as_if_alone():
     assert not different(both.members[0], alone)
     assert different(start.network.members[0], alone)
     assert not any(p.requires_grad or p.grad is not None for p in both.members[1].parameters())
+
+
+@pytest.mark.parametrize(("a_class", "weight"), [(10, 0.5), (500, 0.5), (1000, 0.25), (5000, 0.05)])
+def test_with_many_examples_per_class_they_have_less_than_half_of_the_weight(a_class, weight):
+    assert usual_weight(a_class) == pytest.approx(weight)
 
 
 @pytest.mark.parametrize(("a_class", "weight"), [(2, 0.9), (5, 0.75), (10, 0.5), (40, 0.5)])

@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from datafiles import arrays, picture, pictures, sound, ts
-from ndvit import Model, create_model, evaluate, load_model, predict
+from ndvit import DataWarning, Model, create_model, evaluate, load_model, predict
 from ndvit.config.recipe import Recipe
 from ndvit.data.loading import Inputs
 from ndvit.data.sources.load import load_examples, load_source
@@ -168,7 +168,7 @@ def test_folder_of_sound(tmp_path):
 
 
 def test_ts_of_unequal_length(tmp_path):
-    lines = [f"{','.join(map(str, range(i % 2 * 9, i % 2 * 9 + 4 + i % 3)))}:{'ab'[i % 2]}" for i in range(20)]
+    lines = [f"{','.join(f'{i % 2 * 9 + j}.{i:02}' for j in range(4 + i % 3))}:{'ab'[i % 2]}" for i in range(20)]
     run = run_tiny(ts(tmp_path / "toy.ts", lines), tmp_path / "run", steps=20, batch_size=8)
     assert run.model.config.input_size == (6,)
     new = ts(tmp_path / "new.ts", ["1,2,3:?", "9,10,11,12,13:?"])
@@ -584,10 +584,13 @@ def test_longer_examples_are_resampled_with_a_note(home, tmp_path):
 def test_arrays_can_be_predicted(home):
     x = np.load(home / "toy.npz")["X"][:3]
     predictions = predict(home / "run", home / "toy.npz", **QUIET)[:3]
-    for examples in (x, list(x), tuple(x), torch.from_numpy(x)):
+    for examples in (x, list(x), tuple(x)):
         again = predict(home / "run", examples, **QUIET)
         assert [p.name for p in again] == ["X[0]", "X[1]", "X[2]"]
         assert again[2].probabilities == pytest.approx(predictions[2].probabilities, abs=1e-6)
+    with pytest.warns(DataWarning, match="X is a torch tensor and taken as raw values"):
+        again = predict(home / "run", torch.from_numpy(x), **QUIET)
+    assert again[2].probabilities == pytest.approx(predictions[2].probabilities, abs=1e-6)
     with pytest.raises(ValueError, match=r"examples to predict are paths, an array .*; got a int"):
         predict(home / "run", 3, **QUIET)
     with pytest.raises(ValueError, match="got a list of paths; pass them one by one"):

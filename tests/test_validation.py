@@ -1,6 +1,7 @@
 """Validation data in a run: the temperature that is fitted to it, and where the temperature is kept."""
 
 import json
+import math
 import struct
 
 import numpy as np
@@ -8,10 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ndvit import ViTClassifier, create_model, evaluate, load_model
+from ndvit import Recipe, ViTClassifier, create_model, evaluate, load_model
 from ndvit.model import Model
 from ndvit.network.committee import Committee
+from ndvit.network.random_convolutions import RandomConvolutions
 from ndvit.tasks.classification import Classification
+from ndvit.training.callbacks.checkpoints import Checkpoints
 from ndvit.training.module import TrainingModule
 from tinyruns import QUIET, TINY, command, different, fit_tiny, run_tiny, toy
 
@@ -84,7 +87,7 @@ def calibrated(tmp_path_factory):
     """A run with validation data, and the lines that it printed."""
     lines = []
     folder = tmp_path_factory.mktemp("calibrated") / "run"
-    return run_tiny(toy(160), folder, **VALIDATED, log=lines.append), lines
+    return run_tiny(toy(160, shift=1.0), folder, **VALIDATED, log=lines.append), lines
 
 
 def test_a_run_is_calibrated_on_validation_data(calibrated):
@@ -95,7 +98,7 @@ def test_a_run_is_calibrated_on_validation_data(calibrated):
     assert line.replace(">", "&gt;") in run.report.read_text(encoding="utf-8")
     again = load_model(run.folder)
     assert again.temperature == run.model.temperature
-    X, y = (values[:32] for values in toy(160))
+    X, y = (values[:32] for values in toy(160, shift=1.0))
     x = torch.stack([again.preprocess(example) for example in X])
     with torch.no_grad():
         expected = (again(x) / again.temperature).softmax(1)
@@ -105,7 +108,7 @@ def test_a_run_is_calibrated_on_validation_data(calibrated):
 
 
 def test_an_ensemble_has_one_temperature(calibrated):
-    trained = fit_tiny(toy(160), **VALIDATED, members=2)
+    trained = fit_tiny(toy(160, shift=1.0), **VALIDATED, members=2)
     assert trained.model.temperature == trained.calibration.temperature != 1
     assert not different(trained.model.network.members[0], calibrated[0])  # the run without members
 
@@ -121,8 +124,8 @@ def test_a_resumed_training_fits_the_same_temperature(tmp_path, calibrated):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TrainingModule, "training_step", dying)
         with pytest.raises(ZeroDivisionError):
-            fit_tiny(toy(160), tmp_path, **VALIDATED)
-    resumed = fit_tiny(toy(160), tmp_path, resume=True, **VALIDATED)
+            fit_tiny(toy(160, shift=1.0), tmp_path, **VALIDATED)
+    resumed = fit_tiny(toy(160, shift=1.0), tmp_path, resume=True, **VALIDATED)
     assert not different(resumed, calibrated[0])
     assert (tmp_path / "metrics.csv").read_text() == (calibrated[0].folder / "metrics.csv").read_text()
     assert resumed.model.temperature == calibrated[0].model.temperature
@@ -135,7 +138,7 @@ def test_further_training_starts_at_one(calibrated):
 
 
 def test_the_classifier_is_calibrated_if_it_holds_examples_out(tmp_path, capsys):
-    X, y = toy(120)
+    X, y = toy(120, shift=1.0)
     options = {name: value for name, value in TINY.items() if name != "model"} | {"val_fraction": 0.5}
     shared = {"random_state": 0, "device": "cpu"}
     made = ViTClassifier(model="vit_pico", steps=4, batch_size=16, options=options, **shared).fit(X, y)
@@ -161,3 +164,54 @@ def test_unbalanced_training_data_has_balanced_accuracy_in_the_last_line(tmp_pat
     title = run.report.read_text(encoding="utf-8").partition("<title>")[2].partition("</title>")[0]
     assert "balanced" not in title
     assert "balanced" not in calibrated[1][-2]
+
+
+# how often
+
+
+@pytest.mark.parametrize(
+    ("steps", "examples", "options", "every"),
+    [
+        (1000, 10, {}, 50),  # cheap: 20 validations
+        (
+            1000,
+            1000,
+            {},
+            125,
+        ),  # 9.6 cost a tenth of 3 * 32 * 1000 passes; 125 divides 1000
+        (100, 1000, {}, 100),  # a tenth would be less than one, which stands at the end
+        (100, 1000, {"batch_size": 320}, 20),
+        (1000, 1000, {"accumulate": 4}, 50),
+        (1009, 5000, {}, 1009),
+        (997, 1000, {}, 111),  # a prime number of steps
+        (100, 1000, {"val_every": 5}, 5),
+        (100, 1000, {"early_stop": 3}, 5),
+        (7, 10, {}, 2),
+    ],
+)
+def test_validation_takes_a_tenth_of_the_cost_at_most(steps, examples, options, every):
+    assert Recipe(**options).validation_interval(steps, examples) == every
+    assert Recipe(**options).checkpoint_interval(steps) == options.get("val_every", math.ceil(steps / 20))
+
+
+def test_a_training_validates_as_often_and_writes_more_checkpoints(tmp_path, monkeypatch):
+    written = []
+    monkeypatch.setattr(Checkpoints, "_end_step", lambda self, trainer: written.append(trainer.global_step))
+    trained = fit_tiny(toy(80), steps=40, batch_size=4, val_fraction=0.5)
+    rows = [row["step"] for row in trained.fit.history if "val_loss" in row]
+    assert rows == [40]  # 40 validation examples, 3 * 4 * 40 passes of training
+    assert written == list(range(1, 41))
+
+
+def test_random_convolutions_are_computed_once_for_all_validations(monkeypatch):
+    calls, forward = [], RandomConvolutions.forward
+
+    def counted(self, x, mask=None):
+        calls.append(len(x))
+        return forward(self, x, mask)
+
+    monkeypatch.setattr(RandomConvolutions, "forward", counted)
+    options = {"steps": 6, "batch_size": 8, "val_fraction": 0.25, "val_every": 2, "rocket_features": 168}
+    trained = fit_tiny(toy(64, shape=(1, 24)), **options)
+    assert len([row for row in trained.fit.history if "val_loss" in row]) == 3
+    assert calls == [8, 4, 8, 4]  # of 12 validation examples: once for the validations, once for the temperature

@@ -703,7 +703,7 @@ def test_fields_of_preprocessing_can_be_set(pictures, adapted):
 
     again = pictures(preprocess=dict(mean=(0.1, 0.2, 0.3), resize="stretch"), input_size=32)
     assert again.preprocess == replace(COLOUR, size=(32, 32), mean=(0.1, 0.2, 0.3), resize="stretch")
-    with pytest.raises(ValueError, match=r"preprocess has no field maen: it has .*mean, std, mode"):
+    with pytest.raises(ValueError, match=r"preprocess has no field maen: it has .*mean, std, .*mode"):
         pictures(preprocess=dict(maen=(0.5,) * 3))
     with pytest.raises(ValueError, match="preprocess has no effect: these weights have no preprocessing"):
         adapted("2d", preprocess=dict(mean=(0.5,) * 3))
@@ -747,6 +747,35 @@ def test_named_classes(pictures):
         assert again.config.num_classes == len(classes)
     with pytest.raises(ValueError, match="num_classes is 3, but the task has 2 outputs"):
         pictures(classes=["cat", "dog"], num_classes=3)
+
+
+def rows_of(model, name="head.weight"):
+    return dict(zip(model.classes, model.network.state_dict()[name]))
+
+
+def test_classes_of_the_same_name_keep_their_outputs(pictures):
+    model, again = pictures(), pictures(classes=["e", "new", "a"])
+    for name in ("head.weight", "head.bias"):
+        before, after = rows_of(model, name), rows_of(again, name)
+        assert torch.equal(after["e"], before["e"])
+        assert torch.equal(after["a"], before["a"])
+        assert not after["new"].any()
+    report = again.load_report
+    assert [c.name for c in report.adapted] == ["head.weight", "head.bias"]
+    assert report.adapted[0].how == "outputs by name: kept e, a; new at 0 new; left out b, c, d"
+    assert (report.new, report.ignored) == ((), {})
+    assert again.untrained == ("head.weight", "head.bias")
+    assert again.temperature == 1
+
+
+def test_classes_in_another_order_or_fewer_of_them_need_no_training(pictures):
+    model = pictures()
+    x = torch.randn(3, 3, *model.config.input_size)
+    for classes in ("edcba", "ca"):
+        again = pictures(classes=list(classes))
+        assert again.untrained == ()
+        assert torch.allclose(again(x), model(x)[:, ["abcde".index(name) for name in classes]], atol=1e-6)
+    assert "kept c, a; left out b, d, e" in str(again.load_report)
 
 
 def test_roots_of_grids_are_never_taken(adapted):

@@ -44,10 +44,18 @@ def test_a_name_does_not_make_a_billion_parts(state, tmp_path, name):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"depth": 10**9}, "claims 1,000,000,000 blocks and has 20 tensors"),
-        ({"stem": "resnet", "stem_depths": [10**9], "patch_size": [1, 1]}, "claims 1,000,000,001 blocks"),
-        ({"embed_dim": 10**15 + 37, "num_heads": 3}, "is not divisible by num_heads"),
-        ({"input_size": [10**18 + 9, 32], "patch_size": [7, 8]}, "is not divisible by patch_size"),
+        ({"depth": 900}, "claims 900 blocks and has 20 tensors"),
+        ({"depth": 10**9}, "depth must be at most 1,000, got 1000000000"),
+        ({"stem": "resnet", "stem_depths": [999], "patch_size": [1, 1]}, "claims 1,000 blocks"),
+        ({"stem": "resnet", "stem_depths": [10**9], "patch_size": [1, 1]}, "have 1,000,000,000 units in all"),
+        ({"embed_dim": 10**15 + 37, "num_heads": 3}, "embed_dim must be at most 65,536"),
+        ({"input_size": [10**18 + 9, 32], "patch_size": [7, 8]}, "input_size must be at most 1,000,000,000"),
+        ({"input_size": [2**20, 2**20]}, "has 3,298,534,883,328 values"),
+        ({"input_size": [2**15, 2**15]}, "has 16,777,216 patches"),
+        ({"qk_scale": 1e300}, "qk_scale must be at most 1,000, got 1e[+]300"),
+        ({"norm_eps": float("nan")}, "norm_eps must be a positive number, got nan"),
+        ({"layer_scale": "1"}, "layer_scale must be a positive number, got '1'"),
+        ({"drop_rate": 2}, "drop_rate must be a number of at least 0 and below 1, got 2"),
     ],
 )
 def test_a_header_does_not_either(state, tmp_path, fields, message):
@@ -91,9 +99,12 @@ def test_odd_shapes_are_one_line(state, tmp_path, name, shape):
 
 
 def test_missing_biases_are_not_made_up(state, tmp_path):
-    for name in ("head.bias", "patch_embed.proj.bias"):
+    for name, message in (
+        ("head.bias", "it has weight"),
+        ("patch_embed.proj.bias", r"1 missing \(patch_embed.proj.bias"),
+    ):
         save_file({n: t for n, t in state.items() if n != name}, tmp_path / "w.safetensors")
-        refused(tmp_path / "w.safetensors", rf"1 missing \({name}\)")
+        refused(tmp_path / "w.safetensors", message)
 
 
 def test_long_names(state, tmp_path):

@@ -227,7 +227,7 @@ def test_timm():
     ImagePreprocess(**found.preprocess)
 
 
-@pytest.mark.parametrize(("mode", "resize"), [("center", "cover"), ("squash", "stretch"), ("border", None)])
+@pytest.mark.parametrize(("mode", "resize"), [("center", "cover"), ("squash", "stretch"), ("border", "pad")])
 def test_timm_crop_modes(mode, resize):
     config = TIMM | {"pretrained_cfg": TIMM["pretrained_cfg"] | {"crop_mode": mode}}
     assert facts(config).preprocess.get("resize") == resize
@@ -306,12 +306,12 @@ def test_configs_of_transformers(tmp_path, name):
 @pytest.mark.parametrize(
     ("name", "resize", "interpolation", "crop"),
     [
-        ("ViTImageProcessor", "stretch", "bilinear", 1.0),
-        ("DeiTImageProcessor", "stretch", "bicubic", 0.875),
-        ("BitImageProcessor", "cover", "bicubic", 1.0),
-        ("CLIPImageProcessor", "cover", "bicubic", 1.0),
-        ("SiglipImageProcessor", "stretch", "bicubic", 1.0),
-        ("DINOv3ViTImageProcessor", "stretch", "bilinear", 1.0),
+        ("ViTImageProcessor", "squash", "bilinear", 1.0),
+        ("DeiTImageProcessor", "squash", "bicubic", 0.875),
+        ("BitImageProcessor", "crop", "bicubic", 1.0),
+        ("CLIPImageProcessor", "crop", "bicubic", 1.0),
+        ("SiglipImageProcessor", "squash", "bicubic", 1.0),
+        ("DINOv3ViTImageProcessor", "squash", "bilinear", 1.0),
     ],
 )
 def test_processors_of_transformers(tmp_path, name, resize, interpolation, crop):

@@ -35,10 +35,12 @@ def save_model(model: Any, path: Path) -> None:
     write_model(as_model(model) if isinstance(model, nn.Module) else model, path)
 
 
-def load_model(source: Any, device: Any = "cpu", classes: Any = None, **options: Any) -> Loaded:
+def load_model(
+    source: Any, device: Any = "cpu", classes: Any = None, ema: bool | None = None, **options: Any
+) -> Loaded:
     """Open and build; `options` are those of `build`, and overrides."""
     own = {name: options.pop(name) for name in ("channels", "preprocess", "new_head") if name in options}
-    checkpoint = open_weights(source, options)
+    checkpoint = open_weights(source, options, ema=ema)
     return Loaded(**vars(build(checkpoint, device, task=classes, overrides=options, **own)))
 
 
@@ -51,6 +53,11 @@ def header_of(path: Path) -> dict[str, str]:
 
 
 def rewrite(path: Path, tensors: Any = None, **header: str | None) -> None:
-    """Save a file again with other tensors or other entries of the header; an entry of None is left out."""
+    """Save a file again with other tensors or other entries of the header; an entry of None is left out.
+
+    With other tensors it has no checksum.
+    """
+    if tensors is not None:
+        header = {"crc32": None, **header}
     new = {name: value for name, value in (header_of(path) | header).items() if value is not None}
     save_file(load_file(path) if tensors is None else tensors, path, metadata=new)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ndvit.data.messages import DataWarning
     from ndvit.data.sources.load import load_source
     from ndvit.estimator import ViTClassifier
+    from ndvit.load_report import WeightsWarning
     from ndvit.model import Model, compile, embed, evaluate, export, load_model, predict, save_model
     from ndvit.network import VisionTransformer, create_model
     from ndvit.tasks.base import Task
@@ -32,6 +33,7 @@ _HOMES = {
     "ViTClassifier": "ndvit.estimator",
     "ViTConfig": "ndvit.config",
     "VisionTransformer": "ndvit.network",
+    "WeightsWarning": "ndvit.load_report",
     "compile": "ndvit.model",
     "create_model": "ndvit.network",
     "embed": "ndvit.model",
@@ -59,6 +61,7 @@ __all__ = [
     "ViTClassifier",
     "ViTConfig",
     "VisionTransformer",
+    "WeightsWarning",
     "compile",
     "create_model",
     "embed",

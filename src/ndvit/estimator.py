@@ -11,26 +11,36 @@ from typing import Any
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.utils import check_array, check_consistent_length, check_random_state
+from sklearn.utils import check_consistent_length, check_random_state
 from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ndvit.data.examples import Source
 from ndvit.data.loading import Inputs
 from ndvit.data.messages import printable
-from ndvit.data.preprocess import describe_resampling
+from ndvit.data.preprocess import describe_resampling, warn_if_unlike_training
 from ndvit.data.sources.arrays import raw_targets
+from ndvit.data.sources.containers import check_names
 from ndvit.data.sources.load import load_examples, load_source
-from ndvit.data.sources.sklearn_inputs import NUMBERS, check_examples, check_labels, describe_shape, shape_of
+from ndvit.data.sources.sklearn_inputs import check_examples, check_labels, describe_shape, shape_of
 from ndvit.inference.batches import predict_answers
 from ndvit.model import Model, load_model
-from ndvit.tasks.classification import Classification, class_name
+from ndvit.tasks.classification import Classification, ClassName, class_name
 from ndvit.training.fit import fit
 from ndvit.training.plan import Request, plan
 
 _BATCH = 64  # examples per forward pass in prediction
 _OWN = ("steps", "batch_size", "learning_rate", "class_weight", "device")  # fields of Recipe with a parameter here
-_STORED = ("preset", "model", "members", *_OWN[:-1], "random_state", "verbose", "options")  # parameters in files
+_STORED = (
+    "preset",
+    "model",
+    "members",
+    *_OWN[:-1],
+    "literal_labels",
+    "random_state",
+    "verbose",
+    "options",
+)  # parameters in files
 _FITTED = ("model_", "classes_", "n_classes_", "n_features_in_", "feature_names_in_", "_columns", "n_iter_", "history_")
 
 
@@ -41,7 +51,11 @@ class ViTClassifier(ClassifierMixin, BaseEstimator):
       - an array (n, time), or a DataFrame of such rows: one channel;
       - an array (n, channels, time), aeon's numpy3D; NaN stands for a missing value;
       - a list of arrays (time,) or (channels, time), whose lengths may differ, aeon's np-list;
-      - an array (n, channels, height, width), or any number of axes after the channels; or a list of PIL images.
+      - an array (n, channels, height, width), or any number of axes after the channels; or a list of PIL images;
+      - a DataFrame with two levels of columns, channel and time; or a list of DataFrames with one row for each moment
+        and one named column for each channel;
+      - a masked array, a tensor or another container, see `ndvit.data.sources.containers.read_container`; masked values
+        and NA are missing.
 
     An array of three axes is always (n, channels, time): grey images need their channel, X[:, None]. As required by
     scikit-learn, rows of a 2-D array need as many columns as in `fit`. In all other layouts, examples may be shorter
@@ -73,6 +87,8 @@ class ViTClassifier(ClassifierMixin, BaseEstimator):
         learning_rate: the peak learning rate.
         class_weight: "balanced", or a dict from labels to weights, in which absent labels have weight 1; None weights
             all examples equally.
+        literal_labels: take every label as the name of a class, also NA, null and the like, which otherwise stand for
+            missing labels, and numbers with fractions, which otherwise are refused as continuous.
         device: "auto", "cpu", "cuda" or "mps".
         random_state: an int gives the same model each time (bit for bit on a CPU with the same number of threads);
             None draws a seed from numpy's global generator.
@@ -83,7 +99,7 @@ class ViTClassifier(ClassifierMixin, BaseEstimator):
         classes_: (k,) the labels, sorted.
         n_classes_: number of labels.
         n_features_in_: columns of a 2-D X; channels of any other.
-        feature_names_in_: names of the columns, if X was a DataFrame that has them.
+        feature_names_in_: names of the columns or channels, if X was a container that has them.
         model_: the trained `Model`, whose `classes` are the labels as text.
         n_iter_: optimizer steps done by each member.
         history_: rows of metrics, each with its "member" and "step".
@@ -101,6 +117,7 @@ class ViTClassifier(ClassifierMixin, BaseEstimator):
         batch_size: int | None = None,
         learning_rate: float | None = None,
         class_weight: Mapping[Any, float] | str | None = None,
+        literal_labels: bool = False,
         device: str = "auto",
         random_state: Any = None,
         verbose: bool = False,
@@ -115,6 +132,7 @@ class ViTClassifier(ClassifierMixin, BaseEstimator):
         self.batch_size = batch_size
         self.learning_rate = learning_rate
         self.class_weight = class_weight
+        self.literal_labels = literal_labels
         self.device = device
         self.random_state = random_state
         self.verbose = verbose
@@ -132,7 +150,7 @@ class ViTClassifier(ClassifierMixin, BaseEstimator):
         for name in _FITTED:  # of an earlier fit, which must not answer if this one fails
             self.__dict__.pop(name, None)
         examples, columns = self._examples(X, fitting=True)
-        y = check_labels(y)
+        y = check_labels(y, self.literal_labels)
         check_consistent_length(examples, y)
         classes, codes = np.unique(y, return_inverse=True)
         if len(classes) < 2:
@@ -167,10 +185,11 @@ class ViTClassifier(ClassifierMixin, BaseEstimator):
             ValueError: for examples of other channels, axes or columns than those of `fit`.
         """
         check_is_fitted(self, "model_")
+        self.model_.warn_of_assumptions()
         checked, _ = self._examples(X, fitting=False)
-        kind, _, examples, _ = load_examples(checked)
         preprocess = self.model_.preprocess
         assert preprocess is not None
+        kind, _, examples, _ = load_examples(checked, channels=preprocess.channels)
         if kind != preprocess.kind:
             raise ValueError(f"X holds {kind}s, but this ViTClassifier was fitted on {preprocess.kind}s")
         own = preprocess.channels, len(preprocess.size)
@@ -181,6 +200,7 @@ class ViTClassifier(ClassifierMixin, BaseEstimator):
             )
         if longer := describe_resampling([examples], preprocess):
             warnings.warn(f"X: {longer}", stacklevel=2)
+        warn_if_unlike_training([examples], preprocess)
         rows = predict_answers(self.model_, Inputs(examples, preprocess), _BATCH, self.device, bool(self.verbose))
         rows = rows.astype(np.float64)  # float32 rows do not sum to 1 as exactly as scikit-learn's metrics require
         return rows / rows.sum(axis=1, keepdims=True)
@@ -234,7 +254,7 @@ class ViTClassifier(ClassifierMixin, BaseEstimator):
         names = facts.get("names")
         if type(columns) is not int or columns < 1:
             columns = None
-        elif isinstance(names, list) and len(names) == columns:
+        if isinstance(names, list) and len(names) == (columns or model.preprocess.channels):
             classifier.feature_names_in_ = np.array(list(map(str, names)), dtype=object)
         classifier._keep(model, classes, columns)
         steps: Any = model.provenance.get("steps")
@@ -250,15 +270,16 @@ class ViTClassifier(ClassifierMixin, BaseEstimator):
         self._columns = columns
 
     def _examples(self, X: Any, fitting: bool) -> tuple[np.ndarray | list[Any], int | None]:
-        """X checked against the last fit, and its number of columns if it is an array of two axes."""
-
-        def check_table(table: Any) -> np.ndarray:
-            if fitting or self._columns is not None:
-                return validate_data(self, table, reset=fitting, **NUMBERS)
-            return check_array(table, input_name="X", **NUMBERS)
-
-        examples = check_examples(X, check_table)
-        return examples, examples.shape[1] if isinstance(examples, np.ndarray) and examples.ndim == 2 else None
+        """X checked against the last fit, and its number of columns if it is a table (n, time)."""
+        examples, channels, table = check_examples(X)
+        if table and (fitting or self._columns is not None):
+            frame = hasattr(X, "columns")  # scikit-learn checks the names of its columns, too
+            validate_data(self, X if frame else examples, reset=fitting, skip_check_array=True)
+        elif not fitting and self._columns is None:
+            check_names(channels, getattr(self, "feature_names_in_", None), "X", "fit")
+        elif fitting and channels is not None:
+            self.feature_names_in_ = np.array(channels, dtype=object)
+        return examples, examples.shape[1] if table and isinstance(examples, np.ndarray) else None
 
     def _options(self, y: np.ndarray) -> dict[str, Any]:
         """The options of the request."""
@@ -293,7 +314,8 @@ class ViTClassifier(ClassifierMixin, BaseEstimator):
 
 def _source(examples: np.ndarray | list[Any], codes: np.ndarray, classes: np.ndarray) -> Source:
     """Training data whose class i is `classes[i]`, named by its text."""
-    data = load_source((examples, codes), test_fraction=0, progress=False)  # codes sort by value, as labels do
+    targets = [ClassName(code) for code in codes.tolist()]  # they sort by value, as labels do
+    data = load_source((examples, targets), test_fraction=0, progress=False)
     return replace(data, name="X", task=Classification(_names(classes)))
 
 

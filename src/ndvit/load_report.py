@@ -6,6 +6,10 @@ from functools import partial
 from typing import Any
 
 
+class WeightsWarning(UserWarning):
+    """Something that weights do not state was assumed; the message says how to set it."""
+
+
 @dataclass(frozen=True)
 class Change:
     """A tensor that was changed to fit: its shapes before and after, and the method."""
@@ -33,10 +37,12 @@ class LoadReport:
     ignored: dict[str, str] = field(default_factory=dict)  # tensors of the file that the network does not use, and why
     assumed: tuple[str, ...] = ()  # fields that no tensor determines, with their default and how to set another value
     notes: tuple[str, ...] = ()  # what else was changed or left out
+    no_task: str = ""  # why the outputs belong to no task of ndvit
 
     def __str__(self) -> str:
         rows = [("weights", f"{self.source}: {self.kind} layout"), ("network", self.network)]
         rows += [("note", line) for line in self.notes]
+        rows += [("task", self.no_task)] if self.no_task else []
         rows += [("assumed", line) for line in self.assumed]
         rows.append(("loaded", f"{len(self.loaded)} tensor{'s' if len(self.loaded) != 1 else ''} unchanged"))
         rows += [("adapted", line) for line in _few(self._adapted_lines())]

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -37,16 +38,21 @@ if TYPE_CHECKING:
 class Model(ModelParts):
     """A model that predicts, evaluates, embeds, exports and saves; see `ModelParts` for its attributes.
 
-    `model.network` is the plain `nn.Module`, for training loops of your own.
+    `model.network` is the plain `nn.Module`, for training loops of your own. Attributes that a model lacks, such as
+    `eval`, `parameters` or `state_dict`, are those of its network.
     """
 
     def __repr__(self) -> str:
         config = self.config
         size = " x ".join(map(str, (config.in_channels, *config.input_size)))
-        return f"Model({type(self.network).__name__}, input {size}, {self.task and self.task.name}, {self.device})"
+        parts = f"{type(self.network).__name__}, input {size}, {self.task and self.task.name}, {self.device}"
+        return f"Model({parts}; model(x) are raw outputs, model.predict_proba(x) answers)"
 
     def __call__(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Raw outputs (B, outputs) of preprocessed inputs; for classification, logits not divided by `temperature`.
+        """Raw outputs (B, outputs) of preprocessed inputs: for classification logits, which are no probabilities.
+
+        Their softmax is not what `predict` returns, as it lacks the division by `temperature`: use `predict_proba`. A
+        graph that was exported with `softmax` returns the logarithm of probabilities.
 
         Args:
             x: (B, C, *input_size), as `preprocess` yields them.
@@ -55,6 +61,15 @@ class Model(ModelParts):
         with only_read_tokens(self.network):
             outputs: Tensor = self.network(x, mask)
             return outputs
+
+    def __getattr__(self, name: str) -> Any:
+        """The network's attribute of this name, such as `eval`, `parameters` or `forward_features`."""
+        if name.startswith("__") or "network" not in self.__dict__:  # as while a copy is made
+            raise AttributeError(name)
+        try:
+            return getattr(self.network, name)
+        except AttributeError:
+            raise AttributeError(f"neither Model nor its {type(self.network).__name__} has {name!r}") from None
 
     @property
     def members(self) -> list[Model]:
@@ -111,12 +126,59 @@ class Model(ModelParts):
         options: dict[str, Any] = {"skip_bad": skip_bad, "batch_size": batch_size, "progress": progress, "log": log}
         return _predict.predict(self, *inputs, device=self._device(device), **options)
 
+    def predict_proba(
+        self,
+        *inputs: Any,
+        mask: Tensor | None = None,
+        skip_bad: bool = False,
+        batch_size: int = 64,
+        device: Device = "auto",
+        progress: bool = False,
+        log: Log = print,
+    ) -> Tensor | np.ndarray:
+        """Probabilities (n, classes) in the order of `classes`, the same numbers that `predict` and `evaluate` use.
+
+        They are the activation of the task of the outputs divided by `temperature`; for tasks without probabilities,
+        the answers (n, outputs).
+
+        `predict_proba("a.jpg", "b.jpg")` and `predict_proba(array)` read raw examples. `predict_proba(x)` and
+        `predict_proba(x, mask)` with a tensor x take inputs of the network, as `model(x, mask)` does.
+
+        Args:
+            *inputs: raw examples as in `predict`, except tensors; or one tensor (n, C, *input_size) as `preprocess`
+                returns them. Without its mask all its values count as observed.
+            mask: (n, *input_size) boolean of a tensor, True where a value was observed; None if all were.
+            skip_bad: leave unreadable files out.
+            batch_size: examples per forward pass.
+            device: where to compute.
+            progress: show a progress bar.
+            log: receives each line about what was read.
+
+        Returns:
+            An array, float32; for a tensor a tensor on the device that computed it.
+
+        Raises:
+            ValueError: as in `predict`; for a tensor of another shape; for a tensor together with raw examples.
+        """
+        return _predict.predict_proba(
+            self,
+            *inputs,
+            mask=mask,
+            skip_bad=skip_bad,
+            batch_size=batch_size,
+            device=self._device(device),
+            progress=progress,
+            log=log,
+        )
+
     def evaluate(
         self,
         source: Any,
         *,
         split: Split = "auto",
         skip_bad: bool = False,
+        literal_labels: bool | None = None,
+        drop_copies: bool = False,
         batch_size: int = 64,
         device: Device = "auto",
         progress: bool = True,
@@ -128,7 +190,9 @@ class Model(ModelParts):
             source: as in `train`.
             split: "test", "train" or "all". "auto" is the test set if the source has one, or if the model was trained
                 on this very source, which is then split as in training; other data is tested as a whole.
-            skip_bad: leave unreadable files out.
+            skip_bad: leave unreadable files, and examples without a label, out.
+            literal_labels: take every label as the name of a class, as in `train`; None is as in the model's training.
+            drop_copies: leave exact copies out, see `train`; by default as in training, if the source is the same.
             batch_size: examples per forward pass.
             device: where to compute.
             progress: show a progress bar.
@@ -142,6 +206,8 @@ class Model(ModelParts):
             source,
             split=split,
             skip_bad=skip_bad,
+            literal_labels=literal_labels,
+            drop_copies=drop_copies,
             batch_size=batch_size,
             device=self._device(device),
             progress=progress,
@@ -158,6 +224,7 @@ class Model(ModelParts):
         test_fraction: float | None = None,
         seed: int | None = None,
         skip_bad: bool = False,
+        literal_labels: bool | None = None,
         batch_size: int = 64,
         device: Device = "auto",
         progress: bool = True,
@@ -173,7 +240,8 @@ class Model(ModelParts):
             test_fraction: share of each class that is the test split where the data has none; None is that of the
                 model's training if it was on this source, else 0.2.
             seed: seed of that split; None likewise, or 0.
-            skip_bad: leave unreadable files out.
+            skip_bad: leave unreadable files, and examples without a label, out.
+            literal_labels: take every label as the name of a class, as in `train`; None is as in the model's training.
             batch_size: examples per forward pass.
             device: where to compute.
             progress: show a progress bar.
@@ -193,6 +261,7 @@ class Model(ModelParts):
             test_fraction=test_fraction,
             seed=seed,
             skip_bad=skip_bad,
+            literal_labels=literal_labels,
             batch_size=batch_size,
             device=self._device(device),
             progress=progress,
@@ -212,6 +281,8 @@ class Model(ModelParts):
         mask: bool | None = None,
         force: bool = False,
         min_agreement: float = 0.98,
+        min_saving: float = 0.25,
+        log: Log = print,
     ) -> ExportReport:
         """Write the model as a file that runs without ndvit, after comparing its answers with the model's.
 
@@ -220,6 +291,7 @@ class Model(ModelParts):
         from ndvit.exporting.export import export
 
         self._refuse_runtime("is exported already")
+        self.warn_of_assumptions()
         return export(
             self,
             path,
@@ -232,6 +304,8 @@ class Model(ModelParts):
             mask=mask,
             force=force,
             min_agreement=min_agreement,
+            min_saving=min_saving,
+            log=log,
         )
 
     def save(self, path: str | Path) -> None:
@@ -274,25 +348,31 @@ def load_model(
     channels: ChannelRule | None = None,
     preprocess: Mapping[str, Any] | None = None,
     classes: Sequence[str] | None = None,
+    ema: bool | None = None,
     **overrides: Any,
 ) -> Model:
     """Load a model of any origin, and adapt it if anything else is wanted of it.
 
     The layout of weights is recognised by the tensors, never by the file's name: ndvit's own files and runs, timm,
-    torchvision, transformers, Google's .npz, and the releases of DeiT, MAE, DINOv2 and DINOv3. Nothing in a file is
-    executed.
+    torchvision, transformers, Google's .npz, and the releases of DeiT, MAE, DINOv2 and DINOv3. The network may lie
+    under any prefix, beside other networks and losses. Nothing in a file is executed.
+
+    What the file does not state is assumed and listed in `load_report`; the first prediction raises a `WeightsWarning`.
 
     `load_model("vit_small_patch16_224.augreg_in21k_ft_in1k", num_classes=10, input_size=384)` fits published weights to
     ten classes and larger pictures; `input_size=(1024,)` makes a network for signals of them.
 
     Args:
         source: a file, a folder (a run, or one with config.json), a name that `ndvit weights` lists,
-            `hf:owner/name[/file][@revision]`, or an exported .onnx or .xml file.
+            `hf:owner/name[/file][@revision]`, or an exported .onnx or .xml file. `FILE#PREFIX` reads the network under
+            this prefix of a file with several.
         device: where to put the network.
         channels: how the first kernels are fitted to another number of input channels, see `fit_tensors`.
         preprocess: fields of `ImagePreprocess` (mean, std, ...) that replace those that were found or assumed.
         classes: names of the outputs. If the weights have other classes, the head is new; if they name none, these are
-            the names of their outputs.
+            the names of their outputs. An old head that is not one linear layer is then no hindrance.
+        ema: of several copies of a network in one file, the averaged one (a teacher, a moving average) or the other
+            one; None is what the program that wrote the file evaluates.
         **overrides: fields of `ViTConfig`. An int for `input_size` is the same along every axis.
 
     Raises:
@@ -305,14 +385,25 @@ def load_model(
                 f"{source} is not opened, because files of this format can execute the code of their author: export to "
                 "onnx or openvino; or load your own file with ndvit.model.load_exported(FILE) in Python"
             )
-        changes = [n for n, v in {"channels": channels, "preprocess": preprocess, "classes": classes}.items() if v]
+        set_here = {"channels": channels, "preprocess": preprocess, "classes": classes, "ema": ema}
+        changes = [name for name, value in set_here.items() if value]
         if changes or overrides:
             raise ValueError(
                 f"{source} is exported and cannot be adapted: leave {', '.join([*changes, *overrides])} out"
             )
         return load_exported(source).to(device)
-    checkpoint = open_weights(source, overrides)
+    checkpoint = open_weights(source, overrides, ema=ema)
     return as_model(build(checkpoint, device, channels, preprocess, classes, overrides))
+
+
+def load_features(source: str | Path, *, ema: bool | None = None, **overrides: Any) -> Model:
+    """`load_model`, but a head that ndvit cannot compute is left out: features do not need it."""
+    if is_exported(source):
+        return load_model(source, ema=ema, **overrides)
+    checkpoint = open_weights(source, overrides, ema=ema)
+    if checkpoint.lost_head:
+        overrides.setdefault("num_classes", 0)
+    return as_model(build(checkpoint, overrides=overrides))
 
 
 def load_exported(path: str | Path, threads: int | None = None, precision: Precision = "float32") -> Model:
@@ -369,32 +460,37 @@ def compile(model: Model | nn.Module | str | Path, **options: Any) -> Model:
     return model.with_network(fastest(model, **options))
 
 
-def predict(model: Model | str | Path, *inputs: Any, **options: Any) -> list[Prediction]:
-    """`load_model(model).predict(*inputs, **options)`."""
-    return _open(model, options.get("log", print)).predict(*inputs, **options)
+def predict(model: Model | str | Path, *inputs: Any, ema: bool | None = None, **options: Any) -> list[Prediction]:
+    """`load_model(model, ema=ema).predict(*inputs, **options)`."""
+    return _open(model, ema).predict(*inputs, **options)
 
 
-def evaluate(model: Model | str | Path, source: Any, **options: Any) -> Evaluation:
-    """`load_model(model).evaluate(source, **options)`."""
-    return _open(model, options.get("log", print)).evaluate(source, **options)
+def evaluate(model: Model | str | Path, source: Any, *, ema: bool | None = None, **options: Any) -> Evaluation:
+    """`load_model(model, ema=ema).evaluate(source, **options)`."""
+    return _open(model, ema).evaluate(source, **options)
 
 
-def embed(model: Model | str | Path, source: Any, **options: Any) -> Embeddings:
-    """`load_model(model).embed(source, **options)`; an output that cannot be written is refused before loading."""
+def embed(model: Model | str | Path, source: Any, *, ema: bool | None = None, **options: Any) -> Embeddings:
+    """`load_model(model, ema=ema).embed(source, **options)`; an output that cannot be written is refused first.
+
+    A head that ndvit cannot compute does not matter.
+    """
     if options.get("output") is not None:
         _embed.check_output(Path(options["output"]), options.get("force", False))
-    return _open(model, options.get("log", print)).embed(source, **options)
+    opened = load_features(model, ema=ema) if isinstance(model, str | Path) else _open(model, ema)
+    return opened.embed(source, **options)
 
 
-def export(model: Model | str | Path, path: str | Path | None = None, **options: Any) -> ExportReport:
-    """`load_model(model).export(path, **options)`; without a path, the file is written beside the weights."""
-    return _open(model).export(path, **options)
+def export(
+    model: Model | str | Path, path: str | Path | None = None, *, ema: bool | None = None, **options: Any
+) -> ExportReport:
+    """`load_model(model, ema=ema).export(path, **options)`; without a path, the file is written beside the weights."""
+    return _open(model, ema).export(path, **options)
 
 
-def _open(source: Model | nn.Module | str | Path, log: Log | None = None) -> Model:
-    if isinstance(source, Model | nn.Module):
-        return source if isinstance(source, Model) else Model(source)
-    model = load_model(source)
-    if log is not None and model.load_report is not None and model.load_report.assumed:
-        log(f"assumed of these weights (`ndvit info` says more): {'; '.join(model.load_report.assumed)}")
-    return model
+def _open(source: Model | nn.Module | str | Path, ema: bool | None = None) -> Model:
+    if not isinstance(source, Model | nn.Module):
+        return load_model(source, ema=ema)
+    if ema is not None:
+        raise ValueError(f"ema={ema} chooses among the weights of a file, and this model is in memory: leave it out")
+    return source if isinstance(source, Model) else Model(source)

@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from ndvit.config import ViTConfig
+from ndvit.data.messages import warn
 from ndvit.data.preprocess.base import Preprocess
-from ndvit.load_report import LoadReport
+from ndvit.load_report import LoadReport, WeightsWarning
 from ndvit.network.committee import first_transformer, network_shape
 from ndvit.tasks.base import Task
 
@@ -41,6 +42,7 @@ class ModelParts:
     untrained: Sequence[str] = ()
     provenance: dict[str, Any] = field(default_factory=dict)
     load_report: LoadReport | None = None
+    _warned = False  # no field: a model with another network warns again
 
     def __post_init__(self) -> None:
         self.network.eval()
@@ -65,6 +67,13 @@ class ModelParts:
     def classes(self) -> tuple[str, ...]:
         """Names of the classes in the order of the outputs; empty if unknown and for other tasks."""
         return getattr(self.task, "classes", ())
+
+    def warn_of_assumptions(self) -> None:
+        """Raise a `WeightsWarning` at the first use of weights of which something was assumed."""
+        if self.load_report is not None and self.load_report.assumed and not self._warned:
+            self._warned = True
+            assumed = "; ".join(self.load_report.assumed)
+            warn(f"assumed of {self.load_report.source} (`ndvit info` says more): {assumed}", WeightsWarning)
 
     @property
     def device(self) -> torch.device:

@@ -22,11 +22,13 @@ from ndvit.cli.info import info
 from ndvit.cli.models import models
 from ndvit.cli.predict import predict
 from ndvit.cli.presets import presets
+from ndvit.cli.printing import error_line, plain_streams, remark
 from ndvit.cli.push import push
 from ndvit.cli.train import train
 from ndvit.cli.weights import weights
 from ndvit.config.options import DERIVED
 from ndvit.data.messages import DataWarning
+from ndvit.load_report import WeightsWarning
 
 app = App(
     name="ndvit",
@@ -87,13 +89,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: words after `ndvit`; None takes those of the process.
     """
     tokens = list(sys.argv[1:] if arguments is None else arguments)
+    with plain_streams():
+        _run_command(tokens)
+
+
+def _run_command(tokens: list[str]) -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("always", DataWarning)
+            warnings.simplefilter("always", WeightsWarning)
             warnings.showwarning = _print_warning
             app.meta(tokens, exit_on_error=False, print_error=False)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        remark("interrupted")
         sys.exit(130)
     except BrokenPipeError:  # the reader of a pipe, such as `head`, has closed it
         sys.stderr.close()
@@ -102,13 +110,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         message = _message(error)
         if "--debug" in tokens or message is None:
             raise
-        print(f"ndvit: {message}", file=sys.stderr)
+        error_line(message)
         sys.exit(2)
 
 
 def _print_warning(message: Warning | str, *place: Any, **more: Any) -> None:
     """Print a warning as one line, without the line of code that raised it."""
-    print(f"warning: {message}", file=sys.stderr)
+    remark(f"warning: {message}")
 
 
 def _message(error: Exception) -> str | None:

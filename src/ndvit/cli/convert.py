@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from ndvit.cli.options import NetworkOptions, overrides
-from ndvit.cli.printing import remark
+from ndvit.cli.printing import out, remark
 
 
 def convert(
@@ -13,6 +13,7 @@ def convert(
     *,
     to: Literal["ndvit", "timm", "transformers", "torchvision"],
     member: int | None = None,
+    ema: bool | None = None,
     force: bool = False,
     options: Annotated[NetworkOptions | None, Parameter(name="*")] = None,
 ) -> None:
@@ -23,6 +24,8 @@ def convert(
         output: A .safetensors or .pth file; for timm and transformers also a folder, which gets a config.json, too.
         to: ndvit stores everything in one .safetensors: config, classes and preprocessing.
         member: The number of one network of an ensemble, from 0; other libraries have no ensembles.
+        ema: Of several copies of a network in a file of weights, the averaged one (a teacher, a moving average), or the
+            other one. [default: what the program that wrote the file evaluates]
         force: Replace an existing output.
         options: Fields of ViTConfig: values that the weights do not contain, or that they are adapted to.
     """
@@ -33,7 +36,7 @@ def convert(
     refuse_existing(output, force, kind="file" if output.suffix else "folder")
     if to == "ndvit" and output.suffix != ".safetensors":
         raise ValueError(f"models of ndvit are .safetensors files, got {output}")
-    model = load_model(source, **overrides(options))
+    model = load_model(source, ema=ema, **overrides(options))
     report = str(model.load_report)
     if member is not None:
         members = model.members
@@ -52,4 +55,4 @@ def convert(
                 f"{to} cannot store the temperature {model.temperature:.2f}: divide logits by it before the softmax "
                 "for calibrated probabilities"
             )
-    print(f"{output}: {len(model.network.state_dict())} tensors in the layout of {to}")
+    out(f"{output}: {len(model.network.state_dict())} tensors in the layout of {to}")

@@ -4,7 +4,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from ndvit.cli.options import InferenceOptions, Split
-from ndvit.cli.printing import remark
+from ndvit.cli.printing import out, remark
 
 
 def embed(
@@ -17,6 +17,7 @@ def embed(
     split: Split = "auto",
     test_fraction: float | None = None,
     seed: int | None = None,
+    literal_labels: bool | None = None,
     force: bool = False,
     options: Annotated[InferenceOptions | None, Parameter(name="*")] = None,
 ) -> None:
@@ -32,6 +33,7 @@ def embed(
         test_fraction: Share of each class in the test split where the source has none. [default: that of the model's
             training, if it was on this source; else 0.2]
         seed: Seed of that split. [default: likewise, or 0]
+        literal_labels: Take every label as the name of a class, also NA or 1.5. [default: as in the model's training]
         force: Replace an existing output.
         options: How files are read, and where the model runs.
     """
@@ -49,12 +51,13 @@ def embed(
         split="all" if knn or linear else split,
         test_fraction=test_fraction,
         seed=seed,
+        literal_labels=literal_labels,
         log=remark,
         **(options or {}),
     )
     if output is not None:
-        print(f"{output}: {len(embeddings):,} embeddings of {embeddings.vectors.shape[1]} numbers")
+        out(f"{output}: {len(embeddings):,} embeddings of {embeddings.vectors.shape[1]} numbers")
     if knn:
-        print(f"knn    {embeddings.score('knn').headline()}")
+        out(f"knn    {embeddings.score('knn').headline()}")
     if linear:
-        print(f"linear {embeddings.score('linear', seed or 0).headline()}")
+        out(f"linear {embeddings.score('linear', seed or 0).headline()}")

@@ -1,6 +1,8 @@
 from pathlib import Path
 from typing import Literal
 
+from ndvit.cli.printing import out, remark
+
 
 def export(
     run: str,
@@ -14,6 +16,8 @@ def export(
     preprocess: Literal["beside", "inside"] = "beside",
     mask: bool | None = None,
     min_agreement: float = 0.98,
+    min_saving: float = 0.25,
+    ema: bool | None = None,
     force: bool = False,
 ) -> None:
     """Write a model for ONNX Runtime, OpenVINO or torch alone, after comparing its outputs with the model's.
@@ -22,7 +26,8 @@ def export(
         run: A run folder, or weights as `info` takes them.
         output: A .onnx, .xml (OpenVINO, with a .bin beside it), .pt2 or .ts file. [default: beside the weights]
         format: onnx, openvino, pt2 (torch.export) or torchscript.
-        int8: Quantise to 8-bit integers; onnx and openvino only, needs --data.
+        int8: Quantise to 8-bit integers; onnx and openvino only, needs --data. Networks that it saves little of are
+            refused, see --min-saving.
         data: Labelled data as for train, or files as for predict: int8 is calibrated on its training set, and outputs
             are compared on its test set. [default: the run's own test set, if available; else random inputs]
         dynamic_batch: Accept any number of examples at a time; else only one.
@@ -32,9 +37,13 @@ def export(
         mask: A second input that marks observed values, for missing values and padding. [default: for signals whose
             preprocessing pads]
         min_agreement: Least share of examples for which int8 must predict the same class as the model.
+        min_saving: Least share of the file, and of the work, that int8 must save, by an estimate before it starts; 0
+            quantises every network. Networks that get less than 1 MB smaller are refused, too.
+        ema: Of several copies of a network in a file of weights, the averaged one (a teacher, a moving average), or the
+            other one. [default: what the program that wrote the file evaluates]
         force: Replace an existing file.
     """
     options = {name: value for name, value in locals().items() if name not in ("run", "output")}
     from ndvit import model
 
-    print(model.export(run, output, **options))
+    out(model.export(run, output, log=remark, **options))

@@ -23,6 +23,7 @@ class InferenceOptions(TypedDict, total=False):
     batch_size: Annotated[int, Parameter(help="Examples in one forward pass. [default: 64]")]
     device: Annotated[Device, Parameter(help="Device of the computation. [default: auto]")]
     progress: Annotated[bool, Parameter(help="Show progress bars. [default: True]")]
+    ema: Annotated[bool, Parameter(help="Averaged weights of a file with several. [default: as its program evaluates]")]
 
 
 def option_groups(options: type[Options]) -> list[type[Options]]:

@@ -1,12 +1,10 @@
-import csv
-import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
 from ndvit.cli.options import InferenceOptions
-from ndvit.cli.printing import print_json, remark
+from ndvit.cli.printing import out, print_csv, print_json, remark
 
 
 def predict(
@@ -32,11 +30,9 @@ def predict(
         print_json([prediction.to_dict() for prediction in predictions])
     elif format == "csv":
         rows = [prediction.row() for prediction in predictions]
-        writer = csv.writer(sys.stdout, lineterminator="\n")
-        writer.writerow([column for column, _ in rows[0]] if rows else ["name"])
-        for row in rows:
-            writer.writerow([f"{value:.6g}" if isinstance(value, float) else value for _, value in row])
+        head = [column for column, _ in rows[0]] if rows else ["name"]
+        print_csv([head, *([value for _, value in row] for row in rows)])
     else:
         width = max((len(prediction.name) for prediction in predictions), default=0)
         for prediction in predictions:
-            print(f"{prediction.name:{width}}  {prediction.text()}")
+            out(f"{prediction.name:{width}}  {prediction.text()}")

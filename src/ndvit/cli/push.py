@@ -1,3 +1,6 @@
+from ndvit.cli.printing import out
+
+
 def push(
     run: str,
     repo: str,
@@ -17,4 +20,4 @@ def push(
     """
     from ndvit.weights.publish import push_to_hub
 
-    print(push_to_hub(run, repo, private=private, licence=licence, message=message))
+    out(push_to_hub(run, repo, private=private, licence=licence, message=message))

@@ -6,6 +6,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from ndvit.cli.options import TrainingOptions
+from ndvit.cli.printing import out
 
 
 def train(
@@ -15,6 +16,7 @@ def train(
     preset: str = "auto",
     model: str | None = None,
     weights: str | None = None,
+    ema: bool | None = None,
     members: int = 1,
     teacher: str | None = None,
     output: Path | None = None,
@@ -23,6 +25,8 @@ def train(
     dry_run: Annotated[bool, Parameter(negative=())] = False,
     test_fraction: float = 0.2,
     skip_bad: bool = False,
+    literal_labels: bool = False,
+    drop_copies: bool = False,
     progress: bool = True,
     options: Annotated[TrainingOptions | None, Parameter(name="*")] = None,
 ) -> None:
@@ -37,7 +41,9 @@ def train(
         model: A name that `ndvit models` lists; vit_SIZE, signal_SIZE and compact_SIZE take dimensions and patch from
             the data. [default: the preset's, or the network of the weights]
         weights: Trained weights to start from: a file, a run folder, a name that `ndvit weights` lists, or
-            hf:owner/name.
+            hf:owner/name. FILE#PREFIX is the network under this prefix of a file with several.
+        ema: Of several copies of a network in a file of weights, the averaged one (a teacher, a moving average), or the
+            other one. [default: what the program that wrote the file evaluates]
         members: Networks in an ensemble, trained one after the other from the seeds seed, seed + 1, ...
         teacher: Teacher for distillation: minirocket, multirocket, an earlier run, or weights as above.
         output: The run folder. [default: a new one under runs/]
@@ -45,7 +51,10 @@ def train(
         resume: Continue the interrupted run in this folder; every other setting is the run's own.
         dry_run: Print the plan (data, split, network, steps, estimated time and memory) and stop.
         test_fraction: Share held out for testing where the source has no test set.
-        skip_bad: Leave unreadable files out instead of stopping.
+        skip_bad: Leave unreadable files, and examples without a label, out instead of stopping.
+        literal_labels: Take every label as the name of a class, also NA, null and the like (otherwise missing labels)
+            and numbers with fractions (otherwise refused as continuous).
+        drop_copies: Leave out exact copies: of test examples in the training set, and all with conflicting labels.
         progress: Show progress bars.
         options: Fields of Recipe, ViTConfig and RandomConvolutionOptions.
     """
@@ -56,15 +65,15 @@ def train(
     if resume is not None:
         if changed - {"resume", "progress"}:
             raise ValueError("--resume takes every setting from the run's config.yaml: give it alone")
-        run = runs.resume(resume, progress=progress)
+        run = runs.resume(resume, progress=progress, log=out)
     else:
         if source is None:
             raise ValueError("no data to train on: give a SOURCE, for example: ndvit train gunpoint")
         values = {name: arguments[name] for name in arguments if name not in ("source", "resume", "dry_run", "options")}
         values |= options or {}
         if dry_run:
-            print(runs.describe_plan(source, **values))
+            out(runs.describe_plan(source, **values))
             return
-        run = runs.train(source, **values)
+        run = runs.train(source, log=out, **values)
     if run.interrupted:
         sys.exit(130)

@@ -2,6 +2,8 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from ndvit.cli.printing import out
+
 
 def weights(words: Annotated[list[str] | None, Parameter(negative=())] = None, /) -> None:
     """List published weights: name, input, ImageNet-1k top-1 in percent, classes, licence.
@@ -16,8 +18,8 @@ def weights(words: Annotated[list[str] | None, Parameter(negative=())] = None, /
         wanted = " and ".join(words or ())
         raise ValueError(f"no published weights with {wanted} in their name: `ndvit weights` lists them all")
     width = max(map(len, chosen))
-    print(f"{'name':{width}}  {'input':>9}  {'top-1':>5}  {'classes':12}  licence")
+    out(f"{'name':{width}}  {'input':>9}  {'top-1':>5}  {'classes':12}  licence")
     for row in filter(None, map(find_weights, chosen)):
         size, top1 = " x ".join(map(str, row.input_size)), f"{row.top1:.1f}" if row.top1 else "–"
-        print(f"{row.name:{width}}  {size:>9}  {top1:>5}  {row.classes or '–':12}  {row.licence}")
-    print("\nTop-1 as published, – if unknown. The licences are those of the authors: read them before use.")
+        out(f"{row.name:{width}}  {size:>9}  {top1:>5}  {row.classes or '–':12}  {row.licence}")
+    out("\nTop-1 as published, – if unknown. The licences are those of the authors: read them before use.")

@@ -9,19 +9,34 @@ from functools import cache, partial
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin, get_type_hints
 
-from annotated_types import DocInfo, Ge, Gt, Le, Lt, MinLen, Predicate
+from annotated_types import DocInfo, Ge, Gt, Le, Lt, MaxLen, MinLen, Predicate
 
-Whole = Annotated[int, Ge(0)]
-Count = Annotated[int, Ge(1)]
-NonNegative = Annotated[float, Ge(0)]
-Positive = Annotated[float, Gt(0)]
+
+@dataclass(frozen=True)
+class Cap(Le):
+    """A bound above every sensible value, which messages name only where it is exceeded.
+
+    A header of a few bytes could otherwise describe a network that fills the memory, or a run that never ends.
+    """
+
+
+MOST = 10**9
+LARGE = 10**6
+Whole = Annotated[int, Ge(0), Cap(MOST)]
+Count = Annotated[int, Ge(1), Cap(MOST)]
+Seed = Annotated[int, Ge(0), Cap(2**63 - 1)]
+BatchSize = Annotated[int, Ge(1), Cap(2**20)]
+Members = Annotated[int, Ge(1), Cap(1000)]
+NonNegative = Annotated[float, Ge(0), Cap(LARGE)]
+Positive = Annotated[float, Gt(0), Cap(LARGE)]
 Share = Annotated[float, Ge(0), Le(1)]
 Rate = Annotated[float, Ge(0), Lt(1)]
-Counts = tuple[Count, ...]
-Lengths = Annotated[Counts, MinLen(1)]
+Counts = Annotated[tuple[Count, ...], MaxLen(64)]
+Lengths = Annotated[tuple[Count, ...], MinLen(1), MaxLen(64)]
 
 _hints = cache(partial(get_type_hints, include_extras=True))  # annotations of a class, with their bounds
 _WORDS = {"ge": "of at least", "gt": "above", "le": "at most", "lt": "below"}  # by the operator of a bound
+_BRIEF = 60  # letters of a value in a message
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,12 +82,24 @@ def checked(name: str, hint: Any, value: Any) -> Any:
         value = value if isinstance(value, tuple) else (value,)
         if not value and any(isinstance(bound, MinLen) for bound in bounds):
             raise ValueError(f"{name} is empty: give at least one whole number")
+        for bound in bounds:
+            if isinstance(bound, MaxLen) and len(value) > bound.max_length:
+                raise ValueError(f"{name} has {len(value):,} numbers, at most {bound.max_length} make sense")
         for element in value:
             checked(name, get_args(kind)[0], element)
     elif not _accepts(hint, value):
-        expected = _expected(hint)
-        raise ValueError(f"{name} must be {expected}{';' if ', ' in expected else ','} got {value!r}")
+        expected = _expected(hint, value)
+        raise ValueError(f"{name} must be {expected}{';' if ', ' in expected else ','} got {brief(value)}")
     return value
+
+
+def brief(value: Any) -> str:
+    """A value as it is written in Python, shortened for a message."""
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # an integer of over 4,300 digits
+        text = f"a very large {type(value).__name__}"
+    return text if len(text) <= _BRIEF else f"{text[:_BRIEF]}..."
 
 
 def check_field_names(cls: type[Any], names: Iterable[str]) -> None:
@@ -82,12 +109,12 @@ def check_field_names(cls: type[Any], names: Iterable[str]) -> None:
         if name not in known:
             near = nearest(name, known)
             hint = f"did you mean {near!r}?" if near else f"it has {', '.join(known)}"
-            raise ValueError(f"{cls.__name__} has no field {name!r}: {hint}")
+            raise ValueError(f"{cls.__name__} has no field {brief(name)}: {hint}")
 
 
 def nearest(name: object, known: Iterable[str]) -> str | None:
     """The known name that is most similar to `name`; None if there is none."""
-    return next(iter(difflib.get_close_matches(str(name), list(known), n=1)), None)
+    return next(iter(difflib.get_close_matches(str(name)[:_BRIEF], list(known), n=1)), None)
 
 
 def _plain(value: Any) -> Any:
@@ -126,21 +153,25 @@ def _holds(bound: Any, value: Any) -> bool:
 
 def _limit(bound: Any) -> tuple[str, Any]:
     """The operator and the number of a bound: `Ge(ge=1)` has "ge" and 1."""
-    name = type(bound).__name__.lower()
+    name = "le" if isinstance(bound, Cap) else type(bound).__name__.lower()
     return name, getattr(bound, name, None)
 
 
-def _expected(hint: Any) -> str:
+def _expected(hint: Any, value: Any) -> str:
     """The values that an annotation allows, in words; `DocInfo` in its bounds replaces them."""
     kind, bounds = _split(hint)
     if written := [bound.documentation for bound in bounds if isinstance(bound, DocInfo)]:
         return str(written[0])
     if get_origin(kind) in (Union, UnionType):
-        return _expected(next(member for member in get_args(kind) if member is not NoneType))
+        return _expected(next(member for member in get_args(kind) if member is not NoneType), value)
     if get_origin(kind) is Literal:
         return f"one of {', '.join(get_args(kind))}"
     if kind is bool:
         return "true or false"
+    for bound in bounds:
+        if isinstance(bound, Cap) and isinstance(value, int | float) and _limit(bound)[1] < value < math.inf:
+            return f"at most {_limit(bound)[1]:,}"
+    bounds = tuple(bound for bound in bounds if not isinstance(bound, Cap))
     if bounds == (Gt(0),):
         return "a positive number"
     limits = " and ".join(f"{_WORDS[name]} {limit:g}" for name, limit in map(_limit, bounds))

@@ -2,9 +2,11 @@
 
 import math
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Annotated, Literal
 
-from ndvit.config.bounds import Count, Counts, Lengths, Options, Positive, Rate, Whole, checked
+from annotated_types import Ge, Gt
+
+from ndvit.config.bounds import Cap, Counts, Lengths, Options, Rate, Whole, checked
 
 PositionEmbedding = Literal["learned", "sincos", "rope"]
 Pooling = Literal["token", "avg", "norm_avg", "token_avg", "map", "stem_tokens"]
@@ -13,6 +15,11 @@ Stem = Literal["none", "resnet", "inception", "residual"]
 StemNumerics = Literal["google", "timm"]
 HeadNorm = Literal["none", "batch"]
 WeightInit = Literal["article", "balanced"]
+
+Width = Annotated[int, Ge(1), Cap(2**16)]
+Factor = Annotated[float, Gt(0), Cap(1000)]
+# Larger inputs and grids fit into no memory, and their sizes would overflow the integers of torch.
+_MOST_VALUES, _MOST_PATCHES, _MOST_UNITS = 2**36, 2**22, 1000
 
 # Default depths and width by kind of stem: R50, two groups of InceptionTime, the three blocks of Wang's ResNet.
 _STEM_DEFAULTS = {"resnet": ((3, 4, 9), 64), "inception": ((3, 3), 32), "residual": ((1, 1, 1), 64)}
@@ -24,7 +31,7 @@ class InputOptions(Options):
 
     input_size: Lengths = (224, 224)
     """Samples or pixels along each axis; its length is the number of dimensions. An int is a 1-D length."""
-    in_channels: Count = 3
+    in_channels: Annotated[int, Ge(1), Cap(2**20)] = 3
     """Channels of the input: 3 for colour images, the number of sensors for signals."""
     patch_size: Lengths = (16,)
     """Size of a patch along each axis; a single number applies to every axis. Must divide input_size. With a stem,
@@ -44,12 +51,12 @@ class StemOptions(Options):
     stem_depths: Counts = None  # type: ignore[assignment]  # ViTConfig replaces None by the default of the stem
     """Units in each stage; by default (3, 4, 9) for resnet (R50), (3, 3) for inception, (1, 1, 1) for residual. A
     resnet without stages is its root convolution."""
-    stem_width: Count = None  # type: ignore[assignment]  # likewise
+    stem_width: Width = None  # type: ignore[assignment]  # likewise
     """Channels: of the resnet stem's root (default 64, a multiple of 32; stage i has 4 x 2^i times as many), of each
     parallel convolution of inception (32), of the first stage of residual (64; later stages have twice as many)."""
     stem_strides: Counts = ()
     """Stride of the first unit in each stage of a light stem, along every axis; a missing one is 1."""
-    stem_kernel: Count = 9
+    stem_kernel: Width = 9
     """Taps along each axis of inception's convolutions; odd. Kernels grow where a stride would skip samples."""
     stem_dilations: Lengths = (1, 2, 4)
     """Dilations of inception's parallel convolutions, one per convolution: kernels of 9 at (1, 2, 4) span 9, 17 and 33
@@ -62,30 +69,30 @@ class StemOptions(Options):
 class EncoderOptions(Options):
     """Encoder."""
 
-    embed_dim: Count = 768
+    embed_dim: Width = 768
     """Width D of a token."""
-    depth: Count = 12
+    depth: Annotated[int, Ge(1), Cap(1000)] = 12
     """Number of encoder blocks."""
-    num_heads: Count = 12
+    num_heads: Annotated[int, Ge(1), Cap(4096)] = 12
     """Attention heads; must divide embed_dim."""
-    mlp_ratio: Positive = 4.0
+    mlp_ratio: Factor = 4.0
     """Hidden width of the MLP as a multiple of embed_dim (of each of the two halves for swiglu)."""
     qkv_bias: bool = True
     """Bias in the linear layer of queries, keys and values."""
-    qk_scale: Positive | None = None
+    qk_scale: Factor | None = None
     """Factor on the attention logits; the default is head_dim ** -0.5."""
     qk_norm: bool = False
     """LayerNorm over queries and keys of each head (ViT-22B)."""
     activation: Activation = "gelu"
     """Activation of the MLP: exact gelu, its tanh approximation (Google), quick_gelu (x sigmoid(1.702 x), OpenAI's
     CLIP), or swiglu (a gated MLP, as DINOv2-g)."""
-    layer_scale: Positive | None = None
+    layer_scale: Factor | None = None
     """Initial value of a learned scale per channel on each residual branch (CaiT); by default there is none."""
     patch_norm: bool = False
     """LayerNorm after the patch embedding (the article; published ViTs have none)."""
     pre_norm: bool = False
     """LayerNorm over all tokens before the first block (CLIP)."""
-    norm_eps: Positive = 1e-6
+    norm_eps: Annotated[float, Gt(0), Cap(1)] = 1e-6
     """Epsilon of every LayerNorm."""
     weight_init: WeightInit = "article"
     """Initial weights: article (linear layers std .01, tokens and positions .02), or balanced (linear layers by fan-in,
@@ -99,7 +106,7 @@ class PositionOptions(Options):
     pos_embed: PositionEmbedding = "learned"
     """Position embedding: learned, fixed sines and cosines per axis (sincos, MAE), or rope (rotation of the patches'
     queries and keys, as DINOv3; nothing is added to tokens)."""
-    rope_base: Positive = 100.0
+    rope_base: Annotated[float, Gt(0), Cap(10**9)] = 100.0
     """Longest over shortest period of rope, where the whole axis has length 2."""
     relative_bias: bool = False
     """A learned weight per head and offset between two patches, added to the attention weights after the softmax in
@@ -114,7 +121,7 @@ class TokenOptions(Options):
 
     class_token: bool = True
     """Prepend a learned class token to the patches."""
-    num_registers: Whole = 0
+    num_registers: Annotated[int, Ge(0), Cap(10_000)] = 0
     """Register tokens after the class token ("Vision Transformers Need Registers")."""
     merge_tokens: Whole = 0
     """Patch tokens that each block merges into similar ones, at most half of the remaining tokens (ToMe, "Token
@@ -126,9 +133,9 @@ class TokenOptions(Options):
 class HeadOptions(Options):
     """Pooling and heads."""
 
-    num_classes: Whole = 1000
+    num_classes: Annotated[int, Ge(0), Cap(10**7)] = 1000
     """Outputs of the head; with 0 the network returns the pooled features."""
-    representation_size: Count | None = None
+    representation_size: Width | None = None
     """Width of a linear layer with tanh before the head (`pre_logits`); by default there is none."""
     distilled: bool = False
     """A second token with its own head (DeiT); training returns both outputs, evaluation their mean."""
@@ -263,6 +270,8 @@ def _check_stem(c: ViTConfig) -> None:
         )
     if light and not depths:
         raise ValueError(f"stem_depths is empty: the {c.stem} stem needs at least one group, for example (3,)")
+    if sum(depths) > _MOST_UNITS:
+        raise ValueError(f"stem_depths have {sum(depths):,} units in all: at most {_MOST_UNITS:,} make sense")
     if len(depths) > 4 and not light:
         raise ValueError(f"stem_depths {depths} has {len(depths)} stages: a resnet stem has at most four")
     if len(strides) > len(depths):
@@ -286,6 +295,11 @@ def _check_input(c: ViTConfig) -> None:
     size, patch, stride = c.input_size, c.patch_size, c.stem_stride
     if len(size) > 3:
         raise ValueError(f"input_size {size} has {len(size)} axes: networks have one, two or three dimensions")
+    if math.prod(size) * c.in_channels > _MOST_VALUES:
+        raise ValueError(
+            f"input_size {size} with {c.in_channels:,} channels has {math.prod(size) * c.in_channels:,} values: "
+            f"at most {_MOST_VALUES:,} make sense"
+        )
     if len(patch) != len(size):
         raise ValueError(
             f"patch_size {patch} has {len(patch)} axes but input_size {size} has {len(size)}: "
@@ -300,6 +314,11 @@ def _check_input(c: ViTConfig) -> None:
                 f"input_size {size} is not divisible by patch_size {patch}{stem} along axis {axis} ({s} = "
                 f"{s // p} x {p} + {s % p}): use an input of {' or '.join(map(str, near))}{other}"
             )
+    if c.num_patches > _MOST_PATCHES:
+        raise ValueError(
+            f"input_size {size} has {c.num_patches:,} patches of {c.token_size}, and attention compares each with "
+            f"each: at most {_MOST_PATCHES:,} make sense, use a larger patch_size"
+        )
 
 
 def _check_exclusions(c: ViTConfig) -> None:

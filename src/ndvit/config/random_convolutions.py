@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Annotated, Any
 
-from ndvit.config.bounds import Options, Share, Whole
+from annotated_types import Ge
+
+from ndvit.config.bounds import Cap, Options, Share
 
 SHORTEST_SIGNAL = 3  # samples; the kernels also read the differences of the signal, and need two of them
 FEWEST_FEATURES = 168  # one for each of 84 kernels on the signal and on its differences
@@ -15,12 +17,12 @@ DEFAULT_FEATURES = 10_000
 class RandomConvolutionOptions(Options):
     """Random convolutions."""
 
-    rocket_features: Whole | None = None
+    rocket_features: Annotated[int, Ge(0), Cap(10**7)] | None = None
     """Features of random convolutions beside the network, for signals of one axis (MiniRocket), with a linear head of
     their own that is solved in closed form. 0 switches them off; the default is 10,000 for signal_SIZE, else 0."""
     rocket_weight: Share | None = None
-    """Weight of the random convolutions in the mean with the network's outputs, from 0 to 1. The default is 0.5, and
-    more where a class has fewer than ten training examples."""
+    """Weight of the random convolutions in the mean with the network's outputs, from 0 to 1. The default is 0.5,
+    more where a class has fewer than ten training examples, and 250 / n where it has n, more than 500."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le, Predicate, doc
 
-from ndvit.config.bounds import Count, NonNegative, Options, Positive, Rate, Share, Whole
+from ndvit.config.bounds import BatchSize, Cap, Count, NonNegative, Options, Positive, Rate, Seed, Share, Whole
 
 Optimizer = Literal["adamw", "sgd", "lamb"]
 Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
@@ -16,6 +16,7 @@ Tracker = Literal["none", "tensorboard", "wandb"]
 Distillation = Literal["hard", "soft"]
 Policy = Literal["none", "randaugment", "trivialaugment", "3-augment"]
 Loss = Literal["softmax", "sigmoid"]
+Resize = Literal["crop", "pad", "squash"]
 Head = Literal["trained", "solved"]
 PositiveShare = Annotated[float, Gt(0), Le(1)]
 Betas = Annotated[tuple[Rate, Rate], doc("two numbers of at least 0 and below 1")]
@@ -25,7 +26,10 @@ ClassWeight = Annotated[
 ]
 
 DEFAULT_STEPS = 1000
-SOLVED_BY = frozenset({"seed", "head", "batch_size", "class_weight", "val_fraction", "device", "workers"})
+CHECKPOINTS = 20  # checkpoints over a run
+VALIDATION_SHARE = 0.1  # most cost of all validations, as a share of that of the training steps
+PASSES = 3  # cost of a training step in forward passes
+SOLVED_BY = frozenset({"seed", "head", "batch_size", "class_weight", "val_fraction", "device", "workers", "resize"})
 """Fields of `Recipe` that apply to a solved head; all others concern training by steps."""
 
 
@@ -33,17 +37,17 @@ SOLVED_BY = frozenset({"seed", "head", "batch_size", "class_weight", "val_fracti
 class DurationOptions(Options):
     """Duration and batches."""
 
-    seed: Whole = 0
+    seed: Seed = 0
     """Seed of the initial weights, the order of examples, augmentation and dropout."""
     steps: Count | None = None
     """Optimizer steps; 1,000 if neither steps nor epochs is set."""
     epochs: Count | None = None
     """Passes over the training set, instead of steps."""
-    batch_size: Count = 32
+    batch_size: BatchSize = 32
     """Examples in one forward pass."""
     accumulate: Count = 1
     """Forward passes in one optimizer step; the effective batch is batch_size times this."""
-    repeats: Count = 1
+    repeats: Annotated[int, Ge(1), Cap(1000)] = 1
     """Copies of each training example in a pass, one after the other, each with its own augmentation (DeiT uses 3)."""
 
 
@@ -95,10 +99,20 @@ class LossOptions(Options):
     label_smoothing: Rate = 0.1
     """Share of each target spread evenly over the classes."""
     class_weight: ClassWeight = None
-    """Weights of the classes in the loss: balanced (inverse to their numbers of training examples, as scikit-learn), or
-    one number per class in the order of the classes; they are scaled to a mean of 1 over the training examples."""
+    """Weights of the examples in the loss by their class: balanced (inverse to the numbers of training examples of the
+    classes, as scikit-learn), or one number per class in the order of the classes; they are scaled to a mean of 1 over
+    the training examples. Probabilities are then those of data with the weighted shares of the classes."""
     stem_loss: NonNegative = 0.3
     """Weight of the loss of the auxiliary head over the stem (stem_head), if the network has one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputOptions(Options):
+    """Input."""
+
+    resize: Resize | None = None
+    """Images of another aspect than the input: crop cuts the longer side, pad keeps the whole image and fills the rest
+    with the mean colour, squash changes the aspect. The default is that of trained weights, else crop."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +135,7 @@ class AugmentationOptions(Options):
     """Probability of mirroring an example along its last axis. Off by default: left and right often have a meaning."""
     policy: Policy = "none"
     """Distortion of images: randaugment, trivialaugment, or 3-augment (grey, solarised or blurred; DeiT III)."""
-    operations: Count = 2
+    operations: Annotated[int, Ge(1), Cap(100)] = 2
     """Number of distortions that randaugment applies to an image."""
     magnitude: Annotated[int, Ge(0), Le(10)] = 9
     """Strength of randaugment's distortions, from 0 to 10."""
@@ -160,7 +174,8 @@ class SelectionOptions(Options):
     val_fraction: Rate | None = None
     """Share of the training set held out for validation; the default is 0.1 from 2,000 examples on, else 0."""
     val_every: Count | None = None
-    """Steps between validations and between checkpoints; the default gives 20 of each over the run."""
+    """Steps between validations and between checkpoints; the default gives 20 of each over the run, and fewer
+    validations if they would take more than a tenth of the time, but not with early_stop."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,7 +187,7 @@ class HardwareOptions(Options):
     about twice as fast in bf16-mixed."""
     device: Device = "auto"
     """Device of the training."""
-    workers: Whole | None = None
+    workers: Annotated[int, Ge(0), Cap(256)] | None = None
     """Processes that read files; the default is 0 for data in memory, else up to 4."""
     compile: bool = False
     """Run the network through torch.compile."""
@@ -188,6 +203,7 @@ class Recipe(
     SelectionOptions,
     DistillationOptions,
     AugmentationOptions,
+    InputOptions,
     LossOptions,
     AdaptationOptions,
     OptimizerOptions,
@@ -225,6 +241,27 @@ class Recipe(
         if self.epochs is not None:
             return math.ceil(self.epochs * examples / (self.batch_size * self.accumulate))
         return self.steps or DEFAULT_STEPS
+
+    def checkpoint_interval(self, steps: int) -> int:
+        """Optimizer steps between checkpoints of a run of this many steps."""
+        return min(steps, self.val_every or math.ceil(steps / CHECKPOINTS))
+
+    def validation_interval(self, steps: int, examples: int) -> int:
+        """Optimizer steps between validations with this many examples, in a run of this many steps.
+
+        Without `val_every`, there are as many validations as checkpoints, or as few as keep them to a tenth of the cost
+        of the training steps, at least one. It counts forward passes of examples, of which a training step has as many
+        as its forward pass and twice as many again for the backward pass; so the interval depends on no clock, and a
+        resumed run validates at the same steps. Early stopping counts validations, so it keeps all of them.
+        """
+        usual = self.checkpoint_interval(steps)
+        cost = PASSES * steps * self.batch_size * self.accumulate
+        most = max(1, int(VALIDATION_SHARE * cost / max(examples, 1)))
+        if self.val_every or self.early_stop or most >= math.ceil(steps / usual):
+            return usual
+        least = math.ceil(steps / most)
+        # An interval that divides the steps ends with a validation of the trained network.
+        return next((every for every in range(least, 2 * least) if steps % every == 0), least)
 
 
 def refuse_if_solved(idle: Sequence[str]) -> None:

@@ -67,6 +67,7 @@ class Examples:
         targets: (n, ...) targets encoded by the task, or None.
         names: names of the examples in messages and tables; the default is their numbers.
         read: module-level function from an item to an example; None if the items are the examples.
+        copies: (n,) integers that examples with equal content share, see `hold_out`; None if all differ.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class Examples:
         targets: Sequence[int] | np.ndarray | None = None,
         names: Sequence[str] | None = None,
         read: Callable[[Any], Raw] | None = None,
+        copies: np.ndarray | None = None,
     ) -> None:
         self.items = items
         self.targets = None if targets is None else np.asarray(targets)
@@ -82,6 +84,7 @@ class Examples:
             self.targets = self.targets.astype(np.int64)  # the only integers that torch takes as class indices
         self.names = [f"[{i}]" for i in range(len(items))] if names is None else names
         self.read = read
+        self.copies = copies
         self.in_memory = read is None
         self.streamed = are_streamed(items)
 
@@ -111,7 +114,8 @@ class Examples:
         """Return the examples at these indices, in this order."""
         chosen = np.asarray(indices, dtype=np.int64)
         targets = None if self.targets is None else self.targets[chosen]
-        return Examples([self.items[i] for i in chosen], targets, [self.names[i] for i in chosen], self.read)
+        copies = None if self.copies is None else self.copies[chosen]
+        return Examples([self.items[i] for i in chosen], targets, [self.names[i] for i in chosen], self.read, copies)
 
 
 @dataclass(frozen=True)

@@ -7,17 +7,23 @@ from typing import Any
 
 from ndvit.config import ViTConfig, plan_grid
 from ndvit.config.network import Stem
+from ndvit.config.recipe import Resize
 from ndvit.data.examples import Source
 from ndvit.data.preprocess import fit_preprocess
 from ndvit.data.preprocess.base import Preprocess
 from ndvit.data.preprocess.images import ImagePreprocess
 
 
-def fit_size(source: Source, size: Any) -> Preprocess:
+def fit_size(source: Source, size: Any, resize: Resize | None = None) -> Preprocess:
     """Fit a preprocessing to the training set, at an input size or, for None, at the data's own.
 
+    Args:
+        source: the data.
+        size: the input size; one number serves every axis.
+        resize: treatment of pictures of another aspect, see `ImagePreprocess`; None is "crop".
+
     Raises:
-        ValueError: if the size has another number of axes than the data; one number serves every axis.
+        ValueError: if the size has another number of axes than the data, or `resize` is set for other data.
     """
     if size is not None:
         size = tuple(size) if isinstance(size, list | tuple) else (size,)
@@ -26,7 +32,7 @@ def fit_size(source: Source, size: Any) -> Preprocess:
             raise ValueError(
                 f"input_size {size} has {len(size)} axes, but the examples of {source.name} have {source.dims}"
             )
-    return fit_preprocess(source, size=size)
+    return fit_preprocess(source, size, resize)
 
 
 def fit_patch(
@@ -57,15 +63,21 @@ def fit_patch(
 
 
 def fit_to_weights(
-    source: Source, own: ViTConfig, preprocess: Preprocess | None, overrides: dict[str, Any]
+    source: Source,
+    own: ViTConfig,
+    preprocess: Preprocess | None,
+    overrides: dict[str, Any],
+    resize: Resize | None = None,
 ) -> tuple[Preprocess, dict[str, Any]]:
     """Choose the input that trained weights are adapted to: their own for pictures, the data's for everything else.
 
     Args:
         source: the data.
         own: config of the trained network.
-        preprocess: preprocessing of the trained network, which pictures keep.
+        preprocess: preprocessing of the trained network, which pictures keep, but for the range of their grey values
+            and the channels without content.
         overrides: fields of `ViTConfig` chosen by the user.
+        resize: treatment of pictures of another aspect; None keeps that of the trained network.
 
     Returns:
         The preprocessing, and the fields of `ViTConfig` that fit the network to it.
@@ -74,7 +86,15 @@ def fit_to_weights(
     if len(own.input_size) == source.dims:
         patch = patch or own.patch_size
         size = size or (own.input_size if source.kind == "image" else None)
-    fitted, patch = fit_patch(fit_size(source, size), size, patch, own.stem, own.stem_stride)
+    fitted, patch = fit_patch(fit_size(source, size, resize), size, patch, own.stem, own.stem_stride)
     if source.kind == "image" and isinstance(preprocess, ImagePreprocess):
-        fitted = replace(preprocess, size=fitted.size)
+        assert isinstance(fitted, ImagePreprocess)
+        unused = fitted.unused_channels if fitted.channels == preprocess.channels else ()
+        fitted = replace(
+            preprocess,
+            size=fitted.size,
+            resize=resize or preprocess.resize,
+            levels=fitted.levels,
+            unused_channels=unused,
+        )
     return fitted, {"input_size": fitted.size, "patch_size": patch, "in_channels": fitted.channels}

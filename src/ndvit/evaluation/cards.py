@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Callable
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
 SIZE = (96, 192)  # longer side in pixels: smaller pictures are enlarged to the first, larger ones reduced to the second
 
 
-def draw_example(example: Any, name: str, figure: str) -> tuple[Markup | str, str]:
+def draw_example(
+    example: Any, name: str, figure: str, view: Callable[[Any], Any] | None = None
+) -> tuple[Markup | str, str]:
     """Draw an example.
 
     Args:
@@ -27,17 +30,38 @@ def draw_example(example: Any, name: str, figure: str) -> tuple[Markup | str, st
             `values` (channels, time) and `rate` in Hz.
         name: name of the example.
         figure: name of the figure, unique on the page.
+        view: turns the example into what is drawn, such as the part of a picture that a network reads.
 
     Returns:
-        The HTML of the figure, empty for an empty example; and a note on its size.
+        The HTML of the figure, empty for an empty example; and a note on its size, and that of the view if it differs.
 
     Raises:
         TypeError: if the example is of another type.
     """
+    if view is not None:
+        seen = view(example)
+        drawn, note = _draw(seen, name, figure)
+        return drawn, note if _size(seen) == _size(example) else f"{_size(example)}, drawn as {note}"
+    return _draw(example, name, figure)
+
+
+def _size(example: Any) -> str:
+    """The size of an example in words, without its channels."""
+    if hasattr(example, "width"):
+        return f"{example.width} × {example.height} pixels"
+    rate, values = getattr(example, "rate", None), np.atleast_2d(getattr(example, "values", example))
+    if values.ndim > 2:
+        return " × ".join(map(str, values.shape[1:]))
+    length = values.shape[1]
+    return f"{length} samples" if rate is None else f"{length / rate:.3g} s at {rate:g} Hz"
+
+
+def _draw(example: Any, name: str, figure: str) -> tuple[Markup | str, str]:
+    """The HTML of an example, and a note on its size."""
     from PIL import Image
 
     if isinstance(example, Image.Image):
-        note = f"{example.width} × {example.height} pixels"
+        note = _size(example)
         if example.mode == "F" or example.mode.startswith("I"):  # 16 bits and more have no fixed range
             example = _plane(np.asarray(example, dtype=float)[None])[0]
         return _picture(example, name), note
@@ -55,7 +79,7 @@ def draw_example(example: Any, name: str, figure: str) -> tuple[Markup | str, st
         return _picture(image, name), note
     channels, length = values.shape
     note = f"{channels} channels, " if channels > 1 else ""
-    note += f"{length} samples" if rate is None else f"{length / rate:.3g} s at {rate:g} Hz"
+    note += _size(example)
     if channels > MAX_CURVES:
         note += f"; the first {MAX_CURVES} are drawn"
     if missing := 1 - np.isfinite(values).mean():
@@ -70,7 +94,7 @@ def _plane(values: np.ndarray) -> tuple[Image, str]:
     """An image of an array (channels, *grid) of two or more dimensions, transparent where values are missing."""
     from PIL import Image
 
-    note = f"{' × '.join(map(str, values.shape[1:]))}, "
+    note = f"{_size(values)}, "
     if slices := values.shape[1:-2]:
         values = values[:, *(size // 2 for size in slices)]
         note += f"slice {', '.join(str(size // 2 + 1) for size in slices)} of {', '.join(map(str, slices))}, "

@@ -1,7 +1,7 @@
 """Evaluation of a classifier: the metrics of tests, reports and `ndvit evaluate`.
 
-Metrics come from scikit-learn, and from torchmetrics where scikit-learn has none. A metric that is undefined for a
-class without examples or predictions is None. The metrics during training are those of `tasks/classification.py`.
+Metrics come from scikit-learn where it has them. A metric that is undefined for a class without examples or predictions
+is None. The metrics during training are those of `tasks/classification.py`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class ClassRow(NamedTuple):
     f1: float | None
 
 
-def calibration_error(probabilities: np.ndarray, labels: np.ndarray) -> float:
+def calibration_error(probabilities: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None) -> float:
     """Expected calibration error: the mean difference between confidence and accuracy, over 15 bins of equal width.
 
     It takes the predicted class only ("On Calibration of Modern Neural Networks", Guo et al., 2017). It depends on the
@@ -42,31 +42,40 @@ def calibration_error(probabilities: np.ndarray, labels: np.ndarray) -> float:
     Args:
         probabilities: (n, classes).
         labels: (n,) integers from 0.
+        weights: (n,) weights of the examples; None weighs all equally.
 
     Returns:
         A number from 0 to 1.
     """
-    if probabilities.shape[1] == 1:  # torchmetrics requires two classes
-        return 0.0
-    import ndvit._torchvision  # noqa: F401  (torchmetrics imports torchvision)
+    places, gaps = calibration_gaps(probabilities, labels)
+    weights = np.ones(len(gaps)) if weights is None else weights
+    return float(abs(np.bincount(places, weights * gaps)).sum() / weights.sum())
 
-    # isort: split
-    import torch
-    from torchmetrics.functional.classification import multiclass_calibration_error
 
-    predicted, true = torch.from_numpy(_below_one(probabilities)), torch.from_numpy(np.asarray(labels, dtype=np.int64))
-    return float(multiclass_calibration_error(predicted, true, probabilities.shape[1], n_bins=ECE_BINS))
+def calibration_gaps(probabilities: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The bin of each example by its confidence, (n,), and 1 or 0 for right or wrong minus the confidence, (n,)."""
+    confidence = _confidence(probabilities.max(1))
+    return _bins(confidence), (probabilities.argmax(1) == labels) - confidence.astype(np.float64)
+
+
+def _confidence(values: np.ndarray) -> np.ndarray:
+    """Confidences in the number type of the bins, without rounding above 1."""
+    return values.astype(np.float32).clip(max=1)
+
+
+def _edges() -> np.ndarray:
+    return np.linspace(0, 1, ECE_BINS + 1, dtype=np.float32)
+
+
+def _bins(confidence: np.ndarray) -> np.ndarray:
+    """Numbers of the bins of confidences (n,). A confidence of 1 is in the last bin."""
+    return np.digitize(confidence, _edges()[1:-1])
 
 
 def unbalanced(labels: np.ndarray) -> bool:
     """Whether the largest class of labels (n,) has at least twice the examples of the smallest one that has any."""
     counts = np.bincount(labels)
     return bool(counts.max() >= 2 * counts[counts > 0].min())
-
-
-def _below_one(probabilities: np.ndarray) -> np.ndarray:
-    """Probabilities for binning: torchmetrics has a separate bin for 1, and takes rounded values above 1 for logits."""
-    return probabilities.astype(np.float32).clip(0, np.nextafter(np.float32(1), np.float32(0)))
 
 
 @dataclass(frozen=True, eq=False)  # comparing arrays gives no single truth value
@@ -199,9 +208,8 @@ class ClassificationEvaluation(Evaluation):
     @cached_property
     def reliability(self) -> list[ConfidenceBin]:
         """Bins of `ece` that have examples: `ece` is their mean of |accuracy - confidence|, weighted by examples."""
-        edges = np.linspace(0, 1, ECE_BINS + 1, dtype=np.float32)  # the number type of torchmetrics' bins
-        confidence = _below_one(self.confidence)
-        place = np.digitize(confidence, edges[1:-1])
+        edges, confidence = _edges(), _confidence(self.confidence)
+        place = _bins(confidence)
         sums = [np.bincount(place, values) for values in (confidence, self.predicted == self.labels)]
         return [
             ConfidenceBin(float(edges[i]), float(edges[i + 1]), int(n), float(sums[0][i] / n), float(sums[1][i] / n))

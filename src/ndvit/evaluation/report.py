@@ -6,6 +6,7 @@ Jinja escapes them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ class Report:
             `evaluation.worst()`. See `draw_example` for their types.
         config: configuration of the run, YAML.
         command: command that repeats the run.
+        view: turns an example into what the network read of it, in the units of the example; None draws examples as
+            they are.
     """
 
     title: str
@@ -43,6 +46,7 @@ class Report:
     examples: Any
     config: str
     command: str
+    view: Callable[[Any], Any] | None = None
 
 
 def write_report(report: Report, path: str | Path) -> None:
@@ -65,7 +69,7 @@ def render(report: Report) -> str:
     cards = []
     for number, i in enumerate(worst[:MAX_CARDS]):
         name = str(evaluation.names[i])
-        figure, note = draw_example(report.examples[i], name, f"example {number}")
+        figure, note = draw_example(report.examples[i], name, f"example {number}", report.view)
         cards.append({"name": name, "figure": figure, "note": note, "caption": evaluation.caption(i)})
     charts, hidden, kinds = learning_curves(report.history)
     loader = PackageLoader("ndvit.evaluation", "")

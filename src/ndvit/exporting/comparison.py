@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ndvit.data.examples import Examples, Source
 from ndvit.data.loading import Inputs
-from ndvit.data.preprocess import check_kind
+from ndvit.data.preprocess import check_kind, warn_if_unlike_training
 from ndvit.data.sources.load import builtin_sources, load_examples, load_source
 from ndvit.inference.evaluate import chosen_splits, past_split
 from ndvit.parts import ModelParts
@@ -69,6 +69,7 @@ def load_comparison_data(
     data = _read(model, source)
     check_kind(data.kind, model.preprocess, data.name)
     splits, notes = chosen_splits(data, "all"), data.notes
+    warn_if_unlike_training(list(splits.values()), model.preprocess)
     labelled = next(iter(splits.values())).targets is not None
     task, index = model.task if labelled else None, None
     if task is not None:
@@ -113,6 +114,8 @@ def _read(model: ModelParts, source: Any) -> Source:
             task="classification" if model.task is None else type(model.task),
             test_fraction=past.test_fraction,
             seed=past.seed,
+            literal_labels=past.literal_labels,
+            drop_copies=past.drop_copies,
             progress=False,
             to_train=False,
         )

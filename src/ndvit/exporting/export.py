@@ -1,7 +1,12 @@
 """Export of a trained model to a file that runs without ndvit, after a comparison with the model."""
 
+import errno
 import json
+import os
+import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -14,14 +19,21 @@ from torch import Tensor
 from ndvit.exporting.comparison import BATCH, Comparison, ComparisonData, compare, load_comparison_data, needs_mask
 from ndvit.exporting.formats import ENDINGS, OPSET, PACKAGES, WRITERS, Format, require
 from ndvit.exporting.graphs import Deployed, frozen_copy, quiet
-from ndvit.exporting.quantize import QUANTIZE
+from ndvit.exporting.quantize import QUANTIZE, estimate_saving
 from ndvit.exporting.runtimes import GraphOptions, open_exported, sums_in_32_bits
-from ndvit.files import refuse_existing, replace_file
+from ndvit.files import refuse_existing, replace_file, writing
+from ndvit.inference.batches import to_answers
+from ndvit.inference.predict import Log
 from ndvit.parts import ModelParts
+from ndvit.tasks import Classification
 from ndvit.weights.file import MODEL_FILE, model_metadata
 
 MIN_AGREEMENT = 0.98
 """Default of the least share of examples for which int8 must predict the model's class."""
+MIN_SAVING = 0.25
+"""Default of the least share of the file, and of the work, for which int8 is worth its minutes."""
+_LEAST_SAVED = 1_000_000
+"""Bytes that int8 must save at least, as small networks are no faster with it."""
 _VNNI_NOTE = (
     "its 8-bit weights are for CPUs with VNNI, like this one, and for ARM: for others, export it on one of them"
 )
@@ -70,6 +82,8 @@ def export(
     mask: bool | None = None,
     force: bool = False,
     min_agreement: float = MIN_AGREEMENT,
+    min_saving: float = MIN_SAVING,
+    log: Log = print,
 ) -> ExportReport:
     """Write a model to a file that runs without ndvit, after its outputs were compared with the model's.
 
@@ -94,14 +108,19 @@ def export(
             signals have one, as signals are seldom exactly as long as the network's input.
         force: replace an existing file.
         min_agreement: the least share of examples for which int8 must predict the same class as the model.
+        min_saving: the least share of the file, and of the multiply-adds, that int8 must save, by an estimate before
+            anything is computed. Networks of mainly convolutions, random ones or a stem, have less, and so are those
+            that it makes less than 1 MB smaller. 0 quantises every network.
+        log: receives the estimate of what int8 saves.
 
     Raises:
-        ValueError: if the outputs differ by more than rounding, or int8 agrees too little; nothing is written then.
-            Also for options that do not fit together, and for packages that are not installed.
+        ValueError: if the outputs differ by more than rounding, or int8 agrees or saves too little; nothing is written
+            then. Also for options that do not fit together, and for packages that are not installed.
         FileExistsError: if the file exists and `force` is False.
+        OSError: if the file cannot be written, for example on a full disk; an existing file stays as it is.
     """
     start = time.perf_counter()
-    _check_options(model, format, int8, data, softmax, preprocess, min_agreement)
+    _check_options(model, format, int8, data, softmax, preprocess, min_agreement, min_saving)
     target = _target(model, path, format, int8, force)
     options = GraphOptions(
         softmax=softmax,
@@ -109,20 +128,22 @@ def export(
         mask=needs_mask(model) if mask is None else mask,
         batch=0 if dynamic_batch else 1,
     )
-    examples, calibration = load_comparison_data(model, data, mask=options.mask, int8=int8)
     network = Deployed(model, options)
-    with TemporaryDirectory(dir=target.parent, prefix=".export-") as folder, quiet():
-        file = Path(folder) / f"model{target.suffix}"
+    if int8:
+        _check_saving(network, min_saving, log)
+    examples, calibration = load_comparison_data(model, data, mask=options.mask, int8=int8)
+    with _folder_beside(target, network) as folder, quiet():
+        file = folder / f"model{target.suffix}"
         inputs = network.example_inputs(dynamic_batch)
         WRITERS[format](network, inputs, dynamic_batch, file, _metadata(model, options))
         if calibration is not None:
             unquantized, (runtime, _) = file, open_exported(file)
             options = replace(options, int8=True, vnni=sums_in_32_bits())
-            file = Path(folder) / f"int8{target.suffix}"
+            file = folder / f"int8{target.suffix}"
             QUANTIZE[format](unquantized, runtime, calibration, file, _metadata(model, options))
         comparison = _compare(model, file, examples, (1, BATCH) if dynamic_batch else (1,))
         _refuse_differences(comparison, examples, options, min_agreement)
-        parts = sorted(Path(folder).glob(f"{file.stem}.*"))  # .bin comes before .xml, which needs it
+        parts = sorted(folder.glob(f"{file.stem}.*"))  # .bin comes before .xml, which needs it
         size = sum(part.stat().st_size for part in parts)
         for part in parts:
             replace_file(target.with_suffix(part.suffix), part.replace)
@@ -141,7 +162,14 @@ def export(
 
 
 def _check_options(
-    model: ModelParts, format: Format, int8: bool, data: Any, softmax: bool, preprocess: str, min_agreement: float
+    model: ModelParts,
+    format: Format,
+    int8: bool,
+    data: Any,
+    softmax: bool,
+    preprocess: str,
+    min_agreement: float,
+    min_saving: float,
 ) -> None:
     if format not in ENDINGS:
         raise ValueError(f"format must be one of {', '.join(ENDINGS)}, got {format!r}")
@@ -156,9 +184,50 @@ def _check_options(
         raise ValueError(f"int8 exists for {' and '.join(QUANTIZE)}, not for {format}: choose one of them, or no int8")
     if int8 and data is None:
         raise ValueError("int8 needs examples to find the ranges of values: pass --data SOURCE, best the training data")
-    if not 0 <= min_agreement <= 1:
-        raise ValueError(f"min_agreement is a share from 0 to 1, got {min_agreement}")
+    for name, share in (("min_agreement", min_agreement), ("min_saving", min_saving)):
+        if not 0 <= share <= 1:
+            raise ValueError(f"{name} is a share from 0 to 1, got {share}")
     require(f"export to {format}", *PACKAGES.get(format, ()), *(("nncf",) if int8 else ()))
+
+
+def _check_saving(network: Deployed, min_saving: float, log: Log) -> None:
+    """Log what int8 can save, or raise a ValueError if it is too little."""
+    saving = estimate_saving(network)
+    if min_saving and (min(saving.share, saving.work) < min_saving or saving.saved < _LEAST_SAVED):
+        raise ValueError(
+            f"{saving}: too little to be faster or much smaller, as only the linear layers of attention and MLPs are "
+            "quantised, and convolutions are not. Export without --int8, or quantise anyway with --min-saving 0"
+        )
+    log(f"{saving}; the quantisation takes minutes")
+
+
+@contextmanager
+def _folder_beside(target: Path, network: Deployed) -> Iterator[Path]:
+    """A temporary folder on the disk of the target, whose files can be renamed to it.
+
+    Every library has its own errors for a disk that is full, such as OpenVINO's "basic_ios::clear: iostream error". So
+    space is checked before, and an error of a library counts as one of the disk if there is too little space after it.
+
+    Raises:
+        OSError: if the file cannot be written, with its name and a remedy.
+    """
+    needed = sum(t.numel() * t.element_size() for t in network.state_dict().values())
+
+    def free() -> int:
+        return shutil.disk_usage(target.parent).free
+
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with writing(target), TemporaryDirectory(dir=target.parent, prefix=".export-") as folder:
+        if free() < needed:
+            raise full
+        try:
+            yield Path(folder)
+        except (FileNotFoundError, FileExistsError, ValueError):
+            raise
+        except Exception as error:
+            if not isinstance(error, OSError) and free() < needed:
+                raise full from error
+            raise
 
 
 def _target(model: ModelParts, path: str | Path | None, format: Format, int8: bool, force: bool) -> Path:
@@ -174,6 +243,8 @@ def _target(model: ModelParts, path: str | Path | None, format: Format, int8: bo
             path = Path(model.load_report.source.replace(":", "/").rpartition("/")[2] + ".weights")
         path = path.with_name(f"{path.stem}{'-int8' if int8 else ''}{ending}")
     path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: pass the name of the {ending} file, such as {path / f'model{ending}'}")
     if path.suffix != ending:
         raise ValueError(f"{format} files end in {ending}, got {path}: change the name, or the format")
     for part in (path, path.with_suffix(".bin")) if format == "openvino" else (path,):
@@ -188,18 +259,17 @@ def _metadata(model: ModelParts, options: GraphOptions) -> str:
 def _compare(model: ModelParts, file: Path, data: ComparisonData, batches: tuple[int, ...]) -> Comparison:
     """Compare the file with the model's own network on the CPU."""
     network, (runtime, _) = frozen_copy(model).cpu(), open_exported(file)
-    softmax = runtime.options.softmax
+    softmax, task = runtime.options.softmax, model.task or Classification(())
 
     @torch.inference_mode()
     def reference(x: Tensor, mask: Tensor | None) -> Tensor:
         outputs: Tensor = network(x, mask)
-        return (outputs / model.temperature).softmax(1) if softmax else outputs
+        return to_answers(model, outputs, task) if softmax else outputs
 
     def score(values: Tensor) -> float:
-        assert model.task is not None
         assert data.targets is not None
-        answers = values if softmax else model.task.activate(values / model.temperature)
-        return model.task.evaluate(answers.numpy(), data.targets, [""] * len(answers)).score
+        answers = values if softmax else to_answers(model, values, task)
+        return task.evaluate(answers.numpy(), data.targets, [""] * len(answers)).score
 
     return compare(reference, runtime.compute, data, batches, None if data.targets is None else score)
 

@@ -2,10 +2,11 @@
 name in `cli/export.py`, which cannot import torch.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -136,31 +137,61 @@ WRITERS: dict[Format, Callable[[nn.Module, Inputs, bool, Path, str], None]] = {
 }
 
 
+class Graph(NamedTuple):
+    """An opened file: what runs it, its metadata, and the shapes that it declares, with -1 for any batch size."""
+
+    run: Run
+    metadata: str
+    inputs: list[tuple[int, ...]] | None = None  # None for torch's formats, which are the user's own
+    outputs: list[tuple[int, ...]] | None = None
+
+
 def open_graph(format: Format, path: Path, precision: Precision = "float32") -> Run:
     """Open a file of this format that may lack metadata; precision as in `open_exported`."""
-    return READERS[format](path, torch.get_num_threads(), precision)[0]
+    return READERS[format](path, torch.get_num_threads(), precision).run
 
 
-def _open_onnx(path: Path, threads: int, precision: Precision) -> tuple[Run, str]:
+@contextmanager
+def _readable_errors(path: Path) -> Iterator[None]:
+    """Turn the errors of a runtime, which has its own exceptions, into one line.
+
+    Raises:
+        ValueError: for any error.
+    """
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise ValueError(f"{path.name} cannot be computed: {reason}") from error
+
+
+def _open_onnx(path: Path, threads: int, precision: Precision) -> Graph:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = threads, 3
+    options.intra_op_num_threads, options.log_severity_level = threads, 4  # errors are raised, not printed
     # Opened by its path, so that ONNX Runtime refuses tensors that a file refers to outside its own folder.
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     names = [value.name for value in session.get_inputs()]
 
     def run(x: Tensor, mask: Tensor | None) -> Tensor:
-        return torch.from_numpy(session.run(None, dict(zip(names, to_numpy(x, mask), strict=True)))[0])
+        with _readable_errors(path):
+            return torch.from_numpy(session.run(None, dict(zip(names, to_numpy(x, mask), strict=True)))[0])
 
-    return run, session.get_modelmeta().custom_metadata_map.get(METADATA, "")
+    inputs, outputs = (
+        [tuple(size if isinstance(size, int) else -1 for size in value.shape) for value in values]
+        for values in (session.get_inputs(), session.get_outputs())
+    )
+    return Graph(run, session.get_modelmeta().custom_metadata_map.get(METADATA, ""), inputs, outputs)
 
 
-def _open_openvino(path: Path, threads: int, precision: Precision) -> tuple[Run, str]:
+def _open_openvino(path: Path, threads: int, precision: Precision) -> Graph:
     import openvino
+    from openvino.frontend import FrontEndManager
 
-    core = openvino.Core()
-    model = core.read_model(path)
+    # Core.read_model would try the readers of TensorFlow, Paddle and others on a file that is no OpenVINO model.
+    frontend, core = FrontEndManager().load_by_framework("ir"), openvino.Core()
+    model = frontend.convert(frontend.load(str(path)))
     text = model.get_rt_info(METADATA).astype(str) if model.has_rt_info(METADATA) else ""
     # The precision is explicit because OpenVINO's default is bfloat16 on CPUs that have it.
     hint = "bf16" if precision == "bfloat16" else "f32"
@@ -169,22 +200,27 @@ def _open_openvino(path: Path, threads: int, precision: Precision) -> tuple[Run,
         compiled = core.compile_model(model, "CPU", options)
 
     def run(x: Tensor, mask: Tensor | None) -> Tensor:
-        return torch.from_numpy(np.array(compiled(to_numpy(x, mask))[0]))  # a copy: the next call overwrites its memory
+        with _readable_errors(path):  # a copy, because the next call overwrites the memory
+            return torch.from_numpy(np.array(compiled(to_numpy(x, mask))[0]))
 
-    return run, text
+    inputs, outputs = (
+        [tuple(size.get_length() if size.is_static else -1 for size in value.partial_shape) for value in values]
+        for values in (model.inputs, model.outputs)
+    )
+    return Graph(run, text, inputs, outputs)
 
 
-def _open_pt2(path: Path, threads: int, precision: Precision) -> tuple[Run, str]:
+def _open_pt2(path: Path, threads: int, precision: Precision) -> Graph:
     files = {f"{METADATA}.json": ""}
     module = torch.export.load(path, extra_files=files).module()
-    return _run_module(module), files[f"{METADATA}.json"]
+    return Graph(_run_module(module), files[f"{METADATA}.json"])
 
 
-def _open_torchscript(path: Path, threads: int, precision: Precision) -> tuple[Run, str]:
+def _open_torchscript(path: Path, threads: int, precision: Precision) -> Graph:
     files: dict[str, Any] = {f"{METADATA}.json": ""}
     module = torch.jit.load(path, map_location="cpu", _extra_files=files)
     text = files[f"{METADATA}.json"]
-    return _run_module(module), text if isinstance(text, str) else text.decode()
+    return Graph(_run_module(module), text if isinstance(text, str) else text.decode())
 
 
 def _run_module(module: Callable[..., Tensor]) -> Run:
@@ -196,7 +232,7 @@ def to_numpy(x: Tensor, mask: Tensor | None) -> tuple[np.ndarray, ...]:
     return (x.numpy(),) if mask is None else (x.numpy(), mask.numpy())
 
 
-READERS: dict[Format, Callable[[Path, int, Precision], tuple[Run, str]]] = {
+READERS: dict[Format, Callable[[Path, int, Precision], Graph]] = {
     "onnx": _open_onnx,
     "openvino": _open_openvino,
     "pt2": _open_pt2,

@@ -15,6 +15,7 @@ from ndvit.exporting.runtimes import GraphOptions, Runtime, standardisation
 from ndvit.network.committee import transformers
 from ndvit.network.random_convolutions import KERNELS, TAPS, RandomConvolutions
 from ndvit.parts import ModelParts
+from ndvit.tasks import Classification
 
 
 def frozen_copy(model: ModelParts) -> nn.Module:
@@ -45,22 +46,30 @@ class Deployed(nn.Module):
                 self.set_submodule(name, PlainRandomConvolutions(module))
         self.softmax, self.inside, self.mask = options.softmax, options.inside, options.mask
         self.temperature = model.temperature
+        self.activate = (model.task or Classification(())).activate
         self.input_shape = (model.config.in_channels, *model.config.input_size)
         if options.inside:
             mean, std = standardisation(model.preprocess)
             self.register_buffer("mean", mean.float())
             self.register_buffer("std", std.float())
+            assert model.preprocess is not None
+            used = torch.ones_like(std, dtype=torch.bool)
+            used[:, list(model.preprocess.unused_channels)] = False
+            self.register_buffer("used", None if used.all() else used)
         self.eval()
 
     mean: Tensor
     std: Tensor
+    used: Tensor | None
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Outputs, or probabilities with `softmax`."""
         if self.inside:
             x = (x - self.mean) / self.std
+            if self.used is not None:  # unused channels hold their mean, whatever they have
+                x = torch.where(self.used, x, torch.zeros_like(x))
         outputs: Tensor = self.network(x, mask)
-        return (outputs / self.temperature).softmax(1) if self.softmax else outputs
+        return self.activate(outputs / self.temperature) if self.softmax else outputs
 
     def example_inputs(self, dynamic: bool) -> Inputs:
         """Inputs to trace the graph with: one example, or two if it accepts any number."""
@@ -69,55 +78,64 @@ class Deployed(nn.Module):
 
 
 class PlainRandomConvolutions(nn.Module):
-    """`RandomConvolutions` in few operations that every format has: all biases of a convolution at once.
+    """`RandomConvolutions` in as few operations as every format has: seven for each dilation, with or without a mask.
 
-    Biases that count the whole output come before those that leave out its edges. The features therefore have another
-    order, and the tensors that read them are reordered alike.
+    The time to trace, translate and optimise a graph grows with their number. All biases of a dilation are compared at
+    once. Every other one counts the places of the output that do not depend on padding only: `places` are 1 where a
+    kind of bias counts, and 0 elsewhere. Its first row is for biases that count all places.
     """
 
     def __init__(self, source: RandomConvolutions) -> None:
         super().__init__()
-        self.parts: list[tuple[int, int, list[int]]] = []  # (0 signal or 1 differences, dilation, biases of each group)
-        order, start = [], 0
+        self.dilations: list[tuple[int, int]] = []  # (0 signal or 1 differences, dilation) of each part
+        self.kinds: list[list[int]] = [[], []]  # row in `places` of every bias, for the signal and for the differences
+        start = 0
         for differences, plan in enumerate(source.plans):
-            for dilation, count in plan:
-                groups = [list(range(start, start + count, 2)), list(range(start + 1, start + count, 2))]
-                self.parts.append((differences, dilation, [len(group) for group in groups]))
-                order += groups[0] + groups[1]
-                start += count
-        weights = source.chosen[:, :, :, None] * source.kernels[None, :, None]  # (parts, 84, C, 9)
-        tensors = {"weights": weights, "biases": source.biases.view(-1, KERNELS, 1)[order]}
-        tensors |= {name: getattr(source, name).view(-1, KERNELS)[order].flatten() for name in ("mean", "scale")}
-        for name, tensor in tensors.items():
+            length = source.length - differences
+            places = torch.ones(1 + len(plan), length)
+            for row, (dilation, count) in enumerate(plan, 1):
+                edge = TAPS // 2 * dilation
+                if length > 2 * edge:
+                    places[row, :edge] = places[row, length - edge :] = 0
+                number = len(self.dilations)
+                kinds = [row if i % 2 else 0 for i in range(count)]
+                biases = source.biases[start : start + KERNELS * count].view(count, KERNELS, 1)
+                self.register_buffer(f"weight_{number}", source.chosen[number, :, :, None] * source.kernels[:, None])
+                self.register_buffer(f"biases_{number}", biases)
+                self.register_buffer(f"kinds_{number}", torch.tensor(kinds))
+                self.dilations.append((differences, dilation))
+                self.kinds[differences] += kinds
+                start += KERNELS * count
+            self.register_buffer(f"places_{differences}", places[:, None])  # (kinds, 1, L)
+            self.register_buffer(f"all_kinds_{differences}", torch.tensor(self.kinds[differences]))
+        for name, tensor in {"mean": source.mean, "scale": source.scale}.items():
             self.register_buffer(name, tensor)
         self.head = source.head
-        self.head.weight.data = source.head.weight.data.unflatten(1, (-1, KERNELS))[:, order].flatten(1)
 
-    weights: Tensor
-    biases: Tensor
+    places_0: Tensor
+    places_1: Tensor
     mean: Tensor
     scale: Tensor
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Outputs (B, outputs) of signals (B, C, L)."""
-        both = (x, mask), (x[:, :, 1:] - x[:, :, :-1], None if mask is None else mask[:, 1:] & mask[:, :-1])
-        shares, start = [], 0
-        for part, (differences, dilation, groups) in enumerate(self.parts):
-            values, observed = both[differences]
-            edge, length = TAPS // 2 * dilation, values.shape[2]
-            outputs = F.conv1d(values, self.weights[part], padding=edge, dilation=dilation)[:, None]  # (B, 1, 84, L)
-            for inner, count in enumerate(groups):
-                places = slice(edge, length - edge) if inner and length > 2 * edge else slice(None)
-                above = outputs[..., places] > self.biases[start : start + count]  # (B, count, 84, L)
-                share = above.to(values.dtype)
-                if observed is None:
-                    share = share.mean(3)
-                else:
-                    weight = observed[:, None, None, places].to(values.dtype)  # (B, 1, 1, L)
-                    share = (share * weight).sum(3) / weight.sum(3).clamp(min=1)
-                shares.append(share.flatten(1))
-                start += count
-        return self.head((torch.cat(shares, dim=1) - self.mean) * self.scale)
+        inputs = [x, x[:, :, 1:] - x[:, :, :-1]]
+        counted = [self.places_0[None], self.places_1[None]]  # (1, kinds, 1, L)
+        if mask is not None:
+            observed = [mask, mask[:, 1:] & mask[:, :-1]]
+            counted = [mine[:, None, None].to(x.dtype) * places for mine, places in zip(observed, counted)]
+        numbers = [
+            places.sum(3).clamp(min=1).index_select(1, getattr(self, f"all_kinds_{i}"))  # (B, biases, 1)
+            for i, places in enumerate(counted)
+        ]
+        sums = []
+        for number, (differences, dilation) in enumerate(self.dilations):
+            weight, biases, kinds = (getattr(self, f"{name}_{number}") for name in ("weight", "biases", "kinds"))
+            outputs = F.conv1d(inputs[differences], weight, padding=TAPS // 2 * dilation, dilation=dilation)
+            above = (outputs.unsqueeze(1) > biases).to(x.dtype)  # (B, biases, 84, L)
+            sums.append((above * counted[differences].index_select(1, kinds)).sum(3))  # (B, biases, 84)
+        shares = torch.cat(sums, dim=1) / torch.cat(numbers, dim=1)
+        return self.head((shares.flatten(1) - self.mean) * self.scale)
 
 
 @contextmanager

@@ -14,13 +14,60 @@ import io
 import logging
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
+
 from ndvit.exporting.comparison import ComparisonData
 from ndvit.exporting.formats import METADATA, Format, save_openvino, to_numpy
+from ndvit.exporting.graphs import Deployed
 from ndvit.exporting.runtimes import Runtime, sums_in_32_bits
 from ndvit.exporting.signalstack import preserve_signal_stack
+from ndvit.network.committee import transformers
+
+
+@dataclass(frozen=True)
+class Saving:
+    """What 8-bit weights can save, from the shapes of a network."""
+
+    saved: int  # bytes
+    size: int  # bytes of all tensors in float32
+    work: float  # share of the multiply-adds that 8-bit weights take part in; only those can be faster
+
+    @property
+    def share(self) -> float:
+        """Share of the file."""
+        return self.saved / max(self.size, 1)
+
+    def __str__(self) -> str:
+        return (
+            f"int8 can save {self.saved / 1e6:.1f} of {self.size / 1e6:.1f} MB ({100 * self.share:.0f} %), and "
+            f"{100 * self.work:.0f} % of the multiply-adds have 8-bit weights"
+        )
+
+
+def estimate_saving(network: Deployed) -> Saving:
+    """Estimate what `quantize_onnx` and `quantize_openvino` can save: they have the same rule for layers."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    layers = {
+        id(layer)
+        for transformer in transformers(network)
+        for layer in transformer.blocks.modules()
+        if isinstance(layer, nn.Linear) and layer.out_features != transformer.config.embed_dim
+    }
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network(*network.example_inputs(dynamic=False))
+    counts, root = counter.get_flop_counts(), type(network).__name__
+    work = {
+        name: sum(counts.get(f"{root}.{name}", {}).values()) for name, m in network.named_modules() if id(m) in layers
+    }
+    saved = sum(3 * m.weight.numel() for m in network.modules() if id(m) in layers and isinstance(m, nn.Linear))
+    size = sum(t.numel() * t.element_size() for t in network.state_dict().values())
+    return Saving(saved, size, sum(work.values()) / max(counter.get_total_flops(), 1))
 
 
 def quantize_onnx(source: Path, runtime: Runtime, data: ComparisonData, path: Path, metadata: str) -> None:

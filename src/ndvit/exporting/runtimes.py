@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from ndvit.config import ViTConfig
 from ndvit.data.preprocess.base import Preprocess
-from ndvit.exporting.formats import ENDINGS, PACKAGES, READERS, Precision, Run, require
+from ndvit.exporting.formats import ENDINGS, PACKAGES, READERS, Graph, Precision, Run, require
 from ndvit.weights.file import Checkpoint, checkpoint_from_metadata
+from ndvit.weights.structure import inputs_of, outputs_of
 
 
 @dataclass(frozen=True)
@@ -143,17 +144,19 @@ def open_exported(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch recommends other formats
-            run, text = READERS[format](path, threads or torch.get_num_threads(), precision)
+            graph = READERS[format](path, threads or torch.get_num_threads(), precision)
     except Exception as error:  # every runtime has its own exceptions
-        raise ValueError(f"{path} cannot be read as {format}: {str(error)[:300]}") from error
-    if not text:
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise ValueError(f"{path} cannot be read as {format}: {reason}") from error
+    if not graph.metadata:
         raise ValueError(f"{path} was not written by ndvit export: it has no metadata with classes and preprocessing")
     try:
-        metadata = json.loads(text)
+        metadata = json.loads(graph.metadata)
         options = GraphOptions(**metadata.pop("export"))
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: the metadata does not describe an export: {error}") from error
+        raise ValueError(f"{path}: the metadata does not describe an export: {str(error)[:300]}") from error
     checkpoint = checkpoint_from_metadata(metadata, path)
+    _check_shapes(path, graph, options, checkpoint)
     if options.inside and checkpoint.preprocess is None:
         raise ValueError(f"{path}: the graph standardises its input, but the metadata has no mean and deviation")
     if options.vnni and not sums_in_32_bits():
@@ -164,7 +167,31 @@ def open_exported(
         )
     if options.softmax:
         checkpoint = replace(checkpoint, temperature=1.0)
-    return Runtime(path.name, run, checkpoint.config, options, checkpoint.preprocess), checkpoint
+    return Runtime(path.name, graph.run, checkpoint.config, options, checkpoint.preprocess), checkpoint
+
+
+def _check_shapes(path: Path, graph: Graph, options: GraphOptions, checkpoint: Checkpoint) -> None:
+    """Raise a ValueError if a graph takes or returns other shapes than its metadata and its preprocessing describe."""
+    channels, size = inputs_of(checkpoint.structure)
+    batch = options.batch or -1
+    inputs = [(batch, channels, *size), *[(batch, *size)] * options.mask]
+    for name, found, expected in (
+        ("takes", graph.inputs, inputs),
+        ("returns", graph.outputs, [(batch, outputs_of(checkpoint.structure))]),
+    ):
+        shapes = found is not None and [shape[1:] for shape in found] != [shape[1:] for shape in expected]
+        batches = found is not None and any(shape[:1] not in ((batch,), (-1,)) for shape in found)
+        if shapes or batches:
+            raise ValueError(
+                f"{path}: the graph {name} the shapes {str(found)[:100]}, and its metadata describe {expected}: the "
+                "file is damaged, or was changed after `ndvit export`"
+            )
+    preprocess = checkpoint.preprocess
+    if preprocess is not None and (preprocess.channels, tuple(preprocess.size)) != (channels, size):
+        raise ValueError(
+            f"{path}: its preprocessing yields inputs of {(preprocess.channels, *preprocess.size)}, and the graph "
+            f"takes {(channels, *size)}: the file is damaged, or was changed after `ndvit export`"
+        )
 
 
 def sums_in_32_bits() -> bool:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ndvit.data.loading import Inputs
+from ndvit.inference.progress import ProgressLines
 from ndvit.network.committee import transformers
 from ndvit.network.fast import only_read_tokens
 from ndvit.parts import ModelParts
 from ndvit.tasks.base import Task
+
+Log = Callable[[str], Any]
 
 
 def pick_device(device: str) -> str:
@@ -35,38 +39,104 @@ def predict_answers(
     device: str = "auto",
     progress: bool = False,
     task: Task | None = None,
+    log: Log | None = None,
 ) -> np.ndarray:
     """Answers (n, outputs) of every example in order, float32; for classification, the probabilities.
 
     They are the activation of the task (by default the model's) of the outputs divided by the model's temperature.
+    With `progress` there is a progress bar; without, `log` receives lines about the progress of long work.
+
+    Raises:
+        ValueError: for an answer that is not finite, with the name of its example.
     """
+    answers = to_answers(model, predict_outputs(model.network, inputs, batch_size, device, progress, log), task)
+    _check_finite(answers, inputs.examples.names, "the answer")
+    return answers.numpy()
+
+
+def answer_tensors(
+    model: ModelParts, x: Tensor, mask: Tensor | None, batch_size: int = 64, device: str = "auto"
+) -> Tensor:
+    """Answers (n, outputs) as in `predict_answers`, of inputs of the network; on the device that computes them.
+
+    Raises:
+        ValueError: for inputs of another shape than the network's, or answers that are not finite.
+    """
+    task, network = model.task, _on_device(model.network, device)
+    assert task is not None
+    shape, place = (model.config.in_channels, *model.config.input_size), model.device
+    if tuple(x.shape[1:]) != shape or not x.is_floating_point():
+        raise ValueError(
+            f"tensors are inputs of the network, floating point {('n', *shape)}, and this one is {tuple(x.shape)} of "
+            f"{str(x.dtype).removeprefix('torch.')}: preprocess each example, "
+            "torch.stack([model.preprocess(example), ...]), or pass raw examples as arrays, PIL images or paths"
+        )
+    if mask is not None and (mask.shape != (len(x), *shape[1:]) or mask.dtype != torch.bool):
+        raise ValueError(f"expected a boolean mask {(len(x), *shape[1:])}, got {tuple(mask.shape)} of {mask.dtype}")
+    with torch.no_grad(), only_read_tokens(network):
+        rows = [
+            network(part.to(place), None if mask is None else mask[start : start + batch_size].to(place)).float()
+            for start, part in zip(range(0, max(len(x), 1), batch_size), x.split(batch_size))
+        ]
+    answers = to_answers(model, torch.cat(rows), task)
+    _check_finite(answers, [f"x[{i}]" for i in range(len(x))], "the answer")
+    return answers
+
+
+def to_answers(model: ModelParts, outputs: Tensor, task: Task | None = None) -> Tensor:
+    """Answers of raw outputs (n, outputs) of the model's network: the one place where probabilities come from."""
     task = task or model.task
     assert task is not None
-    outputs = predict_outputs(model.network, inputs, batch_size, device, progress)
-    return task.activate(outputs / model.temperature).numpy()
+    return task.activate(outputs / model.temperature)
 
 
 def predict_outputs(
-    network: nn.Module, inputs: Inputs, batch_size: int = 64, device: str = "auto", progress: bool = False
+    network: nn.Module,
+    inputs: Inputs,
+    batch_size: int = 64,
+    device: str = "auto",
+    progress: bool = False,
+    log: Log | None = None,
 ) -> Tensor:
     """Raw outputs (n, outputs) of every example in order, float32 on the CPU. The network is put into eval mode."""
     network = _on_device(network, device)
     with only_read_tokens(network):
-        return _over_batches(network, inputs, batch_size, progress, "predicting")
+        return _over_batches(network, inputs, batch_size, progress, "predicting", log)
 
 
 def predict_features(
-    network: nn.Module, inputs: Inputs, batch_size: int = 64, device: str = "auto", progress: bool = False
+    network: nn.Module,
+    inputs: Inputs,
+    batch_size: int = 64,
+    device: str = "auto",
+    progress: bool = False,
+    log: Log | None = None,
 ) -> np.ndarray:
     """What the head reads, (n, width) float32, of every example in order. The network is put into eval mode.
 
     The inputs of both heads of a distilled network are concatenated, and so are those of the members of a committee.
     Random convolutions have no such features and are left out.
+
+    Raises:
+        ValueError: for features that are not finite, with the name of their example.
     """
     network = _on_device(network, device)
     with only_read_tokens(network):
-        rows = [_over_batches(one.features, inputs, batch_size, progress, "features") for one in transformers(network)]
-    return torch.cat(rows, dim=1).numpy()
+        functions = [one.features for one in transformers(network)]
+        rows = [_over_batches(one, inputs, batch_size, progress, "features", log) for one in functions]
+    features = torch.cat(rows, dim=1)
+    _check_finite(features, inputs.examples.names, "the embedding")
+    return features.numpy()
+
+
+def _check_finite(rows: Tensor, names: Sequence[str], what: str) -> None:
+    bad = (~rows.isfinite().flatten(1).all(1)).nonzero().flatten().tolist()
+    if bad:
+        name, others = names[bad[0]], f" (and of {len(bad) - 1:,} others)" * (len(bad) > 1)
+        raise ValueError(
+            f"{what} for {name}{others} is NaN or infinite: its values are too large for the network, or the weights "
+            "or the preprocessing of the model are damaged. Look at the example, then at the model with `ndvit info`"
+        )
 
 
 def _on_device(network: nn.Module, device: str) -> nn.Module:
@@ -74,7 +144,12 @@ def _on_device(network: nn.Module, device: str) -> nn.Module:
 
 
 def _over_batches(
-    function: Callable[[Tensor, Tensor | None], Tensor], inputs: Inputs, batch_size: int, progress: bool, title: str
+    function: Callable[[Tensor, Tensor | None], Tensor],
+    inputs: Inputs,
+    batch_size: int,
+    progress: bool,
+    title: str,
+    log: Log | None,
 ) -> Tensor:
     """Apply a function of (x, mask) to all examples; the result is on the CPU."""
     from tqdm import tqdm
@@ -82,11 +157,16 @@ def _over_batches(
     owner = function if isinstance(function, nn.Module) else function.__self__  # type: ignore[attr-defined]
     device = next((p.device for p in owner.parameters()), torch.device("cpu"))
     rows = []
+    lines = None
+    if log is not None and not progress:
+        lines = ProgressLines(log, title + ": {done:,} of {total:,} examples", len(inputs))
     with torch.inference_mode():
         loader = inputs.loader(batch_size)
         for batch in tqdm(loader, desc=title, leave=False, disable=not progress or len(loader) < 10):
             mask = None if batch.mask is None else batch.mask.to(device)
             rows.append(function(batch.x.to(device), mask).float().cpu())
+            if lines is not None:
+                lines.update(batch_size * len(rows))
         if not rows:  # the width of the result is that of one example of zeros
             x = torch.zeros(1, inputs.preprocess.channels, *inputs.preprocess.size, device=device)
             return function(x, None).float().cpu()[:0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,12 +13,13 @@ from typing import Any
 
 import numpy as np
 
+from ndvit.config.bounds import BatchSize, checked
 from ndvit.config.recipe import Device
 from ndvit.data.examples import Examples, Source
 from ndvit.data.fitting import fit_to_weights
 from ndvit.data.loading import Inputs
-from ndvit.data.messages import printable
-from ndvit.data.preprocess import check_kind
+from ndvit.data.messages import printable, warn_of_doubts
+from ndvit.data.preprocess import check_kind, describe_fit, warn_if_unlike_training
 from ndvit.data.preprocess.images import ImagePreprocess
 from ndvit.data.sources.files import medium
 from ndvit.data.sources.hub import is_hub
@@ -131,6 +133,7 @@ def embed(
     test_fraction: float | None = None,
     seed: int | None = None,
     skip_bad: bool = False,
+    literal_labels: bool | None = None,
     batch_size: int = 64,
     device: Device = "auto",
     progress: bool = True,
@@ -138,13 +141,15 @@ def embed(
 ) -> Embeddings:
     """Embed the examples of a source; arguments and errors as in `Model.embed`."""
     check_split(split)
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be a whole number of at least 1, got {batch_size}")
+    checked("batch_size", BatchSize, batch_size)
     if output is not None:
         check_output(Path(output), force)
     pick_device(device)
+    model.warn_of_assumptions()
     past = past_split(model, source)
-    data = _load(source, model, split, skip_bad, progress)
+    literal = past.literal_labels if literal_labels is None else literal_labels
+    how = {"skip_bad": skip_bad, "literal_labels": literal, "drop_copies": past.drop_copies, "progress": progress}
+    data = _load(source, model, split, how)
     if data.train.targets is not None and not len(data.test):
         fraction = test_fraction if test_fraction is not None else past.test_fraction if past.same_source else 0.2
         data = _mark_test(data, fraction, seed if seed is not None else past.seed if past.same_source else 0)
@@ -154,9 +159,10 @@ def embed(
     for note in data.decisions:
         log(note)
     parts = chosen_splits(data, split)
+    warn_if_unlike_training(list(parts.values()), model.preprocess)
     known = data.train.targets is not None
     vectors = [
-        predict_features(model.network, Inputs(part, model.preprocess), batch_size, device, progress)
+        predict_features(model.network, Inputs(part, model.preprocess), batch_size, device, progress, log)
         for part in parts.values()
     ]
     embeddings = Embeddings(
@@ -182,14 +188,17 @@ def check_output(path: Path, force: bool) -> None:
         raise ValueError(".parquet needs a package that is not installed: pip install 'ndvit[parquet]', or use .npz")
 
 
-def _load(source: Any, model: ModelParts, split: Split, skip_bad: bool, progress: bool) -> Source:
-    """Data with targets and nothing held out; else examples without targets in the place of the training set."""
+def _load(source: Any, model: ModelParts, split: Split, how: Mapping[str, Any]) -> Source:
+    """Data with targets and nothing held out; else examples without targets in the place of the training set.
+
+    `how` has the further arguments of `load_source`.
+    """
     in_memory = not isinstance(source, str | Path | tuple | dict)
     task: Any = "classification" if model.task is None else type(model.task)
     reason = ""
     try:
         if not in_memory:
-            return load_source(source, task=task, test_fraction=0, skip_bad=skip_bad, progress=progress)
+            return load_source(source, task=task, test_fraction=0, **how)
         if split != "auto":
             raise ValueError(f"split {split!r} needs labelled data: pass (X, y), or leave split out")
     except ValueError as error:
@@ -199,7 +208,7 @@ def _load(source: Any, model: ModelParts, split: Split, skip_bad: bool, progress
     size, channels = model.config.input_size, model.config.in_channels
     dims = None if isinstance(model.preprocess, ImagePreprocess) else len(size)
     try:
-        kind, axes, examples, notes = load_examples(source, skip_bad=skip_bad, dims=dims, channels=channels)
+        kind, axes, examples, notes = load_examples(source, skip_bad=how["skip_bad"], dims=dims, channels=channels)
     except (ValueError, FileNotFoundError):
         if in_memory:
             raise
@@ -242,6 +251,7 @@ def _ready(model: ModelParts, data: Source, log: Log) -> ModelParts:
     if model.preprocess is not None:
         return model
     preprocess, overrides = fit_to_weights(data, model.config, None, {})
+    warn_of_doubts(describe_fit(data, preprocess))
     adapted = build(Checkpoint.from_model(model), overrides=overrides)
     adapted.preprocess = preprocess
     _refuse_untrained(adapted)

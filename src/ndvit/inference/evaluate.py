@@ -11,11 +11,11 @@ import numpy as np
 from ndvit.config.recipe import Device
 from ndvit.data.examples import Examples, Source
 from ndvit.data.loading import Inputs
-from ndvit.data.preprocess import check_kind, describe_resampling
+from ndvit.data.preprocess import check_kind, describe_resampling, warn_if_unlike_training
 from ndvit.data.sources.load import builtin_sources, load_source
 from ndvit.evaluation.base import Evaluation
-from ndvit.inference.batches import predict_answers
-from ndvit.inference.predict import Log, check_ready
+from ndvit.inference.batches import Log, predict_answers
+from ndvit.inference.predict import check_ready
 from ndvit.parts import ModelParts
 
 Split = Literal["auto", "test", "train", "all"]
@@ -27,6 +27,8 @@ def evaluate(
     *,
     split: Split = "auto",
     skip_bad: bool = False,
+    literal_labels: bool | None = None,
+    drop_copies: bool = False,
     batch_size: int = 64,
     device: Device = "auto",
     progress: bool = True,
@@ -45,6 +47,8 @@ def evaluate(
         test_fraction=held_out,
         seed=past.seed,
         skip_bad=skip_bad,
+        literal_labels=past.literal_labels if literal_labels is None else literal_labels,
+        drop_copies=drop_copies or past.drop_copies,
         progress=progress,
         to_train=False,
     )
@@ -58,9 +62,17 @@ def evaluate(
         log(note)
     chosen = list(chosen_splits(data, split).values())
     log(f"{data.name}: {sum(map(len, chosen)):,} examples ({'all' if split == 'all' else f'the {split} set'})")
+    if (weights := model.provenance.get("class_weight")) is not None:
+        log(
+            f"the model was trained with class_weight {weights}, so its probabilities are those of data in which the "
+            "classes have their weighted shares; log loss and ECE compare them with the shares here"
+        )
     if longer := describe_resampling(chosen, preprocess):
         log(longer)
-    answers = [predict_answers(model, Inputs(part, preprocess), batch_size, device, progress, task) for part in chosen]
+    warn_if_unlike_training(chosen, preprocess)
+    answers = [
+        predict_answers(model, Inputs(part, preprocess), batch_size, device, progress, task, log) for part in chosen
+    ]
     targets = np.concatenate([part.targets for part in chosen if part.targets is not None])
     names = [name for part in chosen for name in part.names]
     return task.evaluate(np.concatenate(answers), targets if index is None else index[targets], names)
@@ -88,17 +100,24 @@ def chosen_splits(data: Source, split: str) -> dict[str, Examples]:
 
 @dataclass(frozen=True)
 class PastSplit:
-    """How the training of a model split its source, and whether a source is that one."""
+    """How the training of a model read and split its source, and whether a source is that one.
+
+    `drop_copies` is False for another source.
+    """
 
     same_source: bool
     test_fraction: float
     seed: int
+    literal_labels: bool
+    drop_copies: bool
 
 
 def past_split(model: ModelParts, source: Any) -> PastSplit:
     """The split of the model's training, with 0.2 and seed 0 where it is not known."""
     facts = model.provenance
-    return PastSplit(same_source(source, facts.get("source")), facts.get("test_fraction", 0.2), facts.get("seed", 0))
+    same = same_source(source, facts.get("source"))
+    literal, dropped = facts.get("literal_labels") is True, same and facts.get("drop_copies") is True
+    return PastSplit(same, facts.get("test_fraction", 0.2), facts.get("seed", 0), literal, dropped)
 
 
 def same_source(source: Any, trained_on: str | None) -> bool:

@@ -61,7 +61,10 @@ class Committee(nn.Module):
         """
         if self.training:
             raise ValueError("members of a committee are trained one by one: call eval() on the committee")
-        outputs = [member(x, mask) for member in self.members]  # each (B, outputs)
+        return self.combined([member(x, mask) for member in self.members])
+
+    def combined(self, outputs: Sequence[Tensor]) -> Tensor:
+        """Combine the outputs of the members, each (B, outputs)."""
         if self.combine == "outputs":
             return reduce(torch.add, [weight * output for weight, output in zip(self.weights, outputs)])
         logs = [output.float().log_softmax(1) for output in outputs]

@@ -1,5 +1,6 @@
 """The cost of a network: its parameters, and the multiply-adds of one example."""
 
+import os
 from dataclasses import replace
 
 import torch
@@ -22,6 +23,30 @@ def count_cost(config: ViTConfig) -> tuple[int, int]:
     # All blocks but the last cost the same unless tokens are merged: networks of depth 1 and 2 tell the slope.
     (p1, m1), (p2, m2) = (_count(replace(config, depth=depth)) for depth in (1, 2))
     return p1 + (config.depth - 1) * (p2 - p1), m1 + (config.depth - 1) * (m2 - m1)
+
+
+def check_memory(config: ViTConfig) -> None:
+    """Refuse a network whose weights alone are larger than the memory of this machine, before they are made.
+
+    Raises:
+        ValueError: with the number of its parameters.
+    """
+    if not hasattr(os, "sysconf"):  # Windows
+        return
+    with torch.device("meta"):
+        one, two = (
+            sum(p.numel() for p in VisionTransformer(replace(config, depth=depth)).parameters()) for depth in (1, 2)
+        )
+    parameters, memory = (
+        one + (config.depth - 1) * (two - one),
+        os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+    )
+    if 4 * parameters > memory:
+        raise ValueError(
+            f"the network would have {parameters:,} parameters ({4 * parameters / 2**30:,.0f} GiB), and this machine "
+            f"has {memory / 2**30:,.0f} GiB of memory: use a smaller embed_dim ({config.embed_dim:,}), depth "
+            f"({config.depth:,}) or input_size"
+        )
 
 
 def _count(config: ViTConfig) -> tuple[int, int]:

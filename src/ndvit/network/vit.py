@@ -183,6 +183,10 @@ class VisionTransformer(nn.Module):
         x = self.norm(x)  # (B, T, D)
         return Stages(stem, tokens, outputs, x, self._pool_for_heads(x, key_mask, stem, mask))
 
+    def forward_features(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """All tokens after the last block and its norm, (B, T, D): timm's name for `stages(x).encoded`."""
+        return self.stages(x, mask).encoded
+
     def features(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """What the head reads, (B, width); for a distilled network, what its two heads read, side by side.
 

@@ -88,6 +88,11 @@ class Task(ABC):
             ValueError: for missing or unsuitable targets, with the examples at fault and the remedy.
         """
 
+    @classmethod
+    def doubts(cls, targets: Mapping[str, Sequence[Any]]) -> list[str]:
+        """What the raw targets of a source may mean instead, one sentence each."""
+        return []
+
     @property
     @abstractmethod
     def num_outputs(self) -> int:
@@ -118,6 +123,10 @@ class Task(ABC):
         """Lines that describe the encoded targets of each split, for `ndvit train --dry-run`."""
         return [f"{name}: {len(values):,} targets" for name, values in targets.items()]
 
+    def brief(self, targets: Mapping[str, np.ndarray]) -> str:
+        """One line that describes the encoded targets of each split, printed before every training."""
+        return ", ".join(f"{name}: {len(values):,} targets" for name, values in targets.items())
+
     def align(self, other: Task, where: str) -> tuple[np.ndarray | None, tuple[str, ...]]:
         """How targets of the same kind of task, read from another source, translate to this task's.
 
@@ -141,6 +150,19 @@ class Task(ABC):
         if len(labels) != self.num_outputs:
             raise ValueError(f"{where} has {len(labels)} outputs, {self.num_outputs} are needed")
         return None
+
+    def kept_outputs(self, other: Task) -> list[int | None] | None:
+        """Outputs that a network trained for another task keeps when it is trained for this one.
+
+        Returns:
+            For each output of this task, the output of the other with the same meaning, or None for a new one; None
+            instead of a list if they share none.
+        """
+        return None
+
+    def output_names(self) -> list[str]:
+        """How messages call the outputs."""
+        return [str(i) for i in range(self.num_outputs)]
 
     @abstractmethod
     def to_dict(self) -> dict[str, Any]:
@@ -170,6 +192,16 @@ class Task(ABC):
             recipe: loss options.
             targets: encoded targets of the training set, for weights that depend on them.
         """
+
+    def example_weights(self, recipe: Recipe, targets: Tensor, population: Tensor) -> Tensor | None:
+        """How much each example counts in the loss, (n,); None if all count equally.
+
+        Args:
+            recipe: options of the loss.
+            targets: encoded targets (n, ...).
+            population: encoded targets of all training examples, whose weights have a mean of 1.
+        """
+        return None
 
     def metrics(self) -> Metrics:
         """Metrics of a validation set beside its loss."""
@@ -233,8 +265,11 @@ class Task(ABC):
         """Outputs of the network (B, outputs) -> what a user gets, for example probabilities."""
         return outputs
 
-    def calibrate(self, outputs: Tensor, targets: Tensor) -> Calibration | None:
-        """Fit the temperature of outputs (n, outputs) on validation data; None if the task has no temperature."""
+    def calibrate(self, outputs: Tensor, targets: Tensor, weights: Tensor | None = None) -> Calibration | None:
+        """Fit the temperature of outputs (n, outputs) on validation data; None if the task has no temperature.
+
+        `weights` (n,) are those of `example_weights`.
+        """
         return None
 
     @abstractmethod
@@ -258,11 +293,14 @@ class Criterion(nn.Module, ABC):
         """Mean loss of outputs (B, outputs) against prepared targets (B, outputs)."""
 
     def validation_loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Mean loss of outputs against encoded targets, without the regularisation of training."""
+        """Mean loss of outputs against encoded targets, weighed as in training, without its regularisation."""
         return self.loss(outputs, self.prepare(targets))
 
-    def distillation_loss(self, outputs: Tensor, teacher: Tensor) -> Tensor:
-        """Mean loss of outputs against the outputs of a teacher, both (B, outputs)."""
+    def distillation_loss(self, outputs: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
+        """Mean loss of outputs against the outputs of a teacher; prepared targets may weigh the examples.
+
+        All three are (B, outputs).
+        """
         return (outputs - teacher).square().mean()
 
     def batch_metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:

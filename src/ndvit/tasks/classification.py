@@ -5,8 +5,11 @@ Loss, and the metrics of training and validation curves; those of a test are in 
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ndvit.config.bounds import brief
 from ndvit.evaluation.calibration import Calibration, calibrate
 from ndvit.evaluation.classification import ClassificationEvaluation
 from ndvit.tasks.base import Criterion, Linear, Metrics, Prediction, Probe, Ridge, Task
@@ -24,6 +28,11 @@ if TYPE_CHECKING:
     from ndvit.config.recipe import Recipe
 
 _TOP = 3  # classes in the one-line text of a prediction
+_LISTED = 20  # classes in the one-line text of a data set
+_WHOLE = re.compile(r"[-+]?\d+")
+_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.IGNORECASE)
+_LONGEST = 1000  # letters of the name of a class
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # data never have them: `load_source` escapes them
 
 
 @dataclass(frozen=True)
@@ -66,8 +75,10 @@ class Classification(Task):
         """The classes of the training set, or of all splits where there is none, sorted; by value if all are numbers.
 
         Raises:
-            ValueError: for fewer than two classes to train on, or classes that the training set lacks.
+            ValueError: for numbers with fractions, fewer than two classes to train on, or classes that the training set
+                lacks.
         """
+        check_classes([value for values in targets.values() for value in values], where)
         names = {split: {class_name(value) for value in values} for split, values in targets.items()}
         known = names["train"] if "train" in names else set().union(*names.values())
         try:
@@ -81,6 +92,20 @@ class Classification(Task):
                 listed = ", ".join(unknown[:10]) + f" and {len(unknown) - 10:,} more" * (len(unknown) > 10)
                 raise ValueError(f"{where}: classes {listed} are in the {split} set but not in the training set")
         return cls(classes)
+
+    @classmethod
+    def doubts(cls, targets: Mapping[str, Sequence[Any]]) -> list[str]:
+        """Whole numbers of nearly as many different values as examples, which may be quantities."""
+        values = [value for of_split in targets.values() for value in of_split]
+        names = {class_name(value) for value in values}
+        whole = all(_WHOLE.fullmatch(class_name(value)) and not isinstance(value, ClassName) for value in values)
+        if not whole or len(names) < 10 or 2 * len(names) < len(values):
+            return []
+        return [
+            f"the labels are whole numbers with {len(names):,} different values in {len(values):,} examples, and each "
+            "value is a class. If they are quantities, the targets are continuous, and regression is not there yet: "
+            "put them into a few bins first"
+        ]
 
     @property
     def num_outputs(self) -> int:
@@ -116,6 +141,16 @@ class Classification(Task):
             lines.append(f"{name:{width}}" + "".join(f"  {count[i]:>10,}" for count in counts.values()))
         return lines
 
+    def brief(self, targets: Mapping[str, np.ndarray]) -> str:
+        """The number of examples of each class in each split, in one line; of more than 20 classes the first."""
+        counts = np.stack([np.bincount(values, minlength=len(self.classes)) for values in targets.values()], 1)
+        rows = [f"{name} ({' + '.join(f'{n:,}' for n in row)})" for name, row in zip(self.classes, counts.tolist())]
+        line = f"{len(rows):,} classes, examples in {' + '.join(targets)}: {', '.join(rows[:_LISTED])}"
+        if len(rows) <= _LISTED:
+            return line
+        total = counts[_LISTED:].sum(1)
+        return f"{line} and {len(rows) - _LISTED:,} more of {total.min():,} to {total.max():,} examples each"
+
     def align(self, other: Task, where: str) -> tuple[np.ndarray | None, tuple[str, ...]]:
         """Translate the classes of data by name; for ImageNet's classes also by WordNet id or index."""
         if not isinstance(other, Classification):
@@ -138,6 +173,16 @@ class Classification(Task):
             f"{where} does not know the classes {few[0]}; it knows {few[1]}: rename them, or train it on them"
         )
 
+    def kept_outputs(self, other: Task) -> list[int | None] | None:
+        """Classes of the same name keep their outputs."""
+        index = {name: i for i, name in enumerate(other.classes)} if isinstance(other, Classification) else {}
+        kept = [index.get(name) for name in self.classes]
+        return None if all(place is None for place in kept) else kept
+
+    def output_names(self) -> list[str]:
+        """The classes."""
+        return list(self.classes)
+
     def to_dict(self) -> dict[str, Any]:
         """The classes."""
         return {"classes": list(self.classes)}
@@ -148,13 +193,18 @@ class Classification(Task):
         classes = values.get("classes")
         if set(values) != {"classes"} or not isinstance(classes, list | tuple):
             raise ValueError(f"a classification task has a list of classes, got {str(dict(values))[:80]}")
-        return cls(classes)
+        return cls(check_class_names(classes))
 
     def criterion(self, recipe: Recipe, targets: Tensor | None = None) -> ClassificationCriterion:
         """Cross-entropy over all classes, or of each class by itself, with label smoothing and class weights."""
         assert targets is not None or recipe.class_weight is None
         weight = None if targets is None else class_weights(recipe, targets, len(self.classes))
         return ClassificationCriterion(recipe, len(self.classes), weight)
+
+    def example_weights(self, recipe: Recipe, targets: Tensor, population: Tensor) -> Tensor | None:
+        """The weight of each example's class."""
+        weight = class_weights(recipe, population, len(self.classes))
+        return None if weight is None else weight[targets]
 
     def metrics(self) -> Metrics:
         """Accuracy and balanced accuracy."""
@@ -179,6 +229,9 @@ class Classification(Task):
     def solve_ridge(self, features: Tensor, targets: Tensor, recipe: Recipe, population: Tensor) -> Ridge:
         """Ridge regression on targets of -1 and 1, see `ridge_classifier`."""
         weight = class_weights(recipe, population, len(self.classes))
+        if weight is not None:  # the sample holds another share of a class than the training set does
+            ours, all_ = (torch.bincount(labels.cpu(), minlength=len(weight)) for labels in (targets, population))
+            weight = weight * all_ / ours.clamp(min=1)
         return ridge_classifier(features, targets, len(self.classes), weight)
 
     def probe(
@@ -199,9 +252,9 @@ class Classification(Task):
         """Logits -> probabilities."""
         return outputs.softmax(1)
 
-    def calibrate(self, outputs: Tensor, targets: Tensor) -> Calibration:
+    def calibrate(self, outputs: Tensor, targets: Tensor, weights: Tensor | None = None) -> Calibration:
         """Fit one temperature to validation data ("On Calibration of Modern Neural Networks", Guo et al., 2017)."""
-        return calibrate(outputs, targets)
+        return calibrate(outputs, targets, weights)
 
     def predictions(self, answers: np.ndarray, names: Sequence[str]) -> list[ClassPrediction]:
         """The most probable class of each example."""
@@ -211,6 +264,52 @@ class Classification(Task):
     def evaluate(self, answers: np.ndarray, targets: np.ndarray, names: Sequence[str]) -> ClassificationEvaluation:
         """Probabilities compared with labels."""
         return ClassificationEvaluation(self.classes, targets, answers, tuple(names))
+
+
+class ClassName(str):
+    """A raw target that is the name of a class whatever it looks like, such as that of a folder called NA or 1.5."""
+
+
+def literal_names(targets: Sequence[Any]) -> list[Any]:
+    """The raw targets as names of classes; those that are missing remain None."""
+    return [None if value is None else ClassName(class_name(value)) for value in targets]
+
+
+def check_classes(targets: Sequence[Any], where: str) -> None:
+    """Raise a ValueError if raw targets look continuous: numbers with fractions, also as text.
+
+    Text counts if all labels are numbers of different values, so that 1.1 and 1.10 are names.
+    """
+    unnamed = [value for value in targets if not isinstance(value, ClassName)]
+    distinct = {value for value in unnamed if isinstance(value, Real | str)}
+    fractions = [float(value) for value in distinct if isinstance(value, Real) and value % 1 != 0]  # infinity, too
+    if not fractions and all(isinstance(value, str) and _NUMBER.fullmatch(value) for value in unnamed):
+        values = {float(value) for value in distinct}
+        fractions = [value for value in values if not value.is_integer()] if len(values) == len(distinct) else []
+    if fractions:
+        some = ", ".join(f"{value:.6g}" for value in sorted(fractions)[:3])
+        raise ValueError(
+            f"{where}: the targets look continuous, with {len(distinct):,} different numbers such as {some}; "
+            "classification needs classes, and regression is not there yet. Put the numbers into a few bins "
+            "(numpy.digitize), or, if they are names of classes, set --literal-labels (literal_labels=True in Python)"
+        )
+
+
+def check_class_names(classes: Sequence[Any]) -> tuple[str, ...]:
+    """The names of classes that were read from a file, or passed by a user.
+
+    Raises:
+        ValueError: unless they are different texts that are not empty.
+    """
+    for name in classes:
+        if not isinstance(name, str) or not name.strip() or len(name) > _LONGEST or _CONTROLS.search(name):
+            raise ValueError(
+                f"classes must be texts of 1 to {_LONGEST:,} letters without control characters, got {brief(name)}"
+            )
+    if len(set(classes)) != len(classes):
+        twice = next(name for name, count in Counter(classes).items() if count > 1)
+        raise ValueError(f"classes must be a list of different names, got {brief(twice)} twice")
+    return tuple(classes)
 
 
 def class_name(value: Any) -> str:
@@ -252,10 +351,15 @@ def class_weights(recipe: Recipe, labels: Tensor, classes: int) -> Tensor | None
 class ClassificationCriterion(Criterion):
     """Cross-entropy against label distributions, over all classes (softmax) or of each class by itself (sigmoid).
 
+    A prepared target is the smoothed distribution of an example times the weight of its label, so its sum is the weight
+    of the example. Mixing averages distributions and weights alike. (Weights of the classes in the sum over the
+    classes, as in `torch.nn.CrossEntropyLoss`, would also multiply the smoothed part: a rare class would get its large
+    weight from the examples of all other classes.)
+
     Args:
         recipe: loss, label smoothing and distillation.
         classes: number of classes.
-        class_weight: (classes,) weights of the labels' loss, or None.
+        class_weight: (classes,) weights of the examples by their labels, or None.
     """
 
     class_weight: Tensor | None
@@ -266,46 +370,62 @@ class ClassificationCriterion(Criterion):
         self.register_buffer("class_weight", class_weight, persistent=False)
 
     def prepare(self, targets: Tensor) -> Tensor:
-        """Labels (B,) -> smoothed distributions over the classes (B, classes)."""
+        """Labels (B,) -> smoothed distributions over the classes, times the weight of the label: (B, classes)."""
         smoothing = self.recipe.label_smoothing
-        return F.one_hot(targets, self.classes) * (1 - smoothing) + smoothing / self.classes
+        smoothed = F.one_hot(targets, self.classes) * (1 - smoothing) + smoothing / self.classes
+        return smoothed if self.class_weight is None else smoothed * self.class_weight[targets, None]
+
+    def weights(self, targets: Tensor) -> Tensor:
+        """Weights (B,) of examples with these prepared targets."""
+        return targets.sum(1)
+
+    def unsmoothed(self, targets: Tensor) -> Tensor:
+        """Weighted shares of the labels (B, classes) in examples with these prepared targets."""
+        smoothing = self.recipe.label_smoothing
+        return (targets - self.weights(targets)[:, None] * (smoothing / self.classes)) / (1 - smoothing)
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Cross-entropy of logits (B, classes) against distributions (B, classes).
+        """Cross-entropy of logits (B, classes) against weighted distributions (B, classes).
 
-        For the sigmoid loss, a class is a positive if it has more than its share of the smoothing: both classes of a
-        mixed example are (DeiT III). The loss of an example is the sum over the classes (AugReg).
+        For the sigmoid loss, a class is a positive if a label of the example is of it: both classes of a mixed example
+        are (DeiT III). The loss of an example is the sum over the classes (AugReg), times its weight.
         """
         outputs = outputs.float()
         if self.recipe.loss == "softmax":
-            return F.cross_entropy(outputs, targets, self.class_weight)
-        smoothing = self.recipe.label_smoothing
-        positive = (targets > smoothing / self.classes + 1e-6).to(outputs.dtype)
+            return F.cross_entropy(outputs, targets)
+        smoothing, weights = self.recipe.label_smoothing, self.weights(targets)
+        positive = (self.unsmoothed(targets) > 1e-6 * weights[:, None]).to(outputs.dtype)
         positive = positive * (1 - smoothing) + smoothing / self.classes
         losses = F.binary_cross_entropy_with_logits(outputs, positive, reduction="none").sum(1)
-        if self.class_weight is not None:  # weights of whole examples: per class, positives and negatives would cancel
-            losses = losses * (targets * self.class_weight).sum(1)
-        return losses.mean()
+        return (losses if self.class_weight is None else losses * weights).mean()
 
     def validation_loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Cross-entropy of logits and labels, without smoothing and weights."""
-        return F.cross_entropy(outputs.float(), targets)
+        """Cross-entropy of logits and labels, weighed as in training, without smoothing."""
+        losses = F.cross_entropy(outputs.float(), targets, reduction="none")
+        return (losses if self.class_weight is None else losses * self.class_weight[targets]).mean()
 
-    def distillation_loss(self, outputs: Tensor, teacher: Tensor) -> Tensor:
+    def distillation_loss(self, outputs: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
         """Distance of a student from its teacher ("Training data-efficient image transformers & distillation", 2021).
 
         Hard: cross-entropy against the teacher's decisions. Soft: T^2 KL(teacher || student) of both softmaxes at
-        temperature T; the factor keeps gradients independent of T (Hinton et al., 2015).
+        temperature T; the factor keeps gradients independent of T (Hinton et al., 2015). An example has the weight of
+        its own label, whatever the teacher takes it for.
         """
         if self.recipe.distillation == "hard":
-            return F.cross_entropy(outputs, teacher.argmax(1))
-        temperature = self.recipe.temperature
-        student, target = ((logits / temperature).log_softmax(1) for logits in (outputs, teacher))
-        return temperature**2 * F.kl_div(student, target, reduction="batchmean", log_target=True)
+            losses = F.cross_entropy(outputs, teacher.argmax(1), reduction="none")
+        else:
+            temperature = self.recipe.temperature
+            student, target = ((logits / temperature).log_softmax(1) for logits in (outputs, teacher))
+            losses = temperature**2 * F.kl_div(student, target, reduction="none", log_target=True).sum(1)
+        return (losses if self.class_weight is None else losses * self.weights(targets)).mean()
 
     def batch_metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """Accuracy; the class of a mixed example is the larger part's."""
-        return {"accuracy": (outputs.argmax(1) == targets.argmax(1)).float().mean()}
+        """Accuracy. The class of a mixed example is the larger part's, and examples without weight do not count."""
+        if self.class_weight is None:
+            return {"accuracy": (outputs.argmax(1) == targets.argmax(1)).float().mean()}
+        shares = torch.where(self.class_weight > 0, self.unsmoothed(targets) / self.class_weight, 0)
+        right, counts = outputs.argmax(1) == shares.argmax(1), self.weights(targets) > 0
+        return {"accuracy": (right & counts).sum() / counts.sum().clamp(min=1)}
 
 
 class _Accuracies(Metrics):

@@ -144,37 +144,45 @@ def ridge_classifier(features: Tensor, labels: Tensor, classes: int, class_weigh
     one eigendecomposition gives for all examples ("Notes on Regularized Least Squares", Rifkin & Lippert, 2007). So the
     probabilities are calibrated although the solution may fit the training set exactly.
 
+    Weights apply to the squared errors, to the mean of features and targets, and to the log loss alike, so a weight of
+    2 does what a second copy of the example does. With the weights w, features X and penalty a, the dual solution is
+    (X X^T + a / w)^-1 of the centred targets, computed as S (S X X^T S + a)^-1 S with S = sqrt(w).
+
     Args:
-        features: (n, features), float32, centred on the training examples.
+        features: (n, features), float32, of similar spread.
         labels: (n,) integers from 0.
         classes: number of classes.
-        class_weight: (classes,) weights of the classes in the log loss, and so factors on their odds.
+        class_weight: (classes,) weights of the examples by their labels; None weighs all equally.
     """
-    odds = torch.zeros(classes, dtype=torch.float64, device=features.device)
-    if class_weight is not None:  # under a weighted log loss, calibrated probabilities are multiplied by the weight
-        class_weight = class_weight.to(odds)
-        odds = class_weight.clamp(min=1e-6).log()
     targets = 2 * F.one_hot(labels, classes).double() - 1
-    offset = targets.mean(0)
-    kernel = (features @ features.T).double()
-    # Features are centred, so the constant vector has eigenvalue 0. It belongs to the offset and must not be solved
+    weight = targets.new_ones(len(labels)) if class_weight is None else class_weight.to(targets)[labels]
+    weight = weight / weight.mean()
+    offset = (weight[:, None] * targets).mean(0)
+    mean = (weight[:, None] * features).mean(0).to(features)
+    features = features - mean
+    root = weight.sqrt()[:, None]
+    kernel = (features @ features.T).double() * root * root.T
+    # Features are centred, so the vector of the roots has eigenvalue 0. It belongs to the offset and must not be solved
     # for; lifted above all others, it is the last eigenvector and can be left out.
-    kernel += 10 * kernel.diagonal().mean() + 1
+    kernel += (10 * kernel.diagonal().mean() + 1) * root * root.T
     values, vectors = torch.linalg.eigh(kernel)
     values = values.clamp(min=0)
-    rotated = vectors.T @ (targets - offset)
+    rotated = vectors.T @ (root * (targets - offset))
     facts: dict[str, float] = {"loss": torch.inf}
     solution = torch.empty(0)
     for penalty in _PENALTIES * float(values[:-1].mean().clamp(min=1e-12)):
         inverse = 1 / (values + penalty)
         inverse[-1] = 0
-        dual = vectors @ (inverse[:, None] * rotated)
-        left_out = targets - dual / (vectors**2 @ inverse)[:, None].clamp(min=1e-12)
+        dual = root * (vectors @ (inverse[:, None] * rotated))
+        left_out = targets - dual / (weight * (vectors**2 @ inverse))[:, None].clamp(min=1e-12)
         for sharpness in _SHARPNESS:
-            loss = F.cross_entropy(left_out * sharpness + odds, labels, class_weight).item()
+            losses = F.cross_entropy(left_out * sharpness, labels, reduction="none")
+            loss = (weight * losses).mean().item()
             if loss < facts["loss"]:
-                accuracy = ((left_out * sharpness + odds).argmax(1) == labels).double().mean().item()
+                right = (left_out.argmax(1) == labels).double()
+                accuracy = (weight * right).mean().item()
                 facts = {"loss": loss, "accuracy": accuracy, "penalty": float(penalty), "sharpness": float(sharpness)}
                 solution = dual * sharpness
     facts["examples"] = float(len(labels))
-    return Ridge(solution.T.to(features) @ features, offset * facts["sharpness"] + odds, facts)
+    coefficients = solution.T.to(features) @ features
+    return Ridge(coefficients, offset * facts["sharpness"] - (coefficients @ mean).to(offset), facts)

@@ -111,6 +111,7 @@ class NetworkTeacher(Teacher):
         self.takes_mask = "mask" in inspect.signature(self.module.forward).parameters
         if not isinstance(teacher, Model):
             return
+        teacher.warn_of_assumptions()
         if teacher.untrained:
             raise ValueError(
                 f"{name} has {len(teacher.untrained)} newly initialised tensors ({teacher.untrained[0]}, ...), so it "
@@ -184,6 +185,8 @@ class _View:
 
     def __call__(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         x = self._standardise(x)
+        if self.wanted.unused_channels:
+            x = x.index_fill(1, torch.tensor(self.wanted.unused_channels, device=x.device), 0)
         if mask is not None:  # lines without any observation hold the mean, which is 0 under every standardisation
             x = x * mask.any(-1, keepdim=True)[:, None]
         if tuple(x.shape[2:]) == self.wanted.size:
@@ -201,6 +204,10 @@ class _View:
         a, b = self.own, self.wanted
         moments = (torch.tensor(values, dtype=torch.float64) for values in (a.mean, a.std, b.mean, b.std))
         old_mean, old_std, mean, std = moments
+        if self.pictures and a.levels != type(a).levels:  # grey values of more than 8 bits, in the teacher's levels
+            factor = (a.levels[1] - a.levels[0]) / (b.levels[1] - b.levels[0])
+            old_mean = (a.levels[0] - b.levels[0]) / (b.levels[1] - b.levels[0]) + old_mean * factor
+            old_std = old_std * factor
 
         def per_channel(values: Tensor) -> Tensor:
             return values.to(x.dtype).to(x.device).view(-1, *[1] * (x.ndim - 2))

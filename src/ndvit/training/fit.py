@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from ndvit.config.recipe import Recipe
 from ndvit.data.loading import Inputs
 from ndvit.evaluation.calibration import Calibration
-from ndvit.inference.batches import pick_device, predict_outputs
+from ndvit.files import make_folder
+from ndvit.inference.batches import Log, pick_device, predict_outputs
 from ndvit.model import Model, load_model
 from ndvit.network.committee import Committee, first_transformer, random_convolutions
 from ndvit.network.fast import only_read_tokens
@@ -35,7 +36,7 @@ from ndvit.training.callbacks.checkpoints import (
     step_of,
 )
 from ndvit.training.callbacks.metrics_file import METRICS_FILE, MetricsFile
-from ndvit.training.callbacks.progress import ProgressBar
+from ndvit.training.callbacks.progress import PlainProgress, ProgressBar
 from ndvit.training.callbacks.reading_watch import ReadingWatch
 from ndvit.training.callbacks.same_run import SameRun
 from ndvit.training.closed_form import check_solvers, solve_head, solve_random_convolutions
@@ -45,11 +46,9 @@ from ndvit.training.module import Augment, TrainingModule
 from ndvit.training.optim import pick_precision
 from ndvit.training.plan import Plan
 from ndvit.training.trackers import make_trackers
-from ndvit.weights.file import MODEL_FILE
+from ndvit.weights.file import MODEL_FILE, model_metadata
 
-Log = Callable[[str], Any]
 METRIC_ROWS = 200  # rows of training metrics over a run
-CHECKPOINTS = 20  # checkpoints and validations over a run
 
 
 @dataclass(frozen=True)
@@ -153,7 +152,7 @@ def fit(
         if plan.members > 1:
             log(f"member {i + 1} of {plan.members}")
         home = folder if folder is None or plan.members == 1 else folder / "members" / str(i)
-        member, result = _fit_member(plan, i, (train, val), teacher, home, resume, progress)
+        member, result = _fit_member(plan, i, (train, val), teacher, home, resume, progress, log)
         members.append(member.to("cpu"))
         fits.append(result)
         if result.interrupted:
@@ -167,7 +166,7 @@ def fit(
         log(note)
     if trained.interrupted:
         return trained
-    calibration = _calibrate(model, val, plan.recipe, progress)
+    calibration = _calibrate(model, train, val, plan.recipe, progress, log)
     if calibration.examples:
         log(str(calibration))
     return replace(trained, calibration=calibration)
@@ -181,6 +180,7 @@ def _fit_member(
     home: Path | None,
     resume: bool,
     progress: bool,
+    log: Log,
 ) -> tuple[Model, FitResult]:
     """Train one member, or load it from its folder if it is finished."""
     recipe = replace(plan.recipe, seed=plan.recipe.seed + number)
@@ -194,15 +194,18 @@ def _fit_member(
         return model, FitResult(steps, False, 0.0, rows, "cpu")
     model = plan.build(recipe.seed)  # also the first, so that the plan is unchanged and can be used again
     if home is not None:
-        home.mkdir(parents=True, exist_ok=True)
+        make_folder(home)
     if recipe.head == "solved":
-        result = _solve(model, inputs, recipe, home, progress)
+        result = _solve(model, inputs, recipe, home, progress, log)
     else:
         with only_trainable(first_transformer(model.network), recipe) as frozen:
             augment = plan.augmentation.per_batch
-            result = _descend(model, inputs, recipe, home, resume, progress, augment, teacher, frozen)
+            parts = (augment, teacher, frozen, plan.provenance)
+            result = _descend(model, inputs, recipe, home, resume, progress, log, *parts)
     model.network.eval()
     model.untrained = ()
+    if model.load_report is not None:  # the training has settled what was assumed of the weights
+        model.load_report = replace(model.load_report, assumed=(), no_task="")
     model.provenance = {**plan.provenance, **({} if alone else {"member": number}), "steps": result.steps}
     if home is not None and not alone and not result.interrupted:
         model.save(home / MODEL_FILE)
@@ -210,15 +213,15 @@ def _fit_member(
 
 
 def _solve(
-    model: Model, inputs: tuple[Inputs, Inputs | None], recipe: Recipe, folder: Path | None, progress: bool
+    model: Model, inputs: tuple[Inputs, Inputs | None], recipe: Recipe, folder: Path | None, progress: bool, log: Log
 ) -> FitResult:
     """Solve the head on frozen features: there are no steps and nothing to resume."""
     start, device, task = time.perf_counter(), pick_device(recipe.device), model.task
     assert task is not None
     convolutions = random_convolutions(model.network)
     if convolutions is not None:
-        solve_random_convolutions(convolutions, inputs[0], task, recipe)
-    row = solve_head(first_transformer(model.network), task, recipe, *inputs, progress)
+        solve_random_convolutions(convolutions, inputs[0], task, recipe, None if progress else log)
+    row = solve_head(first_transformer(model.network), task, recipe, *inputs, progress, log)
     metrics = MetricsFile(folder and folder / METRICS_FILE)
     metrics.log_metrics(row, 0)
     metrics.save()
@@ -232,17 +235,23 @@ def _descend(
     folder: Path | None,
     resume: bool,
     progress: bool,
+    log: Log,
     augment: Augment,
     teacher: Teacher | None,
     frozen: Sequence[nn.Module],
+    facts: dict[str, Any],
 ) -> FitResult:
-    """Train by gradient descent, in place."""
+    """Train by gradient descent, in place. Checkpoints hold `facts`, the provenance."""
     start = time.perf_counter()
+    # before the training mode is set, because a new model puts its network in eval mode
+    metadata = model_metadata(replace(model, untrained=(), provenance=facts))
     network, task, (train, val) = model.network, model.task, inputs
     assert task is not None
     assert val is not None or not recipe.early_stop
     steps = recipe.total_steps(len(train))
-    every = min(steps, recipe.val_every or math.ceil(steps / CHECKPOINTS))
+    every, validate = recipe.checkpoint_interval(steps), 0
+    if val is not None:
+        validate = recipe.validation_interval(steps, len(val))
     transformer, convolutions = first_transformer(network), random_convolutions(network)
     module = TrainingModule(
         network,
@@ -266,10 +275,10 @@ def _descend(
     if latest:
         same_run.check(read_checkpoint(latest))
     elif convolutions is not None:
-        solve_random_convolutions(convolutions, train, task, recipe)
+        solve_random_convolutions(convolutions, train, task, recipe, None if progress else log)
     done = step_of(latest) if latest else 0
     metrics = MetricsFile(folder and folder / METRICS_FILE, up_to=done)
-    newest = Checkpoints(folder and folder / "checkpoints", every, validates=val is not None)
+    newest = Checkpoints(folder and folder / "checkpoints", every, validates=validate, metadata=metadata)
     callbacks: list[Callback] = [same_run]
     best = None
     if recipe.early_stop:
@@ -277,8 +286,7 @@ def _descend(
         callbacks += [EarlyStopping("val_loss", patience=recipe.early_stop), best]
     if recipe.ema_decay:
         callbacks.append(MovingAverage(recipe.ema_decay))
-    if progress:
-        callbacks.append(ProgressBar(steps))
+    callbacks.append(ProgressBar(steps) if progress else PlainProgress(log, steps, done))
     # One Lightning epoch is the whole run: a stream of batches that can start at any step.
     stream = train.stream(
         recipe.batch_size,
@@ -298,7 +306,7 @@ def _descend(
             precision=pick_precision(recipe),  # type: ignore[arg-type]
             max_steps=steps,
             accumulate_grad_batches=recipe.accumulate,
-            val_check_interval=every * recipe.accumulate,
+            val_check_interval=(validate or every) * recipe.accumulate,
             check_val_every_n_epoch=None,
             num_sanity_val_steps=0,
             log_every_n_steps=1,  # Lightning warns of short runs otherwise; the module logs means itself
@@ -324,13 +332,17 @@ def _descend(
     return FitResult(trainer.global_step, newest.requested, seconds, metrics.rows, device, reading.note)
 
 
-def _calibrate(model: Model, val: Inputs | None, recipe: Recipe, progress: bool) -> Calibration:
+def _calibrate(
+    model: Model, train: Inputs, val: Inputs | None, recipe: Recipe, progress: bool, log: Log
+) -> Calibration:
     """Fit the temperature of a model to validation data, if the task has one."""
     if val is None or val.targets is None:
         return Calibration()
     assert model.task is not None
-    outputs = predict_outputs(model.network, val, recipe.batch_size, recipe.device, progress)
-    calibration = model.task.calibrate(outputs, val.targets) or Calibration()
+    outputs = predict_outputs(model.network, val, recipe.batch_size, recipe.device, progress, log)
+    assert train.targets is not None
+    weights = model.task.example_weights(recipe, val.targets, train.targets)
+    calibration = model.task.calibrate(outputs, val.targets, weights) or Calibration()
     model.temperature = calibration.temperature
     return calibration
 

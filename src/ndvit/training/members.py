@@ -12,16 +12,17 @@ import torch
 
 from ndvit.config import ViTConfig, named_config, plan_strides, stem_stride
 from ndvit.config.random_convolutions import RandomConvolutionOptions, default_features, split_legacy
-from ndvit.config.recipe import Recipe
+from ndvit.config.recipe import Recipe, Resize
 from ndvit.data.examples import Source
 from ndvit.data.fitting import fit_patch, fit_size, fit_to_weights
 from ndvit.data.preprocess import preprocess_from_dict
 from ndvit.data.preprocess.base import Preprocess
-from ndvit.files import replace_file
+from ndvit.files import make_folder, replace_file
 from ndvit.load_report import LoadReport
 from ndvit.model import Model, as_model
 from ndvit.network import VisionTransformer
 from ndvit.network.committee import Committee
+from ndvit.network.cost import check_memory
 from ndvit.network.random_convolutions import RandomConvolutions
 from ndvit.tasks.base import Task
 from ndvit.weights.building import build
@@ -29,19 +30,22 @@ from ndvit.weights.file import Checkpoint
 from ndvit.weights.opening import open_weights
 
 _ENOUGH = 10  # examples per output from which on the network has as much weight as the random convolutions
+_MANY = 500  # examples per output from which on it has more, because it learns from all of them
 _NETWORK_FILE = "checkpoints/network.json"
 
 
-def open_to_train(weights: Any, overrides: Mapping[str, Any]) -> Checkpoint:
+def open_to_train(weights: Any, overrides: Mapping[str, Any], ema: bool | None = None) -> Checkpoint:
     """The weights of a single transformer, from a path, a name, a `Model` or a `Checkpoint`.
 
     Raises:
-        ValueError: for an ensemble.
+        ValueError: for an ensemble, and for `ema` without a file to choose from.
     """
+    if ema is not None and isinstance(weights, Model | Checkpoint | None):
+        raise ValueError(f"ema={ema} chooses among the weights of a file: leave it out")
     if isinstance(weights, Model):
         weights = Checkpoint.from_model(weights)
     elif not isinstance(weights, Checkpoint):
-        weights = open_weights(weights, overrides)
+        weights = open_weights(weights, overrides, ema=ema)
     transformers = weights.transformers()
     if len(transformers) > 1:
         raise ValueError(
@@ -70,7 +74,7 @@ class Adapted:
             "report": asdict(self.report),
             "random_features": self.random_features,
         }
-        (folder / _NETWORK_FILE).parent.mkdir(exist_ok=True)
+        make_folder((folder / _NETWORK_FILE).parent)
         replace_file(folder / _NETWORK_FILE, json.dumps(values, indent=1))
 
     @classmethod
@@ -99,6 +103,7 @@ class MemberBuilder:
     fresh: bool
     features: int
     weight: float
+    trained_for: Task | None = None
 
     def seeded(self, recipe: Recipe) -> Callable[[int], Model]:
         """A function from a seed to a member."""
@@ -112,7 +117,8 @@ class MemberBuilder:
             if bias is not None:
                 for name, parameter in model.network.named_parameters():
                     if (self.fresh or name in model.untrained) and name in _HEAD_BIASES:
-                        torch.nn.init.constant_(parameter, bias)
+                        with torch.no_grad():
+                            parameter[self._new_outputs(model, name)] = bias
             if not self.fresh:
                 with torch.random.fork_rng([]):
                     convolutions = self._convolutions()
@@ -123,6 +129,13 @@ class MemberBuilder:
             return model
 
         return build_member
+
+    def _new_outputs(self, model: Model, name: str) -> list[int]:
+        """Outputs of a head bias that trained weights do not have."""
+        kept = None
+        if self.trained_for is not None and model.load_report is not None and name not in model.load_report.new:
+            kept = self.task.kept_outputs(self.trained_for)
+        return [i for i in range(self.task.num_outputs) if kept is None or kept[i] is None]
 
     def _convolutions(self) -> RandomConvolutions | None:
         if not self.features:
@@ -141,8 +154,9 @@ def member_builder(
     convolutions: RandomConvolutionOptions,
     checkpoint: Checkpoint | None,
     adapted: Adapted | None,
+    resize: Resize | None = None,
 ) -> MemberBuilder:
-    """Fit preprocessing and network to the data."""
+    """Fit preprocessing and network to the data; `resize` is that of the recipe."""
     task = data.task
     if adapted is not None:
         preprocess, usual_features = adapted.preprocess, adapted.random_features
@@ -153,7 +167,7 @@ def member_builder(
             return Model(network, task, preprocess, provenance=provenance, load_report=adapted.report)
 
     elif checkpoint is not None:
-        preprocess, fitting = fit_to_weights(data, checkpoint.config, checkpoint.preprocess, overrides)
+        preprocess, fitting = fit_to_weights(data, checkpoint.config, checkpoint.preprocess, overrides, resize)
         fitting = {"drop_path_rate": 0.0, **overrides, **fitting}
         usual_features = checkpoint.random_features
 
@@ -163,21 +177,35 @@ def member_builder(
 
     else:
         assert name is not None
-        preprocess, config = _new_network(data, name, overrides)
+        preprocess, config = _new_network(data, name, overrides, resize)
         usual_features = default_features(name, config.input_size)
 
         def transformer() -> Model:
             return Model(VisionTransformer(config), task, preprocess)
 
     weight = convolutions.rocket_weight
-    if weight is None:  # few examples per output teach a network less than the random convolutions know
-        weight = 1 - min(0.5, len(data.train) / task.num_outputs / _ENOUGH / 2)
+    if weight is None:
+        weight = usual_weight(len(data.train) / task.num_outputs)
     fresh = adapted is None and checkpoint is None
     features = convolutions.features(usual_features, preprocess.size)
-    return MemberBuilder(task, preprocess, transformer, fresh, features, weight)
+    trained_for = None if checkpoint is None else checkpoint.task
+    return MemberBuilder(task, preprocess, transformer, fresh, features, weight, trained_for)
 
 
-def _new_network(data: Source, name: str, overrides: Mapping[str, Any]) -> tuple[Preprocess, ViTConfig]:
+def usual_weight(examples: float) -> float:
+    """Default weight of random convolutions beside a network, for this many training examples per output.
+
+    Few examples teach a network less than random convolutions know. Of many examples it learns what a linear solution
+    on a sample of them cannot express, and that holds better for other recordings than those in the training set.
+    """
+    if examples < _ENOUGH:
+        return 1 - examples / _ENOUGH / 2
+    return 0.5 * min(1.0, _MANY / examples)
+
+
+def _new_network(
+    data: Source, name: str, overrides: Mapping[str, Any], resize: Resize | None
+) -> tuple[Preprocess, ViTConfig]:
     """Preprocessing and config of a named network for the data.
 
     The input size is the user's, or the one in the name, or that of the data, rounded up to whole patches.
@@ -196,7 +224,7 @@ def _new_network(data: Source, name: str, overrides: Mapping[str, Any]) -> tuple
     # Options that cannot work are refused before the data is read.
     small = (4 * stem_stride(stem, depths, strides),) * dims
     probe = named_config(name, **{**overrides, "input_size": small, "patch_size": 1})
-    preprocess = fit_size(data, size)
+    preprocess = fit_size(data, size, resize)
     if probe.stem in ("inception", "residual") and "stem_strides" not in overrides:
         strides = plan_strides(preprocess.size, len(probe.stem_depths))
     preprocess, patch = fit_patch(preprocess, size, patch, stem, stem_stride(stem, depths, strides))
@@ -208,4 +236,6 @@ def _new_network(data: Source, name: str, overrides: Mapping[str, Any]) -> tuple
         "in_channels": preprocess.channels,
         "num_classes": data.task.num_outputs,
     }
-    return preprocess, named_config(name, **values)
+    config = named_config(name, **values)
+    check_memory(config)
+    return preprocess, config

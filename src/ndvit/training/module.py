@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from ndvit.config.recipe import Recipe
 from ndvit.data.loading import Batch
 from ndvit.network import VisionTransformer
-from ndvit.network.committee import first_transformer
+from ndvit.network.committee import Committee, first_transformer
+from ndvit.network.random_convolutions import RandomConvolutions
 from ndvit.tasks.base import Criterion, Task
 from ndvit.training.callbacks.checkpoints import rename_legacy
 from ndvit.training.distillation import Teacher
@@ -55,9 +56,9 @@ def training_loss(
         assert second is not None
         if teacher is None:
             return (loss + criterion.loss(second, targets)) / 2
-        return (1 - share) * loss + share * criterion.distillation_loss(second, teacher)
+        return (1 - share) * loss + share * criterion.distillation_loss(second, teacher, targets)
     if teacher is not None:
-        loss = (1 - share) * loss + share * criterion.distillation_loss(output, teacher)
+        loss = (1 - share) * loss + share * criterion.distillation_loss(output, teacher, targets)
     if second is not None:
         loss = loss + recipe.stem_loss * criterion.loss(second, targets)
     return loss
@@ -107,6 +108,8 @@ class TrainingModule(pl.LightningModule):
         example = torch.zeros(2, task.num_outputs)
         self.metric_names = ("loss", *self.criterion.batch_metrics(example, example))
         # Sums of loss and metrics, and their number. They are in checkpoints, so that a resumed run logs the same rows.
+        self._newest = math.nan
+        self._constant: dict[int, Tensor] = {}  # outputs of random convolutions on batches of the validation set
         self.register_buffer("sums", torch.zeros(len(self.metric_names) + 1))
 
     @property
@@ -147,9 +150,14 @@ class TrainingModule(pl.LightningModule):
         elif self.device.type == "mps":
             torch.mps.manual_seed(seed)
 
+    def recent_loss(self) -> float:
+        """Mean training loss since the last row of metrics, or that of the last row if it was just logged."""
+        return float(self.sums[0] / self.sums[-1]) if self.sums[-1] else self._newest
+
     def _log_means(self) -> None:
         """Log a row of metrics: means since the last row."""
         means = (self.sums[:-1] / self.sums[-1]).tolist()
+        self._newest = means[0]
         self.sums.zero_()
         rate = max(group["lr"] for group in self.trainer.optimizers[0].param_groups)
         row = {f"train_{name}": value for name, value in zip(self.metric_names, means)} | {"learning_rate": rate}
@@ -168,10 +176,26 @@ class TrainingModule(pl.LightningModule):
         """Add a batch to loss and metrics of the validation set; batches are weighted by their size."""
         targets = batch.targets
         assert targets is not None
-        outputs = self.model(batch.x, batch.mask)
+        outputs = self._validated(batch, batch_idx)
         self.metrics.update(outputs, targets)
         loss = self.criterion.validation_loss(outputs, targets)
         self.log("val_loss", loss, prog_bar=True, batch_size=len(targets))
+
+    def _validated(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Outputs on a batch of the validation set. Random convolutions do not change, so they are computed once."""
+        if not isinstance(self.model, Committee):
+            outputs: Tensor = self.model(batch.x, batch.mask)
+            return outputs
+        parts = []
+        for member in self.model.members:
+            constant = isinstance(member, RandomConvolutions)
+            if not constant or batch_idx not in self._constant:
+                parts.append(member(batch.x, batch.mask))
+                if constant:
+                    self._constant[batch_idx] = parts[-1]
+            else:
+                parts.append(self._constant[batch_idx])
+        return self.model.combined(parts)
 
     def on_validation_epoch_end(self) -> None:
         """Log the metrics of the whole validation set; the first is in the progress bar."""

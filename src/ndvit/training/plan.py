@@ -15,12 +15,14 @@ from typing import Any
 import numpy as np
 
 from ndvit import __version__
+from ndvit.config.bounds import Members, checked
 from ndvit.config.options import split_options
 from ndvit.config.recipe import Recipe
 from ndvit.data.augment import Augmentation, plan_augmentation
 from ndvit.data.examples import Source
 from ndvit.data.loading import Inputs
-from ndvit.data.messages import listing
+from ndvit.data.messages import listing, warn_of_doubts
+from ndvit.data.preprocess import describe_fit
 from ndvit.data.preprocess.base import Preprocess
 from ndvit.data.sources.load import load_source
 from ndvit.data.splits import hold_out
@@ -29,11 +31,12 @@ from ndvit.model import Model
 from ndvit.network.committee import first_transformer
 from ndvit.tasks.base import Task
 from ndvit.training.adapters import check_adapters, describe_trainable
-from ndvit.training.cost import Cost, estimate_cost
+from ndvit.training.cost import Cost, estimate_cost, foresee
 from ndvit.training.isolation import isolated
 from ndvit.training.members import Adapted, member_builder, open_to_train
 from ndvit.training.presets import choose
 from ndvit.training.trackers import check_tracker
+from ndvit.weights.opening import split_part
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,10 +49,13 @@ class Request:
         preset: name of a preset, or "auto".
         model: name of a network; None leaves it to the preset.
         weights: trained weights to start from: a path, a name, `hf:...`, a `Model` or a `Checkpoint`.
+        ema: which weights of a file with several copies of a network, as in `load_model`.
         members: networks in the ensemble.
         teacher: what the networks also learn from, see `make_teacher`.
         test_fraction: share of the examples that is held out for testing if the source has no test set; 0 for none.
-        skip_bad: leave unreadable examples out.
+        skip_bad: leave unreadable examples, and those without a label, out.
+        literal_labels: take every label as the name of a class, see `load_source`.
+        drop_copies: leave exact copies out.
         options: fields of `Recipe`, `ViTConfig` and `RandomConvolutionOptions`.
         progress: show progress bars while reading.
     """
@@ -59,10 +65,13 @@ class Request:
     preset: str = "auto"
     model: str | None = None
     weights: Any = None
+    ema: bool | None = None
     members: int = 1
     teacher: Any = None
     test_fraction: float = 0.2
     skip_bad: bool = False
+    literal_labels: bool = False
+    drop_copies: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
     progress: bool = True
 
@@ -156,7 +165,13 @@ class Plan:
         """What `train` prints before it starts."""
         report = self.first.load_report
         facts = "; ".join(f"{name}: {value}" for name, value in self.facts().items())
-        return [*self.notes, *([] if report is None else [str(report)]), *self.data.decisions, facts]
+        counts = self.task.brief(self._targets())
+        return [*self.notes, *([] if report is None else [str(report)]), *self.data.decisions, counts, facts]
+
+    def _targets(self) -> dict[str, np.ndarray]:
+        """Encoded targets of each split that has examples."""
+        parts = {"train": self.data.train, "val": self.data.val, "test": self.data.test}
+        return {name: part.targets for name, part in parts.items() if part and part.targets is not None}
 
     def __str__(self) -> str:
         """The whole plan, for `ndvit train --dry-run`."""
@@ -179,23 +194,21 @@ class Plan:
                 lines += [f"{'':8} {note}" for note in (*split, *data.notes)]
             if name == "preset":
                 lines += [f"{'':8} {note}" for note in self.notes]
-        parts = {"train": data.train, "val": data.val, "test": data.test}
-        targets = {name: part.targets for name, part in parts.items() if part and part.targets is not None}
-        return "\n".join([*lines, "", *self.task.summary(targets)])
+        return "\n".join([*lines, "", *self.task.summary(self._targets())])
 
 
 def plan(request: Request, *, resumed: Path | None = None) -> Plan:
-    """Decide what a run will do. Nothing is trained, written or printed.
+    """Decide what a run will do. Nothing is trained, written or printed; doubts about the data are warnings.
 
     Args:
         request: what is wanted.
         resumed: folder of an unfinished run whose settings the request repeats; presets are then not applied again.
 
     Raises:
-        ValueError: for data, options or combinations that cannot work, with the remedy.
+        ValueError: for data, options or combinations that cannot work, with the remedy; among them a training step that
+            needs more memory than there is.
     """
-    if not isinstance(request.members, int) or isinstance(request.members, bool) or request.members < 1:
-        raise ValueError(f"members must be a whole number of at least 1, got {request.members!r}")
+    checked("members", Members, request.members)
     if request.weights is not None and request.model is not None:
         raise ValueError(f"weights have their own network: pass model={request.model!r} or weights, not both")
     recipe, overrides, convolutions = split_options(request.options)
@@ -203,8 +216,8 @@ def plan(request: Request, *, resumed: Path | None = None) -> Plan:
     check_tracker(recipe)
     adapted = None if resumed is None else Adapted.read(resumed)
     checkpoint = None
-    if request.weights is not None and adapted is None:
-        checkpoint = open_to_train(request.weights, overrides)  # refused before a large source is read
+    if (request.weights is not None or request.ema is not None) and adapted is None:
+        checkpoint = open_to_train(request.weights, overrides, request.ema)  # refused before a large source is read
     data = request.source
     if not isinstance(data, Source):
         data = load_source(
@@ -213,6 +226,8 @@ def plan(request: Request, *, resumed: Path | None = None) -> Plan:
             test_fraction=request.test_fraction,
             seed=recipe.seed,
             skip_bad=request.skip_bad,
+            literal_labels=request.literal_labels,
+            drop_copies=request.drop_copies,
             progress=request.progress,
         )
     notes: tuple[str, ...] = ()
@@ -222,11 +237,15 @@ def plan(request: Request, *, resumed: Path | None = None) -> Plan:
         preset, name, notes = choice.preset, choice.model, choice.notes
         recipe, overrides, convolutions = split_options(choice.options)
     data = hold_out_validation(data, recipe)
-    builder = member_builder(data, name, overrides, convolutions, checkpoint, adapted)
+    builder = member_builder(data, name, overrides, convolutions, checkpoint, adapted, recipe.resize)
     build_member = builder.seeded(recipe)
     with isolated():
         first = build_member(recipe.seed)
     config = first.config
+    steps = 0 if recipe.head == "solved" else recipe.total_steps(len(data.train))
+    found = describe_fit(data, builder.preprocess) + foresee(first, recipe, len(data.train), steps, request.members)
+    warn_of_doubts(found)
+    data = replace(data, notes=(*data.notes, *found))
     check_adapters(recipe, config.depth, taught=request.teacher is not None)
     if recipe.batch_size == 1 and config.head_norm == "batch":
         raise ValueError(
@@ -235,6 +254,8 @@ def plan(request: Request, *, resumed: Path | None = None) -> Plan:
     report = first.load_report
     provenance = {"model": name or source_name(report.source if report else ""), "seed": recipe.seed}
     provenance |= {"ndvit": __version__}
+    if recipe.class_weight is not None:
+        provenance["class_weight"] = recipe.to_dict()["class_weight"]
     if report is not None:
         licence = first.provenance.get("licence")
         provenance |= {"weights": report.source, "adapted": report.to_dict()["adapted"]}
@@ -265,7 +286,7 @@ def hold_out_validation(data: Source, recipe: Recipe) -> Source:
         ValueError: for early stopping without validation data.
     """
     if data.val is not None:
-        return data
+        return _note_missing(data)
     fraction, requested = recipe.val_fraction, recipe.val_fraction is not None
     if fraction and data.train.streamed:
         raise ValueError(
@@ -291,11 +312,27 @@ def hold_out_validation(data: Source, recipe: Recipe) -> Source:
     return replace(data, train=train, val=val, notes=(*data.notes, note))
 
 
+def _note_missing(data: Source) -> Source:
+    """Note strata of the training set, such as classes, that the data's own validation set lacks."""
+    assert data.val is not None
+    known, there = (
+        set() if part.targets is None or (strata := data.task.strata(part.targets)) is None else set(strata.tolist())
+        for part in (data.train, data.val)
+    )
+    missing = [data.task.stratum_name(stratum) for stratum in sorted(known - there)]
+    if not there or not missing:
+        return data
+    note = (
+        f"the validation set has no example of {listing(missing)}, so its metrics and the temperature do not know them"
+    )
+    return replace(data, notes=(*data.notes, note))
+
+
 def source_name(source: Any) -> str:
     """A short name of a source of data or weights, suitable for a folder."""
     if not isinstance(source, str | Path):
         return "arrays"
-    text = str(source)
+    text = str(split_part(source)[0])
     if not Path(text).exists() and text.startswith(("ucr:", "hf:")):
         return text.partition(":")[2].partition("?")[0].replace("/", "-").lower()
     path = Path(text).resolve()

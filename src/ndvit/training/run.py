@@ -8,6 +8,7 @@ import shlex
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from ndvit.data.loading import Inputs
 from ndvit.data.sources.load import builtin_sources
 from ndvit.evaluation.base import Evaluation
 from ndvit.evaluation.report import Report, write_report
-from ndvit.files import refuse_existing, replace_file
+from ndvit.files import contents, make_folder, refuse_busy, refuse_existing, replace_file, sole_process
 from ndvit.inference.batches import predict_answers
 from ndvit.model import Model
 from ndvit.tasks.base import Task, task_class
@@ -30,9 +31,11 @@ from ndvit.training.fit import FitResult, Trained, fit
 from ndvit.training.isolation import isolated
 from ndvit.training.plan import Plan, Request, plan, source_name
 from ndvit.weights.file import MODEL_FILE
+from ndvit.weights.opening import split_part
 
 CONFIG_FILE, RESULTS_FILE, REPORT_FILE = "config.yaml", "results.json", "report.html"
 _HEAD = "# ndvit "  # first characters of every config.yaml
+_CONFIG_BYTES = 1_000_000
 _IN_MEMORY = "in memory: "  # marks a teacher that config.yaml cannot name
 _SETTINGS: dict[str, Any] = {  # settings of a run beside the options, with their types
     "source": str | None,
@@ -40,13 +43,19 @@ _SETTINGS: dict[str, Any] = {  # settings of a run beside the options, with thei
     "preset": str,
     "model": str | None,
     "weights": str | None,
+    "ema": bool | None,
     "members": int,
     "teacher": str | None,
     "test_fraction": float | int,
     "skip_bad": bool,
+    "literal_labels": bool,
+    "drop_copies": bool,
 }
-_DEFAULTS = {"task": "classification", "preset": "basic", "weights": None, "members": 1, "teacher": None}
+_DEFAULTS = {"task": "classification", "preset": "basic", "weights": None, "ema": None, "members": 1, "teacher": None}
+_DEFAULTS |= {"literal_labels": False, "drop_copies": False}
 """Settings that runs of earlier versions lack."""
+_KEPT = ("source", "test_fraction", "literal_labels", "drop_copies")
+"""Settings that travel in the model file, so that the source can be read again as in the training."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,12 +93,15 @@ def train(
     preset: str = "auto",
     model: str | None = None,
     weights: str | Path | None = None,
+    ema: bool | None = None,
     members: int = 1,
     teacher: Any = None,
     output: str | Path | None = None,
     force: bool = False,
     test_fraction: float = 0.2,
     skip_bad: bool = False,
+    literal_labels: bool = False,
+    drop_copies: bool = False,
     progress: bool = True,
     log: Callable[[str], Any] = print,
     **options: Any,
@@ -105,13 +117,18 @@ def train(
         model: a name that `create_model` knows. `vit_SIZE` and `signal_SIZE` take dimensions and patch from the data.
             None is the preset's network, or that of the weights.
         weights: trained weights to start from, as in `load_model`: a file, a run, a published name, `hf:...`.
+        ema: which weights of a file with several copies of a network, as in `load_model`.
         members: networks in an ensemble, trained one after the other from the seeds seed, seed + 1, ...
         teacher: what the networks also learn from, see `make_teacher`: "minirocket", "multirocket", an earlier run or
             anything that `load_model` takes, a torch module, or a classifier with the interface of scikit-learn.
         output: the run folder; None creates a new one under `runs/`.
         force: replace an existing run folder.
         test_fraction: share of the examples held out for testing if the source has no test set.
-        skip_bad: leave unreadable files out instead of raising an error.
+        skip_bad: leave unreadable files, and examples without a label, out instead of raising an error.
+        literal_labels: take every label as the name of a class, also NA, null and the like, which otherwise stand for
+            missing labels, and numbers with fractions, which otherwise are refused as continuous.
+        drop_copies: leave out exact copies of examples: those of test examples leave the training set, and equal
+            examples with different labels are all left out. By default, copies are only reported.
         progress: show progress bars.
         log: receives each line about the run.
         **options: fields of `Recipe` (seed, steps, learning_rate, ...), of `ViTConfig` (patch_size, depth, ...) or of
@@ -127,10 +144,13 @@ def train(
         "preset": preset,
         "model": model,
         "weights": _as_written(weights, weights=True),
+        "ema": ema,
         "members": members,
         "teacher": _teacher_as_written(teacher),
         "test_fraction": test_fraction,
         "skip_bad": skip_bad,
+        "literal_labels": literal_labels,
+        "drop_copies": drop_copies,
     }
     request = Request(
         source=source,
@@ -138,14 +158,28 @@ def train(
         preset=preset,
         model=model,
         weights=weights,
+        ema=ema,
         members=members,
         teacher=teacher,
         test_fraction=test_fraction,
         skip_bad=skip_bad,
+        literal_labels=literal_labels,
+        drop_copies=drop_copies,
         options=options,
         progress=progress,
     )
-    return _run(request, settings, _new_folder(request, output, force), resume=False, log=log)
+    folder = _new_folder(request, output, force)
+    started = time.perf_counter()
+    planned = _planned(request, settings, None, log)
+    text = _settings_text({**settings, "preset": planned.preset, "model": planned.model}, planned)
+    with ExitStack() as held:  # the folder is taken when everything that can be refused has been checked
+
+        def begin() -> None:
+            make_folder(folder)
+            held.enter_context(sole_process(folder))
+            _start(folder, text, force)
+
+        return _run(planned, request, folder, text, started, resume=False, log=log, begin=begin)
 
 
 def describe_plan(source: Any, *, output: str | Path | None = None, force: bool = False, **arguments: Any) -> str:
@@ -184,9 +218,17 @@ def resume(
     folder = Path(folder)
     if not (folder / CONFIG_FILE).is_file():
         raise FileNotFoundError(f"{folder} holds no run to resume: it has no {CONFIG_FILE}")
+    with sole_process(folder):
+        return _resume(folder, source, teacher, progress, log)
+
+
+def _resume(folder: Path, source: Any, teacher: Any, progress: bool, log: Callable[[str], Any]) -> Run:
+    """`resume` in a folder that no other process uses."""
     if (folder / MODEL_FILE).is_file():
         raise ValueError(f"{folder} is finished: it has a {MODEL_FILE}. Train again with another output folder")
-    settings = _DEFAULTS | read_config(folder / CONFIG_FILE)
+    started = time.perf_counter()
+    text = _read_text(folder / CONFIG_FILE)
+    settings = _DEFAULTS | _parse_config(text, folder / CONFIG_FILE)
     for name, kind in _SETTINGS.items():
         if name not in settings or not isinstance(settings[name], kind):
             raise ValueError(
@@ -204,33 +246,76 @@ def resume(
     options = {name: value for name, value in settings.items() if name not in _SETTINGS}
     settings = {name: settings[name] for name in _SETTINGS}
     request = Request(**{**settings, "source": source, "teacher": teacher}, options=options, progress=progress)
-    return _run(request, settings, folder, resume=True, log=log)
+    planned = _planned(request, settings, folder, log)
+    return _run(planned, request, folder, text, started, resume=True, log=log)
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The settings in a config.yaml."""
+    """The settings in a config.yaml: flat values and lists of them, without the aliases and objects of YAML.
+
+    Raises:
+        ValueError: if it is not that, with the file.
+    """
+    return _parse_config(_read_text(path), path)
+
+
+def _read_text(path: Path) -> str:
+    if path.stat().st_size > _CONFIG_BYTES:
+        raise ValueError(f"{path} has {path.stat().st_size:,} bytes, at most {_CONFIG_BYTES:,} are read as settings")
     try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not readable YAML: {error}") from error
+
+
+class _FlatLoader(yaml.SafeLoader):
+    """YAML without aliases, from which a few lines can make billions of values."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark
+            raise yaml.YAMLError(f"aliases (*name) are not read, line {mark.line + 1} has one")
+        return super().compose_node(parent, index)
+
+
+def _parse_config(text: str, path: Path) -> dict[str, Any]:
+    try:
+        settings = yaml.load(text, _FlatLoader)
+    except RecursionError:
+        raise ValueError(f"{path} is not readable YAML: its values nest too deep") from None
+    except (yaml.YAMLError, ValueError, LookupError, TypeError, OverflowError) as error:  # the last: values of a tag
+        raise ValueError(f"{path} is not readable YAML: {' '.join(str(error).split())}") from error
     if not isinstance(settings, dict):
         raise ValueError(f"{path} must hold settings as `name: value` lines, got {type(settings).__name__}")
+    for name, value in settings.items():
+        if not isinstance(name, str):
+            raise ValueError(f"{path}: the name of a setting is text, got {name!r}")
+        for one in value if isinstance(value, list) else [value]:
+            if one is not None and type(one) not in (bool, int, float, str):
+                raise ValueError(f"{path}: {name} must be a value or a list of values, got a {type(one).__name__}")
     return settings
 
 
-def _run(request: Request, settings: dict[str, Any], folder: Path, *, resume: bool, log: Callable[[str], Any]) -> Run:
-    """Plan, train, test and write everything."""
-    started = time.perf_counter()
-    planned = plan(request, resumed=folder if resume else None)
-    planned.provenance.update({name: settings[name] for name in ("source", "test_fraction")})
+def _planned(request: Request, settings: dict[str, Any], resumed: Path | None, log: Callable[[str], Any]) -> Plan:
+    planned = plan(request, resumed=resumed)
+    planned.provenance.update({name: settings[name] for name in _KEPT})
     for line in planned.lines():
         log(line)
+    return planned
 
-    def begin() -> None:
-        if not resume:
-            chosen = {"preset": planned.preset, "model": planned.model}
-            _write_settings(folder, {**settings, **chosen, **planned.options, **planned.recipe.to_dict()})
 
+def _run(
+    planned: Plan,
+    request: Request,
+    folder: Path,
+    config: str,
+    started: float,
+    *,
+    resume: bool,
+    log: Callable[[str], Any],
+    begin: Callable[[], None] | None = None,
+) -> Run:
+    """Train, test and write everything. `config` is the content of config.yaml."""
     trained = fit(planned, folder, resume=resume, progress=request.progress, log=log, begin=begin)
     if trained.interrupted:
         command = f"ndvit train --resume {shlex.quote(str(folder))}"
@@ -238,41 +323,53 @@ def _run(request: Request, settings: dict[str, Any], folder: Path, *, resume: bo
         return Run(folder, trained.model, None, trained.fit)
     data, recipe, model = planned.data, planned.recipe, trained.model
     inputs = Inputs(data.test, planned.preprocess)
-    answers = predict_answers(model, inputs, recipe.batch_size, recipe.device, request.progress)
+    answers = predict_answers(model, inputs, recipe.batch_size, recipe.device, request.progress, log=log)
     assert data.test.targets is not None
     evaluation = data.task.evaluate(answers, data.test.targets, data.test.names)
     model.provenance |= evaluation.metadata()
     run = Run(folder, model.to("cpu"), evaluation, trained.fit)
     seconds = time.perf_counter() - started
-    _write_results(run, planned, trained, f"{seconds:.0f} s in all{' since the run was resumed' * resume}")
+    _write_results(run, planned, trained, f"{seconds:.0f} s in all{' since the run was resumed' * resume}", config)
     log(f"test {evaluation.headline(data.train.targets)} after {trained.fit.seconds:.0f} s of training")
     log(f"report: {run.report}")
     return run
 
 
-def _write_settings(folder: Path, settings: dict[str, Any]) -> None:
-    """Start a run folder with its config.yaml. An earlier run in the folder is removed only now."""
+def _settings_text(settings: dict[str, Any], planned: Plan) -> str:
+    """The content of config.yaml."""
     rerun = f"ndvit train --config {CONFIG_FILE} --output NEW_FOLDER"
     if settings["source"] is None:
         rerun = "the source was arrays; in Python, train(arrays, **settings)"
+    settings = {**settings, **planned.options, **planned.recipe.to_dict()}
     plain = {name: list(v) if isinstance(v, tuple) else v for name, v in settings.items()}
-    text = f"{_HEAD}{__version__}. Rerun: {rerun}\n{yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)}"
-    if folder.is_dir() and any(folder.iterdir()):
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    try:  # of two runs that start in the same folder, one gets it
-        (folder / CONFIG_FILE).touch(exist_ok=False)
-    except FileExistsError:
-        raise FileExistsError(f"another run has just started in {folder}: choose another output") from None
-    replace_file(folder / CONFIG_FILE, text)
+    return f"{_HEAD}{__version__}. Rerun: {rerun}\n{yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)}"
+
+
+def _start(folder: Path, config: str, force: bool) -> None:
+    """Begin a run in a folder that this process holds, by its config.yaml; an earlier run is removed only now.
+
+    The old model goes first and the old config.yaml last, so that what a killed process leaves is an unfinished run.
+    """
+    old = contents(folder)
+    if old and not (force and _is_run(folder)):
+        raise FileExistsError(f"another run has just started in {folder}: choose another output")
+    for path in sorted(old, key=lambda path: path.name != MODEL_FILE):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != CONFIG_FILE:
+            path.unlink()
+    replace_file(folder / CONFIG_FILE, config)
 
 
 @isolated()  # matplotlib, which draws the report, is not made for several threads
-def _write_results(run: Run, planned: Plan, trained: Trained, time_in_words: str) -> None:
+def _write_results(run: Run, planned: Plan, trained: Trained, time_in_words: str, settings: str) -> None:
     """Write the files of a finished run. The model comes last, because a folder with a model is a finished run."""
     evaluation, data, recipe = run.evaluation, planned.data, planned.recipe
     assert evaluation is not None
     config = run.folder / CONFIG_FILE
+    make_folder(run.folder)
+    if not config.is_file():  # somebody has removed it
+        replace_file(config, settings)
     last_seed = recipe.seed + planned.members - 1
     command = f"ndvit train --config {shlex.quote(str(config))} --output NEW_FOLDER"
     facts = planned.facts() | {
@@ -289,7 +386,8 @@ def _write_results(run: Run, planned: Plan, trained: Trained, time_in_words: str
         history=run.fit.history,
         evaluation=evaluation,
         examples=data.test,
-        config=config.read_text(encoding="utf-8"),
+        view=planned.preprocess.view,
+        config=settings,
         command=command if planned.provenance["source"] else "# in Python, on the same arrays: train(arrays, ...)",
     )
     write_report(page, run.report)
@@ -301,9 +399,11 @@ def _as_written(source: Any, weights: bool = False) -> str | None:
     """A source as config.yaml stores it: paths are absolute; None for arrays."""
     if not isinstance(source, str | Path):
         return None
+    source, part = split_part(source) if weights else (source, None)
     path = Path(source).expanduser()
     is_name = isinstance(source, str) and (source.lower() in builtin_sources() or source.lower().startswith("ucr:"))
-    return str(path.resolve()) if path.exists() and (weights or not is_name) else str(source)
+    written = str(path.resolve()) if path.exists() and (weights or not is_name) else str(source)
+    return written if part is None else f"{written}#{part}"
 
 
 def _teacher_as_written(teacher: Any) -> str | None:
@@ -323,17 +423,23 @@ def _new_folder(request: Request, output: str | Path | None, force: bool) -> Pat
         raise ValueError("test_fraction must be above 0: a run ends with a test")
     if output is None:
         network = source_name(request.weights) if request.weights else request.preset
-        name = f"{source_name(request.source)}-{request.model or network}"
+        name = f"{source_name(request.source)}-{request.model or network}"[:100]
         numbered = (Path("runs") / (name if i == 1 else f"{name}-{i}") for i in range(1, 1_000_000))
         return next(folder for folder in numbered if not folder.exists())
     folder = Path(output)
     refuse_existing(folder, force, kind="run")
-    empty = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+    empty = not folder.exists() or (folder.is_dir() and not contents(folder))
+    refuse_busy(folder)
     if not empty and not _is_run(folder):
         raise FileExistsError(f"{folder} exists and is not a run of ndvit, so it is not replaced even with force")
     return folder
 
 
 def _is_run(folder: Path) -> bool:
+    """Whether a folder is a run of any version, or what a killed process has left of one."""
     config = folder / CONFIG_FILE
-    return config.is_file() and config.read_text(encoding="utf-8", errors="replace").startswith(_HEAD)
+    if not config.is_file():
+        return False
+    with config.open(encoding="utf-8", errors="replace") as file:
+        head = file.read(len(_HEAD))
+    return head == _HEAD or (not head and contents(folder) == [config])  # earlier versions first wrote an empty one

@@ -7,13 +7,14 @@ as possible to that of the old kernel to the patch.
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from ndvit.config import ViTConfig, check_field_names, rocket_reads
+from ndvit.data.messages import listing
 from ndvit.load_report import Change
 from ndvit.network import VisionTransformer
 from ndvit.network.grid import linear_matrix, resample, resize_matrix
@@ -71,12 +72,58 @@ class Fitted:
 
 
 @dataclass(frozen=True)
+class Kept:
+    """Outputs that heads keep although their task changes.
+
+    Attributes:
+        places: for each output of the new task, that of the old one with the same meaning, or None for a new one.
+        names: names of the new task's outputs.
+        others: names of the old task's outputs.
+    """
+
+    places: tuple[int | None, ...]
+    names: tuple[str, ...]
+    others: tuple[str, ...]
+
+    @property
+    def how(self) -> str:
+        """What is kept, in words."""
+        kept = [name for name, place in zip(self.names, self.places) if place is not None]
+        new = [name for name, place in zip(self.names, self.places) if place is None]
+        gone = [name for i, name in enumerate(self.others) if i not in self.places]
+        rest = [f"new at 0 {listing(new)}", f"left out {listing(gone)}"]
+        return "; ".join(
+            [f"outputs by name: kept {listing(kept)}", *(r for r, there in zip(rest, (new, gone)) if there)]
+        )
+
+    def apply(self, tensors: dict[str, Tensor], heads: Iterable[str]) -> tuple[dict[str, Tensor], list[Change]]:
+        """Move the rows of these tensors, (outputs, ...), to their new places; rows of new outputs are 0."""
+        tensors, changes = dict(tensors), list[Change]()
+        for name in heads:
+            old = tensors[name]
+            tensors[name] = old.new_zeros(len(self.places), *old.shape[1:])
+            for row, place in zip(tensors[name], self.places):
+                if place is not None:
+                    row.copy_(old[place])
+            changes.append(Change(name, tuple(old.shape), tuple(tensors[name].shape), self.how))
+        return tensors, changes
+
+    def finish(self, fitted: Fitted, changes: Iterable[Change]) -> None:
+        """Record the changes of tensors that the new network has; with new outputs, they are not trained."""
+        made = {change.name: change for change in changes if change.name in fitted.tensors}
+        fitted.adapted += made.values()
+        if None in self.places:
+            fitted.untrained = (*(name for name in made if name not in fitted.untrained), *fitted.untrained)
+
+
+@dataclass(frozen=True)
 class Target:
     """What a network is adapted to."""
 
     overrides: Mapping[str, Any]  # fields of `ViTConfig`
     channels: ChannelRule | None = None  # how kernels are fitted to other input channels, see `fit_tensors`
     new_heads: bool = False  # whether the outputs will have another meaning, so that every head is new
+    kept: Kept | None = None  # outputs that the heads keep although the task changes
 
 
 def fit_structure(
@@ -97,11 +144,18 @@ def fit_structure(
         return _fit_random_convolutions(structure, tensors, untrained, target)
     if structure["kind"] == "vit":
         old = ViTConfig.from_dict(structure["config"])
-        new = target_config(old, target.overrides)
-        heads = {name for name in tensors if target.new_heads and name.partition(".")[0] in HEADS}
-        kept = {name: tensor for name, tensor in tensors.items() if name not in heads}
-        fitted = fit_tensors(kept, old, new, target.channels, untrained)
-        fitted.ignored |= dict.fromkeys(heads, _OTHER_TASK)
+        new, changes = target_config(old, target.overrides), list[Change]()
+        heads = [name for name in sorted(tensors, reverse=True) if name.partition(".")[0] in HEADS]
+        if target.new_heads:
+            tensors = {name: tensor for name, tensor in tensors.items() if name not in heads}
+        elif target.kept is not None:
+            tensors, changes = target.kept.apply(tensors, heads)
+            old = replace(old, num_classes=new.num_classes)
+        fitted = fit_tensors(tensors, old, new, target.channels, untrained)
+        if target.new_heads:
+            fitted.ignored |= dict.fromkeys(heads, _OTHER_TASK)
+        elif target.kept is not None:
+            target.kept.finish(fitted, changes)
         return {"kind": "vit", "config": new.to_dict()}, fitted
     parts, members, weights = [], list[Structure](), list[float]()
     for i, member in enumerate(structure["members"]):
@@ -127,13 +181,15 @@ def _fit_random_convolutions(
     old: Structure, tensors: dict[str, Tensor], untrained: Iterable[str], target: Target
 ) -> tuple[Structure | None, Fitted]:
     check_field_names(ViTConfig, target.overrides)
-    fitted = Fitted(dict(tensors))
+    fitted, changes = Fitted(dict(tensors)), list[Change]()
     size = target.overrides.get("input_size", old["length"])
     size = tuple(size) if isinstance(size, list | tuple) else (size,)
     channels = target.overrides.get("in_channels", old["channels"])
     outputs = target.overrides.get("num_classes", old["outputs"])
     if (channels, size) != inputs_of(old):
         fitted.drop(tensors, "random convolution features are chosen and solved for one input")
+    elif target.kept is not None:
+        fitted.tensors, changes = target.kept.apply(tensors, ("head.weight", "head.bias"))
     elif outputs != old["outputs"]:
         fitted.drop(tensors, f"{old['outputs']} outputs, where {outputs} are needed")
     elif target.new_heads:
@@ -141,6 +197,8 @@ def _fit_random_convolutions(
     if not outputs or not rocket_reads(size):
         return None, fitted
     fitted.finish(("head.weight", "head.bias"), untrained)
+    if target.kept is not None:
+        target.kept.finish(fitted, changes)
     return old | {"channels": channels, "length": size[0], "outputs": outputs}, fitted
 
 

@@ -7,14 +7,15 @@ from typing import Any
 import torch
 from torch import nn
 
+from ndvit.config.bounds import brief
 from ndvit.data.preprocess.base import Preprocess
 from ndvit.data.preprocess.images import ImagePreprocess
 from ndvit.load_report import LoadReport
 from ndvit.network import VisionTransformer
 from ndvit.parts import ModelParts
 from ndvit.tasks.base import Task
-from ndvit.tasks.classification import Classification
-from ndvit.weights.adapt import ChannelRule, Target, fit_structure
+from ndvit.tasks.classification import Classification, check_class_names
+from ndvit.weights.adapt import ChannelRule, Kept, Target, fit_structure
 from ndvit.weights.errors import some
 from ndvit.weights.file import Checkpoint
 from ndvit.weights.structure import Structure, configs_in, inputs_of, make_network, networks_in, outputs_of, summary
@@ -32,8 +33,9 @@ def build(
     """Build the network of a checkpoint, adapted where options differ from it.
 
     `device`, `channels`, `preprocess` and `overrides` are as in `load_model`. `task` is the meaning of the outputs or a
-    list of class names: if the checkpoint has another one, the heads are new; if it has none, the outputs get this
-    meaning. With `new_head`, outputs without known meaning count as different from `task`, so that the heads are new.
+    list of class names: if the checkpoint has another one, outputs of the same name are kept, and the others are new;
+    if it has none, the outputs get this meaning. With `new_head`, outputs without known meaning count as different from
+    `task`, so that the heads are new.
 
     Raises:
         ValueError: if an option does not exist, cannot be fitted to the weights, or the weights are damaged.
@@ -44,8 +46,17 @@ def build(
         task = task if isinstance(task, Task) else Classification(_class_names(task))
         if options.setdefault("num_classes", task.num_outputs) != task.num_outputs:
             raise ValueError(f"num_classes is {options['num_classes']}, but the task has {task.num_outputs} outputs")
-    certain = new_head or (checkpoint.task is not None and "classes" not in checkpoint.assumed)
-    target = Target(options, channels, new_heads=task is not None and task != checkpoint.task and certain)
+    if checkpoint.lost_head and task is None and "num_classes" not in options:
+        raise ValueError(
+            f"{checkpoint.source}: {checkpoint.lost_head}. Load the network without it (num_classes=0: features), with "
+            "a new head (classes= or num_classes=), or fine-tune it: ndvit train SOURCE --weights FILE"
+        )
+    known = checkpoint.task is not None and "classes" not in checkpoint.assumed
+    certain = new_head or known or bool(checkpoint.no_task)
+    kept = None
+    if another := task is not None and task != checkpoint.task and certain:
+        kept = _kept_outputs(task, checkpoint)
+    target = Target(options, channels, new_heads=another and kept is None, kept=kept)
     old = checkpoint.structure
     new, fitted = fit_structure(old, checkpoint.tensors, checkpoint.untrained, target)
     if new is None:
@@ -80,6 +91,7 @@ def build(
         ignored=checkpoint.ignored | fitted.ignored,
         assumed=tuple(line for name, line in checkpoint.assumed.items() if name not in settled),
         notes=(*checkpoint.notes, *lost),
+        no_task=checkpoint.no_task if built_task is None and not fitted.new else "",
     )
     return ModelParts(
         network=network.to(device, torch.float32),
@@ -90,6 +102,16 @@ def build(
         provenance=provenance,
         load_report=report,
     )
+
+
+def _kept_outputs(task: Task, checkpoint: Checkpoint) -> Kept | None:
+    """Outputs of a checkpoint that a new task has too; None if there are none, or their meaning is only assumed."""
+    if checkpoint.task is None or "classes" in checkpoint.assumed:
+        return None
+    places = task.kept_outputs(checkpoint.task)
+    if places is None:
+        return None
+    return Kept(tuple(places), tuple(task.output_names()), tuple(checkpoint.task.output_names()))
 
 
 def _fit_preprocess(
@@ -126,10 +148,9 @@ def _fit_preprocess(
 
 
 def _class_names(classes: Sequence[str]) -> tuple[str, ...]:
-    names = isinstance(classes, list | tuple) and all(isinstance(name, str) for name in classes)
-    if not names or len(set(classes)) != len(classes):
-        raise ValueError(f"classes must be a list of different names, got {classes!r}")
-    return tuple(classes)
+    if not isinstance(classes, list | tuple):
+        raise ValueError(f"classes must be a list of different names, got {brief(classes)}")
+    return check_class_names(classes)
 
 
 def _require_device(device: str | torch.device) -> None:

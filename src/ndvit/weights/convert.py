@@ -1,5 +1,6 @@
 """Write a network to the files of other libraries."""
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from safetensors.torch import save
 from torch import nn
 
 from ndvit.data.preprocess.images import ImagePreprocess
-from ndvit.files import refuse_existing, replace_file
+from ndvit.files import make_folder, refuse_existing, replace_file
 from ndvit.network import VisionTransformer
 from ndvit.parts import ModelParts
 from ndvit.weights.file import MODEL_FILE
@@ -53,7 +54,9 @@ def export_state_dict(
     path = Path(path)
     refuse_existing(path, force, kind="file" if path.suffix else "folder")
     if path.suffix in (".pth", ".pt"):
-        replace_file(path, lambda temporary: torch.save(out, temporary))
+        content = io.BytesIO()  # torch would hide the error of a full disk
+        torch.save(out, content)
+        replace_file(path, content.getvalue())
     elif path.suffix == ".safetensors":
         replace_file(path, save(out, metadata={"format": "pt"}))
     elif path.suffix in (".bin", ".npz", ".onnx", ".ckpt"):
@@ -67,7 +70,7 @@ def export_state_dict(
         preprocess = getattr(model, "preprocess", None)
         settings = _timm_folder if library == "timm" else _transformers_folder
         written = settings(arguments, network, classes, preprocess)
-        path.mkdir(parents=True, exist_ok=True)
+        make_folder(path)
         for name, values in written.items():
             replace_file(path / name, json.dumps(values, indent=2))
         replace_file(path / MODEL_FILE, save(out, metadata={"format": "pt"}))
@@ -88,7 +91,7 @@ def _timm_folder(
             "std": list(preprocess.std),
             "interpolation": preprocess.interpolation,
             "crop_pct": preprocess.crop_fraction,
-            "crop_mode": "center" if preprocess.resize == "cover" else "squash",
+            "crop_mode": {"crop": "center", "pad": "border", "squash": "squash"}[preprocess.resize],
         }
     if count:  # timm removes these layers for another number of classes
         pretrained["classifier"] = ["head", "head_dist"] if network.config.distilled else "head"
@@ -123,14 +126,15 @@ def _transformers_processor(p: ImagePreprocess) -> dict[str, Any]:
         "image_mean": list(p.mean),
         "image_std": list(p.std),
     }
-    if p.resize == "stretch" and p.crop_fraction == 1:
+    if p.resize == "squash" and p.crop_fraction == 1:
         return out
-    if p.resize == "cover" and height != width:
+    if p.resize == "pad" or (p.resize == "crop" and height != width):
+        how = "covers {} pixels and crops" if p.resize == "crop" else "fits pictures into {} pixels and pads"
         raise ValueError(
-            f"transformers has no preprocessing that covers {height} x {width} pixels and crops: write a .safetensors "
-            "file instead of a folder, or set model.preprocess to one with resize='stretch'"
+            f"transformers has no preprocessing that {how.format(f'{height} x {width}')}: write a .safetensors file "
+            "instead of a folder, or set model.preprocess to one with resize='squash'"
         )
-    size = {"height": big[0], "width": big[1]} if p.resize == "stretch" else {"shortest_edge": min(big)}
+    size = {"height": big[0], "width": big[1]} if p.resize == "squash" else {"shortest_edge": min(big)}
     crop = {"do_center_crop": True, "crop_size": {"height": height, "width": width}}
-    kind = "DeiTImageProcessor" if p.resize == "stretch" else "BitImageProcessor"
+    kind = "DeiTImageProcessor" if p.resize == "squash" else "BitImageProcessor"
     return out | {"image_processor_type": kind, "size": size, **crop}

@@ -21,6 +21,14 @@ def damaged(path: Path, what: str, error: Exception) -> ValueError:
     return ValueError(f"{path} ({size:,} bytes) is a {what} cut short or damaged: {reason}. Download it again")
 
 
+def quantised(path: object, name: str, dtype: object) -> str:
+    """The message for weights that are stored as integers with scales."""
+    return (
+        f"{path}: {name!r} is quantised ({dtype}), and its scales cannot be applied here: save the weights before "
+        "their quantisation, as float32, float16 or bfloat16"
+    )
+
+
 def note_left_out(names: list[str], notes: list[str]) -> None:
     """Add a note on entries of a file that are no tensors."""
     if names:

@@ -1,23 +1,28 @@
 """The model file: one .safetensors file with the tensors, and in its header everything else as JSON.
 
-Format 3 has the entries of `model_metadata`. Formats 1 (a transformer, with or without random convolutions) and 2 (an
-ensemble of those) have config, classes and members in place of network and task; they are read as format 3.
+Format 3 has the entries of `model_metadata`, and a checksum of the tensors. Formats 1 (a transformer, with or without
+random convolutions) and 2 (an ensemble of those) have config, classes and members in place of network and task; they
+are read as format 3.
 """
 
 import json
+import math
 import re
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save
 from torch import Tensor
 
 from ndvit.config import ViTConfig, split_legacy
+from ndvit.config.bounds import brief
 from ndvit.data.preprocess import preprocess_from_dict
-from ndvit.data.preprocess.base import Preprocess
+from ndvit.data.preprocess.base import Preprocess, short
 from ndvit.files import replace_file
 from ndvit.parts import ModelParts
 from ndvit.tasks.base import Task, task_from_dict, task_to_dict
@@ -37,6 +42,21 @@ FORMAT = "3"
 MODEL_FILE = "model.safetensors"
 _ENTRIES = ("task", "network", "preprocess", "provenance", "untrained", "temperature")
 _OLD_ENTRIES = ("config", "classes", "members", "preprocess", "provenance", "untrained", "temperature")
+_BESIDE = {"ndvit", "crc32", "format"}  # entries of a header that describe no model; other libraries write "format"
+_ENTRY_BYTES = 10_000_000  # of one entry of a header; the classes of ImageNet-21k take 1 MB
+_FACTS: dict[str, Any] = {  # types of the provenance that is read again; the rest is only printed
+    "source": str | None,
+    "test_fraction": int | float,
+    "seed": int,
+    "steps": int,
+    "members": int,
+    "member": int,
+    "test_accuracy": int | float,
+    "licence": str | None,
+    "model": str | None,
+    "weights": str | None,
+    "estimator": dict,
+}
 
 
 @dataclass(kw_only=True)
@@ -55,6 +75,8 @@ class Checkpoint:
     ignored: dict[str, str] = field(default_factory=dict)  # tensors that the network does not use, and why
     assumed: dict[str, str] = field(default_factory=dict)  # by the name of an assumed field, a line on how to set it
     notes: tuple[str, ...] = ()  # what else was changed or left out while reading
+    lost_head: str = ""  # why the head of the source cannot be used; the network has none then
+    no_task: str = ""  # why the outputs belong to no task of ndvit
     random_features: int = 0  # random convolution features beside the transformer in its source, see `transformers`
 
     @classmethod
@@ -109,8 +131,8 @@ def write_model(model: ModelParts, path: str | Path) -> None:
         ValueError: if the temperature is not a positive number, or the network is an exported graph.
     """
     metadata = model_metadata(model)
-    header = {"ndvit": FORMAT, **{name: json.dumps(metadata[name]) for name in _ENTRIES}}
     tensors = {name: t.detach().cpu().contiguous() for name, t in model.network.state_dict().items()}
+    header = {"ndvit": FORMAT, "crc32": checksum(tensors), **{name: json.dumps(metadata[name]) for name in _ENTRIES}}
     replace_file(Path(path), save(tensors, metadata=header))
 
 
@@ -139,13 +161,22 @@ def checkpoint_from_header(path: Path, header: Mapping[str, str], tensors: dict[
     """Read the header of a model file of any format.
 
     Raises:
-        ValueError: if the format is newer than this ndvit, or the header does not describe a model.
+        ValueError: if the format is newer than this ndvit, the header does not describe a model, or the tensors are not
+            those that were written. Files of earlier versions have no checksum.
     """
-    entries = _ENTRIES if header["ndvit"] == FORMAT else _OLD_ENTRIES
-    metadata: dict[str, Any] = {"ndvit": header["ndvit"]}
+    _check_format(header["ndvit"], path)
     with header_errors(path):
-        metadata |= {name: json.loads(header[name]) for name in entries if name in header}
-    return checkpoint_from_metadata(metadata, path, tensors)
+        for name, text in header.items():
+            if len(text) > _ENTRY_BYTES:
+                raise ValueError(f"{brief(name)} has {len(text):,} letters, at most {_ENTRY_BYTES:,} are read")
+        metadata = {name: json.loads(text) for name, text in header.items() if name not in _BESIDE}
+    checkpoint = checkpoint_from_metadata(metadata | {"ndvit": header["ndvit"]}, path, tensors)
+    if "crc32" in header and header["crc32"] != checksum(tensors):
+        raise ValueError(
+            f"{path} is damaged: its tensors do not have their checksum. Copy or download it again; if you have "
+            "changed them on purpose, write the file without the entry crc32 of its header"
+        )
+    return checkpoint
 
 
 def checkpoint_from_metadata(
@@ -157,9 +188,9 @@ def checkpoint_from_metadata(
         ValueError: as for `checkpoint_from_header`.
     """
     version = metadata.get("ndvit", "1")  # exports of formats 1 and 2 do not name it
-    if version not in ("1", "2", FORMAT):
-        raise ValueError(f"{where} has file format {version}, this ndvit reads 1 to {FORMAT}: update ndvit")
+    _check_format(version, where)
     with header_errors(where):
+        _check_entries(metadata, _ENTRIES if version == FORMAT else _OLD_ENTRIES)
         if version != FORMAT:
             metadata, tensors = _upgrade(metadata, tensors)
         structure = check_structure(metadata["network"])
@@ -168,17 +199,69 @@ def checkpoint_from_metadata(
             raise ValueError(f"the task has {task.num_outputs} outputs, the network {outputs_of(structure)}")
         preprocess = metadata["preprocess"]
         if preprocess is not None:
-            preprocess = preprocess_from_dict({"size": list(inputs_of(structure)[1]), **preprocess})
+            channels, size = inputs_of(structure)
+            preprocess = preprocess_from_dict({"size": list(size), **preprocess})
+            if (preprocess.channels, preprocess.size) != (channels, size):
+                raise ValueError(
+                    f"its preprocessing makes {preprocess.channels} channels of {short(preprocess.size)}, and its "
+                    f"network reads {channels} of {short(size)}"
+                )
         return Checkpoint(
             layout="ndvit",
             structure=structure,
             tensors=tensors or {},
             task=task,
             preprocess=preprocess,
-            provenance=dict(metadata["provenance"]),
-            untrained=tuple(map(str, metadata.get("untrained", ()))),
+            provenance=_check_provenance(metadata["provenance"]),
+            untrained=_check_untrained(metadata.get("untrained", [])),
             temperature=check_temperature(metadata.get("temperature", 1)),
         )
+
+
+def checksum(tensors: Mapping[str, Tensor]) -> str:
+    """The CRC-32 of names, types, shapes and values of tensors, as 8 hexadecimal digits."""
+    crc = 0
+    for name, tensor in sorted(tensors.items()):
+        crc = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode(), crc)
+        crc = zlib.crc32(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data, crc)
+    return f"{crc:08x}"
+
+
+def _check_format(version: Any, where: object) -> None:
+    if version not in ("1", "2", FORMAT):
+        raise ValueError(f"{where} has file format {str(version)[:20]}, this ndvit reads 1 to {FORMAT}: update ndvit")
+
+
+def _check_entries(metadata: Mapping[str, Any], known: tuple[str, ...]) -> None:
+    """Refuse entries that this format does not have, which somebody may take for those that are read."""
+    if unknown := sorted(metadata.keys() - {*known, *_BESIDE}):
+        raise ValueError(f"this format has no {some(unknown)}, it has {', '.join(known)}: write the file by ndvit")
+
+
+def _check_numbers(value: Any) -> None:
+    """Refuse NaN and infinity, which Python reads although they are no JSON."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"it has the number {value}, expected finite numbers")
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _check_numbers(inner)
+
+
+def _check_provenance(values: Any) -> dict[str, Any]:
+    _check_numbers(values)
+    if not isinstance(values, dict):
+        raise ValueError(f"the provenance is a {type(values).__name__}, expected an object of facts")
+    for name, kind in _FACTS.items():
+        value = values.get(name)
+        if name in values and (not isinstance(value, kind) or isinstance(value, bool)):
+            expected = str(getattr(kind, "__name__", kind)).replace(" | None", "")
+            raise ValueError(f"the provenance has {brief(value)} as {name}, expected {expected}")
+    return values
+
+
+def _check_untrained(names: Any) -> tuple[str, ...]:
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"untrained is a list of names of tensors, got {brief(names)}")
+    return tuple(names)
 
 
 @contextmanager
@@ -220,7 +303,7 @@ def _upgrade(old: Mapping[str, Any], tensors: dict[str, Tensor] | None) -> tuple
         "task": {"name": "classification", "classes": old["classes"]} if old["classes"] else None,
         "preprocess": old["preprocess"],
         "provenance": old["provenance"],
-        "untrained": [rename(str(name)) for name in old.get("untrained", ())],
+        "untrained": [rename(name) for name in _check_untrained(old.get("untrained", []))],
         "temperature": old.get("temperature", 1),
     }, {rename(name): tensor for name, tensor in (tensors or {}).items()}
 
@@ -233,7 +316,7 @@ def check_temperature(value: object) -> float:
     """
     if isinstance(value, bool) or not isinstance(value, int | float) or not 1e-3 <= value <= 1e3:  # NaN is neither
         raise ValueError(
-            f"temperature must be a finite number above 0, from 0.001 to 1000, got {str(value)[:20]}: "
+            f"temperature must be a finite number above 0, from 0.001 to 1000, got {brief(value)}: "
             "1 leaves outputs unchanged"
         )
     return float(value)

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from ndvit.config import ViTConfig
+from ndvit.config.bounds import brief
 from ndvit.network import VisionTransformer
 from ndvit.network.committee import Committee
 from ndvit.network.random_convolutions import RandomConvolutions
@@ -24,6 +25,7 @@ Structure = dict[str, Any]
 T = TypeVar("T")
 
 _SIZES = ("channels", "length", "features", "outputs")  # of random convolutions, in the order of their arguments
+_KEYS = {"vit": ("config",), "random_convolutions": _SIZES, "committee": ("combine", "weights", "members")}
 # Files come from strangers: these bounds keep a few bytes of header from building a huge network.
 _LARGEST, _MOST_NETWORKS, _DEEPEST = 2**31, 1000, 4
 
@@ -55,6 +57,8 @@ def check_structure(values: Any, depth: int = 0) -> Structure:
         ValueError, TypeError, KeyError: if the values describe no network, or too many of them.
     """
     kind = values["kind"]
+    if unknown := values.keys() - {"kind", *_KEYS.get(kind, values)}:
+        raise ValueError(f"a {kind} has no {', '.join(sorted(unknown))[:60]}, it has {', '.join(_KEYS[kind])}")
     if kind == "vit":
         return {"kind": kind, "config": ViTConfig.from_dict(values["config"]).to_dict()}
     if kind == "random_convolutions":
@@ -69,6 +73,8 @@ def check_structure(values: Any, depth: int = 0) -> Structure:
     members = [check_structure(member, depth + 1) for member in values["members"]]
     if not members:
         raise ValueError("a committee needs at least one member")
+    if not isinstance(values["weights"], list | tuple) or any(type(w) not in (int, float) for w in values["weights"]):
+        raise ValueError(f"the weights of a committee are a list of numbers, got {brief(values['weights'])}")
     return {"kind": kind, "combine": values["combine"], "weights": list(values["weights"]), "members": members}
 
 

@@ -26,11 +26,13 @@ class BatchAugmentation:
         recipe: options of all augmentations but the next two.
         crop: smallest share that random crops keep, see `random_crop_resize`; 1 does not crop.
         flip: probability of mirroring.
+        unused: channels that hold their mean before and after, see `Preprocess`.
     """
 
     recipe: Recipe
     crop: float
     flip: float
+    unused: tuple[int, ...] = ()
 
     def __call__(self, x: Tensor, mask: Tensor | None, targets: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
         """Augment a batch.
@@ -40,6 +42,13 @@ class BatchAugmentation:
             mask: (B, *size), True for observed values, or None.
             targets: (B, outputs) floating point, which mixup and cutmix average.
         """
+        if not self.unused:
+            return self._augmented(x, mask, targets)
+        used = torch.tensor([c for c in range(x.shape[1]) if c not in self.unused], device=x.device)
+        made, mask, targets = self._augmented(x.index_select(1, used), mask, targets)
+        return torch.zeros_like(x).index_copy(1, used, made), mask, targets
+
+    def _augmented(self, x: Tensor, mask: Tensor | None, targets: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
         recipe = self.recipe
         if self.crop < 1 or recipe.warp:
             x, mask = batches.random_crop_resize(x, mask, self.crop, recipe.warp, recipe.crop_prob)
@@ -77,11 +86,11 @@ def plan_augmentation(preprocess: Preprocess, recipe: Recipe) -> Augmentation:
     """
     if isinstance(preprocess, ImagePreprocess):
         variation = Variation(preprocess, **{name: getattr(recipe, name) for name in _PICTURE_FIELDS})
-        return Augmentation(variation, BatchAugmentation(recipe, crop=1.0, flip=0.0))
+        return Augmentation(variation, BatchAugmentation(recipe, 1.0, 0.0, preprocess.unused_channels))
     options = [name for name in ("jitter", "policy") if getattr(recipe, name) != getattr(Recipe, name)]
     if options:
         raise ValueError(
             f"{' and '.join(options)}: for pictures of 8 bits only, but these examples are arrays of values: leave "
             f"{'it' if len(options) == 1 else 'them'} out"
         )
-    return Augmentation(None, BatchAugmentation(recipe, crop=recipe.crop, flip=recipe.flip))
+    return Augmentation(None, BatchAugmentation(recipe, recipe.crop, recipe.flip, preprocess.unused_channels))

@@ -7,7 +7,7 @@ import ndvit._torchvision  # noqa: F401  (makes torchvision importable)
 
 # isort: split
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -28,7 +28,8 @@ class Variation:
     Attributes:
         preprocess: preprocessing of the network.
         crop: smallest share of the area that a random resized crop keeps, with an aspect between 3/4 and 4/3 ("Going
-            Deeper with Convolutions", Szegedy et al., 2015); 1 does not crop.
+            Deeper with Convolutions", Szegedy et al., 2015), or, if the preprocessing pads or squashes, as many times
+            the aspect of the picture; 1 does not crop.
         crop_prob: probability of cropping a picture; otherwise it is resized and cropped as in testing.
         flip: probability of mirroring left and right.
         policy: randaugment (Cubuk et al., 2020), trivialaugment (its wide space; Mueller & Hutter, 2021), or 3-augment:
@@ -52,10 +53,22 @@ class Variation:
         with torch.random.fork_rng(devices=[]):  # torchvision draws from torch's own generator
             torch.default_generator.manual_seed(seed)  # torch.manual_seed also seeds GPUs and takes 0.1 ms
             cropped = self.crop < 1 and torch.rand(()) < self.crop_prob
-            image = self._cropper(image) if cropped else self.preprocess.resized(image)
+            image = self._cropped(image) if cropped else self.preprocess.resized(image)
             for change in self._changes:
                 image = change(image)
         return self.preprocess.standardised(image.convert(self.preprocess.mode))
+
+    def _cropped(self, image: Image.Image) -> Image.Image:
+        """A random part of the picture, resized as the preprocessing resizes whole pictures."""
+        if self.preprocess.resize == "crop":
+            return self._cropper(image)
+        from torchvision.transforms import RandomResizedCrop
+
+        aspect = image.width / image.height
+        ratio = [3 / 4 * aspect, 4 / 3 * aspect]
+        top, left, height, width = RandomResizedCrop.get_params(image, [self.crop, 1.0], ratio)
+        whole = replace(self.preprocess, crop_fraction=1.0)  # as with "crop", nothing else is cut
+        return whole.resized(image.crop((left, top, left + width, top + height)))
 
     @cached_property
     def _cropper(self) -> Callable[[Image.Image], Image.Image]:

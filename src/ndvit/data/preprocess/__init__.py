@@ -1,22 +1,46 @@
 """Preprocessing: how raw examples become tensors. One kind a file, chosen here."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
+from ndvit.config.recipe import Resize
 from ndvit.data.examples import Examples, Source
-from ndvit.data.preprocess.base import Preprocess
-from ndvit.data.preprocess.images import ImagePreprocess
+from ndvit.data.messages import Doubt, warn_of_doubts
+from ndvit.data.preprocess.base import Preprocess, short
+from ndvit.data.preprocess.images import ImagePreprocess, picture_sizes
 from ndvit.data.preprocess.signals import SignalPreprocess
 
-__all__ = ["Preprocess", "check_kind", "describe_resampling", "fit_preprocess", "preprocess_from_dict"]
+__all__ = [
+    "Preprocess",
+    "check_kind",
+    "describe_fit",
+    "describe_resampling",
+    "fit_preprocess",
+    "preprocess_from_dict",
+    "warn_if_unlike_training",
+]
 
+_LOOK = 16  # examples that are compared with the training data
+_CUT, _CUT_MUCH = (
+    0.2,
+    0.4,
+)  # share of the area from which on a note, and a warning, is worth it; 4:3 to a square is 0.25
 _KINDS: dict[Any, Any] = {cls.kind: cls for cls in (SignalPreprocess, ImagePreprocess)}
 
 
-def fit_preprocess(source: Source, size: int | Sequence[int] | None = None) -> Preprocess:
-    """Compute the preprocessing of a source on its training examples; `size` as in `fit` of its kind."""
-    made: Preprocess = _KINDS[source.kind].fit(source.train, size)
-    return made
+def fit_preprocess(source: Source, size: int | Sequence[int] | None = None, resize: Resize | None = None) -> Preprocess:
+    """Compute the preprocessing of a source on its training examples; `size` and `resize` as in `fit` of its kind.
+
+    Raises:
+        ValueError: for training examples without content, or `resize` for anything but pictures.
+    """
+    if source.kind == "image":
+        return ImagePreprocess.fit(source.train, size, resize)
+    if resize is not None:
+        raise ValueError(f"resize={resize!r} is for pictures, and {source.name} holds arrays of values: leave it out")
+    return SignalPreprocess.fit(source.train, size)
 
 
 def preprocess_from_dict(d: dict[str, Any]) -> Preprocess:
@@ -25,9 +49,10 @@ def preprocess_from_dict(d: dict[str, Any]) -> Preprocess:
     Raises:
         ValueError: for an unknown kind, missing or unknown fields, or invalid values.
     """
-    fields = {k: v for k, v in d.items() if k != "kind"}
-    if d.get("kind") not in _KINDS:
-        raise ValueError(f"preprocessing of kind {d.get('kind')!r} is unknown; expected one of {', '.join(_KINDS)}")
+    if not isinstance(d, Mapping) or not isinstance(d.get("kind"), str) or d["kind"] not in _KINDS:
+        kind = d.get("kind") if isinstance(d, Mapping) else d
+        raise ValueError(f"preprocessing of kind {short(kind)} is unknown; expected one of {', '.join(_KINDS)}")
+    fields = {str(k)[:40]: v for k, v in d.items() if k != "kind"}
     try:
         made: Preprocess = _KINDS[d["kind"]](**fields)
     except TypeError as error:  # a missing or unknown field, or one of the wrong type
@@ -47,3 +72,45 @@ def describe_resampling(parts: Sequence[Examples], preprocess: Preprocess) -> st
     longer = sum(not preprocess.fits(item) for part in parts for item in part.items)
     size, count = " x ".join(map(str, preprocess.size)), f"{longer:,} of {sum(map(len, parts)):,} examples"
     return f"{count} {'is' if longer == 1 else 'are'} longer than {size}, and resampled to it" if longer else ""
+
+
+def describe_fit(source: Source, preprocess: Preprocess) -> list[str]:
+    """Describe what a preprocessing loses of the training examples: channels without content, cut parts of pictures."""
+    notes: list[str] = []
+    if unused := preprocess.unused_channels:
+        some = ", ".join(map(str, unused[:20])) + (", ..." if len(unused) > 20 else "")
+        notes.append(
+            Doubt(
+                f"channel{'s' * (len(unused) > 1)} {some} of {preprocess.channels} (counted from 0) "
+                f"{'are' if len(unused) > 1 else 'is'} constant or never observed in the training set: the network "
+                "does not use such a channel, whatever new examples have there"
+            )
+        )
+    if isinstance(preprocess, ImagePreprocess) and not source.train.streamed:
+        notes += _describe_cut(source, preprocess)
+    return notes
+
+
+def _describe_cut(source: Source, preprocess: ImagePreprocess) -> list[str]:
+    sizes = picture_sizes(source.train)
+    lost = float(np.median([preprocess.lost(*size) for size in sizes]))
+    if lost < _CUT:
+        return []
+    height, width = (round(float(side)) for side in np.median(sizes, axis=0))
+    note = (
+        f"half of the pictures lose at least {lost:.0%} of their area, because {width} x {height} pixels (the median) "
+        f"are cropped to the aspect of {preprocess.size[1]} x {preprocess.size[0]}: --resize pad (resize='pad') keeps "
+        "everything and pads, --resize squash keeps everything and changes the aspect"
+    )
+    return [Doubt(note) if lost >= _CUT_MUCH else note]
+
+
+def warn_if_unlike_training(parts: Sequence[Examples], preprocess: Preprocess) -> None:
+    """Raise a `DataWarning` for each way in which some of the examples differ much from the training data.
+
+    At most 16 examples of each part are read, none of a stream.
+    """
+    if preprocess.kind == "signal" and not preprocess.unused_channels:
+        return
+    some = [part[i] for part in parts if not part.streamed for i in part.sample(_LOOK)]
+    warn_of_doubts([Doubt(doubt) for doubt in preprocess.unlike_training(some)])

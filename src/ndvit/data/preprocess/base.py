@@ -3,8 +3,10 @@
 A preprocessing is computed on training data only and is stored in the model file as a plain dict.
 """
 
+import math
 from abc import ABC, abstractmethod
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,13 +14,19 @@ from torch import Tensor
 
 from ndvit.data.examples import Raw
 
+_MOST_VALUES = 2**30  # of one tensor: 4 GiB
+_LEAST, _MOST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)  # what float32 holds in full
+
 
 @dataclass(frozen=True)
 class Preprocess(ABC):
     """Turns a raw example into the input tensor of a network; each kind is a subclass.
 
+    A model's file is untrusted, so every value is checked here.
+
     Raises:
-        ValueError: for a size below 1, no or unequal numbers of means and stds, or a std that is not positive.
+        ValueError: for a size below 1 or of more than 2^30 values, no or unequal numbers of means and stds, values that
+            are not finite or that float32 does not hold, a std that is not positive, or channels that do not exist.
     """
 
     kind: ClassVar[str]
@@ -29,16 +37,40 @@ class Preprocess(ABC):
     """Mean of each channel over the training data; of pictures, over pixels scaled to 0..1."""
     std: tuple[float, ...]
     """Standard deviation of each channel, likewise."""
+    unused_channels: tuple[int, ...] = field(default=(), kw_only=True)
+    """Channels, counted from 0, that were constant or never observed in training: every tensor holds their mean, 0."""
 
     def __post_init__(self) -> None:
         size, mean, std = self.size, self.mean, self.std
-        if not size or any(not isinstance(n, int | np.integer) or n < 1 for n in size):
-            raise ValueError(f"size must be whole numbers of at least 1, one for each axis; got {tuple(size)}")
-        if any(not isinstance(value, tuple | list | np.ndarray) for value in (mean, std)):
-            raise ValueError(f"mean and std need a list of one number for each channel; got mean={mean}, std={std}")
-        if not len(mean) or len(mean) != len(std) or any(not s > 0 for s in std):
-            raise ValueError(f"mean and std need one number for each channel, std above 0; got mean={mean}, std={std}")
-        for name, value in (("size", map(int, size)), ("mean", map(float, mean)), ("std", map(float, std))):
+        if not is_list(size) or not len(size) or any(not is_whole(n) or n < 1 for n in size):
+            raise ValueError(f"size must be whole numbers of at least 1, one for each axis; got {short(size)}")
+        if not is_list(mean) or not is_list(std):
+            raise ValueError(
+                f"mean and std need a list of one number for each channel; got mean={short(mean)}, std={short(std)}"
+            )
+        if not len(mean) or len(mean) != len(std):
+            raise ValueError(f"mean and std need one number for each channel; got mean={short(mean)}, std={short(std)}")
+        if any(not is_number(m, -_MOST, _MOST) for m in mean) or any(not is_number(s, _LEAST, _MOST) for s in std):
+            raise ValueError(
+                f"mean and std must be finite numbers that float32 holds, std above 0 (at least {_LEAST:.3g}, at most "
+                f"{_MOST:.3g}); got mean={short(mean)}, std={short(std)}"
+            )
+        if len(mean) * math.prod(map(int, size)) > _MOST_VALUES:
+            raise ValueError(
+                f"size {short(tuple(size))} with {len(mean)} channels has more than {_MOST_VALUES:,} values an example"
+            )
+        unused = self.unused_channels
+        if not is_list(unused) or any(not is_whole(c) or not 0 <= c < len(mean) for c in unused):
+            raise ValueError(f"unused_channels are numbers from 0 to {len(mean) - 1}; got {short(unused)}")
+        if len(set(unused)) >= len(mean):
+            raise ValueError(f"unused_channels are all {len(mean)} channels, so that nothing would be read")
+        converted: dict[str, Iterable[float]] = {
+            "size": map(int, size),
+            "mean": map(float, mean),
+            "std": map(float, std),
+        }
+        converted["unused_channels"] = sorted(set(map(int, unused)))
+        for name, value in converted.items():
             object.__setattr__(self, name, tuple(value))
 
     @property
@@ -58,9 +90,52 @@ class Preprocess(ABC):
         """Whether an example, or a file by its header, is not longer than `size`; True for pictures of any size."""
         return True
 
+    def unlike_training(self, examples: Sequence[Raw]) -> list[str]:
+        """Describe how new examples differ from the training data in a way that makes answers doubtful."""
+        return []
+
+    def view(self, raw: Raw) -> Raw:
+        """Return the example as the network reads it, in the units of the raw one."""
+        return raw
+
     def to_dict(self) -> dict[str, Any]:
-        """Return a dict for `preprocess_from_dict`, with `kind`, and with lists as YAML's safe loader has no tuples."""
-        return {"kind": self.kind} | {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        """Return a dict for `preprocess_from_dict`, with `kind`, and with lists as YAML's safe loader has no tuples.
+
+        Fields that came after the first format are left out at their defaults, so that earlier versions read the rest.
+        """
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        kept = {k: v for k, v in values.items() if k not in _LATER or v != getattr(type(self), k)}
+        return {"kind": self.kind} | {k: list(v) if isinstance(v, tuple) else v for k, v in kept.items()}
+
+    @property
+    def _used(self) -> list[int]:
+        """The channels that the network reads."""
+        return [channel for channel in range(self.channels) if channel not in self.unused_channels]
+
+
+_LATER = ("unused_channels", "levels")
+
+
+def short(value: object) -> str:
+    """The value in at most 80 characters, for messages about untrusted files."""
+    text = repr(value[:10] if isinstance(value, str | tuple | list) else value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def is_number(value: object, least: float, most: float) -> bool:
+    """Whether a value is a finite number (no bool) within these bounds; NaN is not."""
+    number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+    return number and least <= value <= most  # type: ignore[operator]
+
+
+def is_whole(value: object) -> bool:
+    """Whether a value is a whole number, and no bool."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def is_list(value: object) -> bool:
+    """Whether a value is a sequence of values, as JSON, Python or numpy hold it."""
+    return isinstance(value, tuple | list) or (isinstance(value, np.ndarray) and value.ndim == 1)
 
 
 class Moments:
@@ -87,6 +162,15 @@ class Moments:
 
     def std(self) -> tuple[float, ...]:
         """Return the standard deviation of each channel; 1 for a constant one, which can then be divided by it."""
-        std = np.sqrt(self.squares / np.maximum(self.count, 1))
+        return tuple(np.where(self._constant(), 1.0, self._std()).tolist())
+
+    def constant(self, noise: float = 0.0) -> tuple[int, ...]:
+        """Return the channels without information: never observed, or with a std of at most `noise` or of rounding."""
+        return tuple(np.flatnonzero(self._constant(noise)).tolist())
+
+    def _std(self) -> np.ndarray:
+        return np.sqrt(self.squares / np.maximum(self.count, 1))
+
+    def _constant(self, noise: float = 0.0) -> np.ndarray:
         # below the resolution of float32, the deviation is rounding, which the division would magnify
-        return tuple(np.where(std > 1e-7 * np.abs(self.centre), std, 1.0).tolist())
+        return self._std() <= np.maximum(noise, np.finfo(np.float32).eps * np.abs(self.centre))

@@ -13,11 +13,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ndvit.data.examples import Examples, Raw, Recording
-from ndvit.data.preprocess.base import Moments, Preprocess
+from ndvit.data.preprocess.base import Moments, Preprocess, is_number, is_whole, short
 from ndvit.data.sources.arrays import numbers, value_fault, with_channels
 from ndvit.data.sources.files import header_of
 
 _SAMPLE = 2_000  # files for mean and standard deviation
+_RATES = (1e-3, 1e9)  # Hz: from a sample in a quarter of an hour to a fast oscilloscope
+_MOST_VALUES = 2**29  # of a resampled recording: 2 GiB
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,9 @@ class SignalPreprocess(Preprocess):
     standardising. So the network can mask a patch without observed values, and a partly observed patch has no
     artificial zeros. After resampling, a position is observed if any value in its interval was.
 
+    Unused channels, which were constant or never observed in training, hold the mean whatever an example has there, and
+    do not make a position observed.
+
     Rate. A `Recording` at another rate is resampled to `sample_rate` (polyphase filter), and averaged over its channels
     if `mono`; a plain array is assumed to be at `sample_rate`.
     """
@@ -48,13 +53,18 @@ class SignalPreprocess(Preprocess):
     """Treatment of an axis shorter than `size`."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.size, int):
+        if is_whole(self.size):
             object.__setattr__(self, "size", (self.size,))
         super().__post_init__()
         if self.resize not in ("pad", "resample"):
-            raise ValueError(f'resize is "pad" or "resample"; got {self.resize!r}')
-        if self.sample_rate is not None and not self.sample_rate > 0:
-            raise ValueError(f"sample_rate must be above 0 (Hz), or None for plain arrays; got {self.sample_rate}")
+            raise ValueError(f'resize is "pad" or "resample"; got {short(self.resize)}')
+        if self.sample_rate is not None and not is_number(self.sample_rate, *_RATES):
+            raise ValueError(
+                f"sample_rate must be above 0 ({_RATES[0]:g} to {_RATES[1]:g} Hz), or None for plain arrays; got "
+                f"{short(self.sample_rate)}"
+            )
+        if not isinstance(self.mono, bool):
+            raise ValueError(f"mono must be true or false; got {short(self.mono)}")
         if self.mono and self.channels != 1:
             raise ValueError(f"mono means 1 channel; got {self.channels} means")
 
@@ -71,7 +81,8 @@ class SignalPreprocess(Preprocess):
                 axis, and pads.
 
         Raises:
-            ValueError: for examples with different numbers of axes or channels, or a size that does not fit them.
+            ValueError: for examples with different numbers of axes or channels, a size that does not fit them, or if no
+                channel varies.
         """
         headers = [header_of(item) for item in examples.items]
         rates = Counter(header.rate for header in headers if header.rate is not None)
@@ -88,7 +99,15 @@ class SignalPreprocess(Preprocess):
         moments = Moments(1 if mono else channels.pop())
         for i in range(len(examples)) if examples.in_memory else examples.sample(_SAMPLE):
             moments.add(_values(examples[i], rate, mono))
-        return cls(grid, moments.mean(), moments.std(), rate, mono, "pad" if size is None else "resample")
+        unused = moments.constant()
+        if len(unused) == len(moments.mean()):
+            raise ValueError(
+                f"{'the only channel is' if len(unused) == 1 else f'all {len(unused)} channels are'} constant or never "
+                "observed in the training set, so that there is nothing to learn from: look at the values (in float32, "
+                "small variations around a large value are lost: subtract the mean first)"
+            )
+        resize: Literal["pad", "resample"] = "pad" if size is None else "resample"
+        return cls(grid, moments.mean(), moments.std(), rate, mono, resize, unused_channels=unused)
 
     def __call__(self, raw: Raw) -> Tensor:
         """Return (channels, *size) float32; raises the errors of `masked`, and a ValueError for missing values."""
@@ -109,10 +128,11 @@ class SignalPreprocess(Preprocess):
                 channels, or a recording if the training data are plain arrays.
         """
         values = self._checked(raw)
-        observed = (~np.isnan(values)).any(axis=0, keepdims=True).astype(np.float32)
+        observed = (~np.isnan(values[self._used])).any(axis=0, keepdims=True).astype(np.float32)
         per_channel = (-1,) + (1,) * len(self.size)
         mean, std = np.reshape(self.mean, per_channel), np.reshape(self.std, per_channel)
         x = _filled(((values - mean) / std).astype(np.float32))
+        x[list(self.unused_channels)] = 0
         for axis, new in enumerate(self.size, start=1):
             if x.shape[axis] > new or (x.shape[axis] < new and self.resize == "resample"):
                 x, observed = _along(axis, x, linear, new), _along(axis, observed, F.adaptive_max_pool1d, new)
@@ -127,6 +147,33 @@ class SignalPreprocess(Preprocess):
         """Whether no axis of an example, or of a file by its header, is longer than `size`."""
         header = header_of(item)
         return all(_length(n, header.rate, self.sample_rate) <= new for n, new in zip(header.grid, self.size))
+
+    def unlike_training(self, examples: Sequence[Raw]) -> list[str]:
+        """Describe channels that were constant or never observed in training and are not so here."""
+        doubts = []
+        for channel in self.unused_channels:
+            usual = self.mean[channel]
+            rows = (_values(raw, self.sample_rate, self.mono) for raw in examples)
+            if any(_differs(values[channel], usual) for values in rows if len(values) == self.channels):
+                doubts.append(
+                    f"channel {channel} was constant or never observed in training, differs here, and is not used"
+                )
+        return doubts
+
+    def view(self, raw: Raw) -> Raw:
+        """Return the values that the network reads, NaN where nothing was observed; of recordings, in Hz and channels.
+
+        The rate of a recording that was resampled to `size` is that of the result.
+        """
+        x, mask = self.masked(raw)
+        per_channel = (-1,) + (1,) * len(self.size)
+        values = x.numpy() * np.reshape(self.std, per_channel) + np.reshape(self.mean, per_channel)
+        values = np.where(True if mask is None else mask.numpy(), values, np.nan).astype(np.float32)
+        if not isinstance(raw, Recording) or self.sample_rate is None:
+            return values
+        length = _length(raw.values.shape[-1], raw.rate, self.sample_rate)
+        resampled = length > self.size[0] or self.resize == "resample"
+        return Recording(values, self.sample_rate * (self.size[0] / length if resampled else 1))
 
     def _checked(self, raw: Raw) -> np.ndarray:
         if isinstance(raw, Recording) and self.sample_rate is None:
@@ -147,7 +194,15 @@ class SignalPreprocess(Preprocess):
             )
         if fault := value_fault(values):
             raise ValueError(fault)
+        if self.unused_channels and np.isnan(values[self._used]).all():
+            unused = ", ".join(map(str, self.unused_channels))
+            raise ValueError(f"nothing is observed in the channels that varied in training (unused: {unused})")
         return values
+
+
+def _differs(values: np.ndarray, usual: float) -> bool:
+    """Whether an observed value differs from a constant by more than float32's rounding."""
+    return bool((np.abs(values - usual) > 1e-5 * max(abs(usual), 1e-30)).any())
 
 
 def _length(n: int, rate: float | None, target: float | None) -> int:
@@ -172,6 +227,11 @@ def _values(raw: Raw, rate: float | None, mono: bool) -> np.ndarray:
     from scipy.signal import resample_poly
 
     ratio = _ratio(raw.rate, rate)
+    if values.size * ratio > _MOST_VALUES:
+        raise ValueError(
+            f"{values.shape[-1]:,} samples at {raw.rate:g} Hz would become {int(values.shape[-1] * ratio):,} at "
+            f"{rate:g} Hz: more than fit into memory"
+        )
     # padtype "line": without steps at the ends, a constant stays constant
     resampled = resample_poly(values, ratio.numerator, ratio.denominator, axis=-1, padtype="line")
     return np.asarray(resampled, dtype=np.float32)

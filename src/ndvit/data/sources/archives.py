@@ -12,19 +12,20 @@ from itertools import takewhile
 from pathlib import Path
 
 from ndvit.data.examples import Part
-from ndvit.data.sources.tables import read_table
+from ndvit.data.messages import Doubt, listing, unread
+from ndvit.data.sources.tables import TABLES, read_table
 
 
 def read_set(path: Path) -> tuple[str, dict[str, Part], list[str]]:
     """Read a file of examples, and for a _TRAIN file the _TEST file beside it; return name, parts and notes."""
-    parts, other = read_table(path), _test_file(path)
+    (parts, notes), other = read_table(path), _test_file(path)
     if other and "test" not in parts:
-        found = read_table(other)
+        found, more = read_table(other)
         parts["test"] = found[next(split for split in ("test", "train", "val") if split in found)]
         note = f"the archive's own split: {path.name} to train, {other.name} to test"
-        return path.stem[: -len("_train")], parts, [note]
+        return path.stem[: -len("_train")], parts, [note, *dict.fromkeys([*notes, *more])]
     beside = f", and not {other.name}" if other else ""
-    return path.stem, parts, [f"the split in {path.name}{beside}"] if "test" in parts else []
+    return path.stem, parts, ([f"the split in {path.name}{beside}"] if "test" in parts else []) + notes
 
 
 def _test_file(path: Path) -> Path | None:
@@ -44,6 +45,23 @@ def find_training_file(folder: Path) -> Path | None:
     if len(names) > 1 and not own:
         raise ValueError(f"{folder}: has several data sets ({', '.join(sorted(names))}); pass the path of one file")
     return next(iter(own + found), None)
+
+
+def unread_beside(table: Path) -> list[str]:
+    """Return notes on the contents of a folder of the archive that are not read because its training file is.
+
+    Files of other formats, which repeat the set or describe it, are facts; folders may be the data that were meant.
+    """
+    stem = table.stem[: -len("_train")]
+    beside = sorted(path for path in table.parent.iterdir() if path not in (table, _test_file(table)))
+    folders = [f"{path.name}/" for path in beside if path.is_dir() and not path.name.startswith(".")]
+    others = [path.name for path in beside if path.is_file() and path.suffix.lower() in TABLES]
+    notes = unread("files beside the training file", others)
+    if folders:
+        notes.append(
+            Doubt(f"{table.parent.name}/ is read as the set {stem}, and its folders are not read: {listing(folders)}")
+        )
+    return notes
 
 
 @cache

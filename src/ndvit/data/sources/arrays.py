@@ -1,7 +1,8 @@
-"""Arrays in memory: conversion to float32 examples and raw targets."""
+"""Data in memory: conversion to float32 examples and raw targets."""
 
 import re
 import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,41 +10,75 @@ import numpy as np
 from PIL import Image
 
 from ndvit.data.examples import Part
-from ndvit.data.messages import DataWarning, printable
+from ndvit.data.messages import DataWarning, Doubt, listing, printable
+from ndvit.data.sources.containers import (
+    check_names,
+    is_array_like,
+    is_missing,
+    plain_array,
+    plain_labels,
+    read_container,
+    refused,
+)
 from ndvit.data.sources.pictures import plain
 
 _FLOAT = re.compile(r"[-+]?\d+\.\d*(e[-+]?\d+)?", re.IGNORECASE)
+_MISSING_WORDS = frozenset(
+    {"?", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A", "NA"}
+    | {"NULL", "NaN", "NAN", "NaT", "None", "n/a", "nan", "null"}
+)
+"""Labels that stand for a missing one: "?" of the UCR archive, and what pandas reads as missing."""
 
 
-def read_arrays(source: tuple[Any, ...] | dict[str, Any]) -> dict[str, Part]:
-    """Return the parts of (X, y), (X_train, y_train, X_test, y_test), or a dict with such keys."""
+def read_arrays(source: tuple[Any, ...] | Mapping[str, Any]) -> tuple[dict[str, Part], list[str]]:
+    """Return the parts of (X, y), (X_train, y_train, X_test, y_test) or a dict with such keys, and notes.
+
+    A dict may also have X_val and y_val. Its other keys are not read, with a doubt.
+    """
     names = {2: ("X", "y"), 4: ("X_train", "y_train", "X_test", "y_test")}.get(len(source))
-    if isinstance(source, tuple) and names:
-        source = dict(zip(names, source))
-    if not isinstance(source, dict) or names is None or set(source) != set(names):
-        got = f"keys {', '.join(map(str, source))}" if isinstance(source, dict) else f"{len(source)} arrays"
+    if isinstance(source, tuple):
+        found = dict(zip(names or (), source))
+    else:
+        found = {str(key): value for key, value in source.items()}
+        names = ("X", "y") if "X" in found and "y" in found else ("X_train", "y_train", "X_test", "y_test")
+        if {"X_val", "y_val"} <= set(found):
+            names = (*names, "X_val", "y_val")
+    if names is None or not set(names) <= set(found):
+        got = f"{len(source)} arrays" if isinstance(source, tuple) else f"keys {', '.join(map(str, source))}"
         raise ValueError(f"arrays must be X, y or X_train, y_train, X_test, y_test; got {got}")
-    splits = zip(("train", "test"), names[::2], names[1::2])
-    return {split: as_part(source[x], source[y], x, y) for split, x, y in splits}
+    parts: dict[str, Part] = {}
+    notes: list[str] = []
+    first: tuple[str, ...] | None = None
+    for x, y in zip(names[::2], names[1::2]):
+        part, columns, doubts = _read_part(found[x], found[y], x, y)
+        check_names(columns, first, x, names[0])
+        first = columns if first is None else first
+        parts[x.partition("_")[2] or "train"] = part
+        notes += [doubt for doubt in doubts if doubt not in notes]
+    if unread := [name for name in found if name not in names]:
+        notes.append(Doubt(f"arrays not read: {listing(list(map(printable, unread)), 10)}"))
+    return parts, notes
 
 
-def read_examples(x: Any) -> Part:
-    """Return arrays or PIL images without targets; raise a ValueError for a list of paths or another type."""
+def read_examples(x: Any) -> tuple[Part, list[str]]:
+    """Return examples in memory without targets, and notes; raise a ValueError for a list of paths or another type."""
     if isinstance(x, list | tuple) and any(isinstance(row, str | Path) for row in x):
         raise ValueError("got a list of paths; pass them one by one: predict(run, *paths)")
-    if not isinstance(x, list | tuple) and not hasattr(x, "__array__"):
+    if not isinstance(x, list | tuple | Mapping) and not is_array_like(x):
         raise ValueError(
-            "examples to predict are paths, an array (n, time) or (n, channels, time, ...), a list of arrays or a list "
-            f"of PIL images; got a {type(x).__name__}"
+            "examples to predict are paths, an array (n, time) or (n, channels, time, ...), a table, a list of arrays "
+            f"or a list of PIL images; got a {type(x).__name__}"
         )
-    return as_part(x, None, "X")
+    part, _, doubts = _read_part(x, None, "X", "y")
+    return part, list(doubts)
 
 
 def as_part(x: Any, y: Any, where: str, targets_where: str = "y") -> Part:
     """Convert arrays to examples (channels, *grid) float32 and raw targets.
 
     Args:
-        x: (n, time) or (n, channels, *grid); or a list of (time,) or (channels, *grid), or of PIL images.
+        x: (n, time) or (n, channels, *grid); or a list of (time,) or (channels, *grid), or of PIL images; or another
+            container, see `read_container`.
         y: n targets, or None.
         where: name of `x` in messages and names.
         targets_where: name of `y` in messages.
@@ -51,22 +86,27 @@ def as_part(x: Any, y: Any, where: str, targets_where: str = "y") -> Part:
     Raises:
         ValueError: if x is not numeric, has too few dimensions, or has another length than y.
     """
+    return _read_part(x, y, where, targets_where)[0]
+
+
+def _read_part(
+    x: Any, y: Any, where: str, targets_where: str
+) -> tuple[Part, tuple[str, ...] | None, tuple[Doubt, ...]]:
+    """The part, the names of columns or channels, and doubts."""
+    found, names, doubts = read_container(x, where)
     items: list[Any]
-    if isinstance(x, list | tuple) and x and all(isinstance(row, Image.Image) for row in x):
-        items = [plain(row) for row in x]
-    elif isinstance(x, list | tuple) and any(isinstance(row, Image.Image) for row in x):
-        raise ValueError(f"{where} mixes pictures and arrays; pass a list of PIL images, or of arrays")
-    elif isinstance(x, list | tuple):
-        items = [with_channels(numbers(row, f"{where}[{i}]"), f"{where}[{i}]") for i, row in enumerate(x)]
+    if isinstance(found, np.ndarray):
+        if found.ndim < 2:
+            raise ValueError(f"{where} has shape {found.shape}; expected (n, time) or (n, channels, time, ...)")
+        items = [with_channels(row, where) for row in _float32(found, where)]
+    elif found and isinstance(found[0], Image.Image):
+        items = [plain(row) for row in found]
     else:
-        values = numbers(x, where)
-        if values.ndim < 2:
-            raise ValueError(f"{where} has shape {values.shape}; expected (n, time) or (n, channels, time, ...)")
-        items = [with_channels(row, where) for row in values]
+        items = [with_channels(_float32(row, f"{where}[{i}]"), f"{where}[{i}]") for i, row in enumerate(found)]
     targets = None if y is None else raw_targets(y, targets_where)
     if targets is not None and len(targets) != len(items):
         raise ValueError(f"{where}: {len(items)} examples but {len(targets)} targets; every example needs one")
-    return Part(items, targets, [f"{where}[{i}]" for i in range(len(items))])
+    return Part(items, targets, [f"{where}[{i}]" for i in range(len(items))]), names, doubts
 
 
 def raw_targets(y: Any, where: str) -> list[Any]:
@@ -75,9 +115,10 @@ def raw_targets(y: Any, where: str) -> list[Any]:
     Raises:
         ValueError: if there is not one target for each example, or for bytes that are not UTF-8.
     """
-    values = y.tolist() if hasattr(y, "tolist") else y
+    shape = getattr(y, "shape", (len(y),) if isinstance(y, list | tuple) else ())
+    values = plain_labels(y, where)
     if not isinstance(values, list | tuple) or any(isinstance(value, list | tuple) for value in values):
-        raise ValueError(f"{where} has shape {np.shape(y)}; expected one target for each example, (n,)")
+        raise ValueError(f"{where} has shape {shape}; expected one target for each example, (n,)")
     try:
         return [raw_target(value) for value in values]
     except UnicodeDecodeError as error:
@@ -85,31 +126,51 @@ def raw_targets(y: Any, where: str) -> list[Any]:
 
 
 def raw_target(value: Any) -> Any:
-    """Return one target: None, NaN, "?" and "" become None (missing), and "1.0000e+00", as archives write it, "1"."""
-    value = value.decode() if isinstance(value, bytes) else value.item() if isinstance(value, np.generic) else value
-    if value is None or str(value).strip().lower() in ("", "?", "nan"):
+    """Return one target: None, NaN, NaT, NA and "" become None (missing), and "1.0000e+00", as archives write it, "1".
+
+    Words such as NA remain text, see `missing_labels`.
+    """
+    if is_missing(value):
         return None
+    value = value.decode() if isinstance(value, bytes) else value.item() if isinstance(value, np.generic) else value
     if not isinstance(value, str):
         return value
     text = value.strip()
     if _FLOAT.fullmatch(text) and float(text).is_integer():
         return str(int(float(text)))
-    return printable(text)
+    return printable(text) or None
+
+
+def missing_labels(targets: Sequence[Any]) -> list[int]:
+    """Indices of the raw targets that are missing: None, or a word such as "?" or "NA" that is no `ClassName`."""
+    return [
+        i for i, target in enumerate(targets) if target is None or (type(target) is str and target in _MISSING_WORDS)
+    ]
+
+
+def labels_are_missing(
+    where: str, names: Sequence[str], targets: Sequence[Any], missing: Sequence[int], how: str
+) -> ValueError:
+    """Return the error for missing labels, with the first names and words; `how` to leave their examples out."""
+    words = sorted({targets[i] for i in missing if targets[i] is not None})
+    found = listing([names[i] for i in missing]) + (f" ({', '.join(words)})" if words else "")
+    literal = "; if such a word is the name of a class, set --literal-labels (literal_labels=True in Python)"
+    return ValueError(
+        f"{len(missing):,} labels are missing in {where}: {found}. Add them, or leave these examples out ({how})"
+        f"{literal if words else ''}"
+    )
 
 
 def numbers(x: Any, where: str) -> np.ndarray:
-    """Return `x` as float32; values that are too large for it become infinite.
+    """Return an array or nested lists as float32; values that are too large for it become infinite.
 
     Raises:
-        ValueError: for text, Python objects, complex numbers, or rows of unequal length.
+        ValueError: for values that are not real numbers, or rows of unequal length.
     """
-    try:
-        array = np.asarray(x)
-    except ValueError as error:
-        raise ValueError(
-            f"{where} has rows of different length; pass a list with one array for each example"
-        ) from error
-    check_numeric(array, where)
+    return _float32(plain_array(x, where), where)
+
+
+def _float32(array: np.ndarray, where: str) -> np.ndarray:
     with np.errstate(over="ignore"):  # infinite values are refused later
         values = np.asarray(array, dtype=np.float32)
     warn_of_rounding(array, values, where)
@@ -126,8 +187,7 @@ def value_fault(values: np.ndarray) -> str | None:
 def check_numeric(array: np.ndarray, where: str) -> None:
     """Raise a ValueError unless the array has real numbers."""
     if array.dtype.kind not in "fiub":
-        what = {"O": "Python objects", "U": "text", "S": "text"}.get(array.dtype.kind, "other types")
-        raise ValueError(f"{where} has {what} ({array.dtype}); expected numbers (unequal lengths: a list of arrays)")
+        raise refused(array.dtype, where)
 
 
 def with_channels(values: np.ndarray, where: str) -> np.ndarray:
@@ -149,10 +209,14 @@ def warn_of_rounding(original: np.ndarray, values: np.ndarray, where: str) -> No
         return
     axes = tuple(i for i in range(original.ndim) if i != 1 or original.ndim < 3)
     exact = original.astype(np.float64)
-    with np.errstate(all="ignore"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # numpy warns of slices with nothing but NaN
-        lost = np.nanmax(np.abs(values - exact), axis=axes)
-        std, mean = np.nanstd(exact, axis=axes), np.nanmean(exact, axis=axes)
+    # not nanmax, nanmean and nanstd: they warn of slices with nothing but NaN, and files are read in threads, in which
+    # warnings.catch_warnings can leave the filters of the whole process changed
+    observed = ~np.isnan(exact)
+    with np.errstate(all="ignore"):
+        count = np.sum(observed, axis=axes, keepdims=True)
+        mean = np.sum(exact, axis=axes, keepdims=True, where=observed) / count
+        std = np.sqrt(np.sum((exact - mean) ** 2, axis=axes, keepdims=True, where=observed) / count)
+        lost = np.max(np.abs(values - exact), axis=axes, keepdims=True, where=observed, initial=0)
     if np.any((lost > 0.01 * std) & (std > 1e-12 * np.abs(mean))):  # a constant has no variation to lose
         warnings.warn(
             f"{where} varies little around large values, and float32 rounds that off by more than a hundredth of its "

@@ -1,8 +1,10 @@
 """Files of one example each: their kinds by ending, their headers, and reading one."""
 
 import os
+import stat
 from collections import Counter
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,19 +14,11 @@ from PIL import Image, UnidentifiedImageError
 from ndvit.data.examples import EncodedPicture, Kind, Raw, Recording
 from ndvit.data.messages import printable
 from ndvit.data.sources.npy import npy_shape, read_npy
-from ndvit.data.sources.pictures import image_size, read_image
+from ndvit.data.sources.pictures import USUAL_PICTURES, image_size, picture_endings, read_image
 from ndvit.data.sources.rasters import raster_shape, read_raster
-from ndvit.data.sources.sounds import SOUNDS, read_audio, sound_header
+from ndvit.data.sources.sounds import SOUNDS, USUAL_SOUNDS, read_audio, sound_header
 
-_MEDIUM = {  # kind of a file with one example, by its ending
-    **dict.fromkeys((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif"), "images"),
-    **dict.fromkeys(SOUNDS, "sound files"),
-    ".npy": "npy files",
-    ".npz": "npz files",
-}
-SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
-SPLITS |= dict.fromkeys(("val", "valid", "validation", "dev"), "val")
-"""Split by the name of a folder, an array, or a value in a column."""
+_ARRAYS = {".npy": "npy files", ".npz": "npz files"}
 
 
 class Header(NamedTuple):
@@ -38,12 +32,28 @@ class Header(NamedTuple):
 
 def medium(path: str | Path) -> str | None:
     """Return the kind of a file by its ending: images, sound files, npy files or npz files; None for other files."""
-    return _MEDIUM.get(Path(path).suffix.lower())
+    return _media().get(os.path.splitext(path)[1].lower())
 
 
 def known_endings() -> str:
-    """List the endings of files with one example, for messages."""
-    return ", ".join(_MEDIUM)
+    """The usual endings of files with one example, for messages."""
+    others = len(_media()) - len(USUAL_PICTURES + USUAL_SOUNDS) - len(_ARRAYS)
+    return ", ".join([*USUAL_PICTURES, *USUAL_SOUNDS, *_ARRAYS]) + f" and {others} more that PIL or libsndfile read"
+
+
+def _media() -> dict[str, str]:
+    """Kind of a file with one example, by its ending; found at the first use, because PIL imports all its formats."""
+    return _kinds(picture_endings())
+
+
+@cache
+def _kinds(pictures: tuple[str, ...]) -> dict[str, str]:
+    return dict.fromkeys(pictures, "images") | dict.fromkeys(SOUNDS, "sound files") | _ARRAYS
+
+
+def short(text: str, most: int = 200) -> str:
+    """Return a path or another text of files for messages: printable, and without its middle if it is long."""
+    return printable(text if len(text) <= most else f"{text[: most // 2]}...{text[-most // 2 :]}")
 
 
 def check_one_medium(paths: Iterable[str], root: Path) -> None:
@@ -64,6 +74,7 @@ def header_of(item: Any) -> Header:
         return Header("signal", len(item.values), item.values.shape[1:], item.rate)
     if isinstance(item, np.ndarray):
         return Header("signal", len(item), item.shape[1:])
+    _check_file(item)
     kind = medium(item)
     if kind == "sound files":
         channels, frames, rate = sound_header(item)
@@ -84,13 +95,21 @@ def decode(item: str | EncodedPicture) -> Raw:
     """Read one file or stored picture, and raise the errors of its decoder, see `describe_fault`."""
     if isinstance(item, EncodedPicture):
         return read_image(item.open())
-    if os.path.getsize(item) == 0:
-        raise ValueError("is empty (0 bytes)")
+    _check_file(item)
     kind = medium(item)
     if kind == "images":
         raster = read_raster(item)
         return read_image(item) if raster is None else raster
     return read_audio(item) if kind == "sound files" else read_npy(item)
+
+
+def _check_file(path: str) -> None:
+    """Raise a ValueError for an empty file, and for a pipe, socket or device, which could block for ever."""
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError("is not a regular file")
+    if status.st_size == 0:
+        raise ValueError("is empty (0 bytes)")
 
 
 def describe_fault(error: Exception) -> str:

@@ -12,10 +12,12 @@ from typing import Any, BinaryIO
 from urllib.parse import parse_qsl
 
 from ndvit.data.examples import EncodedPicture, Part
-from ndvit.data.messages import listing, printable
+from ndvit.data.messages import listing, printable, unread
 from ndvit.data.sources.arrays import raw_target, raw_targets
-from ndvit.data.sources.files import SPLITS
+from ndvit.data.sources.split_names import is_canonical, split_of
 from ndvit.data.sources.streams import StreamedRows
+from ndvit.files import check_regular
+from ndvit.tasks.classification import literal_names
 
 _ADDRESS = re.compile(r"hf:(?P<repo>[\w.-]+/[\w.-]+)(?:\?(?P<query>\S*))?", re.ASCII)
 _KEYS = ("image", "label", "config", "revision", "streaming")
@@ -77,11 +79,14 @@ class Row(EncodedPicture):
         (found,) = self.rows[self.index].values()
         if found is None:
             raise ValueError("there is no picture in this row")
-        if found["bytes"] is not None:
+        if not isinstance(found, dict):  # in a streamed file, whatever its schema announces
+            raise ValueError(f"there is a {type(found).__name__} in this row, expected a picture")
+        if found.get("bytes") is not None:
             return io.BytesIO(found["bytes"])
-        path = os.path.realpath(found["path"] or "")
+        path = os.path.realpath(found.get("path") or "")
         if not any(Path(path).is_relative_to(home) for home in _caches()):
             raise ValueError("names a file that is not part of the data set, which is not read")
+        check_regular(path)
         return io.BytesIO(Path(path).read_bytes())
 
     def block(self) -> int | None:
@@ -101,7 +106,7 @@ def read_hub(text: str, *, with_targets: bool, progress: bool) -> tuple[dict[str
     """Fetch a data set, or read it from the cache, and find its columns of pictures and targets.
 
     The column of pictures is the only one of type Image; that of targets is the only ClassLabel, or else the only one
-    of text or integers, or the one named label. No code of the data set is run.
+    of text or integers, or the one named label, which may also have floats. No code of the data set is run.
 
     Args:
         text: `hf:owner/name`, see `Address.parse`.
@@ -125,6 +130,7 @@ def read_hub(text: str, *, with_targets: bool, progress: bool) -> tuple[dict[str
     image = _column(address, "image", features, datasets.Image, required=True)
     label = _column(address, "label", features, datasets.ClassLabel, required=with_targets)
     notes.insert(0, f"pictures from the column {image}" + (f", labels from {label}" if label else ""))
+    notes += unread("columns", (printable(name) for name in features if name not in (image, label)))
     parts: dict[str, Part] = {}
     for split, (name, rows) in chosen.items():
         with _short_errors(address):
@@ -159,7 +165,8 @@ def stream(address: Address, progress: bool) -> Any:
     where = f"hf://datasets/{address.repo}"
     builder = datasets.load_dataset_builder(where, address.config, revision=address.revision)
     files = {str(name): list(map(str, found)) for name, found in (builder.config.data_files or {}).items()}
-    train = next((name for name in files if len(files) == 1 or SPLITS.get(name.lower()) == "train"), None)
+    usual_first = sorted(files, key=is_canonical, reverse=True)
+    train = next((name for name in usual_first if len(files) == 1 or split_of(name) == "train"), None)
     if train is None:
         raise ValueError(f"it has no training set to stream, but {listing(list(files)) or 'no data files'}")
     if other := [name for name in files[train] if not name.endswith(".parquet")]:
@@ -186,8 +193,10 @@ def _part(address: Address, name: str, rows: Any, image: str, targets: list[Any]
 def _splits(address: Address, splits: dict[str, Any]) -> tuple[dict[str, tuple[str, Any]], list[str]]:
     """Find train, val and test among the splits; return each with its own name, and notes."""
     chosen: dict[str, tuple[str, Any]] = {}
-    for name, rows in splits.items():
-        split = SPLITS.get(name.lower())
+    for name in sorted(splits, key=is_canonical, reverse=True):
+        rows, split = splits[name], split_of(name)
+        if split in chosen and not is_canonical(name):
+            continue  # such as test2 beside test
         if split in chosen:
             raise ValueError(f"{address}: both splits {chosen[split][0]} and {name} could be the {split} set")
         if split and len(rows):
@@ -211,12 +220,14 @@ def _column(address: Address, option: str, features: Any, kind: type, *, require
     if name is not None:
         if name not in features:
             raise ValueError(f"{address}: has no column {name} (for {option}=); it has {_types(features)}")
-        if not isinstance(features[name], kind) and not _similar(features[name], option):
+        floats = option == "label" and _is_float(features[name])  # such as 0.0 and 1.0, where some are missing
+        if not isinstance(features[name], kind) and not _similar(features[name], option) and not floats:
             raise ValueError(f"{address}: the column {name} has no {what} ({_types(features)})")
         return str(name)
     found = [name for name, feature in features.items() if isinstance(feature, kind)]
     if option == "label":
         found = found or [name for name, feature in features.items() if _similar(feature, option)]
+        found = found or [name for name in features if name.lower() in _LABEL_NAMES and _is_float(features[name])]
         if len(found) > 1:
             found = [name for name in found if name.lower() in _LABEL_NAMES] or found
     if len(found) == 1 or not required:
@@ -235,6 +246,10 @@ def _similar(feature: Any, option: str) -> bool:
     return type(feature).__name__ == "Value" and (text or dtype.startswith(("int", "uint")))
 
 
+def _is_float(feature: Any) -> bool:
+    return type(feature).__name__ == "Value" and str(feature.dtype).startswith(("float", "double", "half"))
+
+
 def _types(features: Any) -> str:
     types = {name: type(feature).__name__ for name, feature in features.items()}
     columns = (f"{printable(name)}: {features[name].dtype if t == 'Value' else t}" for name, t in types.items())
@@ -249,7 +264,7 @@ def _targets(rows: Any, column: str, progress: bool) -> list[Any]:
     feature = rows.features[column]
     if type(feature).__name__ != "ClassLabel":
         return raw_targets(values, column)
-    names = [raw_target(name) for name in feature.names]
+    names = literal_names([raw_target(name) for name in feature.names])
     return [names[value] if value is not None and 0 <= value < len(names) else None for value in values]
 
 

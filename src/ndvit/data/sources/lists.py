@@ -1,21 +1,29 @@
 """Lists of files: a .csv with one line per example, its path, its target, and optionally its split."""
 
+import codecs
 import csv
 import os
+import re
 from collections import defaultdict
 from collections.abc import Iterator
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 from ndvit.data.examples import Part
-from ndvit.data.messages import cannot_be_used, listing, printable
+from ndvit.data.messages import cannot_be_used, listing, unread
 from ndvit.data.sources.arrays import raw_target
-from ndvit.data.sources.files import SPLITS, check_one_medium, known_endings, medium
+from ndvit.data.sources.files import check_one_medium, known_endings, medium, short
+from ndvit.data.sources.split_names import split_of
 
 _PATHS = ("path", "file", "filename", "image", "file_name", "filepath", "file_path", "image_path")
 _LABELS = ("label", "class", "target", "labels")
 _COLUMNS = {"path": _PATHS, "label": _LABELS, "split": ("split",)}
-_LONGEST = 200  # letters of a path in messages
+_LONGEST_LINE = 2**18  # letters
+_MOST_COLUMNS = 10_000
+_MOST_BAD = 100_000  # fields of unusable lines after which a file without any example is read no further
+_PEEK = 20  # lines in which a column of paths without a usual name is searched
+_UNDECODED = re.compile("[\udc80-\udcff]")
 _HEADER = (
     f"expected a header with a column of paths ({', '.join(_PATHS)}) and one of labels ({', '.join(_LABELS)}); "
     "a table of values is read from an .npz with X and y, a .ts, or UCR's .tsv (label first, tabs, no header)"
@@ -26,15 +34,16 @@ def is_list(path: Path) -> bool:
     """Whether a file is a list of files: any .csv, and a .tsv with a column of paths in its first line."""
     if path.suffix.lower() != ".tsv":
         return path.suffix.lower() == ".csv"
-    with path.open(encoding="utf-8-sig", errors="replace") as file:
-        return _has_paths(file.readline(), "\t")[0]
+    with path.open(encoding=_encoding(path), errors="replace") as file:
+        return _has_paths(file.readline(_LONGEST_LINE), "\t")[0]
 
 
 def read_list(path: Path, *, with_targets: bool, skip_bad: bool) -> tuple[dict[str, Part], list[str]]:
     """Find the examples of a list: {"train": ...}, or the splits of its column `split`.
 
-    The first line names the columns, in any order, separated by commas, semicolons or tabs. Paths are relative to the
-    folder of the list, and nothing outside it is read.
+    The first line names the columns, in any order, separated by commas, semicolons or tabs. If none has a usual name of
+    paths, the only one whose values are files is taken. Paths are relative to the folder of the list, and nothing
+    outside it is read. The text is UTF-8, or UTF-16 with a byte order mark, as spreadsheets save it.
 
     Args:
         path: the list.
@@ -50,34 +59,46 @@ def read_list(path: Path, *, with_targets: bool, skip_bad: bool) -> tuple[dict[s
     """
     rows = _rows(path)
     header = [name.strip() for name in next(rows, (0, []))[1]]
+    if len(header) > _MOST_COLUMNS:
+        raise ValueError(f"{path}: has {len(header):,} columns; {_HEADER}")
     columns = {what: _column(path, header, names) for what, names in _COLUMNS.items()}
+    names = [short(name, 60) or "(without a name)" for name in header]
+    finder = _Finder(path.parent)
+    notes: list[str] = []
     if columns["path"] is None:
-        found = f"its first line is {printable(','.join(header)[:60])!r}" if header else "it is empty"
-        raise ValueError(f"{path}: {found}; {_HEADER}")
-    names = [name or "(without a name)" for name in header]
+        first = list(islice(rows, _PEEK))
+        rows = chain(first, rows)
+        no_header = any(finder.is_example(field) for field in header)
+        if not no_header:
+            taken = set(columns.values())
+            columns["path"] = _column_of_files(finder, [row for _, row in first], len(header), taken)
+        if columns["path"] is None:
+            found = f"its first line is '{short(','.join(header), 60)}'" if header else "it is empty"
+            found += ", which names a file instead of the columns" * no_header
+            raise ValueError(f"{path}: {found}; {_HEADER}")
+        notes.append(f"paths from the column {names[columns['path']]}, whose values are files")
     if with_targets and columns["label"] is None:
         raise ValueError(
-            f"{path}: has no column of labels but {printable(listing(names, 20))}; name the one with labels "
-            f"{' or '.join(_LABELS)}"
+            f"{path}: has no column of labels but {listing(names, 20)}; name the one with labels {' or '.join(_LABELS)}"
         )
-    finder = _Finder(path.parent)
     faults: list[str] = []
     examples: dict[str, list[tuple[str, Any, str]]] = defaultdict(list)
-    lines = 0
+    lines = fields_read = 0
     for number, row in rows:
+        if fields_read > _MOST_BAD and not examples:
+            break
         lines += 1
+        fields_read += len(row)
         if len(row) != len(header):
             faults.append(f"line {number}: has {len(row)} fields, the header has {len(header)}")
             continue
         fields = {what: row[at].strip() if at is not None else "" for what, at in columns.items()}
         file = finder.path(fields["path"], f"{path}, line {number}")
         target = raw_target(fields["label"])
-        split = SPLITS.get(fields["split"].lower()) if columns["split"] is not None else "train"
+        split = split_of(fields["split"]) if columns["split"] is not None else "train"
         fault = finder.fault(file, number)
-        if fault is None and with_targets and target is None:
-            fault = "has no label"
         if fault is None and split is None:
-            fault = f"split is {fields['split']!r}; expected train, val or test"
+            fault = f"split is {short(fields['split'], 60)!r}; expected train, val or test"
         if fault is not None:
             faults.append(f"line {number}: {fault}")
         elif split is not None:
@@ -86,9 +107,9 @@ def read_list(path: Path, *, with_targets: bool, skip_bad: bool) -> tuple[dict[s
         raise cannot_be_used(str(path), faults, lines, "lines")
     if not examples:
         raise ValueError(f"{path}: lists no files below its header")
-    notes = [f"the split in {path.name}"] if set(examples) & {"test", "val"} else []
-    if unused := [name for i, name in enumerate(names) if i not in columns.values()]:
-        notes.append(f"columns not read: {listing(unused)}")
+    if set(examples) & {"test", "val"}:
+        notes.append(f"the split in {path.name}")
+    notes += unread("columns", (name for i, name in enumerate(names) if i not in columns.values()))
     if faults:
         notes.append(f"{len(faults):,} of {lines:,} lines left out: {listing(faults, 20)}")
     check_one_medium([file for part in examples.values() for file, _, _ in part], path)
@@ -108,36 +129,70 @@ def _column(path: Path, header: list[str], names: tuple[str, ...]) -> int | None
     return places[0] if places else None
 
 
+def _column_of_files(finder: "_Finder", rows: list[list[str]], count: int, taken: set[int | None]) -> int | None:
+    """Index of the only column of which every value, in these rows, is the path of an example."""
+    rows = [row for row in rows if len(row) == count]
+    free = [i for i in range(count) if i not in taken]
+    found = [i for i in free if rows and all(finder.is_example(row[i]) for row in rows)]
+    return found[0] if len(found) == 1 else None
+
+
 def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     """The fields of each line that is not empty, with its number."""
+    lines = _lines(path)
+    before: list[str] = []
+    delimiter = ""
+    for line in lines:
+        before.append(line)
+        if excel := re.fullmatch(r"sep=(.)\s*", line, re.IGNORECASE):
+            delimiter = excel[1]
+            before[-1] = "\n"
+        elif line.strip():
+            delimiter = delimiter or max(",;\t", key=lambda sign: _has_paths(line, sign))
+            break
+    reader = csv.reader(chain(before, lines), delimiter=delimiter or ",", strict=True)
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            first = next((line for line in file if line.strip()), "")
-            file.seek(0)
-            delimiter = max(",;\t", key=lambda sign: _has_paths(first, sign))
-            reader = csv.reader(file, delimiter=delimiter, strict=True)
-            for row in reader:
-                if any(field.strip() for field in row):
-                    yield reader.line_num, row
-    except UnicodeDecodeError:
-        data = path.read_bytes()  # the file was decoded in pieces; the place is counted from its beginning
-        try:
-            data.decode()
-        except UnicodeDecodeError as error:
-            line, offset = data[: error.start].count(b"\n") + 1, error.start
-            raise ValueError(f"{path}, line {line}: is not UTF-8 text (offset {offset:,}); save it as UTF-8") from error
+        for row in reader:
+            if any(field.strip() for field in row):
+                yield reader.line_num, row
     except csv.Error as error:
         raise ValueError(f"{path}, line {reader.line_num}: {error}; quotes must enclose whole fields") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """The lines of a text; ValueErrors for other files."""
+    encoding = _encoding(path)
+    number, offset = 0, 3 * (encoding == "utf-8-sig")
+    with path.open(encoding=encoding, newline="", errors="surrogateescape") as file:
+        try:
+            while line := file.readline(_LONGEST_LINE):
+                number += 1
+                if len(line) == _LONGEST_LINE:
+                    raise ValueError(f"{path}, line {number}: has more than {_LONGEST_LINE:,} letters; {_HEADER}")
+                if bad := _UNDECODED.search(line):
+                    offset += len(line[: bad.start()].encode("utf-8", "surrogateescape"))
+                    raise ValueError(f"{path}, line {number}: is not UTF-8 text (offset {offset:,}); save it as UTF-8")
+                offset += len(line.encode("utf-8", "surrogateescape"))
+                yield line
+        except UnicodeError as error:
+            raise ValueError(f"{path}, line {number + 1}: is not {encoding} text; save it as UTF-8") from error
+
+
+def _encoding(path: Path) -> str:
+    """The encoding of a text by its byte order mark."""
+    with path.open("rb") as file:
+        start = file.read(3)
+    if start == codecs.BOM_UTF8:
+        return "utf-8-sig"
+    return "utf-16" if start[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8"
 
 
 def _has_paths(header: str, delimiter: str) -> tuple[bool, int]:
     """Whether a header with this delimiter has a column of paths, and its number of columns."""
     names = [name.strip().strip('"').lower() for name in header.split(delimiter)]
     return any(name in _PATHS for name in names), len(names)
-
-
-def _short(name: str) -> str:
-    return printable(name if len(name) <= _LONGEST else f"{name[:_LONGEST]}...")
 
 
 class _Finder:
@@ -161,22 +216,37 @@ class _Finder:
                 self.inside[above] = self._is_inside(above)
             if not self.inside[above] or path.name == ".." or (os.path.islink(path) and not self._is_inside(path)):
                 raise ValueError(
-                    f"{where}: {_short(written)} leads out of the folder of the list ({self.folder}), and nothing "
+                    f"{where}: {short(written)} leads out of the folder of the list ({self.folder}), and nothing "
                     "outside it is read: move the list above its files"
                 )
         return path
+
+    def is_example(self, written: str) -> bool:
+        """Whether a text is the path of an example in the folder of the list."""
+        try:
+            return bool(written.strip()) and self._fault(self.path(written.strip(), "")) is None
+        except (ValueError, OSError):
+            return False
 
     def _is_inside(self, path: str | Path) -> bool:
         return Path(os.path.realpath(path)).is_relative_to(self.root)  # Path.resolve raises for loops and long names
 
     def fault(self, path: Path, line: int) -> str | None:
-        """The fault of a file; None for a good one."""
-        name = _short(os.path.relpath(path, self.folder)) if "\0" not in str(path) else "a name with a zero byte"
+        """The fault of a file; None for a good one that is in no line before."""
+        if fault := self._fault(path):
+            return fault
+        before = self.lines.setdefault(os.path.normpath(path), line)
+        return f"{self._name(path)} is in line {before}, too" if before != line else None
+
+    def _name(self, path: Path) -> str:
+        return short(os.path.relpath(path, self.folder)) if "\0" not in str(path) else "a name with a zero byte"
+
+    def _fault(self, path: Path) -> str | None:
         if path == self.folder:
             return "has no path"
         if not os.path.isfile(path):
-            return f"{name} {'is a folder' if os.path.isdir(path) else 'does not exist'}"
+            special = "is not a regular file" if os.path.exists(path) else "does not exist"
+            return f"{self._name(path)} {'is a folder' if os.path.isdir(path) else special}"
         if medium(path) is None:
-            return f"{name} has an unknown type; known: {known_endings()}"
-        before = self.lines.setdefault(os.path.normpath(path), line)
-        return f"{name} is in line {before}, too" if before != line else None
+            return f"{self._name(path)} has an unknown type; known: {known_endings()}"
+        return None

@@ -14,17 +14,19 @@ from PIL import Image
 from ndvit.config.bounds import nearest
 from ndvit.data.checking import Checked, check_examples
 from ndvit.data.examples import EncodedPicture, Examples, Kind, Part, Source
-from ndvit.data.messages import listing, printable, warn_of_doubts
+from ndvit.data.messages import Doubt, Ungrouped, listing, printable, ungrouped, warn_of_doubts
 from ndvit.data.sources import folders
-from ndvit.data.sources.archives import bundled, download, find_training_file, read_set
-from ndvit.data.sources.arrays import as_part, read_arrays, read_examples
+from ndvit.data.sources.archives import bundled, download, find_training_file, read_set, unread_beside
+from ndvit.data.sources.arrays import as_part, labels_are_missing, missing_labels, read_arrays, read_examples
 from ndvit.data.sources.files import known_endings, medium, read_example
 from ndvit.data.sources.hub import is_hub, read_hub
 from ndvit.data.sources.lists import is_list, read_list
 from ndvit.data.sources.npy import has_many_examples
 from ndvit.data.sources.tables import TABLES, read_table
 from ndvit.data.splits import hold_out
+from ndvit.files import check_regular
 from ndvit.tasks import Task, task_class
+from ndvit.tasks.classification import literal_names
 
 
 class LoadedExamples(NamedTuple):
@@ -43,6 +45,8 @@ def load_source(
     test_fraction: float = 0.2,
     seed: int = 0,
     skip_bad: bool = False,
+    literal_labels: bool = False,
+    drop_copies: bool = False,
     progress: bool = True,
     to_train: bool = True,
 ) -> Source:
@@ -52,12 +56,17 @@ def load_source(
         source: the name of a built-in set; `ucr:NAME`; `hf:owner/name`, a data set of pictures on the Hugging Face hub
             (see `read_hub`); a folder of class folders; a .csv with the columns path and label (see `read_list`); a
             .ts, .tsv, .npz or .npy file; or in Python `(X, y)`, `(X_train, y_train, X_test, y_test)` or a dict with
-            such keys.
+            such keys, where each X is any container that `read_container` reads.
         task: meaning of the targets, by name or class.
         test_fraction: share of the examples (of each class) that is held out for testing if the data has no test set; 0
             leaves `test` empty.
         seed: seed of that split.
-        skip_bad: leave bad examples out, with a note, instead of raising.
+        skip_bad: leave bad examples and those without a label out, with a note, instead of raising.
+        literal_labels: take every label as the name of a class, also NA, null and the like, which otherwise stand for
+            missing labels, and numbers with fractions, which otherwise are refused as continuous. Names of folders are
+            always taken so.
+        drop_copies: leave out exact copies, so that no content occurs twice: those of test examples leave the other
+            splits. Equal examples with different labels are all left out. Without it, copies are only reported.
         progress: show a progress bar while many files are checked.
         to_train: whether a training set, sufficient for the task, is required; otherwise `train` may be empty.
 
@@ -78,15 +87,26 @@ def load_source(
         parts["test"] = parts.pop("val")
         notes.append("no test set in the data: the validation set is the test set")
     parts = {split: _printable(parts[split]) for split in ("train", "test", "val") if split in parts}
-    checked = check_examples(parts, where, skip_bad, progress)
+    for split, part in parts.items():
+        parts[split], unlabelled = _with_targets(part, split, where, notes, skip_bad, literal_labels)
+        notes += unlabelled
+    checked = check_examples(parts, where, skip_bad, progress, drop_copies=drop_copies)
     notes += checked.notes
     kind_of_task = task_class(task)
     if any(checked.faults.values()):
         _check_strata_remain(kind_of_task, parts, checked, where)
     parts = checked.parts
-    targets = {split: _complete_targets(part, split, where) for split, part in parts.items()}
+    targets = {split: part.targets or [] for split, part in parts.items()}
     fitted = kind_of_task.from_targets(targets, where, to_train=bool(to_train and test_fraction))
-    made = {split: _examples(part, fitted.encode(targets[split])) for split, part in parts.items()}
+    notes += map(Doubt, kind_of_task.doubts(targets))
+    if "test" not in parts and test_fraction:  # the split at random may separate the examples of a group
+        notes = [ungrouped(note) if isinstance(note, Ungrouped) else note for note in notes]
+    notes = [printable(note) for note in notes]
+    warn_of_doubts(notes)  # before the split, which such data may fail
+    made = {
+        split: _examples(part, fitted.encode(targets[split]), checked.copies.get(split))
+        for split, part in parts.items()
+    }
     made.setdefault("train", next(iter(made.values())).subset([]))
     if "test" not in made and test_fraction:
         keep, held = hold_out(made["train"], fitted, test_fraction, seed, where)
@@ -94,8 +114,6 @@ def load_source(
         share = f"{test_fraction:.0%} held out for testing ({len(held):,} examples)"
         notes.append(f"no test set in the data: {share}, stratified, seed {seed}")
     made.setdefault("test", made["train"].subset([]))
-    notes = [printable(note) for note in notes]
-    warn_of_doubts(notes)
     return Source(
         name=printable(name),
         kind=checked.kind,
@@ -114,7 +132,8 @@ def load_examples(path: Any, *, skip_bad: bool = False, dims: int | None = None,
     Args:
         path: a picture, a sound file, an .npy or .npz of one example, a table (.ts, .tsv, .npz with X or X_test), a
             .csv with a column path, `hf:owner/name`, or a folder of files; or in Python an array (n, time) or
-            (n, channels, time, ...), a list of arrays of any length, or a list of PIL images.
+            (n, channels, time, ...), a list of arrays of any length, a list of PIL images, or another container that
+            `read_container` reads.
         skip_bad: leave bad examples out, with a note, instead of raising.
         dims: number of axes of the model's input, without the channels. An .npy with `dims` + 2 axes, or with `dims` +
             1 for a model of one channel, has many examples; without `dims`, every .npy is one.
@@ -125,7 +144,7 @@ def load_examples(path: Any, *, skip_bad: bool = False, dims: int | None = None,
         ValueError: for faults of the data, with the name of the file.
     """
     if not isinstance(path, str | Path):
-        return _loaded(read_examples(path), "X", skip_bad, [])
+        return _loaded(*read_examples(path), "X", skip_bad, channels)
     if path == "":
         raise ValueError("the path is empty; the current folder is written .")
     text, path = os.fspath(path), Path(path).expanduser()
@@ -137,8 +156,9 @@ def load_examples(path: Any, *, skip_bad: bool = False, dims: int | None = None,
     elif path.is_dir():
         part, notes = folders.read_flat_folder(path)
     elif not path.exists():
-        raise FileNotFoundError(f"{path}: no such file or folder")
+        raise FileNotFoundError(f"{printable(str(path))}: no such file or folder")
     else:
+        _check_file(path)
         folder = os.path.dirname(text)
         many = medium(path) in ("npy files", "npz files") and has_many_examples(path, dims, channels)
         if is_list(path):
@@ -146,10 +166,14 @@ def load_examples(path: Any, *, skip_bad: bool = False, dims: int | None = None,
         elif medium(path) and not many:
             part = Part([str(path)], None, [path.name])
         else:
-            tables = read_table(_check_table(path))
+            tables, notes = read_table(_check_table(path))
         if medium(path) == "npy files" and dims is not None:
-            count = f"{len(tables['train'].items):,} examples" if many else "one example"
-            notes.append(f"{path.name}: taken as {count}, by its number of axes")
+            items = tables["train"].items if many else []
+            count = f"{len(items):,} examples" if many else "one example"
+            note = f"{path.name}: taken as {count}, by its number of axes"
+            if items and items[0].size == 1:
+                note = Doubt(f"{note}, of a single value each; if it is one example, save it as x.reshape(1, -1)")
+            notes.append(note)
     if tables:
         split = next(split for split in ("test", "val", "train") if split in tables)
         part = tables[split]
@@ -158,7 +182,7 @@ def load_examples(path: Any, *, skip_bad: bool = False, dims: int | None = None,
             name = text if is_hub(text) else path.name
             notes.append(f"{name} has {', '.join(others)} and {last}: the {split} set is used")
     part = part._replace(targets=None, names=[os.path.join(folder, name) for name in part.names])
-    return _loaded(_printable(part), printable(text), skip_bad, notes)
+    return _loaded(_printable(part), notes, printable(text), skip_bad, channels)
 
 
 def builtin_sources() -> tuple[str, ...]:
@@ -166,8 +190,8 @@ def builtin_sources() -> tuple[str, ...]:
     return "digits", *bundled()
 
 
-def _loaded(part: Part, where: str, skip_bad: bool, notes: list[str]) -> LoadedExamples:
-    checked = check_examples({"test": part}, where, skip_bad, progress=True)
+def _loaded(part: Part, notes: list[str], where: str, skip_bad: bool, channels: int) -> LoadedExamples:
+    checked = check_examples({"test": part}, where, skip_bad, progress=True, channels=channels)
     notes = [printable(note) for note in (*notes, *checked.notes)]
     warn_of_doubts(notes)
     return LoadedExamples(checked.kind, checked.dims, _examples(checked.parts["test"], None), tuple(notes))
@@ -176,7 +200,7 @@ def _loaded(part: Part, where: str, skip_bad: bool, notes: list[str]) -> LoadedE
 def _find(source: Any, skip_bad: bool, progress: bool) -> tuple[str, dict[str, Part], list[str]]:
     """Return name, parts ("train", and "test" and "val" if the data has them) and notes of a source."""
     if isinstance(source, tuple | dict):
-        return "arrays", read_arrays(source), []
+        return "arrays", *read_arrays(source)
     if not isinstance(source, str | Path):
         raise ValueError(
             f"a source is a name, a path, (X, y) or (X_train, y_train, X_test, y_test); got a {type(source).__name__}"
@@ -196,14 +220,21 @@ def _find(source: Any, skip_bad: bool, progress: bool) -> tuple[str, dict[str, P
         return text.partition("?")[0], *read_hub(text, with_targets=True, progress=progress)
     if path.is_dir():
         table = find_training_file(path)
-        return read_set(table) if table else (path.resolve().name, *folders.read_folder(path))
-    if path.exists() and is_list(path):
-        return path.stem, *read_list(path, with_targets=True, skip_bad=skip_bad)
+        if table:
+            name, parts, notes = read_set(table)
+            return name, parts, notes + unread_beside(table)
+        parts, notes = folders.read_folder(path)
+        named = {split: part._replace(targets=literal_names(part.targets or [])) for split, part in parts.items()}
+        return path.resolve().name, named, notes
     if path.exists():
+        _check_file(path)
+        if is_list(path):
+            return path.stem, *read_list(path, with_targets=True, skip_bad=skip_bad)
         return read_set(_check_table(path))
     close = nearest(text.lower(), builtin_sources())
     raise FileNotFoundError(
-        f"{text}: no such file or folder, and no built-in source.{f' Did you mean {close}?' if close else ''} "
+        f"{printable(text)}: no such file or folder, and no built-in source."
+        f"{f' Did you mean {close}?' if close else ''} "
         f"Built in: {', '.join(builtin_sources())}. Other sets of the UCR archive: ucr:NAME; of the Hugging Face hub: "
         "hf:owner/name"
     )
@@ -217,14 +248,21 @@ def _digits() -> Part:
     return as_part([Image.fromarray(image) for image in pixels], y, "digits")
 
 
+def _check_file(path: Path) -> None:
+    try:
+        check_regular(path)
+    except ValueError as error:
+        raise ValueError(f"{printable(str(path))}: {error}") from None
+
+
 def _check_table(path: Path) -> Path:
     """Return the path of a file of many examples, or raise a ValueError."""
     if path.suffix.lower() in TABLES:
         return path
     if medium(path):
-        raise ValueError(f"{path}: is a single example; to train, {folders.LAYOUT}")
+        raise ValueError(f"{printable(str(path))}: is a single example; to train, {folders.LAYOUT}")
     known = f"{', '.join(TABLES)} for many examples, {known_endings()} for one each, .csv for a list of files"
-    raise ValueError(f"{path}: unknown type of file {path.suffix!r}; known: {known}")
+    raise ValueError(f"{printable(str(path))}: unknown type of file {path.suffix!r}; known: {known}")
 
 
 def _printable(part: Part) -> Part:
@@ -232,38 +270,45 @@ def _printable(part: Part) -> Part:
     return part._replace(names=list(map(printable, part.names)))
 
 
-def _complete_targets(part: Part, split: str, where: str) -> list[Any]:
-    """The raw targets of a split; a ValueError if some are missing."""
+def _with_targets(
+    part: Part, split: str, where: str, notes: list[str], skip_bad: bool, literal_labels: bool
+) -> tuple[Part, list[str]]:
+    """Return the examples that have a target, and notes on those that do not; a ValueError unless `skip_bad`."""
     if part.targets is None:
+        unread = "".join(f"; {note}" for note in notes if "not read" in note)
         raise ValueError(
             f"{where}: the {split} set has no labels; every example needs one"
-            " (.ts: @classLabel true; .npz: y; .npy: NAME_labels.npy or .txt beside it; .csv: a column label)"
+            f" (.ts: @classLabel true; .npz: y; .npy: NAME_labels.npy or .txt beside it; .csv: a column label){unread}"
         )
-    if missing := [name for name, target in zip(part.names, part.targets) if target is None]:
-        raise ValueError(f"{where}: {len(missing):,} labels are missing in the {split} set: {listing(missing)}")
-    return part.targets
+    if literal_labels:
+        part = part._replace(targets=literal_names(part.targets))
+    missing = missing_labels(part.targets or [])
+    if not missing:
+        return part, []
+    if not skip_bad or len(missing) == len(part.items):
+        how = "--skip-bad, skip_bad=True in Python"
+        error = labels_are_missing(f"the {split} set", part.names, part.targets or [], missing, how)
+        raise ValueError(f"{where}: {error}")
+    names, left_out = listing([part.names[i] for i in missing]), set(missing)
+    kept = part.take([i for i in range(len(part.items)) if i not in left_out])
+    return kept, [f"{len(missing):,} of {len(part.items):,} {split} examples left out without a label: {names}"]
 
 
 def _check_strata_remain(kind_of_task: type[Task], parts: dict[str, Part], checked: Checked, where: str) -> None:
     """Raise a ValueError if all examples of a stratum, such as a class, are bad."""
-    known = {}  # of each split, the numbers and the targets of the examples that have a target
-    for split, part in parts.items():
-        known[split] = {i: target for i, target in enumerate(part.targets or ()) if target is not None}
-    if not all(known.values()):
-        return  # the missing targets are an error
-    task = kind_of_task.from_targets({split: list(of.values()) for split, of in known.items()}, where, to_train=False)
-    for split, targets in known.items():
-        strata, faults = task.strata(task.encode(list(targets.values()))), checked.faults[split]
+    raw = {split: part.targets or [] for split, part in parts.items()}
+    task = kind_of_task.from_targets(raw, where, to_train=False)
+    for split, targets in raw.items():
+        strata, faults = task.strata(task.encode(targets)), checked.faults[split]
         if strata is None:
             continue
-        of_example = dict(zip(targets, strata.tolist()))
-        left = {stratum for i, stratum in of_example.items() if i not in faults}
-        if lost := {i: stratum for i, stratum in of_example.items() if stratum not in left}:
+        left = {stratum for i, stratum in enumerate(strata.tolist()) if i not in faults}
+        if lost := {i: stratum for i, stratum in enumerate(strata.tolist()) if stratum not in left}:
             names = listing([task.stratum_name(stratum) for stratum in sorted(set(lost.values()))])
             first = faults[min(lost)]
             raise ValueError(f"{where}: every example of {names} in the {split} set is bad; the first: {first}")
 
 
-def _examples(part: Part, targets: np.ndarray | None) -> Examples:
+def _examples(part: Part, targets: np.ndarray | None, copies: np.ndarray | None = None) -> Examples:
     stored = isinstance(part.items[0], str | EncodedPicture)
-    return Examples(part.items, targets, part.names, read_example if stored else None)
+    return Examples(part.items, targets, part.names, read_example if stored else None, copies)

@@ -4,15 +4,18 @@ Only the values and GDAL's mark of missing values are read; georeferences are ig
 """
 
 import logging
+import math
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from ndvit.data.sources.arrays import warn_of_rounding
+from ndvit.data.sources.pictures import open_picture
+from ndvit.files import check_regular, unpacking_fault
 
 if TYPE_CHECKING:
     from tifffile import TiffFile, TiffPage
@@ -64,9 +67,12 @@ def read_raster(path: str | Path) -> np.ndarray | None:
         if raster is None:
             return None
         bands = []
-        for page in raster.pages:
-            planes = page.asarray(squeeze=False, maxworkers=1)[:, 0]  # (planes, height, width, samples)
-            bands.append(np.moveaxis(planes, -1, 1).reshape(-1, *planes.shape[1:3]))
+        try:
+            for page in raster.pages:
+                planes = page.asarray(squeeze=False, maxworkers=1)[:, 0]  # (planes, height, width, samples)
+                bands.append(np.moveaxis(planes, -1, 1).reshape(-1, *planes.shape[1:3]))
+        except Exception as error:  # tifffile and zlib raise any error for damaged files
+            raise ValueError(f"is damaged or cut off ({str(error)[:200] or type(error).__name__})") from error
         return _observed(np.concatenate(bands), raster.pages[0])
 
 
@@ -76,12 +82,12 @@ def has_doubtful_alpha(path: str | Path, whole: bool = True) -> bool:
     In a raster, that is any band marked as transparency; in a picture, transparency with values between none and all,
     or any transparency if the picture must not be decoded (`whole=False`).
     """
-    if Path(path).suffix.lower() not in _TIFFS:
+    if not str(path).lower().endswith(_TIFFS):
         return False
     with _opened(path) as raster:
         if raster is not None:
             return any(kind in _ALPHA for kind in raster.pages[0].extrasamples)
-    with Image.open(path) as image:
+    with open_picture(path) as image:
         *_, last = image.getbands()
         return last in ("A", "a") and (not whole or any(image.getchannel(last).histogram()[1:255]))
 
@@ -89,11 +95,12 @@ def has_doubtful_alpha(path: str | Path, whole: bool = True) -> bool:
 @contextmanager
 def _opened(path: str | Path) -> Iterator[_Raster | None]:
     """The raster in a file; None for anything else."""
-    if Path(path).suffix.lower() not in _TIFFS:
+    if not str(path).lower().endswith(_TIFFS):
         yield None
         return
     import tifffile
 
+    check_regular(path)
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # it logs faults that it also raises
     with open(path, "rb") as file:  # faults of the file itself get the same message as for other types
         try:
@@ -103,10 +110,10 @@ def _opened(path: str | Path) -> Iterator[_Raster | None]:
             yield None
             return
         with tiff:
-            yield _raster(tiff, pages)
+            yield _raster(tiff, pages, os.fstat(file.fileno()).st_size)
 
 
-def _raster(tiff: "TiffFile", pages: list) -> _Raster | None:
+def _raster(tiff: "TiffFile", pages: list, stored: int) -> _Raster | None:
     pages = [page for page in pages if not page.subfiletype & (_COPY | _MASK)] or pages[:1]
     if not pages:
         return None
@@ -127,6 +134,8 @@ def _raster(tiff: "TiffFile", pages: list) -> _Raster | None:
         raise ValueError(f"has a volume of depth {depth}; save it as .npy (channels, depth, height, width)")
     if np.prod(shape, dtype=np.float64) > _MOST_VALUES:
         raise ValueError(f"claims {' x '.join(map(str, shape))} values, more than {_MOST_VALUES:,}; cut it into tiles")
+    if fault := unpacking_fault(math.prod(shape) * first.dtype.itemsize, stored, math.prod(shape)):
+        raise ValueError(fault)
     _check_compression(first)
     return _Raster(pages, shape)
 

@@ -1,54 +1,99 @@
 """Files of many examples with their targets: .ts, .tsv, .npz, .npy with targets beside it."""
 
-from collections.abc import Iterator
+import codecs
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ndvit.data.examples import Part
-from ndvit.data.sources.arrays import as_part, raw_target
-from ndvit.data.sources.files import SPLITS
-from ndvit.data.sources.npy import load_array, load_numpy
+from ndvit.data.messages import Doubt, listing, printable, unread
+from ndvit.data.sources.arrays import as_part, missing_labels, raw_target, raw_targets
+from ndvit.data.sources.npy import ArrayHeader, array_header, load_array, open_archive
+from ndvit.data.sources.split_names import split_of
+from ndvit.files import bounded_lines, check_regular
 
 TABLES = (".ts", ".tsv", ".npz", ".npy")
 """Endings of files of many examples."""
+_LONGEST_LABEL = 1000  # characters
+_MOST_TAGS = 1000
+_MOST_CHANNELS = 10**6
+_MOST_EXAMPLES = 10**7  # in an array; each takes some hundred bytes besides its values
+_MOST_PADDED = 2**26  # values (256 MiB as float32) of channels that end in missing values
+_LABEL_WORDS = {"y", "label", "labels", "target", "targets", "class", "classes"}
+_DATA_WORDS = {"x", "data", "features", "inputs", "signals"}
 
 
-def read_table(path: Path) -> dict[str, Part]:
-    """Read a file of many examples: {"train": ...}, and "test" and "val" if an .npz has them."""
+class Table(NamedTuple):
+    """Contents of a file of many examples: {"train": ...}, and "test" and "val" if it has them; and notes."""
+
+    parts: dict[str, Part]
+    notes: list[str]
+
+
+def read_table(path: Path) -> Table:
+    """Read a file of many examples; raise a ValueError with its name and its fault."""
     reader = {".ts": _read_ts, ".tsv": _read_tsv, ".npz": _read_npz, ".npy": _read_npy}[path.suffix.lower()]
     try:
+        check_regular(path)
         return reader(path)
     except (OSError, ValueError) as error:
-        message = str(error)
-        raise ValueError(message if path.name in message else f"{path}: {message}") from error
+        message = printable(str(error))
+        raise ValueError(
+            message if printable(path.name) in message else f"{printable(str(path))}: {message}"
+        ) from error
+
+
+# Text
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines of a text file that are not empty, with their numbers."""
+    with path.open("rb") as file:
+        start = file.read(4)
+    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in start:
+        raise ValueError("is UTF-16 text, or no text; save it as UTF-8")
     # old archives have any encoding; bytes that are not UTF-8 become \xe9, so that different labels stay different
     with path.open(encoding="utf-8-sig", errors="backslashreplace") as lines:
-        for number, line in enumerate(lines, start=1):
+        for number, line in enumerate(bounded_lines(lines), start=1):
             if line.strip():
                 yield number, line.strip("\r\n ")
 
 
-def _series(fields: list[str], where: str) -> np.ndarray:
-    values = [field if field.strip() not in ("?", "") else "nan" for field in fields]
+def _label(text: str, where: str) -> str:
+    if len(text) > _LONGEST_LABEL:
+        raise ValueError(
+            f"{where}: a label of {len(text):,} characters, {text[:40]!r}...; expected the name of a class"
+        )
+    return text
+
+
+def _series(text: str, separator: str, where: str) -> np.ndarray:
+    """The values in a text as (n,) float32."""
+    if not text.strip(f"{separator}? "):
+        return np.full(text.count(separator) + 1, np.nan, dtype=np.float32)
+    fields = text.split(separator)
+    if not text.isascii() or "_" in text or "\0" in text:  # Python reads 1_000 and digits of other scripts as numbers
+        odd = next(field for field in fields if not field.isascii() or "_" in field or "\0" in field)
+        raise ValueError(f"{where}: {odd[:40]!r} is no plain number; expected numbers, NaN or ?")
     try:
         with np.errstate(over="ignore"):  # as in `numbers`
-            return np.array(values, dtype=np.float32)
+            return np.array(["nan" if field.strip() in ("?", "") else field for field in fields], dtype=np.float32)
     except ValueError as error:
-        raise ValueError(f"{where}: {error}; expected numbers, NaN or ?") from error
+        raise ValueError(f"{where}: {str(error)[:100]}; expected numbers, NaN or ?") from error
 
 
-def _read_ts(path: Path) -> dict[str, Part]:
+def _read_ts(path: Path) -> Table:
     """Read the format of the UCR/UEA archives: @tags, then one line per example, channel:channel:label, with commas."""
     # The reader of aeon changes labels to lower case ("banana" for "baNaNa"), drops the minus signs of series with time
     # stamps, and stops at channels of unequal length, which end in missing values here.
-    tags: dict[str, bool] = {}
+    tags: dict[str, list[str]] = {}
     items: list[np.ndarray] = []
-    targets: list[Any] = []
+    labels: list[str] = []
+    padded = stored = 0
+    comma = True  # whether each channel of each line ends with a comma
     for number, line in _lines(path):
         where = f"{path}, line {number}"
         if line.startswith(("#", "%")):
@@ -56,83 +101,205 @@ def _read_ts(path: Path) -> dict[str, Part]:
         if "data" not in tags:
             if not line.startswith("@"):
                 raise ValueError(f"{where}: expected a comment or a tag such as @data, got {line[:40]!r}")
-            tag, *words = line[1:].lower().split() or [""]
-            tags[tag] = words[:1] == ["true"]
-            if tags.get("timestamps"):
+            tag, *words = line[1:].split() or [""]
+            tags[tag.lower()] = words
+            if len(tags) > _MOST_TAGS:
+                raise ValueError(f"{where}: more than {_MOST_TAGS:,} tags and no @data line")
+            if _is_true(tags, "timestamps"):
                 raise ValueError(f"{where}: time stamps are not supported; save plain values (@timeStamps false)")
-            if tags.get("targetlabel"):
+            if _is_true(tags, "targetlabel"):
                 raise ValueError(f"{where}: the set is for regression (@targetLabel), which is not supported")
             continue
-        channels = line.split(":")
-        if tags.get("classlabel"):
-            targets.append(raw_target(channels.pop()))
-        rows = [_series(channel.split(","), where) for channel in channels]
-        if not rows:
-            raise ValueError(f"{where}: expected values, a colon and a label, got {line[:40]!r}")
-        values = np.full((len(rows), max(map(len, rows))), np.nan, dtype=np.float32)
-        for row, into in zip(rows, values):
+        if _is_true(tags, "classlabel"):
+            line, colon, label = line.rpartition(":")
+            if not colon:
+                raise ValueError(f"{where}: expected values, a colon and a label, got {label[:40]!r}")
+            labels.append(_label(label, where))
+        if line.count(":") >= _MOST_CHANNELS:
+            raise ValueError(f"{where}: {line.count(':') + 1:,} channels, more than {_MOST_CHANNELS:,}")
+        lengths = [channel.count(",") + 1 for channel in line.split(":")]
+        comma = comma and line.endswith(",") and line.count(",:") == len(lengths) - 1
+        longest = max(lengths)
+        padded, stored = padded + len(lengths) * longest, stored + sum(lengths)
+        if padded > _MOST_PADDED and padded > 10 * stored:
+            raise ValueError(
+                f"{where}: {len(lengths):,} channels of 1 to {longest:,} values; with all channels as long as the "
+                f"longest of their example, the {stored:,} values so far would become {padded:,}, {4 * padded:,} "
+                "bytes: cut long channels into windows, or leave short ones out"
+            )
+        flat = _series(line.replace(":", ","), ",", where)
+        if padded == stored:
+            items.append(flat.reshape(len(lengths), longest))
+            continue
+        values = np.full((len(lengths), longest), np.nan, dtype=np.float32)
+        for row, into in zip(np.split(flat, np.cumsum(lengths)[:-1]), values):
             into[: len(row)] = row
         items.append(values)
     if "data" not in tags:
         raise ValueError(f"{path}: no @data line; the file is not a .ts file or was cut off")
-    return _train_part(path, items, targets if tags.get("classlabel") else None)
+    targets = raw_targets(labels, f"the labels in {path.name}") if _is_true(tags, "classlabel") else None
+    notes = _unlike_tags(path, tags, items, targets)
+    if comma and items:
+        items = [item[:, :-1] for item in items]
+        notes.append(f"{path.name}: the comma at the end of each channel is ignored")
+    return Table(_train_part(path, items, targets), notes)
 
 
-def _read_tsv(path: Path) -> dict[str, Part]:
+def _is_true(tags: dict[str, list[str]], tag: str) -> bool:
+    return [word.lower() for word in tags.get(tag, ())[:1]] == ["true"]
+
+
+def _unlike_tags(
+    path: Path, tags: dict[str, list[str]], items: Sequence[np.ndarray], targets: list[Any] | None
+) -> list[str]:
+    """The doubt about a .ts file whose data are not what its tags announce: it may be damaged."""
+    channels, lengths = {len(item) for item in items}, {item.shape[1] for item in items}
+    found = []
+    if _is_true(tags, "univariate") and max(channels, default=1) > 1:
+        found.append(f"@univariate true, but {max(channels)} channels")
+    (announced,) = tags.get("dimensions", tags.get("dimension", ()))[:1] or ("",)
+    if announced.isdecimal() and channels and channels != {int(announced)}:
+        found.append(f"@dimensions {announced[:20]}, but {listing(sorted(map(str, channels)))} channels")
+    if _is_true(tags, "equallength") and len(lengths) > 1:
+        found.append(f"@equalLength true, but {min(lengths):,} to {max(lengths):,} values")
+    listed = {str(raw_target(word)).lower() for word in tags.get("classlabel", ())[1:]}
+    if targets is not None and listed:
+        missing = set(missing_labels(targets))
+        known = [str(target) for i, target in enumerate(targets) if i not in missing]
+        other = dict.fromkeys(name for name in known if name.lower() not in listed)
+        if other:
+            found.append(f"labels that @classLabel does not list: {listing([name[:40] for name in other])}")
+    return [Doubt(f"the tags of {path.name} do not fit its data: {'; '.join(found)}")] if found else []
+
+
+def _read_tsv(path: Path) -> Table:
     """Read the .tsv format of UCR: one line per example, its label first, then its values, separated by tabs."""
-    items, targets = [], []
+    items: list[np.ndarray] = []
+    labels: list[str] = []
+    notes: list[str] = []
+    tab_at_end = True  # in each line
     for number, line in _lines(path):
-        label, *fields = line.split("\t")
-        if not fields:
+        label, tab, values = line.partition("\t")
+        if not tab:
             raise ValueError(f"{path}, line {number}: expected a label and values with tabs between, got {line[:40]!r}")
-        targets.append(raw_target(label))
-        items.append(_series(fields, f"{path}, line {number}")[None])
-    return _train_part(path, items, targets)
+        labels.append(_label(label, f"{path}, line {number}"))
+        items.append(_series(values, "\t", f"{path}, line {number}")[None])
+        tab_at_end = tab_at_end and values.endswith("\t")
+    if tab_at_end and items:
+        items = [item[:, :-1] for item in items]
+        notes.append(f"{path.name}: the tab at the end of each line is ignored")
+    if len(items) > 1 and items[0].size > 2 and _counts_up(items[0][0]) and not _counts_up(items[1][0]):
+        notes.append(
+            Doubt(
+                f"the first line of {path.name} counts up ({', '.join(f'{value:g}' for value in items[0][0, :3])}, ...)"
+                ", as names of columns do, and is read as an example: if it is a header, remove it"
+            )
+        )
+    return Table(_train_part(path, items, raw_targets(labels, f"the labels in {path.name}")), notes)
+
+
+def _counts_up(values: np.ndarray) -> bool:
+    return values[0] in (0, 1) and bool(np.all(np.diff(values) == 1))
 
 
 def _train_part(path: Path, items: list[np.ndarray], targets: list[Any] | None) -> dict[str, Part]:
     return {"train": Part(items, targets, [f"{path.name}[{i}]" for i in range(len(items))])}
 
 
-def _read_npz(path: Path) -> dict[str, Part]:
-    arrays: dict[str, np.ndarray] = {}
-    for key, array in load_numpy(path).items():
-        if arrays.setdefault(key.lower(), array) is not array:
-            raise ValueError(f"{path}: has two arrays called {key}, in upper and in lower case; keep one")
-    splits = [name for name in SPLITS if f"x_{name}" in arrays]
-    if "x" in arrays and splits:
-        if "train" in map(SPLITS.get, splits):
+# Arrays
+
+
+def _read_npz(path: Path) -> Table:
+    with open_archive(path) as archive:
+        keys: dict[str, str] = {}
+        for key in archive.keys:
+            if keys.setdefault(key.lower(), key) is not key:
+                raise ValueError(f"{path}: has two arrays called {key}, in upper and in lower case; keep one")
+        splits = {key[1:]: split for key in keys if key.startswith("x_") and (split := split_of(key[2:]))}
+        if "x" in keys and "train" in splits.values():
             raise ValueError(f"{path}: has both X and X_train; keep the training set")
-        arrays |= {f"{key}_train": arrays.pop(key) for key in ("x", "y") if key in arrays}
-        splits.insert(0, "train")
-    if "x" in arrays:
-        return {"train": as_part(arrays["x"], arrays.get("y"), path.name, f"y in {path.name}")}
-    parts: dict[str, Part] = {}
-    for name in splits:
-        if SPLITS[name] in parts:
-            raise ValueError(f"{path}: has several arrays that could be X_{SPLITS[name]}, such as X_{name}; keep one")
-        where = f"y_{name} in {path.name}"
-        parts[SPLITS[name]] = as_part(arrays[f"x_{name}"], arrays.get(f"y_{name}"), f"{path.name}:X_{name}", where)
-    if not parts:
-        raise ValueError(
-            f"{path}: expected arrays X and y, or X_train, y_train, X_test, y_test; "
-            f"got {', '.join(arrays) if all(arrays) else 'a single array; name it .npy'}"
-        )
-    return parts
+        if "x" in keys:
+            splits = {"": "train", **splits}
+        parts: dict[str, Part] = {}
+        used: set[str] = set()
+        for name, split in splits.items():
+            x, y = f"x{name}", f"y{name}"
+            if split in parts:
+                raise ValueError(f"{path}: has several arrays that could be X_{split}, such as X{name}; keep one")
+            where = path.name if len(splits) == 1 and not name else f"{path.name}:X{name or '_train'}"
+            _check_count(archive.header(keys[x]), where)
+            targets = archive.read(keys[y]) if y in keys else None
+            parts[split] = as_part(archive.read(keys[x]), targets, where, f"{y} in {path.name}")
+            used |= {x, y}
+        if not parts:
+            found = f"{listing([key[:40] for key in keys.values()], 10)}; rename them" if keys else "no array"
+            raise ValueError(f"{path}: expected arrays X and y, or X_train, y_train, X_test, y_test; got {found}")
+        notes = unread("arrays", (key for lower, key in keys.items() if lower not in used))
+        return Table(parts, notes + unread("members that are no arrays", archive.others))
 
 
-def _read_npy(path: Path) -> dict[str, Part]:
-    beside = [path.with_name(f"{path.stem}_labels{ending}") for ending in (".npy", ".txt")]
-    if path.stem[0] in "xX":
-        beside += [path.with_name(y + path.stem[1:] + ending) for y in "yY" for ending in (".npy", ".txt")]
-    found = next((file for file in beside if file.is_file()), None)
+def _read_npy(path: Path) -> Table:
+    header = array_header(path)
+    _check_count(header, path.name)
+    found, notes = _targets_file(path)
     y: Any = None
-    try:
-        if found is not None and found.suffix == ".txt":
-            y = found.read_text(encoding="utf-8-sig").rstrip().split("\n")
-        elif found is not None:
-            y = load_array(found)
-    except ValueError as error:
-        fault = "is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else error
-        raise ValueError(f"{found}, the targets of {path.name}: {fault}") from error
-    return {"train": as_part(load_array(path), y, path.name, found.name if found else "y")}
+    if found is not None:
+        try:
+            y = _read_targets(found, header.shape[0])
+        except (ValueError, OSError) as error:
+            fault = "is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else error
+            raise ValueError(f"{found}, the targets of {path.name}: {fault}") from error
+    return Table({"train": as_part(load_array(path), y, path.name, found.name if found else "y")}, notes)
+
+
+def _check_count(header: ArrayHeader, where: str) -> None:
+    if len(header.shape) < 2:
+        raise ValueError(f"{where} has shape {header.shape}; expected (n, time) or (n, channels, time, ...)")
+    if header.shape[0] > _MOST_EXAMPLES:
+        raise ValueError(
+            f"{where} has the shape {header.shape}, {header.shape[0]:,} examples of few values, more than "
+            f"{_MOST_EXAMPLES:,}; the first axis is that of the examples: if it is time, cut it into windows"
+        )
+
+
+def _targets_file(path: Path) -> tuple[Path | None, list[str]]:
+    """Find the targets of X.npy: X_labels.npy or .txt, for X... also y...; or by similar names, with a note."""
+    stems = [f"{path.stem}_labels"]
+    if path.stem[:1] in ("x", "X"):
+        stems += ["y" + path.stem[1:], "Y" + path.stem[1:]]
+    for stem in stems:
+        for ending in (".npy", ".txt"):
+            if (file := path.with_name(stem + ending)).is_file():
+                return file, []
+    similar: list[Path] = []
+    other: list[Path] = []
+    own = _words(path) - _DATA_WORDS
+    for file in sorted(path.parent.iterdir()):
+        if file.suffix.lower() in (".npy", ".txt") and _words(file) & _LABEL_WORDS and file != path and file.is_file():
+            (similar if _words(file) - _LABEL_WORDS == own else other).append(file)
+    if len(similar) == 1:
+        return similar[0], [f"targets from {similar[0].name}"]
+    if similar + other:
+        names = listing([file.name[:60] for file in similar + other])
+        return None, [
+            f"files beside {path.name} that may have targets are not read ({names}); rename it {stems[0]}.npy"
+        ]
+    return None, []
+
+
+def _words(path: Path) -> set[str]:
+    return set(re.split(r"[\W_]+", path.stem.lower()))
+
+
+def _read_targets(path: Path, examples: int) -> Any:
+    check_regular(path)
+    if path.suffix.lower() == ".txt":
+        if path.stat().st_size > _LONGEST_LABEL * (examples + 10):
+            raise ValueError(
+                f"has {path.stat().st_size:,} bytes, too many for one label in a line for each of {examples:,} examples"
+            )
+        return path.read_text(encoding="utf-8-sig").rstrip().split("\n")
+    header = array_header(path)
+    if header.shape and header.shape[0] > examples:
+        raise ValueError(f"has {header.shape[0]:,} targets for {examples:,} examples; every example needs one")
+    return load_array(path)

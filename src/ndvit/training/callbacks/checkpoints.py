@@ -3,10 +3,13 @@
 import ndvit._torchvision  # noqa: F401  (lightning imports torchvision)
 
 # isort: split
+import json
 import re
 import signal
 import threading
-from collections.abc import Iterator
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -17,7 +20,8 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Checkpoint
 
-from ndvit.files import replace_file
+from ndvit.files import make_folder, replace_file
+from ndvit.weights.unfinished import METADATA
 
 
 class Checkpoints(Checkpoint):
@@ -30,14 +34,20 @@ class Checkpoints(Checkpoint):
     Args:
         folder: where checkpoints are written; None writes none, and Ctrl-C still ends the training.
         every: optimizer steps between checkpoints.
-        validates: whether there are validations.
+        validates: optimizer steps between validations; 0 if there are none.
+        metadata: what `model_metadata` returned, with which `load_model` reads a checkpoint.
     """
 
-    def __init__(self, folder: Path | None, every: int, validates: bool) -> None:
+    def __init__(self, folder: Path | None, every: int, validates: int, metadata: Mapping[str, Any]) -> None:
         self.folder = folder
         self.every = every
         self.validates = validates
+        self.metadata = json.dumps(metadata)
         self.requested = False
+
+    def state_dict(self) -> dict[str, Any]:
+        """The metadata of the model, for the checkpoint."""
+        return {METADATA: self.metadata}
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -59,7 +69,7 @@ class Checkpoints(Checkpoint):
 
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
         """End a step, unless its gradients still accumulate or a validation follows."""
-        validation_follows = self.validates and trainer.global_step % self.every == 0
+        validation_follows = bool(self.validates) and trainer.global_step % self.validates == 0
         if not trainer.fit_loop._should_accumulate() and not validation_follows:
             self._end_step(trainer)
 
@@ -72,12 +82,12 @@ class Checkpoints(Checkpoint):
             return
         if self.folder is not None and (self.requested or trainer.global_step % self.every == 0):
             path = self.folder / f"step={trainer.global_step}.ckpt"
-            self.folder.mkdir(exist_ok=True)
+            make_folder(self.folder)
             for logger in trainer.loggers:
                 logger.save()
             replace_file(path, partial(trainer.save_checkpoint, weights_only=False))
-            for old in set(self.folder.glob("step=*.ckpt")) - {path}:
-                old.unlink()
+            for old in set(self.folder.glob("step=*.ckpt*")) - {path}:  # with what a killed process has left
+                old.unlink(missing_ok=True)
         if self.requested:
             trainer.limit_val_batches = 0  # else Lightning would validate once more when it stops
             trainer.should_stop = True
@@ -103,11 +113,14 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """Tensors and plain values of a checkpoint, on the CPU.
 
     Raises:
-        ValueError: for a damaged file, with the remedy.
+        ValueError: for a damaged file, with the remedy. Each byte is compared with its checksum.
     """
     try:
+        with zipfile.ZipFile(path) as archive:  # torch stores the CRC-32 of each tensor, and does not read it
+            if (damaged := archive.testzip()) is not None:
+                raise zipfile.BadZipFile(f"{damaged} does not have its checksum")
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, OSError, UnpicklingError) as error:
+    except (RuntimeError, OSError, UnpicklingError, zipfile.BadZipFile, zlib.error, EOFError, ValueError) as error:
         raise ValueError(f"{path} is damaged or cut off: remove it, and --resume starts from the beginning") from error
     return checkpoint
 

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from ndvit.config import SIZES, ViTConfig, stem_stride
 from ndvit.network.positions import sincos_positions
 from ndvit.weights.layouts.layout import Converted
+from ndvit.weights.structure import times
 
 _HEADS = {row["embed_dim"]: row["num_heads"] for name, row in SIZES.items() if name not in ("pico", "nano")}
 _HEADS |= {1152: 16, 1408: 16, 1536: 24, 1664: 16}  # So400m, ViT-g (CLIP), DINOv2-g, ViT-bigG
@@ -33,8 +34,8 @@ def infer(
 ) -> Inferred:
     """Infer the config of a converted checkpoint.
 
-    Fields in `stated`, from config.json or the zoo table, do not contradict the tensors. The input size `size_hint` is
-    used only where nothing else determines it, because there are no positions or their grid is not square. Messages
+    Fields in `stated`, from config.json or the zoo table, do not contradict the tensors. `size_hint` is the input size
+    that the user wants: it is that of the training if the positions fit it exactly and nothing stated does. Messages
     call the file `where`.
 
     Raises:
@@ -77,25 +78,25 @@ def infer(
         values["activation"] = "swiglu"
         if "activation" in result.assumed:
             result.assumed["activation"] = "activation swiglu, as the first layer of the MLP is gated"
-    values |= _positions(tensors, values, facts, size_hint, result, where)
+    values |= _positions(tensors, values, facts, size_hint, result, converted, where)
     result.config = ViTConfig(**values)
     return result
 
 
-def contradiction(stated: Mapping[str, Any], converted: Converted) -> str | None:
-    """How stated fields contradict the tensors, in words; None if they agree."""
-    tensors = converted.tensors
+def determined(converted: Converted) -> dict[str, Any]:
+    """Fields of `ViTConfig` that the tensors of a plain ViT determine; of a hybrid only the number of outputs."""
+    tensors, head = converted.tensors, converted.tensors.get("head.weight")
+    actual: dict[str, Any] = {"num_classes": 0 if head is None or not head.ndim else len(head)}
     patch = tensors.get("patch_embed.proj.weight")
     if patch is None or "patch_embed.backbone.stem.conv.weight" in tensors:
-        return None
-    actual = {
-        "embed_dim": len(patch),
-        "in_channels": patch.shape[1],
-        "patch_size": tuple(patch.shape[2:]),
-        "depth": _depth(tensors),
-    }
-    if "num_heads" in converted.certain:
-        actual["num_heads"] = converted.certain["num_heads"]
+        return actual
+    actual |= {"embed_dim": len(patch), "in_channels": patch.shape[1], "patch_size": tuple(patch.shape[2:])}
+    actual["depth"] = _depth(tensors)
+    return actual | {name: converted.certain[name] for name in ("num_heads",) if name in converted.certain}
+
+
+def contradiction(stated: Mapping[str, Any], actual: Mapping[str, Any]) -> str | None:
+    """How stated fields contradict those that the tensors determine, in words; None if they agree."""
     for name, value in actual.items():
         if (claim := stated.get(name, value)) != value:
             return f"{name} is {claim} there, and {value} by the tensors"
@@ -199,6 +200,7 @@ def _positions(
     facts: Mapping[str, Any],
     size_hint: tuple[int, ...] | None,
     result: Inferred,
+    converted: Converted,
     where: object,
 ) -> dict[str, Any]:
     """The input size and how positions are embedded, from the number of positions."""
@@ -224,22 +226,104 @@ def _positions(
         result.notes.append("the file has no positions: big_vision's fixed sines and cosines were computed")
         return {"pos_embed_prefix": False, "input_size": stated}
     count = tensors["pos_embed"].shape[1]
-    # Checkpoints do not store the grid. Published grids are squares (cubes in 3-D), so only here the side is computed
-    # as a root of the number of tokens.
-    squares = {w: round(max(count - prefix * w, 0) ** (1 / len(patch))) for w in (True, False)}
-    guesses = [(w, tuple(side * t for t in token)) for w, side in squares.items()]
-    guesses = [(w, tuple(stated)) for w in squares if stated is not None] + guesses
-    guesses += [(w, size_hint) for w in squares if size_hint is not None]
-    for with_prefix, size in guesses:
-        grid = tuple(s // t for s, t in zip(size, token))
-        if len(size) == len(token) and math.prod(grid) == count - prefix * with_prefix > 0:
-            covered = tuple(g * t for g, t in zip(grid, token))
-            if covered != size:
-                result.notes.append(
-                    f"trained at {size}, of which whole patches cover {covered}, which is the input size here"
-                )
-            return {"pos_embed_prefix": with_prefix, "input_size": covered}
-    raise ValueError(
-        f"{where} has {count} positions for {prefix} prefix tokens and a grid that is not square: set input_size= to "
-        f"the size of its training, a multiple of {token}"
-    )
+    leading, usual = _leading(values, converted)
+    fits = list(_fitting(count, leading, usual, token, stated, size_hint))
+    if not fits:
+        raise ValueError(
+            f"{where} has {count} positions for {prefix} prefix tokens and a grid that is not square: set input_size= "
+            f"to the size of its training, a multiple of {token}"
+        )
+    chosen = fits[0]
+    if chosen.doubtful or (len({(fit.leading, fit.grid) for fit in fits}) > 1 and chosen.size != stated):
+        others = [fit.text(prefix) for fit in fits if (fit.leading, fit.grid) != (chosen.leading, chosen.grid)]
+        also = f" ({' or '.join(dict.fromkeys(others))} would fit, too)" if others else ""
+        result.assumed["grid"] = (
+            f"a grid of {chosen.text(prefix)} for {count} positions{also}; set input_size= to the size of the training"
+        )
+    covered = tuple(g * t for g, t in zip(chosen.grid, token))
+    if covered != chosen.size:
+        result.notes.append(
+            f"trained at {chosen.size}, of which whole patches cover {covered}, which is the input size here"
+        )
+    if chosen.leading and chosen.leading != prefix:  # a position for the class token alone, before registers
+        tensors["cls_token"] = tensors["cls_token"].float() + tensors["pos_embed"][:, :1].float()
+        tensors["pos_embed"] = tensors["pos_embed"][:, 1:]
+    return {"pos_embed_prefix": chosen.leading == prefix, "input_size": covered}
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """One way to read the positions of a file."""
+
+    leading: int  # positions before those of the patches
+    size: tuple[int, ...]
+    grid: tuple[int, ...]
+    doubtful: bool  # whether nothing but the number of positions says so, and another shape is as possible
+
+    def text(self, prefix: int) -> str:
+        """The grid in words; whether prefix tokens have positions, if there are such tokens."""
+        tokens = ("with" if self.leading else "without") + " a position for the class token"
+        return times(self.grid) + (f" {tokens}" if prefix else "")
+
+
+def _leading(values: Mapping[str, Any], converted: Converted) -> tuple[tuple[int, ...], bool]:
+    """Possible numbers of positions before those of the patches, the likeliest first, and whether it is the rule."""
+    prefix: int = values["class_token"] + values["distilled"] + values["num_registers"]
+    if not prefix:
+        return (0,), True
+    if "dist_token" in converted.tensors:
+        return (prefix,), True
+    registers = values["num_registers"] > 0
+    if converted.format.class_position:
+        return (1 if registers else prefix,), True
+    if not values["class_token"]:
+        return (0, prefix), False
+    # timm gives no positions to registers and, in DeiT III (with layer scale), to the class token; the releases of
+    # DINOv2 have one for the class token alone.
+    return ((0, 1, prefix), False) if registers else ((prefix, 0), values["layer_scale"] is None)
+
+
+def _fitting(
+    count: int,
+    leading: tuple[int, ...],
+    usual: bool,
+    token: tuple[int, ...],
+    stated: tuple[int, ...] | None,
+    hint: tuple[int, ...] | None,
+) -> Iterator[_Fit]:
+    """Every way to read a number of positions, the likeliest first.
+
+    A stated size comes first, then the size that the user wants, then a square (in 3-D a cube): published grids are
+    squares. Of a network whose class token has a position by the rule, a square with it comes before a wanted size
+    without it: otherwise weights of 7 x 7 patches could not be adapted to 5 x 10. Along one axis any number fits.
+    """
+
+    def sizes(first: int, kind: str) -> Iterator[_Fit]:
+        patches = count - first
+        if kind == "square":
+            guesses = _regular(patches, token)
+        else:
+            guesses = [size for size in (stated if kind == "stated" else hint,) if size is not None]
+        for size in guesses:
+            grid = tuple(s // t for s, t in zip(size, token))
+            exact = kind == "stated" or all(s % t == 0 for s, t in zip(size, token))
+            if len(size) == len(token) and exact and math.prod(grid) == patches > 0:
+                yield _Fit(first, tuple(size), grid, kind == "square" and len(token) > 1)
+
+    first, *others = leading
+    order = [(n, "stated") for n in leading] + [(first, "hint")]
+    if usual and len(token) > 1:
+        order += [(first, "square")] + [(n, kind) for kind in ("hint", "square") for n in others]
+    else:
+        order += [(n, "hint") for n in others] + [(n, "square") for n in leading]
+    for number, kind in order:
+        yield from sizes(number, kind)
+
+
+def _regular(patches: int, token: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """Square inputs of so many patches, and inputs with a square grid, which are others if a patch is not square."""
+    axes = len(token)
+    side = round(max(patches * math.prod(token), 0) ** (1 / axes))
+    whole = [(side,) * axes] if all(side % t == 0 for t in token) else []
+    square = tuple(round(max(patches, 0) ** (1 / axes)) * t for t in token)
+    return [*whole, square]

@@ -1,12 +1,14 @@
-"""The tables of published layouts, one `Format` each, and `recognise`, which chooses among them."""
+"""The tables of published layouts, one `Format` each, and what other networks look like."""
 
 import re
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ndvit.weights.errors import some
 from ndvit.weights.layouts.layout import Format, Rows, Tensors
 from ndvit.weights.reading.zoo import STATISTICS
 
@@ -20,36 +22,18 @@ _DECODER = "the decoder of masked pretraining; only the encoder is used"
 _TEXT = "the text side of an image-text model"
 
 
-def recognise(tensors: Tensors, where: object) -> Format:
-    """The layout of a checkpoint, by the names of its tensors.
-
-    Raises:
-        ValueError: if no layout matches; the message names what the file looks like.
-    """
-    found = [f for f in FORMATS if f.matches(tensors)]
-    if len(found) == 1:
-        return found[0]
-    if found:  # the marks of two layouts overlap, which no tested checkpoint does
-        raise ValueError(f"{where} could be {' or '.join(f.name for f in found)}: please report it")
-    likeness = next((what for marks, what in _FOREIGN if any(re.search(marks, name) for name in tensors)), None)
-    some = ", ".join(sorted(tensors)[:4])
+def unknown_layout(names: Iterable[str], where: object) -> str:
+    """The message for tensors among which no layout is found; it names what the file looks like."""
+    names = list(names)
+    likeness = next((what for marks, what in _FOREIGN if any(re.search(marks, name) for name in names)), None)
     what = f"looks like {likeness}" if likeness else "has no layout that ndvit knows"
-    raise ValueError(
-        f"{where} is no Vision Transformer that ndvit can read: with {len(tensors)} tensors such as {some} it {what}. "
-        f"Known layouts: {', '.join(f.name for f in FORMATS)}"
+    return (
+        f"{where} is no Vision Transformer that ndvit can read: with {len(names)} tensors such as "
+        f"{some(sorted(names)[:4])} it {what}. Known layouts: {', '.join(f.name for f in FORMATS)}"
     )
 
 
 # ---- timm, and the layouts like it: releases of DeiT, MAE, DINOv2 and DINOv3, and the article
-
-
-def _fold_class_position(tensors: Tensors) -> Tensors:
-    """Add the position of the class token to the token: DINOv2 with registers has none for the registers."""
-    out = dict(tensors)
-    if "reg_token" in out:
-        out["cls_token"] = out["cls_token"].float() + out["pos_embed"][:, :1].float()  # a half would be rounded again
-        out["pos_embed"] = out["pos_embed"][:, 1:]
-    return out
 
 
 def _zero_key_biases(tensors: Tensors) -> Tensors:
@@ -254,6 +238,7 @@ _hf = partial(
     usual={"norm_eps": 1e-12, "activation": "gelu"},
     preprocess=_IMAGENET | _COVER,
     ignore=((r"mask_token$", _PRETRAINING),),
+    class_position=True,
 )
 _hf_tower = partial(
     Format,
@@ -266,6 +251,7 @@ _hf_tower = partial(
     ignore=_HF_TEXT,
     prepare=_in_proj,
     finish=_tower,
+    class_position=True,
 )
 _SIGLIP = (
     r"embeddings\.patch_embedding\.weight",
@@ -289,7 +275,7 @@ _TORCHVISION_TOP: Rows = (
     ("patch_embed.proj", "conv_proj"),
     ("norm", "encoder.ln"),
     ("pre_logits.fc", "heads.pre_logits"),
-    ("head", "heads.head", "heads.0", "heads"),  # as built, and as users replace it
+    ("head", "heads.head", "heads"),  # as built, and as users replace it
 )
 _TORCHVISION_INNER: Rows = (
     ("norm1", "ln_1"),
@@ -314,13 +300,13 @@ FORMATS: tuple[Format, ...] = (
         "timm DINOv3", ("cls_token", "reg_token", r"blocks\.0\.gamma_1"), (_DINO3_MARK, "pos_embed"), usual=_DINO3_USUAL
     ),
     _timm("article", (_ARTICLE_MARK, "pos_embed"), (_DINO3_MARK, _MAE_MARK, _MASK_MARK), preprocess=None),
-    _timm("MAE", (_MAE_MARK,), ignore=((r"^(decoder_.*|mask_token)$", _DECODER),)),
+    _timm("MAE", (_MAE_MARK,), class_position=True, ignore=((r"^(decoder_.*|mask_token)$", _DECODER),)),
     _timm(
         "DINOv2",
         (_MASK_MARK,),
         (_DINO3_MARK, _MAE_MARK),
+        class_position=True,
         ignore=((r"^mask_token$", _PRETRAINING),),
-        finish=_fold_class_position,
     ),
     _timm(
         "DINOv3",
@@ -331,6 +317,7 @@ FORMATS: tuple[Format, ...] = (
     ),
     _google(
         name="google",
+        class_position=True,
         marks=(_GOOGLE_PREFIX + "embedding/kernel", ".*Transformer/posembed_input/pos_embedding"),
         ignore=((r"^opt\.state\.", "the state of the optimiser"),),
     ),
@@ -343,6 +330,7 @@ FORMATS: tuple[Format, ...] = (
     ),
     Format(
         name="torchvision",
+        class_position=True,
         marks=(r"conv_proj\.weight", r"encoder\.layers\.encoder_layer_0\.ln_1\.weight"),
         top=_TORCHVISION_TOP,
         blocks=("encoder.layers.encoder_layer_{}.",),
@@ -377,7 +365,6 @@ FORMATS: tuple[Format, ...] = (
         blocks=("encoder.layer.{}.", "layers.{}."),
         inner=_HF_DINO_INNER,
         usual={"norm_eps": 1e-6, "activation": "gelu"},
-        finish=_fold_class_position,
     ),
     _hf(
         name="transformers DINOv3",
@@ -407,21 +394,24 @@ FORMATS: tuple[Format, ...] = (
 )
 
 _FOREIGN: tuple[tuple[str, str], ...] = (  # for the message only; the first match counts
-    (r"lora_[AB]\.", "a LoRA adapter: merge it into its model and save that"),
+    (r"lora_[AB]\b", "a LoRA adapter: merge it into its model and save that"),
     (r"embeddings\.class_embedding$", "a classifier on CLIP, whose head reads tokens before the final norm"),
-    (r"^(module\.)?layer1\.0\.conv1\.weight$|resnet", "a ResNet"),
+    (r"(^|\.)layer1\.0\.conv1\.weight$|resnet", "a ResNet"),
     (r"relative_position_bias_table.*|layers\.0\.blocks\.0\.attn", "a Swin Transformer or BEiT"),
     (r"stages\.0\.blocks\.0\.(conv_dw|gamma)|downsample_layers\.|features\.1\.0\.layer_scale", "a ConvNeXt"),
     (r"conv_stem\.weight|features\.1\.0\.block\.|_blocks\.0\.", "an EfficientNet or MobileNet"),
-    (r"^features\.0\.weight$", "a VGG or AlexNet"),
+    (r"(^|\.)features\.0\.weight$", "a VGG or AlexNet"),
     (
         r"to_patch_embedding\.|transformer\.layers\.0\.0\.",
         "a Vision Transformer of vit-pytorch, which ndvit cannot read",
     ),
-    (r"^visual\.(transformer|conv1)|^visual\.trunk\.", "an OpenCLIP model: save its image tower through timm"),
+    (r"(^|\.)visual\.(transformer|conv1|trunk)\b", "an OpenCLIP model: save its image tower through timm"),
     (r"attention\.self\.query\.|embeddings\.word_embeddings", "a language model (BERT)"),
     (r"self_attn\.q_proj\.weight|transformer\.h\.0\.|embed_tokens\.weight", "a language model"),
-    (r"^(exp_avg|param_groups|optimizer)", "the state of an optimiser"),
-    (r"blocks\.0\.attn\.(q_proj\.weight|q_bias)|^rope\.", "an EVA or another Vision Transformer with rotary positions"),
+    (r"^(exp_avg|param_groups|optim)|\.exp_avg(_sq)?$", "the state of an optimiser"),
+    (
+        r"blocks\.0\.attn\.(q_proj\.weight|q_bias)|(^|\.)rope\.",
+        "an EVA or another Vision Transformer with rotary positions",
+    ),
     (r"patch_embed\.proj\.weight$", "a Vision Transformer with parts that ndvit does not have"),
 )

@@ -14,6 +14,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ndvit.weights.errors import some
+from ndvit.weights.structure import below
+
+# Modules of our networks, in which every name must fit; and modules of training programs that may stand beside them.
+_OURS = {
+    "patch_embed",
+    "cls_token",
+    "dist_token",
+    "reg_token",
+    "pos_embed",
+    "rope_periods",
+    "blocks",
+    "norm_pre",
+    "norm",
+}
+_OURS |= {"fc_norm", "pre_logits", "attn_pool", "head_norm", "head", "head_dist", "stem_head"}
+_HEAD_NAMES = {"fc", "heads", "classifier", "linear", "cls_head"}  # of a head that replaces timm's
+_SPARE = re.compile(
+    r"(?i)(?!maphead).*(head|classifier|projector|predictor|prototypes|criterion|loss|metric|accuracy).*|(fc|linear|acc|auroc)[_\d]*"
+)
+
 Tensors = dict[str, Tensor]
 Rows = tuple[tuple[str, ...], ...]
 
@@ -32,19 +53,27 @@ class Format:
     ignore: tuple[tuple[str, str], ...] = ()  # patterns of names that are not used, and the reasons
     usual: Mapping[str, Any] = field(default_factory=dict)  # `ViTConfig` where neither tensors nor config.json tell it
     preprocess: Mapping[str, Any] | None = None  # fields of `ImagePreprocess`, likewise
+    class_position: bool = False  # every file has a position for the class token; others may have none
     without_bias: tuple[str, ...] = ()  # our modules that may lack their bias; it is zero then
     prepare: Callable[[Tensors], Tensors] = dict  # applied to all tensors before names are converted
     finish: Callable[[Tensors], Tensors] = dict  # applied to all tensors afterwards
 
     def matches(self, names: Iterable[str]) -> bool:
         """Whether these are names of this layout."""
+        return self.marked(names) and not self.refuses(names)
+
+    def marked(self, names: Iterable[str]) -> bool:
+        """Whether every mark of this layout is among the names."""
+        return all(self._has(pattern, names) for pattern in self.marks)
+
+    def refuses(self, names: Iterable[str]) -> bool:
+        """Whether the names have a mark of another network that is like this layout."""
+        return any(self._has(pattern, names) for pattern in self.absent)
+
+    def _has(self, pattern: str, names: Iterable[str]) -> bool:
         prefix = f"({'|'.join(map(re.escape, self.prefixes))})?"
-
-        def found(pattern: str) -> bool:
-            whole = re.compile(f"{prefix}({pattern})")
-            return any(map(whole.fullmatch, names))
-
-        return all(map(found, self.marks)) and not any(map(found, self.absent))
+        whole = re.compile(f"{prefix}({pattern})")
+        return any(map(whole.fullmatch, names))
 
 
 @dataclass(frozen=True)
@@ -55,11 +84,17 @@ class Converted:
     tensors: Tensors
     ignored: dict[str, str]
     certain: dict[str, Any]
+    assumed: dict[str, str] = field(default_factory=dict)  # as in `Checkpoint`
+    lost_head: str = ""  # why the head cannot be used, though the file has one
     notes: tuple[str, ...] = ()
 
 
 def convert(tensors: Tensors, format: Format) -> Converted:
-    """Convert the names of a checkpoint. A name without a row is kept, and refused later as unexpected."""
+    """Convert the names of a checkpoint.
+
+    Of a head that is not one linear layer nothing is kept, and neither are second heads and losses. Any other name
+    without a row is kept, and refused later as unexpected.
+    """
     certain: dict[str, Any] = {}
     for name, tensor in tensors.items():
         if re.search(r"Transformer/.*query/kernel$", name):  # heads have their own axis: (..., D, heads, head_dim)
@@ -80,7 +115,56 @@ def convert(tensors: Tensors, format: Format) -> Converted:
         if f"{module}.weight" in out and f"{module}.bias" not in out:
             out[f"{module}.bias"] = torch.zeros(len(out[f"{module}.weight"]))
             notes.append(f"{module} has no bias in this layout: it is zero here")
-    return Converted(format, format.finish(out), ignored, certain, tuple(notes))
+    out = format.finish(out)
+    heads = _read_heads(out, format)
+    ignored |= heads.ignored
+    return Converted(format, heads.tensors, ignored, certain, heads.assumed, heads.lost, (*notes, *heads.notes))
+
+
+@dataclass(frozen=True)
+class _Heads:
+    tensors: Tensors
+    ignored: dict[str, str]
+    assumed: dict[str, str]
+    lost: str
+    notes: list[str]
+
+
+def _read_heads(tensors: Tensors, format: Format) -> _Heads:
+    """Find the one linear layer of each head, and leave out what is no part of the network."""
+    out, ignored, assumed, lost, notes = dict(tensors), dict[str, str](), dict[str, str](), "", list[str]()
+    others = {name.partition(".")[0] for name in out if _SPARE.fullmatch(name.partition(".")[0])} - _OURS
+    aliases = sorted(others & _HEAD_NAMES)
+    if len(aliases) == 1 and format.prefixes == ("",) and not any(name.startswith("head.") for name in out):
+        out = {re.sub(rf"^{aliases[0]}\.", "head.", name): tensor for name, tensor in out.items()}
+        assumed["head"] = f"{aliases[0]} is the head of the network; set classes= or num_classes= for a new one"
+        others.remove(aliases[0])
+    for head in ("head", "head_dist"):
+        parts = below(out, f"{head}.")
+        layers = {name.rpartition(".")[0] for name in parts}
+        layer = next(iter(layers), "")
+        weight, bias = (f"{layer}.{leaf}".strip(".") for leaf in ("weight", "bias"))
+        if len(layers) == 1 and parts.keys() == {weight, bias} and parts[weight].ndim == 2:
+            out = {name: tensor for name, tensor in out.items() if not name.startswith(f"{head}.")}
+            out |= {f"{head}.weight": parts[weight], f"{head}.bias": parts[bias]}
+            if layer and not re.fullmatch("0+", layer):
+                assumed[head] = (
+                    f"{head} is the linear layer {head}.{layer}, and what comes before it has no effect in evaluation, "
+                    "as dropout; set classes= or num_classes= for a new head"
+                )
+            elif layer:
+                notes.append(f"{head} is the linear layer {head}.{layer}")
+        elif parts:
+            lost = f"{head} is not one linear layer with a bias: it has {some(sorted(parts))}"
+    for name in list(out):
+        module = name.partition(".")[0]
+        if lost and module in ("head", "head_dist"):
+            ignored[name] = "of a head that is not one linear layer"
+            del out[name]
+        elif module in others:
+            ignored[name] = "beside the Vision Transformer: a loss or another head"
+            del out[name]
+    return _Heads(out, ignored, assumed, lost, notes)
 
 
 def join_parts(tensors: Tensors) -> Tensors:

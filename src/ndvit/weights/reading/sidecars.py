@@ -40,8 +40,9 @@ class Sidecars:
 
     architecture: str | None  # name in timm, such as "vit_base_patch16_224", or class in transformers
     config: dict[str, Any]  # fields of `ViTConfig`
-    classes: tuple[str, ...]  # in the order of outputs; empty if there are none, or only "LABEL_0" and so on
+    classes: tuple[Any, ...]  # in the order of outputs; empty if there are none, or only "LABEL_0" and so on
     preprocess: dict[str, Any]  # fields of `ImagePreprocess`
+    no_task: str = ""  # why the outputs belong to no task that ndvit has; empty if nothing says so
 
 
 def read_sidecars(sidecars: Mapping[str, dict[str, Any]]) -> Sidecars:
@@ -71,10 +72,10 @@ def _transformers(config: dict[str, Any], processor: dict[str, Any]) -> Sidecars
     labels = config.get("id2label") or {}
     names = [labels.get(str(i)) for i in range(len(labels))]
     generic = None in names or names == [f"LABEL_{i}" for i in range(len(names))]
-    classes = () if generic else tuple(map(str, names))
-    architecture = next(iter(config.get("architectures") or ()), None)
+    classes = () if generic else tuple(names)
+    architecture = next((name for name in config.get("architectures") or () if isinstance(name, str)), None)
     preprocess = _processor(processor, str(model_type))
-    return Sidecars(architecture, found, classes, preprocess)
+    return Sidecars(architecture, found, classes, preprocess, why_no_task(config.get("problem_type"), "config.json"))
 
 
 def _processor(processor: dict[str, Any], model_type: str) -> dict[str, Any]:
@@ -88,7 +89,7 @@ def _processor(processor: dict[str, Any], model_type: str) -> dict[str, Any]:
     if not processor.get("do_normalize", True):
         found |= {"mean": (0.0,) * 3, "std": (1.0,) * 3}
     elif "image_mean" in processor and "image_std" in processor:
-        found |= _moments(processor["image_mean"], processor["image_std"])
+        found |= moments_of(processor["image_mean"], processor["image_std"])
     if "resample" in processor:
         if processor["resample"] not in RESAMPLING:
             raise ValueError(f"preprocessor_config.json: resample {processor['resample']} is none of {RESAMPLING}")
@@ -113,7 +114,7 @@ def _processor(processor: dict[str, Any], model_type: str) -> dict[str, Any]:
     else:
         found["resize"] = "stretch"
         full = (size["height"], size["width"])
-    cut = full if crop is None else _pair(crop, "crop_size")
+    cut = full if crop is None else pair_of(crop, "crop_size")
     if cut[0] * full[1] != cut[1] * full[0] or cut[0] > full[0]:
         raise ValueError(
             f"preprocessor_config.json cuts {cut} from {full}: only one fraction of both sides can be kept"
@@ -128,44 +129,61 @@ def _timm(config: dict[str, Any]) -> Sidecars:
     preprocess: dict[str, Any] = {}
     if "input_size" in pretrained:
         channels, *size = pretrained["input_size"]
-        preprocess["size"] = _pair(size, "input_size")
+        preprocess["size"] = pair_of(size, "input_size")
         found = {"in_channels": channels, "input_size": preprocess["size"]}
     found |= _renamed(stated, TIMM)
     if stated.get("act_layer") is not None:
         found["activation"] = _activation(stated["act_layer"])
-    name = str(config["architecture"])  # other fields are in timm's function of this name
-    if "quickgelu" in name and "activation" not in found:
-        found["activation"] = "quick_gelu"
-    if name.startswith(("vit_", "deit")):
-        found["norm_eps"] = 1e-5 if re.search("_clip_|dinov3|lingbot", name) else 1e-6
+    name = str(config["architecture"])
+    found = fields_of_name(name) | found
     pooling = stated.get("global_pool") or config.get("global_pool")
     if pooling not in (None, "", "token", "avg", "map"):
         raise ValueError(f"global_pool {pooling!r} is not among the poolings of ndvit: token, avg, map")
     found |= {"pooling": pooling} if pooling else {}
     if "mean" in pretrained and "std" in pretrained:
-        preprocess |= _moments(pretrained["mean"], pretrained["std"])
+        preprocess |= moments_of(pretrained["mean"], pretrained["std"])
     if "interpolation" in pretrained:
         preprocess["interpolation"] = pretrained["interpolation"]
     if "crop_pct" in pretrained:
         preprocess["crop_fraction"] = float(pretrained["crop_pct"])
-    # "border" pads the picture, which ImagePreprocess cannot do.
-    if resize := {"center": "cover", "squash": "stretch"}.get(pretrained.get("crop_mode")):
+    if resize := {"center": "cover", "squash": "stretch", "border": "pad"}.get(pretrained.get("crop_mode")):
         preprocess["resize"] = resize
     names = config.get("label_names") or pretrained.get("label_names") or pretrained.get("labels")
     meanings = config.get("label_descriptions") or pretrained.get("label_descriptions") or {}
     names = meanings if names is None and isinstance(meanings, list) else names
-    classes: tuple[str, ...] = ()
+    classes: tuple[Any, ...] = ()
     if isinstance(names, list) and len(names) == config.get("num_classes", pretrained.get("num_classes")):
-        classes = tuple(str(meanings.get(n, n) if isinstance(meanings, dict) else n) for n in names)
+        classes = tuple(meanings.get(n, n) if isinstance(meanings, dict) else n for n in names)
+        if len(set(classes)) < len(set(names)):  # WordNet has the same words for several of its classes
+            classes = tuple(names)
     return Sidecars(name, found, classes, preprocess)
+
+
+def fields_of_name(name: str) -> dict[str, Any]:
+    """Fields that are in timm's function of this name."""
+    found: dict[str, Any] = {"activation": "quick_gelu"} if "quickgelu" in name else {}
+    if name.startswith(("vit_", "deit")):
+        found["norm_eps"] = 1e-5 if re.search("_clip_|dinov3|lingbot", name) else 1e-6
+    return found
+
+
+def why_no_task(problem_type: Any, where: str) -> str:
+    """Why the outputs of a model with this problem_type of transformers are not those of a classification."""
+    if problem_type in (None, "single_label_classification"):
+        return ""
+    return (
+        f"{where} states problem_type {str(problem_type)[:40]!r}, so a softmax over the outputs would be wrong, and "
+        "ndvit has no such task yet: fine-tune the model (ndvit train SOURCE --weights FILE), embed data with it, or "
+        "apply your own activation to model(x)"
+    )
 
 
 def _renamed(stated: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
     found = {ours: stated[theirs] for theirs, ours in names.items() if stated.get(theirs) is not None}
-    return found | {name: _pair(found[name], name) for name in ("patch_size", "input_size") if name in found}
+    return found | {name: pair_of(found[name], name) for name in ("patch_size", "input_size") if name in found}
 
 
-def _pair(value: Any, name: str) -> tuple[int, int]:
+def pair_of(value: Any, name: str) -> tuple[int, int]:
     """(height, width) from one number, two, or a dict of them."""
     pair = [value.get("height"), value.get("width")] if isinstance(value, dict) else value
     pair = [pair, pair] if isinstance(pair, int) else pair
@@ -174,7 +192,8 @@ def _pair(value: Any, name: str) -> tuple[int, int]:
     return pair[0], pair[1]
 
 
-def _moments(mean: Any, std: Any) -> dict[str, Any]:
+def moments_of(mean: Any, std: Any) -> dict[str, Any]:
+    """Mean and standard deviation of each channel; one channel is grey."""
     found: dict[str, Any] = {"mean": tuple(map(float, mean)), "std": tuple(map(float, std))}
     return found | ({"mode": "L"} if len(found["mean"]) == 1 else {})
 
