@@ -13,6 +13,7 @@ from PIL import Image
 
 from ndvit.data.examples import EncodedPicture, Part, Raw, Recording
 from ndvit.data.messages import Doubt, listing, printable
+from ndvit.data.sources import pictures
 
 _SPLITS = ("test", "val", "train")  # of copies in several splits, the first of these keeps its example
 _NAMES = {"train": "training", "val": "validation", "test": "test"}
@@ -80,8 +81,7 @@ def repeated(digests: dict[str, list[bytes]]) -> dict[bytes, list[tuple[str, int
 def is_blank(raw: Raw) -> bool:
     """Whether every channel of an example is constant: such examples are equal without being copies."""
     if isinstance(raw, Image.Image):
-        extrema = raw.getextrema()
-        return all(low == high for low, high in (extrema if isinstance(extrema[0], tuple) else [extrema]))
+        return pictures.is_blank(raw)
     values = raw.values if isinstance(raw, Recording) else raw
     rows = values.reshape(len(values), -1)
     return bool((np.fmin.reduce(rows, 1) == np.fmax.reduce(rows, 1)).all())
