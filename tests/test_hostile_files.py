@@ -450,3 +450,9 @@ def test_lists_of_faults_are_one_bounded_line():
     assert message.isprintable()
     assert len(message) < 2000
     assert "; and 29 more. Repair" in message
+
+
+def test_pictures_of_a_million_rows_are_refused_by_their_header(tmp_path):
+    Image.new("L", (1, 2**20 + 1)).save(tmp_path / "a.png")
+    for read in (read_image, image_size):
+        assert "a side of 1,048,577 pixels, more than 1,048,576; cut it" in fault(tmp_path / "a.png", read)

@@ -42,6 +42,7 @@ def _readable(registered: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return formats, tuple(dict.fromkeys((*USUAL_PICTURES, *endings)))
 
 
+_LONGEST_SIDE = 2**20  # pixels; scans and panoramas have less, and each row of a decoder costs memory of its own
 HALVED = "upper 8 of 16 bits"
 """Key of `info` of a picture whose lower 8 bits PIL does not read: 16 bits of colour, or of grey with transparency."""
 
@@ -101,6 +102,8 @@ def _check_pixels(image: Image.Image, stored: int) -> None:
     pixels, most = image.width * image.height, Image.MAX_IMAGE_PIXELS
     if most is not None and pixels > most:
         raise ValueError(f"has too many pixels for a picture ({pixels:,}, at most {most:,}); cut it, or scale it down")
+    if max(image.size) > _LONGEST_SIDE:
+        raise ValueError(f"has a side of {max(image.size):,} pixels, more than {_LONGEST_SIDE:,}; cut it into pieces")
     if fault := unpacking_fault(pixels * len(image.getbands()), stored):
         raise ValueError(f"{fault}, or scale the picture down")
 
