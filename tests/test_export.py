@@ -621,7 +621,7 @@ def test_errors_of_a_running_graph_are_one_line(tmp_path):
         run(torch.zeros(2, 5), None)
 
 
-@settings(derandomize=True, max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(derandomize=True, max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
 @given(format=st.sampled_from(["onnx", "openvino"]), seed=st.integers(0, 2**32 - 1), share=st.floats(0, 0.05))
 def test_fuzzed_bytes_are_read_or_refused(format, seed, share, tmp_path_factory):
     """Changed bytes give a model or a ValueError, and nothing else."""
@@ -645,7 +645,7 @@ PLAIN = st.recursive(
 )
 
 
-@settings(derandomize=True, max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(derandomize=True, max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data(), value=PLAIN)
 def test_fuzzed_metadata_are_read_or_refused(data, value, reader):
     """One entry, anywhere in the metadata, is replaced by any JSON value."""
