@@ -144,10 +144,15 @@ def _to_torch(path: str, leaf: str, value: Tensor) -> Tensor:
     if leaf != "kernel":
         return value
     if path.endswith("/out"):
-        return value.flatten(0, 1).T  # (heads, head_dim, D) -> (D, D)
+        return _transposed(value.flatten(0, 1))  # (heads, head_dim, D) -> (D, D)
     if path.endswith(("/query", "/key", "/value")):
-        return value.flatten(1).T  # (D, heads, head_dim) -> (D, D)
+        return _transposed(value.flatten(1))  # (D, heads, head_dim) -> (D, D)
     return value.permute(-1, -2, *range(value.ndim - 2))  # (..., in, out) -> (out, in, ...)
+
+
+def _transposed(value: Tensor) -> Tensor:
+    """The tensor with its axes reversed: of a matrix the transpose. A damaged file may have any number of them."""
+    return value.permute(*range(value.ndim - 1, -1, -1))
 
 
 _GOOGLE_USUAL: dict[str, Any] = {"norm_eps": 1e-6, "activation": "gelu_tanh", "stem_numerics": "google"}
