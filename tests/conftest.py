@@ -12,6 +12,25 @@ import ndvit._torchvision  # noqa: F401
 # isort: split
 import pytest
 import torch
+from markupsafe import Markup
+
+from ndvit.evaluation import figures
+
+DRAW = figures._draw
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _undrawn():
+    """Reports have empty figures, because drawing takes ten times as long as the training of a tiny network."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "_draw", lambda *arguments, **panels: Markup("<svg></svg>"))
+        yield
+
+
+@pytest.fixture
+def _drawn(monkeypatch):
+    """Reports with figures."""
+    monkeypatch.setattr(figures, "_draw", DRAW)
 
 
 @pytest.fixture(autouse=True)

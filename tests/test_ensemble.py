@@ -156,12 +156,6 @@ def test_files_of_a_run(run):
     assert "members: 2" in (run.folder / "config.yaml").read_text()
 
 
-@pytest.fixture(autouse=True)
-def _no_pages(monkeypatch):
-    """Runs of single tests draw no report, which takes longer than their training; `run` has one."""
-    monkeypatch.setattr("ndvit.training.run.write_report", lambda report, path: None)
-
-
 @pytest.mark.parametrize("members", [0, -1, 1.5, True, "2"])
 def test_numbers_of_members_that_make_no_sense(tmp_path, members):
     with pytest.raises(ValueError, match="members must be a whole number of at least 1, got"):

@@ -27,6 +27,7 @@ HISTORY = [
 ]
 CURVE = re.compile(r"stroke: var\(--c\d\); stroke-width: 1.6")
 VOID = {"meta", "img", "br", "link", "input", "hr"}
+pytestmark = pytest.mark.usefixtures("_drawn")
 EMPTY = np.zeros((1, 0))  # an example that needs no figure, which keeps a test quick
 
 

@@ -72,6 +72,7 @@ def test_missing_values_are_masked_to_the_end(tmp_path):
     assert not np.allclose(first, wrong[0], atol=1e-5)
 
 
+@pytest.mark.usefixtures("_drawn")
 def test_the_run_folder(tmp_path):
     source = tmp_path / "toy.npz"
     np.savez(source, X=toy()[0], y=np.array(["off", "on"])[toy()[1]])
@@ -101,12 +102,13 @@ def test_the_run_folder(tmp_path):
     assert facts["test_accuracy"] == run.evaluation.accuracy
     assert [path.name for path in (run.folder / "checkpoints").iterdir()] == ["step=6.ckpt"]
     assert not list(run.folder.rglob("*.tmp"))
+    assert run.report.read_text().count("<path") > 10
 
 
 def test_one_row_of_metrics_is_the_mean_since_the_last(tmp_path, monkeypatch):
-    monkeypatch.setattr("ndvit.training.fit.METRIC_ROWS", 1000)
+    monkeypatch.setattr("ndvit.training.descent.METRIC_ROWS", 1000)
     every = run_tiny(toy(), tmp_path / "a", steps=6, accumulate=2).fit.history
-    monkeypatch.setattr("ndvit.training.fit.METRIC_ROWS", 2)
+    monkeypatch.setattr("ndvit.training.descent.METRIC_ROWS", 2)
     thinned = run_tiny(toy(), tmp_path / "b", steps=6, accumulate=2).fit.history
     assert [row["step"] for row in thinned] == [3, 6]
     for row, three in zip(thinned, (every[:3], every[3:])):
