@@ -27,7 +27,7 @@ app = App(help=__doc__)
 def step(length: int) -> None:
     """Measure one length in this process and print a line of JSON."""
     from ndvit.config import named_config, plan_strides
-    from ndvit.config.random_convolutions import default_features
+    from ndvit.config.solved import default_features
     from ndvit.network import VisionTransformer
     from ndvit.network.committee import Committee
     from ndvit.network.random_convolutions import RandomConvolutions

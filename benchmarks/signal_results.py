@@ -84,11 +84,6 @@ def add_row(path: Path, row: Row) -> None:
     write_rows(path, list(kept.values()))
 
 
-def network_of(model: str) -> str:
-    """The name of the row for the network alone, without random convolutions, of `ours` or a variant."""
-    return "hybrid" if model == "ours" else f"{model}, network alone"
-
-
 def probabilities_file(out: Path, row: tuple[str, str, int, int]) -> Path:
     """The file for the probabilities of a fit."""
     name, model, seed, trial = row

@@ -18,12 +18,12 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from cyclopts import App
-from signal_models import ABLATIONS, KNOWN, MEMBERS, MODELS, Setting, ours
+from signal_models import ABLATIONS, KNOWN, MEMBERS, MODELS, Setting
 from signal_report import write_report
 from signal_results import (
     ABLATION,
@@ -31,7 +31,6 @@ from signal_results import (
     RESULTS,
     Row,
     add_row,
-    network_of,
     probabilities_file,
     read_rows,
     save_probabilities,
@@ -85,8 +84,8 @@ def warm_up(model: str, channels: int, threads: int) -> None:
     make(Setting(0, threads, 2, X, y)).fit(X, y).predict_proba(X)
 
 
-def run(bench: Bench, job: Job) -> list[Row]:
-    """Fit and predict, save the probabilities, and return the rows; for `ours` also a row of the network alone."""
+def run(bench: Bench, job: Job) -> Row:
+    """Fit and predict, save the probabilities, and return the row."""
     warnings.filterwarnings("ignore", module="aeon|sklearn")
     data, threads = bench.load(job.set), bench.threads
     X, y = data["X_train"], data["y_train"]
@@ -119,29 +118,7 @@ def run(bench: Bench, job: Job) -> list[Row]:
         commit=bench.commit,
         command=bench.command,
     )
-    rows = [row]
-    if job.model in ("ours", *ABLATIONS):
-        hybrid, alone = predict_halves(classifier, data["X_test"])
-        score = accuracy(hybrid, np.asarray(classifier.classes_), data["y_test"])
-        rows.append(replace(row, model=network_of(job.model), accuracy=score))
-    if job.model == "ours":
-        start = time.perf_counter()
-        ours()(setting._replace(trial=1)).fit(X, y)  # the random convolutions, and one step of the network
-        seconds = round(time.perf_counter() - start, 3)
-        score = accuracy(alone, np.asarray(classifier.classes_), data["y_test"])
-        rows.append(replace(row, model="features-alone", accuracy=score, fit_seconds=seconds, steps=0))
-    return rows
-
-
-def predict_halves(classifier: Any, X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Probabilities of the network of `ours` without the random convolutions, and of these without the network."""
-    model, halves = classifier.model_, []
-    for member in model.network.members:  # the network, then the random convolutions
-        classifier.model_ = model.with_network(member)
-        halves.append(classifier.predict_proba(X))
-    classifier.model_ = model
-    hybrid, alone = halves
-    return hybrid, alone
+    return row
 
 
 def accuracy(probabilities: np.ndarray, classes: np.ndarray, y: np.ndarray) -> float:
@@ -179,8 +156,8 @@ def plan(sets: list[str], models: list[str], seeds: int) -> list[Job]:
     return [Job(name, model, seed) for name in sets for model, count in wanted.items() for seed in range(count)]
 
 
-def fit_all(bench: Bench, jobs: list[Job]) -> Iterator[tuple[Job, list[Row] | Exception]]:
-    """Yield each job with its rows, or with the error that it raised; one after the other or in parallel."""
+def fit_all(bench: Bench, jobs: list[Job]) -> Iterator[tuple[Job, Row | Exception]]:
+    """Yield each job with its row, or with the error that it raised; one after the other or in parallel."""
     if bench.parallel == 1:
         for job in jobs:
             try:
@@ -246,7 +223,7 @@ def main(
         models: comma-separated names; by default all models.
         sets: comma-separated names; by default all sets of the folder.
         out: folder for results.csv, ablation.csv, report.md and accuracy.png.
-        ablation: fit `ours` and its variants, with one change each, instead of the models.
+        ablation: fit the network alone and its variants, with one change each, instead of the models.
         steps: optimizer steps of our networks and the peers, for a trial of the benchmark; its rows are kept apart.
         parallel: number of fits at a time, each in a process with one thread. They slow each other down.
         fresh: repeat the chosen fits that are already in the results.
@@ -260,7 +237,7 @@ def main(
                 f"seeds and parallel must be at least 1 and steps at least 0; got {seeds}, {parallel}, {steps}"
             )
         names = choose(sets, sorted(path.stem for path in data.glob("*.npz")), "set")
-        table = ["ours", *ABLATIONS] if ablation else list(MODELS)
+        table = ["hybrid", *ABLATIONS] if ablation else list(MODELS)
         chosen = choose(models, table, "model")
         settings = {"seeds": seeds, "models": models, "sets": sets, "steps": steps, "parallel": parallel}
         usual = {"models": "", "sets": "", "steps": 0, "parallel": 1}
@@ -280,8 +257,7 @@ def main(
 def made_of(job: Job) -> list[tuple[str, str, int]]:
     """Set, model and seed of all rows that depend on a fit."""
     name, model, seed = job
-    rows = [(name, model, seed), (name, network_of(model), seed)]
-    return rows + [(name, "features-alone", seed), (name, "ours-ensemble", 0)] * (model == "ours")
+    return [(name, model, seed)] + [(name, "ours-ensemble", 0)] * (model == "ours")
 
 
 def work(bench: Bench, jobs: list[Job], fresh: bool) -> list[str]:
@@ -300,16 +276,15 @@ def work(bench: Bench, jobs: list[Job], fresh: bool) -> list[str]:
     jobs = [job for job in jobs if (*job, bench.trial) not in done]
     print(f"{len(jobs)} fits, {bench.parallel} at a time", flush=True)
     failed = []
-    for number, (job, rows) in enumerate(fit_all(bench, jobs), 1):
+    for number, (job, row) in enumerate(fit_all(bench, jobs), 1):
         start = f"{number}/{len(jobs)}  {job.set:<22} {job.model:<18} seed {job.seed}"
-        if isinstance(rows, Exception):
-            failed.append(f"{job.set} {job.model} seed {job.seed}: {type(rows).__name__}: {rows}")
-            print(f"{start}  failed: {rows}", flush=True)
+        if isinstance(row, Exception):
+            failed.append(f"{job.set} {job.model} seed {job.seed}: {type(row).__name__}: {row}")
+            print(f"{start}  failed: {row}", flush=True)
             continue
-        for row in rows:
-            add_row(bench.table(job.model), row)
-        times = f"trained in {rows[0].fit_seconds:.1f} s, predicted in {rows[0].predict_seconds:.1f} s"
-        print(f"{start}  {rows[0].accuracy:.4f}  {times}", flush=True)
+        add_row(bench.table(job.model), row)
+        times = f"trained in {row.fit_seconds:.1f} s, predicted in {row.predict_seconds:.1f} s"
+        print(f"{start}  {row.accuracy:.4f}  {times}", flush=True)
     for name in ensembles:
         if (made := derive_ensemble(bench, name)) is not None:
             add_row(bench.table(made.model), made)

@@ -115,11 +115,9 @@ def cut_windows(rows: pd.DataFrame, length: int, step: int, pause: float = 0.5) 
     return Windows(np.stack(found), np.array(labels), np.array(people), dropped)
 
 
-def fit_and_score(
-    windows: Windows, train: np.ndarray, test: np.ndarray, steps: int | None
-) -> tuple[ViTClassifier, float]:
+def fit_and_score(windows: Windows, train: np.ndarray, test: np.ndarray) -> tuple[ViTClassifier, float]:
     """Train a classifier on some windows and score it on others."""
-    classifier = ViTClassifier("fast", steps=steps, random_state=0).fit(windows.X[train], windows.y[train])
+    classifier = ViTClassifier("fast", random_state=0).fit(windows.X[train], windows.y[train])
     return classifier, classifier.score(windows.X[test], windows.y[test])
 
 
@@ -127,7 +125,6 @@ def main(
     csv: Path | None = None,
     window: int = 80,
     step: int = 40,
-    steps: int | None = None,
     output: Path = Path("runs/sensor-windows"),
 ) -> None:
     """Compare a random split of windows with a split by person.
@@ -136,7 +133,6 @@ def main(
         csv: file of a sensor. By default a file is generated in the output folder.
         window: rows per window.
         step: rows from one window to the next.
-        steps: optimizer steps of each training; by default those of the preset.
         output: folder for the classifier of the split by person, `model.safetensors`.
     """
     output.mkdir(parents=True, exist_ok=True)
@@ -153,8 +149,8 @@ def main(
     at_random = StratifiedShuffleSplit(n_splits=1, test_size=len(test), random_state=0)
     mixed_train, mixed_test = next(at_random.split(windows.X, windows.y))
     print(f"tested on {', '.join(sorted(set(windows.people[test])))}, trained on the other persons")
-    _, known = fit_and_score(windows, mixed_train, mixed_test, steps)
-    classifier, unknown = fit_and_score(windows, train, test, steps)
+    _, known = fit_and_score(windows, mixed_train, mixed_test)
+    classifier, unknown = fit_and_score(windows, train, test)
     print(f"random split     {known:.1%}  for persons of the training set: too optimistic")
     print(f"split by person  {unknown:.1%}  for persons outside the training set: to be expected for a new person")
 

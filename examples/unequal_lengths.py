@@ -27,11 +27,10 @@ def with_gaps(signals: list[np.ndarray], share: float, seed: int) -> list[np.nda
     return copies
 
 
-def main(steps: int | None = None, gaps: float = 0.4, output: Path = Path("runs/unequal-lengths")) -> None:
+def main(gaps: float = 0.4, output: Path = Path("runs/unequal-lengths")) -> None:
     """Compare training with and without gaps.
 
     Args:
-        steps: optimizer steps of each training; by default those of the preset.
         gaps: share of values that is removed from each channel; at least 0 and at most 0.8.
         output: folder for the classifier that was trained with gaps, `gaps.safetensors`.
     """
@@ -42,8 +41,8 @@ def main(steps: int | None = None, gaps: float = 0.4, output: Path = Path("runs/
     counts = f"{len(whole)} training signals, {len(whole_test)} test signals"
     print(f"{counts}, {min(lengths)} to {max(lengths)} values long")
 
-    without = ViTClassifier("fast", steps=steps, random_state=0).fit(whole, y)
-    trained_with = ViTClassifier("fast", steps=steps, random_state=0).fit(holed, y)
+    without = ViTClassifier("fast", random_state=0).fit(whole, y)
+    trained_with = ViTClassifier("fast", random_state=0).fit(holed, y)
     print(f"trained and tested without gaps     {without.score(whole_test, y_test):.1%}")
     print(f"trained without, tested with gaps   {without.score(holed_test, y_test):.1%}")
     print(f"trained and tested with gaps        {trained_with.score(holed_test, y_test):.1%}")

@@ -25,6 +25,7 @@ import transformers
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+import mantisnetwork
 from googlefiles import NEW, OLD, Arrays, forward, make_arrays, scan
 
 WIDTH, DEPTH, HEADS, CLASSES = 64, 2, 2, 7
@@ -46,7 +47,7 @@ class Sample:
     overrides: dict[str, Any] = field(default_factory=dict)
     """Arguments of load_model: what neither tensors nor config.json tell."""
     zeros: int = 0
-    """Values of the network that the file leaves out and that are zero: biases."""
+    """Values of the network that the file leaves out: biases of zero, and the rotations of MantisV2."""
     folded: int = 0
     """Values of the file that are added to others."""
     tolerance: float = 2e-5
@@ -626,6 +627,60 @@ def from_transformers(
     path = write(tensors, folder, "safetensors")
     overrides = _TWO | (known or {})
     return Sample(path, layout, reference, (3, 64, 64), library, "safetensors", overrides, zeros, folded)
+
+
+@case("transformers/AST, folder")
+@case(
+    "transformers/AST, other bins, frames and steps, folder", {"num_mel_bins": 40, "max_length": 50, "time_stride": 8}
+)
+@case("transformers/AST, live keys", live=True)
+def from_ast(folder: Path, seed: int, config: dict[str, Any] | None = None, live: bool = False) -> Sample:
+    """Spectrograms are (bins, frames) here, and (frames, bins) in transformers."""
+    fields = {name: value for name, value in _HF.items() if name != "image_size"}
+    fields |= {"num_mel_bins": 36, "max_length": 56, **(config or {})}
+    model = randomise(transformers.ASTForAudioClassification(transformers.ASTConfig(**fields)), seed)
+    size = fields["num_mel_bins"], fields["max_length"]
+
+    def reference(x: Tensor) -> Tensor:
+        return model(x[:, 0].mT).logits
+
+    library, layout = f"transformers {transformers.__version__}", "transformers AST"
+    if live:
+        path = write(state(model), folder, "safetensors")
+        return Sample(path, layout, reference, (1, *size), library, "safetensors", {"input_size": size, **_TWO})
+    model.save_pretrained(folder)
+    return Sample(folder, layout, reference, (1, *size), library, "folder")
+
+
+# ---- Mantis and UTICA, without their package
+
+
+@case("Mantis/8M and Plus")
+@case("Mantis/8M, older names", unit="vit_unit")
+@case("Mantis/UTICA", container="pth", norm=True)
+@case("Mantis/V2", version=2, head_dim=8, kernel=41, zeros=4 + 8)
+def from_mantis(
+    folder: Path,
+    seed: int,
+    *,
+    version: int = 1,
+    container: str = "safetensors",
+    norm: bool = False,
+    zeros: int = 0,
+    **sizes: Any,
+) -> Sample:
+    generator = torch.Generator().manual_seed(seed)
+    tensors = mantisnetwork.make_tensors(lambda name, shape: values(name, shape, generator), version, **sizes)
+    if norm:
+        leaves = {f"transf_unit.{leaf}": (WIDTH,) for leaf in ("norm.weight", "norm.bias", "mask_token")}
+        tensors |= {name: values(name, shape, generator) for name, shape in leaves.items()}
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("prj.")}
+    layout = "Mantis" if version == 1 else "MantisV2"
+    reference = partial(mantisnetwork.answer, tensors)
+    shape, known = (1, 128), {"input_size": 128}
+    return Sample(
+        write(tensors, folder, container), layout, reference, shape, "the definition, float64", container, known, zeros
+    )
 
 
 # ---- torchvision

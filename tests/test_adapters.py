@@ -8,7 +8,7 @@ from torch import nn
 from ndvit.config import ViTConfig
 from ndvit.config.recipe import Recipe
 from ndvit.network import VisionTransformer
-from ndvit.network.committee import random_convolutions
+from ndvit.network.committee import solved_networks
 from ndvit.training.adapters import check_adapters, describe_trainable, only_trainable
 from ndvit.training.callbacks.checkpoints import Checkpoints
 from ndvit.training.optim import build_optimizer
@@ -171,10 +171,17 @@ def test_a_training_with_adapters_resumes_to_the_same_result(tmp_path, monkeypat
 
 def test_random_convolutions_are_solved_beside_adapters():
     pytest.importorskip("peft")
-    sizes = {"model": "signal_tiny", "embed_dim": 16, "num_heads": 2, "stem_width": 4, "rocket_features": 168}
+    sizes = {
+        "model": "signal_tiny",
+        "embed_dim": 16,
+        "num_heads": 2,
+        "stem_width": 4,
+        "rocket_features": 168,
+        "solved_weight": 0.5,
+    }
     source = toy(shape=(1, 24))
     before = fit_tiny(source, steps=1, **sizes)
     trained = fit_tiny(source, weights=before.model, preset="basic", lora=2, steps=2)
-    head = random_convolutions(trained.model.network).head
+    head = solved_networks(trained.model.network)[0].head
     assert head.weight.abs().sum() > 0
     assert not head.weight.requires_grad

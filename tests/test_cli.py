@@ -6,7 +6,6 @@ import json
 import re
 import subprocess
 import sys
-import time
 from dataclasses import fields
 from typing import get_args, get_type_hints
 
@@ -17,7 +16,7 @@ import yaml
 from datafiles import pictures
 from ndvit import __version__, list_models, load_model
 from ndvit.cli import main
-from ndvit.config import RandomConvolutionOptions, Recipe, ViTConfig
+from ndvit.config import Recipe, SolvedOptions, ViTConfig
 from tinyruns import TINY, command, flags, run_tiny, tensors, toy
 
 COMMANDS = "train evaluate predict embed models presets weights convert export push info".split()  # noqa: SIM905
@@ -80,7 +79,7 @@ def test_every_option_is_a_flag_with_a_help_text(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     text = output(capsys, "train", "--help")
     elsewhere = {"num_classes", "in_channels"}
-    for field in (*fields(Recipe), *fields(ViTConfig), *fields(RandomConvolutionOptions)):
+    for field in (*fields(Recipe), *fields(ViTConfig), *fields(SolvedOptions)):
         flag = f"--{field.name.replace('_', '-')}"
         row = re.search(rf"[│ ]{flag}\b(?!-).*?(?=│\n)", text)
         assert (row is None) == (field.name in elsewhere), flag
@@ -101,13 +100,11 @@ def test_the_command_exports_every_format():
     assert get_args(get_type_hints(export)["format"]) == get_args(Format)
 
 
-def test_help_is_quick():
-    start = time.perf_counter()
-    done = subprocess.run([sys.executable, "-m", "ndvit.cli", "train", "--help"], capture_output=True, text=True)
+def test_help_loads_nothing_heavy():
+    code = "import sys, ndvit.cli\ntry: ndvit.cli.main(['train', '--help'])\nfinally: print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0
-    assert time.perf_counter() - start < 5  # half a second on a machine at rest; importing torch alone takes longer
-    code = "import sys, ndvit.cli; print(*sys.modules)"
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    loaded = done.stdout.splitlines()[-1].split()
     assert "ndvit.config" in loaded
     assert not {"torch", "lightning", "sklearn", "matplotlib", "numpy"} & set(loaded)
 
@@ -387,7 +384,9 @@ def test_files_whose_names_begin_with_a_dash(capsys, at_home, tmp_path, monkeypa
 def test_models_lists_every_name(capsys):
     out = output(capsys, "models")
     rows = {
-        line.split()[0]: line.split()[1:] for line in out.splitlines() if re.match(r"(vit|signal|compact)_[a-z]", line)
+        line.split()[0]: line.split()[1:]
+        for line in out.splitlines()
+        if re.match(r"(vit|signal|encoder|compact)_[a-z]", line)
     }
     assert list(rows) == list_models()
     assert rows["vit_base_patch16_224"] == ["3x224x224", "86,567,656", "16.464"]

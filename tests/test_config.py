@@ -10,8 +10,8 @@ from ndvit.config import (
     COMPACT_SIZES,
     SIGNAL_SIZES,
     SIZES,
-    RandomConvolutionOptions,
     Recipe,
+    SolvedOptions,
     ViTConfig,
     default_features,
     list_models,
@@ -21,6 +21,7 @@ from ndvit.config import (
     split_options,
 )
 from ndvit.config.bounds import Options
+from ndvit.config.names import ENCODER_SIZES
 
 INVALID = {
     "heads do not divide": (dict(embed_dim=100, num_heads=12), r"not divisible by num_heads 12: use .*10"),
@@ -46,8 +47,8 @@ INVALID = {
     "drop path": (dict(drop_path_rate=-0.1), "drop_path_rate must be a number of at least 0 and below 1, got -0.1"),
     "attention dropout": (dict(attn_drop_rate="a"), "attn_drop_rate must be a number"),
     "flag": (dict(qkv_bias="yes"), "qkv_bias must be true or false, got 'yes'"),
-    "positions": (dict(pos_embed="alibi"), "pos_embed must be one of learned, sincos, rope; got 'alibi'"),
-    "pooling": (dict(pooling="max"), "pooling must be one of token, avg, norm_avg, token_avg, map, stem_tokens; got"),
+    "positions": (dict(pos_embed="alibi"), "pos_embed must be one of learned, sincos, rope, xpos; got 'alibi'"),
+    "pooling": (dict(pooling="max"), "one of token, avg, norm_avg, token_avg, prefix_avg, map, stem_tokens; got"),
     "initial weights": (dict(weight_init="xavier"), "weight_init must be one of article, balanced"),
     "activation": (dict(activation="relu"), "activation must be one of gelu, gelu_tanh, quick_gelu, swiglu"),
     "sincos width": (dict(pos_embed="sincos", embed_dim=6, num_heads=1), "divisible by 4, got 6"),
@@ -58,7 +59,10 @@ INVALID = {
     "distilled pooling": (dict(distilled=True, pooling="avg"), "distilled needs class_token=True and pooling='token'"),
     "no token to pool": (dict(class_token=False), "set class_token=True, or pooling='avg' or 'map'"),
     "half a token to pool": (dict(class_token=False, pooling="token_avg"), "pooling='token_avg' reads the class token"),
-    "stem": (dict(stem="convnet"), "stem must be one of none, resnet, inception, residual; got 'convnet'"),
+    "stem": (
+        dict(stem="convnet"),
+        "stem must be one of none, resnet, .*, difference, mantis; got 'convnet'",
+    ),
     "light stem without groups": (dict(stem="residual", stem_depths=()), r"at least one group, for example \(3,\)"),
     "strides of no stem": (dict(stem_strides=2), r"stem_strides \(2,\) .* stem='none' is no stem: leave them out"),
     "strides of a resnet": (
@@ -81,7 +85,31 @@ INVALID = {
     "relative flag": (dict(relative_bias="yes"), "relative_bias must be true or false, got 'yes'"),
     "pooled stem": (dict(pooling="stem_tokens"), "pooling='stem_tokens' reads the output of a stem, and there is none"),
     "head of no stem": (dict(stem_head=True), "stem_head=True reads the output of a stem, .* set stem='inception'"),
-    "head norm": (dict(head_norm="layer"), "head_norm must be one of none, batch; got 'layer'"),
+    "head norm": (dict(head_norm="group"), "head_norm must be one of none, batch, layer; got 'group'"),
+    "kind of norm": (dict(norm="batch"), "norm must be one of layer, rms; got 'batch'"),
+    "no prefix to pool": (dict(class_token=False, pooling="prefix_avg"), "set class_token=True or num_registers"),
+    "width of a head": (dict(pos_embed="xpos", head_dim=6), "head width divisible by 4, got head_dim 6"),
+    "channels of mantis": (
+        dict(stem="mantis", input_size=64, patch_size=1, stem_strides=16),
+        "in_channels is 3, but the mantis stem reads one channel: train on one channel",
+    ),
+    "units of mantis": (
+        dict(stem="mantis", input_size=64, patch_size=1, in_channels=1, stem_depths=(1, 1)),
+        r"stem_depths is \(1, 1\), but the mantis stem has one unit",
+    ),
+    "windows of mantis": (
+        dict(stem="mantis", input_size=64, patch_size=1, in_channels=1),
+        "standard deviation from 2 samples on: set stem_strides=16",
+    ),
+    "width of mantis": (
+        dict(stem="mantis", input_size=64, patch_size=1, in_channels=1, stem_strides=16, stem_width=12),
+        "stem_width 12 is not a multiple of 8",
+    ),
+    "axes of a step": (dict(patch_stride=(4, 4, 4)), r"patch_stride \(4, 4, 4\) has 3 axes but input_size"),
+    "step beyond the patch": (dict(patch_stride=17), r"patch_stride \(17, 17\) is larger than patch_size \(16, 16\)"),
+    "input below a patch": (dict(input_size=(8, 224), patch_stride=4), "is smaller than a patch of"),
+    "two overlaps": (dict(patch_overlap=True, patch_stride=8), "exclude each other: both let patches overlap"),
+    "merged xpos": (dict(merge_tokens=2, pos_embed="xpos"), "exclude each other: merged tokens have no position"),
     "head dropout": (dict(head_drop=1), "head_drop must be a number"),
     "distilled stem head": (
         dict(stem="residual", distilled=True, stem_head=True),
@@ -166,7 +194,7 @@ def test_unknown_fields(cls, name, nearest):
         ViTConfig(input_size=(12, 8), patch_size=(3, 4), layer_scale=1e-4, pooling="map"),
         ViTConfig(input_size=(384, 384), patch_size=1, stem="resnet"),
         Recipe(epochs=3, betas=(0.8, 0.9), class_weight=(1, 2.5)),
-        RandomConvolutionOptions(rocket_features=400),
+        SolvedOptions(rocket_features=400),
     ],
     ids=lambda options: type(options).__name__,
 )
@@ -186,7 +214,7 @@ def test_options_are_split():
     recipe, network, rocket = split_options({"steps": 3, "depth": 2, "drop_path_rate": 0.1, "rocket_features": 400})
     assert recipe == Recipe(steps=3)
     assert network == {"depth": 2, "drop_path_rate": 0.1}
-    assert rocket == RandomConvolutionOptions(rocket_features=400)
+    assert rocket == SolvedOptions(rocket_features=400)
 
 
 @pytest.mark.parametrize(
@@ -198,8 +226,8 @@ def test_options_are_split():
         ({"head": "solved", "drop_path_rate": 0.1}, "takes no steps, and drop_path_rate would do nothing"),
         ({"rocket_features": 100}, "rocket_features must be 0 or at least 168"),
         ({"rocket_features": -1}, "rocket_features must be a whole number of at least 0, got -1"),
-        ({"rocket_weight": 1.1}, "rocket_weight must be a number of at least 0 and at most 1, got 1.1"),
-        ({"rocket_weight": "half"}, "rocket_weight must be a number .*, got 'half'"),
+        ({"solved_weight": 1.1}, "solved_weight must be a number of at least 0 and at most 1, got 1.1"),
+        ({"solved_weight": "half"}, "solved_weight must be a number .*, got 'half'"),
     ],
 )
 def test_options_that_cannot_be_split(options, message):
@@ -211,12 +239,15 @@ def test_random_convolutions_need_signals_of_one_axis():
     assert default_features("signal_small", (64,)) == 10_000
     for name, size in (("signal_small", (16, 16)), ("signal_small", (2,)), ("vit_tiny", (64,)), (None, (64,))):
         assert default_features(name, size) == 0
-    assert RandomConvolutionOptions().features(300, (64,)) == 300
-    assert RandomConvolutionOptions(rocket_features=500).features(300, (64,)) == 500
+    assert SolvedOptions().features(300, (64,)) == 300
+    assert SolvedOptions(rocket_features=500).features(300, (64,)) == 500
     for size in ((16, 16), (2,)):
-        assert RandomConvolutionOptions().features(300, size) == 0
-        with pytest.raises(ValueError, match="need signals of one axis and at least 3 samples, but input_size is"):
-            RandomConvolutionOptions(rocket_features=500).features(300, size)
+        assert SolvedOptions().features(300, size) == 0
+        with pytest.raises(ValueError, match="needs signals of one axis and at least 3 samples, but input_size is"):
+            SolvedOptions(rocket_features=500).features(300, size)
+        assert not SolvedOptions().encodes(True, size)
+        with pytest.raises(ValueError, match="encoder needs signals of one axis"):
+            SolvedOptions(encoder=True).encodes(False, size)
 
 
 def test_configs_of_older_files_are_split():
@@ -262,8 +293,9 @@ def test_names():
     for name in list_models():
         config = named_config(name)
         family, _, size = name.partition("_")
-        if family in ("signal", "compact"):
-            assert config.embed_dim == {"signal": SIGNAL_SIZES, "compact": COMPACT_SIZES}[family][size]["embed_dim"]
+        if family != "vit":
+            rows = {"signal": SIGNAL_SIZES, "encoder": ENCODER_SIZES, "compact": COMPACT_SIZES}[family]
+            assert config.embed_dim == rows[size]["embed_dim"]
             continue
         assert f"vit_{name.split('_')[1]}" in list_models()
         assert config.embed_dim == SIZES[name.split("_")[1]]["embed_dim"]
@@ -277,7 +309,7 @@ def test_names():
     "name", ["vit_bse_patch16_224", "resnet50", "vit_base_patch0_224", "vit_base_patch16", "signal_tiny_patch4_64"]
 )
 def test_unknown_names_list_the_known(name):
-    with pytest.raises(ValueError, match=r"unknown model .*vit_SIZE_patchP_S with SIZE one of pico, nano, tiny"):
+    with pytest.raises(ValueError, match=r"unknown model .*vit_SIZE with SIZE one of pico, nano, tiny"):
         named_config(name)
 
 
@@ -324,5 +356,5 @@ def test_a_named_model_needs_no_padding():
 def test_numbers_of_numpy_are_plain_numbers():
     config, recipe = ViTConfig(depth=np.int64(3), mlp_ratio=np.float32(2)), Recipe(learning_rate=np.float64(1e-3))
     assert (type(config.depth), type(config.mlp_ratio), type(recipe.learning_rate)) == (int, float, float)
-    assert RandomConvolutionOptions(rocket_features=np.int64(400)).to_dict()["rocket_features"] == 400
+    assert SolvedOptions(rocket_features=np.int64(400)).to_dict()["rocket_features"] == 400
     assert ViTConfig(input_size=np.int64(32), patch_size=(np.int32(4),)).grid == (8,)

@@ -27,7 +27,7 @@ import ndvit.estimator
 from ndvit import ViTClassifier, create_model, load_model, save_model
 from ndvit.config.presets import PRESETS
 from ndvit.data.sources.sklearn_inputs import check_examples
-from ndvit.network.committee import random_convolutions
+from ndvit.network.committee import solved_networks
 from tinyruns import QUIET, run_tiny, toy
 
 OPTIONS = {"embed_dim": 16, "depth": 1, "num_heads": 2, "mixup": 0.0, "crop": 1.0, "label_smoothing": 0.0}
@@ -47,8 +47,7 @@ FAILING = {"check_methods_subset_invariance": "float32 is less exact than the ch
 @parametrize_with_checks(
     [
         tiny(steps=40, batch_size=32, learning_rate=0.01, random_state=None),
-        # the default network for small data, in fewer steps
-        tiny(model=None, preset="fast", steps=40, batch_size=16, learning_rate=0.01, random_state=None, options=None),
+        ViTClassifier("fast"),  # the closed form
     ],
     expected_failed_checks=lambda estimator: FAILING,
 )
@@ -257,9 +256,9 @@ def test_class_weights_move_the_decision(model):
 @pytest.mark.parametrize("length", [1, 2, 3])
 def test_the_shortest_signals_have_a_network_too(length):
     X, y = toy(24, shape=(length,), shift=4)
-    classifier = tiny(model=None, preset="fast", steps=30, options=None).fit(X, y)
+    classifier = ViTClassifier("fast", random_state=0).fit(X, y)
     assert classifier.score(X, y) > 0.9
-    assert (random_convolutions(classifier.model_.network) is None) == (length < 3)
+    assert bool(solved_networks(classifier.model_.network)) == (length >= 3)
 
 
 def test_the_seed_decides_everything(signals, fitted):
@@ -310,12 +309,14 @@ def test_parameters_and_options_reach_recipe_and_config(plans, signals):
 
 def test_presets_hold_what_no_parameter_sets(plans, signals):
     signal = plans(*signals)
-    fast = plans(*signals, preset="fast", steps=5, options={"mixup": 0.9})
+    fast = plans(*signals, preset="fast")
+    slow = plans(*signals, preset="signal", steps=5, options={"mixup": 0.9})
     named = plans(*signals, model="vit_tiny", teacher="minirocket", members=4)
     names = [one.model for one in (signal, fast, named)]
     assert names == [PRESETS["signal"].model, PRESETS["fast"].model, "vit_tiny"]
     assert signal.recipe.learning_rate == PRESETS["signal"].recipe["learning_rate"]
-    assert (fast.recipe.steps, fast.recipe.mixup, fast.recipe.warp) == (5, 0.9, PRESETS["fast"].recipe["warp"])
+    assert fast.recipe.head == "solved"
+    assert (slow.recipe.steps, slow.recipe.mixup, slow.recipe.warp) == (5, 0.9, PRESETS["signal"].recipe["warp"])
     assert (named.recipe.steps, named.recipe.learning_rate) == (None, None)
     assert (named.teacher, named.members) == ("minirocket", 4)
 

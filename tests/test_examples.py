@@ -50,7 +50,7 @@ def test_ten_lines_are_ten_and_run_as_a_script(monkeypatch, capsys):
     path = FOLDER / "ucr_in_ten_lines.py"
     code = path.read_text(encoding="utf-8").rpartition('"""')[2]
     assert len([line for line in code.splitlines() if line.strip()]) == 10
-    monkeypatch.setattr(sys, "argv", [str(path), "--steps", "3"])
+    monkeypatch.setattr(sys, "argv", [str(path)])
     with contextlib.suppress(SystemExit):
         runpy.run_path(str(path), run_name="__main__")
     printed = capsys.readouterr().out
@@ -70,7 +70,7 @@ def test_gaps_are_runs_of_the_requested_share():
 
 @pytest.mark.filterwarnings("ignore:X. 1 of 370 examples is longer")  # the real data has such an example
 def test_unequal_lengths(tmp_path, capsys):
-    load("unequal_lengths").main(steps=3, output=tmp_path)
+    load("unequal_lengths").main(output=tmp_path)
     printed = capsys.readouterr().out
     assert "270 training signals, 370 test signals, 7 to 29 values long" in printed
     assert len(shares(printed)) == 3
@@ -128,7 +128,7 @@ def test_sensor_windows_of_a_file(tmp_path, capsys):
     example = load("sensor_windows")
     table = example.generate_sensor(people=4, seed=0)
     table.to_csv(tmp_path / "mine.csv", index=False)
-    example.main(csv=tmp_path / "mine.csv", steps=3, output=tmp_path / "out")
+    example.main(csv=tmp_path / "mine.csv", output=tmp_path / "out")
     printed = capsys.readouterr().out
     assert len(shares(printed)) == 2
     tested = re.search(r"tested on (.*), trained", printed)[1].split(", ")
@@ -140,9 +140,9 @@ def test_sensor_windows_of_a_file(tmp_path, capsys):
 def test_no_person_is_on_both_sides_of_the_split(tmp_path, monkeypatch):
     example, splits = load("sensor_windows"), []
 
-    def look(windows, train, test, steps):
+    def look(windows, train, test):
         splits.append((set(windows.people[train]), set(windows.people[test]), len(test)))
-        return ViTClassifier("fast", steps=1).fit(windows.X[:40], np.arange(40) % 2), 1.0
+        return ViTClassifier("fast").fit(windows.X[:40], np.arange(40) % 2), 1.0
 
     monkeypatch.setattr(example, "fit_and_score", look)
     example.main(output=tmp_path)
@@ -167,5 +167,5 @@ def test_cross_validation(capsys):
     load("cross_validation").main(steps=2, folds=2)
     printed = capsys.readouterr().out
     assert re.search(r"MiniRocket +9\d\.\d%  9\d\.\d%", printed)  # it needs no steps
-    assert re.search(r"GridSearchCV: preset=(fast|plain), steps=[12] ", printed)
+    assert re.search(r"GridSearchCV: preset=(fast|basic)", printed)
     assert len(shares(printed)) == 2 * 4

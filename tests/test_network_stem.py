@@ -297,7 +297,7 @@ def test_masks_behind_a_stem(size):
         (dict(input_size=(4, 32)), r"along axis 0 \(4 = 0 x 8 \+ 4\): use an input of 8$"),
         (dict(input_size=(64,), patch_size=3), r"of stride 8 .*\(64 = 2 x 24 \+ 16\): use an input of 48 or 72$"),
         (dict(input_size=(32,), stem_width=48), "stem_width 48 is not a multiple of 32: GroupNorm has 32 groups"),
-        (dict(input_size=(32,), stem="convnet"), "stem must be one of none, resnet, inception, residual; got 'conv"),
+        (dict(input_size=(32,), stem="convnet"), "stem must be one of none, .*, difference, mantis; got 'conv"),
         (dict(input_size=(32,), stem_depths=(1, 1, 1, 1, 1)), "has 5 stages: a resnet stem has at most four"),
         (dict(input_size=(32,), stem_depths=(1, 0)), "stem_depths must be a whole number of at least 1, got 0"),
         (dict(input_size=(32,), stem_numerics="jax"), "stem_numerics must be one of google, timm; got 'jax'"),

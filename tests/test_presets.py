@@ -10,6 +10,7 @@ from PIL import Image
 from ndvit import VisionTransformer
 from ndvit.config import Recipe, list_models, named_config, plan_strides, split_options
 from ndvit.config.presets import PRESETS
+from ndvit.config.solved import SOLVED
 from ndvit.data.preprocess.images import ImagePreprocess
 from ndvit.data.sources.load import load_source
 from ndvit.model import Model
@@ -19,10 +20,24 @@ from ndvit.training.presets import choose
 from ndvit.training.run import read_config, train
 from tinyruns import QUIET, command
 
+TWO_CLASSES = Classification("ab")
+
+
+class Some:
+    """So many examples."""
+
+    streamed = False
+
+    def __init__(self, count):
+        self.count, self.items = count, [np.zeros((1, 20))]
+
+    def __len__(self):
+        return self.count
+
 
 def source(kind, dims, examples=20):
     """The properties of a source that a preset depends on."""
-    return SimpleNamespace(kind=kind, dims=dims, name="arrays", train=range(examples))
+    return SimpleNamespace(kind=kind, dims=dims, name="arrays", train=Some(examples), val=None, task=TWO_CLASSES)
 
 
 DEIT = named_config("vit_tiny_patch16_224")
@@ -32,12 +47,13 @@ SIGNALS, CUBES, PICTURES = source("signal", 1), source("signal", 3), source("ima
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_is_a_model_and_a_recipe(name):
     preset = PRESETS[name]
-    assert preset.model in (*list_models(), None)
+    assert preset.model in (*list_models(), SOLVED, None)
     assert split_options(preset.recipe)[1] == {}  # values of the network are in its name or in `network`
     for width in (0, *preset.by_width):
         recipe, overrides, _ = split_options(preset.options(width))
         assert recipe.seed == 0
-        named_config(preset.model or "vit_small", input_size=(32, 32), **{"embed_dim": 384, **overrides})
+        model = "vit_small" if preset.model in (None, SOLVED) else preset.model
+        named_config(model, input_size=(32, 32), **{"embed_dim": 384, **overrides})
 
 
 @pytest.mark.parametrize(
@@ -248,10 +264,23 @@ def test_strides_and_patch_of_the_user_are_kept():
 
 
 def test_trained_weights_keep_the_recipes_learning_rate():
-    options = choose("fast", SIGNALS, None, {}, DEIT).options
+    options = choose("signal", SIGNALS, None, {}, DEIT).options
     assert "learning_rate" not in options
-    assert options["warp"] == PRESETS["fast"].recipe["warp"]
-    assert choose("fast", SIGNALS, None, {"learning_rate": 0.5}, DEIT).options["learning_rate"] == 0.5
+    assert options["warp"] == PRESETS["signal"].recipe["warp"]
+    assert choose("signal", SIGNALS, None, {"learning_rate": 0.5}, DEIT).options["learning_rate"] == 0.5
+
+
+def test_the_closed_form_refuses_options_of_a_network():
+    with pytest.raises(ValueError, match="depth would do nothing: preset fast solves closed_form"):
+        choose("fast", SIGNALS, None, {"depth": 2})
+
+
+def test_auto_trains_no_network_on_few_examples():
+    few, enough = (choose("auto", source("signal", 1, n), None, {}) for n in (19, 20))
+    assert (few.preset, few.model, few.options["head"]) == ("fast", "closed_form", "solved")
+    assert "fewer than 10 training examples a class" in few.notes[0]
+    assert (enough.preset, enough.options["val_fraction"]) == ("signal", 0.2)
+    assert choose("auto", source("signal", 1, 19), None, {"steps": 5}).preset == "signal"  # somebody wants steps
 
 
 # Values of each paper and its code, by field of Recipe or ViTConfig.
@@ -410,9 +439,9 @@ def test_every_preset_trains_two_steps(name, tmp_path):
         )
         options = {"weights": tmp_path / "w.safetensors"}
     else:
-        options = {**tiny, **({"rocket_features": 168} if preset.dims == 1 else {})}
+        options = {**({} if name == "fast" else tiny), **({"rocket_features": 168} if preset.dims == 1 else {})}
         if not preset.by_width:
-            del options["representation_size"]
+            options.pop("representation_size", None)
     data = (recordings if preset.kind == "signal" else pictures, labels)
     steps = {} if preset.recipe.get("head") == "solved" else {"steps": 2}
     run = train(data, preset=name, batch_size=4, output=tmp_path / "run", **QUIET, **options, **steps)
@@ -421,6 +450,6 @@ def test_every_preset_trains_two_steps(name, tmp_path):
     config = read_config(tmp_path / "run" / "config.yaml")
     recipe = {field: config[field] for field in asdict(Recipe())}
     kept = {f: list(v) if isinstance(v, tuple) else v for f, v in preset.recipe.items()}
-    for field in ("batch_size", "accumulate", "steps", "epochs", "learning_rate"):
+    for field in ("batch_size", "accumulate", "steps", "epochs", "learning_rate", "val_fraction"):
         kept.pop(field, None)
     assert {field: recipe[field] for field in kept} == pytest.approx(kept)

@@ -70,8 +70,8 @@ def test_solving_logs_lines(monkeypatch):
     lines = []
     monkeypatch.setitem(QUIET, "log", lines.append)
     fit_tiny(toy(150, shape=(1, 24)), steps=1, rocket_features=168, test_fraction=0)
-    assert "random convolutions: 64 of 150 examples (43 %), less than 1 s left" in lines
-    assert "random convolutions: solving the head on 150 examples, which takes up to a minute" in lines
+    assert "features: 64 of 150 examples (43 %), less than 1 s left" in lines
+    assert "solving the head on 150 examples, which takes up to a minute" in lines
 
 
 def test_bars_replace_lines(tmp_path, monkeypatch):

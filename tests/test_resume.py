@@ -157,7 +157,7 @@ def test_a_run_killed_after_its_last_step_resumes_without_training(tmp_path, opt
 
 
 def test_metrics_of_a_long_run_resume_between_two_rows(tmp_path, monkeypatch):
-    monkeypatch.setattr("ndvit.training.fit.METRIC_ROWS", 3)  # a row every 4 steps, a checkpoint every 3
+    monkeypatch.setattr("ndvit.training.descent.METRIC_ROWS", 3)  # a row every 4 steps, a checkpoint every 3
     options = {"steps": 12, "val_every": 3, "accumulate": 2, "val_fraction": 0.25}
     run_tiny(SOURCE, tmp_path / "whole", **options)
     for batch in (13, 15):

@@ -15,7 +15,7 @@ from ndvit.network import VisionTransformer
 from ndvit.network.random_convolutions import RandomConvolutions
 from ndvit.tasks import Classification, solvers
 from ndvit.training import closed_form
-from ndvit.training.closed_form import solve_random_convolutions
+from ndvit.training.closed_form import solve_networks
 from ndvit.training.members import usual_weight
 from ndvit.training.plan import Request, plan
 from tinyruns import different, fit_tiny
@@ -45,7 +45,8 @@ def solved(inputs, features=800, seed=0, **options):
     classes = int(inputs.targets.max()) + 1
     network = RandomConvolutions(1, *inputs.preprocess.size, features, classes)
     task = Classification([str(i) for i in range(classes)])
-    return network, solve_random_convolutions(network, inputs, task, Recipe(seed=seed, **options))
+    found = solve_networks([network], inputs, task, Recipe(seed=seed, **options))[0]
+    return network, found.ridge.facts
 
 
 def standardised(network, batch):
@@ -234,10 +235,11 @@ def test_with_many_examples_per_class_they_have_less_than_half_of_the_weight(a_c
 @pytest.mark.parametrize(("a_class", "weight"), [(2, 0.9), (5, 0.75), (10, 0.5), (40, 0.5)])
 def test_with_few_examples_per_class_they_have_more_than_half_of_the_weight(a_class, weight):
     source = np.random.default_rng(0).standard_normal((3 * a_class, 40)).astype(np.float32), np.arange(3 * a_class) % 3
-    first = planned(source, model="signal_tiny", preset="basic", rocket_features=400)
+    options = {"model": "signal_tiny", "preset": "basic", "rocket_features": 400}
+    first = planned(source, **options, encoder=False)
     assert first.network.weights == pytest.approx((1 - weight, weight))
-    fixed = planned(source, model="signal_tiny", preset="basic", rocket_features=400, rocket_weight=0.3)
-    assert fixed.network.weights == (0.7, 0.3)
+    fixed = planned(source, **options, solved_weight=0.3)
+    assert fixed.network.weights == pytest.approx((0.7, 0.2, 0.1))
     assert isinstance(planned(source, model="vit_pico", preset="basic").network, VisionTransformer)
-    tuned = planned(source, weights=first, preset="basic")
+    tuned = planned(source, weights=first, preset="basic")  # an encoder is beside new networks only
     assert tuned.network.weights == pytest.approx((1 - weight, weight))

@@ -211,7 +211,14 @@ def test_random_convolutions_are_computed_once_for_all_validations(monkeypatch):
         return forward(self, x, mask)
 
     monkeypatch.setattr(RandomConvolutions, "forward", counted)
-    options = {"steps": 6, "batch_size": 8, "val_fraction": 0.25, "val_every": 2, "rocket_features": 168}
+    options = {
+        "steps": 6,
+        "batch_size": 8,
+        "val_fraction": 0.25,
+        "val_every": 2,
+        "rocket_features": 168,
+        "solved_weight": 0.5,
+    }
     trained = fit_tiny(toy(64, shape=(1, 24)), **options)
     assert len([row for row in trained.fit.history if "val_loss" in row]) == 3
     assert calls == [8, 4, 8, 4]  # of 12 validation examples: once for the validations, once for the temperature

@@ -79,7 +79,7 @@ def epsilons(reference):
 
 
 def tensors_hold_positions(tensors):
-    return any(re.search("pos_embed|position_embedding|storage|reg", name) for name in tensors)
+    return any(re.search("pos_embed|position_embedding|pos_encoder|storage|reg", name) for name in tensors)
 
 
 def test_outputs_are_of_a_size_that_tells(tmp_path):

@@ -19,10 +19,12 @@ from timm.models import get_pretrained_cfg
 
 from ndvit.config import ViTConfig
 from ndvit.data.preprocess.images import ImagePreprocess
+from ndvit.data.preprocess.signals import SignalPreprocess
 from ndvit.weights.reading.zoo import Weights, find_weights, list_weights, near_weights
 
 ROWS = [find_weights(name) for name in list_weights()]
-TIMM = [row for row in ROWS if row.repo]
+TIMM = [row for row in ROWS if row.repo and row.repo.startswith("timm/")]
+SIGNALS = [row for row in ROWS if len(row.mean) == 1]
 ORIGINAL = [row for row in ROWS if row.name.startswith(("facebook/", "google/"))]
 ACTIVATIONS = {"GELU": "gelu", "GELUTanh": "gelu_tanh", "QuickGELU": "quick_gelu", "SiLU": "swiglu"}
 CLASSES = {1000: "imagenet-1k", 21843: "imagenet-21k"}
@@ -45,10 +47,10 @@ BUILT = [
 
 
 def test_the_table_is_whole():
-    assert len(ROWS) == 406
+    assert len(ROWS) == 412
     assert len({row.name for row in ROWS}) == len(ROWS)
     kinds = Counter(row.name.partition("/")[0] if "/" in row.name else "timm" for row in ROWS)
-    assert kinds == {"timm": 317, "facebook": 42, "google": 37, "torchvision": 10}
+    assert kinds == {"timm": 317, "facebook": 42, "google": 37, "torchvision": 10, "mantis": 4, "ast": 2}
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
@@ -68,6 +70,9 @@ def test_every_row_is_well_formed(row):
     assert set(row.config) <= known
     assert {"num_heads", "norm_eps", "activation", "pooling"} <= set(row.config)
     # the preprocessing is one that can be built, and cuts what the picture was resized for
+    if row in SIGNALS:
+        assert SignalPreprocess(size=row.input_size, mean=row.mean, std=row.std).channels == 1
+        return
     made = ImagePreprocess(
         size=row.input_size,
         mean=row.mean,
@@ -162,6 +167,19 @@ def test_numbers_that_were_published():
 def test_digests_come_from_file_names_that_carry_them():
     assert find_weights("facebook/deit_tiny_patch16_224.fb_in1k").sha256 == "a1311bcf"
     assert all(row.sha256 is None for row in ROWS if row.name.startswith("google/"))  # ...-res_224.npz is no digest
+
+
+def test_a_row_may_name_file_and_revision():
+    utica = find_weights("mantis/mantis_8m.utica")
+    assert (utica.repo, utica.file) == ("fegounna/Utica", "pytorch_model.bin")
+    assert utica.revision == "3cff4f954191b5bf9839b7a41117e2b24e7693ab"
+    mantis = find_weights("mantis/mantis_8m.real")
+    assert (mantis.repo, mantis.file, mantis.revision) == ("paris-noah/Mantis-8M", "model.safetensors", None)
+
+
+def test_signals_have_one_axis_and_spectrograms_two():
+    assert {row.name.partition("/")[0]: len(row.input_size) for row in SIGNALS} == {"mantis": 1, "ast": 2}
+    assert find_weights("mantis/mantis_v2.cauker_2m").input_size == (512,)
 
 
 def test_names_without_a_tag_are_none():

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ndvit.network import VisionTransformer, create_model
     from ndvit.tasks.base import Task
     from ndvit.tasks.classification import Classification
-    from ndvit.training.run import resume, train
+    from ndvit.training.run import pretrain, resume, train
     from ndvit.weights.convert import export_state_dict
     from ndvit.weights.publish import push_to_hub
     from ndvit.weights.reading.zoo import find_weights, list_weights
@@ -46,6 +46,7 @@ _HOMES = {
     "load_model": "ndvit.model",
     "load_source": "ndvit.data.sources.load",
     "predict": "ndvit.model",
+    "pretrain": "ndvit.training.run",
     "push_to_hub": "ndvit.weights.publish",
     "resume": "ndvit.training.run",
     "save_model": "ndvit.model",
@@ -74,6 +75,7 @@ __all__ = [
     "load_model",
     "load_source",
     "predict",
+    "pretrain",
     "push_to_hub",
     "resume",
     "save_model",

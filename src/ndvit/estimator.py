@@ -139,7 +139,10 @@ class ViTClassifier(ClassifierMixin, BaseEstimator):
         self.options = options
 
     def fit(self, X: Any, y: Any) -> "ViTClassifier":
-        """Train on examples and their labels; on all of them, unless `options` set early_stop or val_fraction.
+        """Train on examples and their labels.
+
+        What is solved in closed form learns from all examples. A network that is trained by steps learns from those
+        that the preset, or val_fraction and early_stop in `options`, do not hold out.
 
         Raises:
             ValueError: for data or parameters that cannot work, with the remedy.
@@ -162,7 +165,8 @@ class ViTClassifier(ClassifierMixin, BaseEstimator):
             weights=_fitted_model(self.weights, "weights"),
             members=self.members,
             teacher=_fitted_model(self.teacher, "teacher"),
-            options=self._options(y),
+            options=(options := self._options(y)),
+            usual_val_fraction=0.1 if options.get("early_stop") else 0.0,  # users expect that all examples are used
             progress=bool(self.verbose),
         )
         log = print if self.verbose else _ignore
@@ -292,8 +296,6 @@ class ViTClassifier(ClassifierMixin, BaseEstimator):
         options["seed"] = _seed(self.random_state)
         if self.class_weight is not None:
             options["class_weight"] = compute_class_weight(self.class_weight, classes=np.unique(y), y=y).tolist()
-        if options.get("val_fraction") is None:  # scikit-learn's users expect that all examples are learned from
-            options["val_fraction"] = 0.1 if options.get("early_stop") else 0.0
         return options
 
     def __getstate__(self) -> dict[str, Any]:

@@ -43,8 +43,7 @@ class Model(ModelParts):
     """
 
     def __repr__(self) -> str:
-        config = self.config
-        size = " x ".join(map(str, (config.in_channels, *config.input_size)))
+        size = " x ".join(map(str, self.input_shape))
         parts = f"{type(self.network).__name__}, input {size}, {self.task and self.task.name}, {self.device}"
         return f"Model({parts}; model(x) are raw outputs, model.predict_proba(x) answers)"
 

@@ -22,7 +22,7 @@ class ModelParts:
     """One or several networks, with the task, the preprocessing and everything else that travels in a model file.
 
     Attributes:
-        network: a `VisionTransformer`, `RandomConvolutions`, a `Committee` of networks, or a `Runtime` that runs an
+        network: a `VisionTransformer`, a `SolvedNetwork`, a `Committee` of networks, or a `Runtime` that runs an
             exported or compiled network. It is put into eval mode.
         task: what the outputs mean; None if unknown, as for some published weights.
         preprocess: turns examples into inputs of the network; None if unknown.
@@ -59,9 +59,19 @@ class ModelParts:
 
     @property
     def config(self) -> ViTConfig:
-        """Config of the network, or of the first transformer of several."""
+        """Config of the network, or of the first transformer of several.
+
+        Raises:
+            ValueError: if there is none.
+        """
         config = getattr(self.network, "config", None)
         return config if isinstance(config, ViTConfig) else first_transformer(self.network).config
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Channels and size of an input of the network."""
+        shape = network_shape(self.network)
+        return self.network.input_shape if shape is None else shape[0]  # type: ignore[return-value]  # of a runtime
 
     @property
     def classes(self) -> tuple[str, ...]:

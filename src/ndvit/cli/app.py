@@ -22,6 +22,7 @@ from ndvit.cli.info import info
 from ndvit.cli.models import models
 from ndvit.cli.predict import predict
 from ndvit.cli.presets import presets
+from ndvit.cli.pretrain import pretrain
 from ndvit.cli.printing import error_line, plain_streams, remark
 from ndvit.cli.push import push
 from ndvit.cli.train import train
@@ -38,7 +39,7 @@ app = App(
     end_of_options_delimiter="--",
 )
 app.suppress_keyboard_interrupt = app.meta.suppress_keyboard_interrupt = False  # `main` handles interruptions
-for _command in (train, evaluate, predict, embed, models, presets, weights, convert, export, push, info):
+for _command in (train, pretrain, evaluate, predict, embed, models, presets, weights, convert, export, push, info):
     app.command(_command)
 
 

@@ -23,17 +23,19 @@ def info(
     from ndvit.network.committee import transformers
 
     model = load_features(source, ema=ema, **overrides(options))
-    configs = [network.config for network in transformers(model.network)] or [model.config]
-    parameters = sum(p.numel() for p in model.network.parameters()) or count_cost(model.config)[0]
+    stored = getattr(model.network, "config", None)  # of an exported file
+    configs = [network.config for network in transformers(model.network)] or ([stored] if stored else [])
+    parameters = sum(p.numel() for p in model.network.parameters()) or sum(count_cost(c)[0] for c in configs)
     if model.load_report is not None:
         out(model.load_report)
     if len(model.members) > 1:
         out(f"members  {len(model.members)}, whose probabilities are averaged")
-    out(f"size     {parameters:,} parameters, {sum(count_cost(c)[1] for c in configs) / 1e9:.3f} GMACs an example")
+    cost = f", {sum(count_cost(c)[1] for c in configs) / 1e9:.3f} GMACs an example" if configs else ""
+    out(f"size     {parameters:,} parameters{cost}")
     names = ", ".join(model.classes[:20]) + (", ..." if len(model.classes) > 20 else "")
     out(shortened(f"classes  {len(model.classes)}{': ' + names if names else ': the file names none'}"))
     sections = {
-        "network": model.config.to_dict(),
+        "network": configs[0].to_dict() if configs else {"none": "nothing was trained by descent"},
         "preprocessing": model.preprocess.to_dict() if model.preprocess else {"none": "the file contains none"},
         "provenance": model.provenance,
     }

@@ -8,9 +8,10 @@ from typing import Annotated, Any, Literal, TypedDict, get_type_hints
 from cyclopts import Group, Parameter
 from docstring_parser import parse_from_object
 
-from ndvit.config import RandomConvolutionOptions, Recipe, ViTConfig
+from ndvit.config import Recipe, SolvedOptions, ViTConfig
 from ndvit.config.bounds import Options
 from ndvit.config.options import DERIVED
+from ndvit.config.pretraining import IDLE, PretrainingOptions
 from ndvit.config.recipe import Device
 
 Split = Literal["auto", "test", "train", "all"]
@@ -61,10 +62,14 @@ def _flags(options: type[Options], panel: str, defaults: bool = False) -> dict[s
     return {f.name: flags[f.name] for f in fields(options) if f.name in flags}
 
 
-_NETWORK = _flags(ViTConfig, "Network: ") | _flags(RandomConvolutionOptions, "Network: ")
+_NETWORK = _flags(ViTConfig, "Network: ") | _flags(SolvedOptions, "Network: ")
 NetworkOptions = TypedDict("NetworkOptions", _NETWORK, total=False)  # type: ignore[misc]
 TrainingOptions = TypedDict(  # type: ignore[misc]
     "TrainingOptions", _NETWORK | _flags(Recipe, "Recipe: ", defaults=True), total=False
+)
+_PRETRAINING = {k: flag for k, flag in TrainingOptions.__annotations__.items() if k not in IDLE}
+PretrainingFlags = TypedDict(  # type: ignore[misc]
+    "PretrainingFlags", _PRETRAINING | _flags(PretrainingOptions, "Pretraining: ", defaults=True), total=False
 )
 
 

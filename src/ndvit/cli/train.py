@@ -56,7 +56,7 @@ def train(
             and numbers with fractions (otherwise refused as continuous).
         drop_copies: Leave out exact copies: of test examples in the training set, and all with conflicting labels.
         progress: Show progress bars.
-        options: Fields of Recipe, ViTConfig and RandomConvolutionOptions.
+        options: Fields of Recipe, ViTConfig and SolvedOptions.
     """
     arguments = dict(locals())
     changed = {name for name, value in arguments.items() if value != signature(train).parameters[name].default}

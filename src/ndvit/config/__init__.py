@@ -7,15 +7,16 @@ from ndvit.config.bounds import check_field_names
 from ndvit.config.names import COMPACT_SIZES, SIGNAL_SIZES, SIZES, list_models, named_config, plan_grid, plan_strides
 from ndvit.config.network import StemNumerics, ViTConfig, stem_stride
 from ndvit.config.options import split_options
-from ndvit.config.random_convolutions import RandomConvolutionOptions, default_features, rocket_reads, split_legacy
 from ndvit.config.recipe import Recipe
+from ndvit.config.solved import SOLVED, SolvedOptions, default_features, reads_signals, split_legacy
 
 __all__ = [
     "COMPACT_SIZES",
     "SIGNAL_SIZES",
     "SIZES",
-    "RandomConvolutionOptions",
+    "SOLVED",
     "Recipe",
+    "SolvedOptions",
     "StemNumerics",
     "ViTConfig",
     "check_field_names",
@@ -24,7 +25,7 @@ __all__ = [
     "named_config",
     "plan_grid",
     "plan_strides",
-    "rocket_reads",
+    "reads_signals",
     "split_legacy",
     "split_options",
     "stem_stride",

@@ -37,6 +37,24 @@ _SIGNAL: dict[str, Any] = {
     "head_drop": 0.2,
     "stem_head": True,
 }
+ENCODER_SIZES: dict[str, dict[str, Any]] = {
+    # For one channel of any signal, whose features others combine: pretrained on synthetic signals, then frozen.
+    "small": {"embed_dim": 128, "depth": 3},
+    "base": {"embed_dim": 192, "depth": 4},
+}
+_ENCODER: dict[str, Any] = {
+    "input_size": (256,),
+    "in_channels": 1,
+    "num_heads": 4,
+    "mlp_ratio": 3.0,
+    "stem": "difference",
+    "stem_strides": (2, 4),
+    "patch_size": 2,
+    "patch_overlap": True,
+    "patch_norm": True,
+    "weight_init": "balanced",
+    "num_classes": 0,
+}
 COMPACT_SIZES: dict[str, dict[str, Any]] = {
     # For little data of two and three axes: the same idea with small kernels.
     "small": {"embed_dim": 96, "depth": 3, "stem_depths": (2, 2), "stem_width": 16},
@@ -56,9 +74,12 @@ _COMPACT: dict[str, Any] = {
 _FAMILIES = {
     "vit": SIZES,
     "signal": {size: _SIGNAL | row for size, row in SIGNAL_SIZES.items()},
+    "encoder": {size: _ENCODER | row for size, row in ENCODER_SIZES.items()},
     "compact": {size: _COMPACT | row for size, row in COMPACT_SIZES.items()},
 }
-_NAME = re.compile(r"(?P<family>vit|signal|compact)_(?P<size>[a-z]+)(?:_patch(?P<patch>[1-9]\d*)_(?P<input>[1-9]\d*))?")
+_NAME = re.compile(
+    r"(?P<family>vit|signal|encoder|compact)_(?P<size>[a-z]+)(?:_patch(?P<patch>[1-9]\d*)_(?P<input>[1-9]\d*))?"
+)
 _LISTED_INPUTS = {8: (224, 384), 14: (224, 518), 16: (224, 384), 32: (224, 384)}
 
 # Most patch tokens along an axis when the patch is chosen from the data: 64 time steps, a 14 x 14 image (ViT/16 at
@@ -69,10 +90,11 @@ _TOKENS_PER_AXIS = {1: 64, 2: 14, 3: 8}
 def list_models() -> list[str]:
     """Names of models that `create_model` accepts.
 
-    `vit_SIZE`, `signal_SIZE` and `compact_SIZE` take their dimensions from `input_size` or, in training, from the data.
-    The latter two have a light stem of convolutions and few tokens: `signal_SIZE` for signals, `compact_SIZE` for
-    little data of two or three axes. `vit_SIZE_patchP_S` is the 2-D network for S x S images; any P that divides S is
-    accepted, the usual ones are listed.
+    `vit_SIZE`, `signal_SIZE`, `encoder_SIZE` and `compact_SIZE` take their dimensions from `input_size` or, in
+    training, from the data. The latter three have a light stem of convolutions and few tokens: `signal_SIZE` for
+    signals, `encoder_SIZE` for pretraining on signals, `compact_SIZE` for little data of two or three axes.
+    `vit_SIZE_patchP_S` is the 2-D network for S x S images; any P that divides S is accepted, the usual ones are
+    listed.
     """
     published = [size for size in SIZES if size not in ("pico", "nano")]
     return [
@@ -100,11 +122,10 @@ def named_config(name: str, **overrides: Any) -> ViTConfig:
     if match is None or row is None or (match["patch"] and match["family"] != "vit"):
         near = nearest(name, list_models())
         hint = f" Did you mean {near!r}?" if near else ""
-        vit, signal, compact = (", ".join(rows) for rows in _FAMILIES.values())
+        sizes = [f"{family}_SIZE with SIZE one of {', '.join(rows)}" for family, rows in _FAMILIES.items()]
         raise ValueError(
-            f"unknown model {name!r}.{hint} Names are vit_SIZE or vit_SIZE_patchP_S with SIZE one of {vit}, "
-            f"signal_SIZE with SIZE one of {signal}, and compact_SIZE with SIZE one of {compact}; `ndvit models` lists "
-            "them"
+            f"unknown model {name!r}.{hint} Names are {sizes[0]} (or vit_SIZE_patchP_S), {', '.join(sizes[1:])}; "
+            "`ndvit models` lists them"
         )
     check_field_names(ViTConfig, overrides)
     values = row | overrides

@@ -6,21 +6,21 @@ from typing import Any
 
 from ndvit.config.bounds import nearest
 from ndvit.config.network import ViTConfig
-from ndvit.config.random_convolutions import RandomConvolutionOptions
 from ndvit.config.recipe import Recipe, refuse_if_solved
+from ndvit.config.solved import SolvedOptions
 
 DERIVED = ("num_classes", "in_channels")
 """Fields of `ViTConfig` that follow from the data in training."""
 
 
-def split_options(options: Mapping[str, Any]) -> tuple[Recipe, dict[str, Any], RandomConvolutionOptions]:
-    """Split options into a recipe, overrides of the network's config, and options of the random convolutions.
+def split_options(options: Mapping[str, Any]) -> tuple[Recipe, dict[str, Any], SolvedOptions]:
+    """Split options into a recipe, overrides of the network's config, and options of the networks that are solved.
 
     Raises:
         ValueError: for an option that does not exist, that follows from the data, or whose value is out of bounds, and
             for stochastic depth where the head is solved.
     """
-    classes = (Recipe, ViTConfig, RandomConvolutionOptions)
+    classes = (Recipe, ViTConfig, SolvedOptions)
     homes = {f.name: cls for cls in classes for f in fields(cls) if f.name not in DERIVED}
     sorted_options: dict[type, dict[str, Any]] = {cls: {} for cls in classes}
     for name, value in options.items():
@@ -34,4 +34,4 @@ def split_options(options: Mapping[str, Any]) -> tuple[Recipe, dict[str, Any], R
     recipe, network = Recipe(**sorted_options[Recipe]), sorted_options[ViTConfig]
     if recipe.head == "solved":
         refuse_if_solved(["drop_path_rate"] if network.get("drop_path_rate") else [])
-    return recipe, network, RandomConvolutionOptions(**sorted_options[RandomConvolutionOptions])
+    return recipe, network, SolvedOptions(**sorted_options[SolvedOptions])

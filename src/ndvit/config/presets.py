@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from ndvit.config.bounds import nearest
 from ndvit.config.recipe import Recipe
+from ndvit.config.solved import SOLVED
 
 
 @dataclass(frozen=True)
@@ -98,18 +99,16 @@ PRESETS = {
     "signal": Preset(
         "the best for signals, in a minute or two",
         "signal_small",
-        _SIGNALS | {"steps": 1000, "learning_rate": 3e-3},
+        _SIGNALS | {"steps": 1000, "learning_rate": 3e-3, "val_fraction": 0.2},
         passes=10,
         small_batches=True,
         kind="signal",
         dims=1,
     ),
     "fast": Preset(
-        "for signals, in seconds",
-        "signal_tiny",
-        _SIGNALS | {"steps": 400, "learning_rate": 2e-3},
-        passes=2,
-        small_batches=True,
+        "for signals, in seconds: random convolutions and a frozen encoder, solved in closed form",
+        SOLVED,
+        {"head": "solved", "val_fraction": 0.0},
         kind="signal",
         dims=1,
     ),
@@ -228,14 +227,17 @@ PRESETS = {
 
 
 AUTO = (
-    "signal for a network signal_*, small_data for images with another; without a named network, signal for signals of "
-    "one axis, finetune for images with trained weights, small_data for images without; basic for everything else"
+    "signal for a network signal_*, fast for closed_form, small_data for images with another; without a named network, "
+    "signal for signals of one axis (fast below ten training examples a class), finetune for images with trained "
+    "weights, small_data for images without; basic for everything else"
 )
 """Description of preset `auto`, see `auto_preset`."""
 
 
 def auto_preset(*, model: str | None, kind: str, dims: int, trained: bool) -> str:
     """Name of the preset that fits a model, or else the data. For the arguments see `resolve_preset`."""
+    if model == SOLVED:
+        return "fast"
     if model is not None:
         return "signal" if model.startswith("signal_") else "small_data" if kind == "image" else "basic"
     if kind == "image":

@@ -12,6 +12,7 @@ from ndvit.data.examples import Source
 from ndvit.data.preprocess import fit_preprocess
 from ndvit.data.preprocess.base import Preprocess
 from ndvit.data.preprocess.images import ImagePreprocess
+from ndvit.data.preprocess.signals import SignalPreprocess
 
 
 def fit_size(source: Source, size: Any, resize: Resize | None = None) -> Preprocess:
@@ -69,7 +70,10 @@ def fit_to_weights(
     overrides: dict[str, Any],
     resize: Resize | None = None,
 ) -> tuple[Preprocess, dict[str, Any]]:
-    """Choose the input that trained weights are adapted to: their own for pictures, the data's for everything else.
+    """Choose the input that trained weights are adapted to.
+
+    For pictures it is their own, and so it is for signals if their preprocessing resamples every signal to one size;
+    for everything else it is the data's.
 
     Args:
         source: the data.
@@ -85,8 +89,11 @@ def fit_to_weights(
     size, patch = overrides.get("input_size"), overrides.get("patch_size")
     if len(own.input_size) == source.dims:
         patch = patch or own.patch_size
-        size = size or (own.input_size if source.kind == "image" else None)
-    fitted, patch = fit_patch(fit_size(source, size, resize), size, patch, own.stem, own.stem_stride)
+        resampled = isinstance(preprocess, SignalPreprocess) and preprocess.resize == "resample"
+        size = size or (own.input_size if source.kind == "image" or resampled else None)
+    fitted = fit_size(source, size, resize)
+    if not own.patch_stride:  # patches at steps need no whole number of them
+        fitted, patch = fit_patch(fitted, size, patch, own.stem, own.stem_stride)
     if source.kind == "image" and isinstance(preprocess, ImagePreprocess):
         assert isinstance(fitted, ImagePreprocess)
         unused = fitted.unused_channels if fitted.channels == preprocess.channels else ()

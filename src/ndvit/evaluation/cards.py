@@ -45,6 +45,31 @@ def draw_example(
     return _draw(example, name, figure)
 
 
+def draw_change(original: np.ndarray, made: np.ndarray, marked: np.ndarray | None, figure: str) -> Markup | str:
+    """Draw an example beside what was made of it: curves on one chart, or pictures side by side.
+
+    Args:
+        original: (channels, *grid) the example.
+        made: (channels, *grid) what was made of it.
+        marked: (*grid) where values were masked; the picture of the example without them then comes first. None
+            without masks.
+        figure: name of the figure, unique on the page.
+    """
+    if original.ndim > 2:
+        parts = [original, made] if marked is None else [np.where(marked, np.nan, original), made, original]
+        gap = np.full((*original.shape[:-1], max(1, original.shape[-1] // 16)), np.nan)
+        strip = np.concatenate([part for one in parts for part in (one, gap)][:-1], axis=-1)
+        return _picture(_plane(strip)[0], figure, (SIZE[0] * 3, SIZE[1] * 3))
+    x = np.arange(original.shape[1], dtype=float)
+    curve, spans = made[0].astype(float), list[tuple[float, float]]()
+    if marked is not None:
+        edges = np.flatnonzero(np.diff(np.concatenate([[False], marked, [False]]).astype(np.int8)))
+        spans = [(float(begin) - 0.5, float(end) - 0.5) for begin, end in zip(edges[::2], edges[1::2])]
+        curve = np.where(marked, curve, np.nan)
+    series = [(CURVES[0], x, original[0].astype(float)), (CURVES[1], x, curve)]
+    return chart(series, (360, 170), "sample", "", figure, f"{figure}: a signal and what was made of it", spans)
+
+
 def _size(example: Any) -> str:
     """The size of an example in words, without its channels."""
     if hasattr(example, "width"):
@@ -110,12 +135,12 @@ def _plane(values: np.ndarray) -> tuple[Image, str]:
     return Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0))), note
 
 
-def _picture(image: Image, name: str) -> Markup:
-    """An image as an HTML element that contains its data."""
+def _picture(image: Image, name: str, size: tuple[int, int] = SIZE) -> Markup:
+    """An image as an HTML element that contains its data; for `size` see `SIZE`."""
     from markupsafe import Markup
     from PIL import Image
 
-    small, large = SIZE
+    small, large = size
     if image.mode not in ("RGB", "RGBA", "L"):
         image = image.convert("RGBA" if "transparency" in image.info or image.mode == "LA" else "RGB")
     if max(image.size) < small:  # each pixel stays a square of one colour

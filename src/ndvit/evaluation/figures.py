@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 FEW = 10  # a bin with fewer examples is drawn faint, because its accuracy means little
 SPLITS = {"train": "training", "val": "validation"}  # first curves of the legend, and prefixes of metrics
+_PREFIXES = SPLITS | {"probe": "probe"}
 MAX_CURVES = 8  # in one chart: as many colours as the template has
 
 # matplotlib knows no CSS: each of these colours stands for one of the page and is replaced by it afterwards.
@@ -100,6 +101,7 @@ def chart(
     title: str,
     name: str,
     description: str,
+    spans: Sequence[tuple[float, float]] = (),
 ) -> Markup:
     """Draw curves on one pair of axes.
 
@@ -110,10 +112,13 @@ def chart(
         title: printed above the curves, with a % for percentages; "" for the signal of an example.
         name: unique on the page.
         description: alternative text for screen readers.
+        spans: begin and end of marked stretches along the x axis.
     """
     from matplotlib.ticker import MaxNLocator
 
     def paint(axes: Axes) -> None:
+        for begin, end in spans:
+            axes.axvspan(begin, end, color=GRID, alpha=0.5, linewidth=0, clip_on=False)
         for colour, x, y in series:
             x, y = _thin(x, y, size[0] // 2)
             finite = np.isfinite(y)
@@ -152,7 +157,7 @@ def learning_curves(history: list[dict[str, float]]) -> tuple[list[Markup], int,
     balanced_accuracy of accuracy, is one more curve in the same chart, and is left out if the two are equal.
 
     Args:
-        history: rows with a "step" and any of train_*, val_* and learning_rate; other columns are ignored.
+        history: rows with a "step" and any of train_*, val_*, probe_* and learning_rate; other columns are ignored.
 
     Returns:
         The charts; the number of values that are not finite and therefore not drawn; and the legend, which is the CSS
@@ -168,12 +173,12 @@ def learning_curves(history: list[dict[str, float]]) -> tuple[list[Markup], int,
     for name in dict.fromkeys(name for row in history for name in row):
         points = sorted((row["step"], row[name]) for row in history if row.get(name) is not None)
         curves[name] = np.array(points, dtype=float).reshape(-1, 2).T
-    metrics = dict.fromkeys(name.partition("_")[2] for name in curves if name.partition("_")[0] in SPLITS)
+    metrics = dict.fromkeys(name.partition("_")[2] for name in curves if name.partition("_")[0] in _PREFIXES)
     plan: dict[str, dict[str, np.ndarray]] = {"loss": {}}  # title: {kind of curve: (step, value)}
     for metric in metrics:
         title = next((other for other in metrics if metric.endswith(f"_{other}")), metric)
         variant = metric.removesuffix(title).rstrip("_")
-        for split, kind in SPLITS.items():
+        for split, kind in _PREFIXES.items():
             curve, base = curves.get(f"{split}_{metric}"), curves.get(f"{split}_{title}", np.empty(0))
             if curve is not None and not (variant and np.array_equal(curve.round(6), base.round(6))):
                 plan.setdefault(title, {})[f"{kind}, {variant}" if variant else kind] = curve

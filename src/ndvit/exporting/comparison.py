@@ -121,9 +121,9 @@ def _read(model: ModelParts, source: Any) -> Source:
         )
     except ValueError as error:
         signal = model.preprocess is not None and model.preprocess.kind == "signal"
-        dims = len(model.config.input_size) if signal else None
+        dims = len(model.input_shape) - 1 if signal else None
         try:
-            found = load_examples(source, dims=dims, channels=model.config.in_channels)
+            found = load_examples(source, dims=dims, channels=model.input_shape[0])
         except (ValueError, OSError):
             raise error from None
         name = str(source) if isinstance(source, str | Path) else "the arrays"
@@ -152,8 +152,8 @@ def _preprocess(
 def random_data(model: ModelParts, count: int, mask: bool) -> ComparisonData:
     """Standard normal inputs; with a mask, the last quarter of every other example is hidden."""
     generator = torch.Generator().manual_seed(0)
-    size = model.config.input_size
-    x = torch.randn(count, model.config.in_channels, *size, generator=generator)
+    x = torch.randn(count, *model.input_shape, generator=generator)
+    size = model.input_shape[1:]
     observed = _hide_some(torch.ones(count, *size, dtype=torch.bool)) if mask else None
     return ComparisonData(x, observed, None, "random inputs, mean 0 and deviation 1 (real ones with --data)")
 

@@ -14,6 +14,7 @@ from ndvit.exporting.comparison import Batch, compare, needs_mask, random_data
 from ndvit.exporting.formats import ENDINGS, PACKAGES, WRITERS, Format, Precision, Run, open_graph, require
 from ndvit.exporting.graphs import Deployed, frozen_copy, quiet
 from ndvit.exporting.runtimes import GraphOptions, Runtime
+from ndvit.network.committee import transformers
 from ndvit.parts import ModelParts
 
 PAUSE = 0.1
@@ -90,6 +91,7 @@ def fastest(
         found = ", ".join(sorted(types))
         raise ValueError(f"compile needs a model in float32, and this one has {found}: model.network.float()")
     options = GraphOptions(mask=needs_mask(model) if mask is None else mask)
+    config = model.config if transformers(model.network) else None
     data = random_data(model, 2 * batch_size, options.mask)
 
     def build(name: str) -> Runtime:
@@ -100,7 +102,7 @@ def fastest(
             run = _torch_compile(network, batch, bfloat16)
         else:
             run = _autocast(network, device.type, bfloat16)
-        return Runtime(name, run, model.config, options, device=str(device))
+        return Runtime(name, run, model.input_shape, config, options, device=str(device))
 
     eager = build("eager")
     batch = data.batches(batch_size, batch_size)[0]
@@ -132,7 +134,9 @@ def fastest(
     medians = _measure(runtimes, batch, rounds, seconds)
     way = min(medians, key=medians.__getitem__)
     run = runtimes[way].run
-    compiled = CompiledRuntime(f"the model compiled by {way}", run, model.config, options, device=str(device))
+    compiled = CompiledRuntime(
+        f"the model compiled by {way}", run, model.input_shape, config, options, device=str(device)
+    )
     compiled.way, compiled.batch_size, compiled.seconds = way, batch_size, medians
     compiled.differences, compiled.left_out = differences, left_out
     log(str(compiled))

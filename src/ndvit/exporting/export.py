@@ -24,6 +24,7 @@ from ndvit.exporting.runtimes import GraphOptions, open_exported, sums_in_32_bit
 from ndvit.files import refuse_existing, replace_file, writing
 from ndvit.inference.batches import to_answers
 from ndvit.inference.predict import Log
+from ndvit.network.committee import network_shape
 from ndvit.parts import ModelParts
 from ndvit.tasks import Classification
 from ndvit.weights.file import MODEL_FILE, model_metadata
@@ -177,7 +178,9 @@ def _check_options(
         raise ValueError(f'preprocess must be "beside" or "inside", got {preprocess!r}')
     if preprocess == "inside" and model.preprocess is None:
         raise ValueError("the model has no preprocessing to put inside: set model.preprocess, or leave it beside")
-    classifies = bool(model.config.num_classes) and (model.task is None or model.task.name == "classification")
+    classifies = network_shape(model.network) != (model.input_shape, 0) and (
+        model.task is None or model.task.name == "classification"
+    )
     if (softmax or int8) and not classifies:
         raise ValueError("softmax and int8 are for networks that classify, and this one does not: leave them out")
     if int8 and format not in QUANTIZE:

@@ -47,7 +47,7 @@ class Deployed(nn.Module):
         self.softmax, self.inside, self.mask = options.softmax, options.inside, options.mask
         self.temperature = model.temperature
         self.activate = (model.task or Classification(())).activate
-        self.input_shape = (model.config.in_channels, *model.config.input_size)
+        self.input_shape = model.input_shape
         if options.inside:
             mean, std = standardisation(model.preprocess)
             self.register_buffer("mean", mean.float())

@@ -55,7 +55,7 @@ def estimate_saving(network: Deployed) -> Saving:
 
     layers = {
         id(layer)
-        for transformer in transformers(network)
+        for transformer in transformers(network.network)
         for layer in transformer.blocks.modules()
         if isinstance(layer, nn.Linear) and layer.out_features != transformer.config.embed_dim
     }
@@ -83,9 +83,7 @@ def quantize_onnx(source: Path, runtime: Runtime, data: ComparisonData, path: Pa
     ignored = [
         node.name
         for node in model.graph.node
-        if node.op_type == "MatMul"
-        and node.input[1] in weights
-        and weights[node.input[1]][1] == runtime.config.embed_dim
+        if node.op_type == "MatMul" and node.input[1] in weights and weights[node.input[1]][1] == _width(runtime)
     ]
     inputs = [dict(zip(("x", "mask"), arrays)) for arrays in _calibration_inputs(runtime, data)]
     quantized = _quantize(model, inputs, ignored, ["Conv", "Gemm"])  # Gemm reads vectors, not tokens: a head
@@ -98,7 +96,7 @@ def quantize_openvino(source: Path, runtime: Runtime, data: ComparisonData, path
     import openvino
 
     model = openvino.Core().read_model(source)
-    width, ignored = runtime.config.embed_dim, []
+    width, ignored = _width(runtime), []
     for product in model.get_ops():
         if product.get_type_name() == "MatMul":
             shape = product.get_output_partial_shape(0)
@@ -106,6 +104,11 @@ def quantize_openvino(source: Path, runtime: Runtime, data: ComparisonData, path
             if shape.rank.get_length() == 2 or added:
                 ignored.append(product.get_friendly_name())
     save_openvino(_quantize(model, _calibration_inputs(runtime, data), ignored, ["Convolution"]), path, metadata)
+
+
+def _width(runtime: Runtime) -> int:
+    """Width of the tokens of the network; 0 without a transformer."""
+    return 0 if runtime.config is None else runtime.config.embed_dim
 
 
 def _quantize(model: Any, inputs: list[Any], ignored: list[str], types: list[str]) -> Any:

@@ -14,7 +14,7 @@ from ndvit.config import ViTConfig
 from ndvit.data.preprocess.base import Preprocess
 from ndvit.exporting.formats import ENDINGS, PACKAGES, READERS, Graph, Precision, Run, require
 from ndvit.weights.file import Checkpoint, checkpoint_from_metadata
-from ndvit.weights.structure import inputs_of, outputs_of
+from ndvit.weights.structure import configs_in, inputs_of, outputs_of
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,8 @@ class Runtime(nn.Module):
     Args:
         name: name in error messages.
         run: computes the graph.
-        config: config of the network, or of its first transformer.
+        input_shape: channels and size of an input.
+        config: config of the network, or of its first transformer, if it has one.
         options: what the graph reads and returns.
         preprocess: holds the mean and standard deviation that are part of the graph with `options.inside`.
         device: where the graph computes.
@@ -55,13 +56,15 @@ class Runtime(nn.Module):
         self,
         name: str,
         run: Run,
-        config: ViTConfig,
+        input_shape: tuple[int, ...],
+        config: ViTConfig | None,
         options: GraphOptions,
         preprocess: Preprocess | None = None,
         device: str = "cpu",
     ) -> None:
         super().__init__()
-        self.name, self.run, self.config, self.options = name, run, config, options
+        self.name, self.run, self.input_shape = name, run, input_shape
+        self.config, self.options = config, options
         self.device, self._preprocess = device, preprocess
         self.eval()
 
@@ -80,7 +83,7 @@ class Runtime(nn.Module):
 
     def inputs(self, x: Tensor, mask: Tensor | None = None, rows: int = 0) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Inputs of the graph for x and mask, in batches of its own size, else of `rows` examples; errors as above."""
-        shape = (self.config.in_channels, *self.config.input_size)
+        shape = self.input_shape
         if tuple(x.shape[1:]) != shape:
             raise ValueError(f"expected an input of shape {('batch', *shape)}, got {tuple(x.shape)}")
         if mask is not None and not self.options.mask:
@@ -167,7 +170,9 @@ def open_exported(
         )
     if options.softmax:
         checkpoint = replace(checkpoint, temperature=1.0)
-    return Runtime(path.name, graph.run, checkpoint.config, options, checkpoint.preprocess), checkpoint
+    channels, size = inputs_of(checkpoint.structure)
+    config = next(iter(configs_in(checkpoint.structure)), None)
+    return Runtime(path.name, graph.run, (channels, *size), config, options, checkpoint.preprocess), checkpoint
 
 
 def _check_shapes(path: Path, graph: Graph, options: GraphOptions, checkpoint: Checkpoint) -> None:

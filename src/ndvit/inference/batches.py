@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ndvit.data.loading import Inputs
 from ndvit.inference.progress import ProgressLines
-from ndvit.network.committee import transformers
+from ndvit.network.committee import solved_networks, transformers
 from ndvit.network.fast import only_read_tokens
 from ndvit.parts import ModelParts
 from ndvit.tasks.base import Task
@@ -64,7 +64,7 @@ def answer_tensors(
     """
     task, network = model.task, _on_device(model.network, device)
     assert task is not None
-    shape, place = (model.config.in_channels, *model.config.input_size), model.device
+    shape, place = model.input_shape, model.device
     if tuple(x.shape[1:]) != shape or not x.is_floating_point():
         raise ValueError(
             f"tensors are inputs of the network, floating point {('n', *shape)}, and this one is {tuple(x.shape)} of "
@@ -115,14 +115,15 @@ def predict_features(
     """What the head reads, (n, width) float32, of every example in order. The network is put into eval mode.
 
     The inputs of both heads of a distilled network are concatenated, and so are those of the members of a committee.
-    Random convolutions have no such features and are left out.
+    Members whose features are fixed count only if no other network was trained.
 
     Raises:
         ValueError: for features that are not finite, with the name of their example.
     """
     network = _on_device(network, device)
     with only_read_tokens(network):
-        functions = [one.features for one in transformers(network)]
+        readers: Sequence[Any] = transformers(network) or solved_networks(network)
+        functions = [one.features for one in readers]
         rows = [_over_batches(one, inputs, batch_size, progress, "features", log) for one in functions]
     features = torch.cat(rows, dim=1)
     _check_finite(features, inputs.examples.names, "the embedding")

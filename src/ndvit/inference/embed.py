@@ -205,7 +205,7 @@ def _load(source: Any, model: ModelParts, split: Split, how: Mapping[str, Any]) 
         if split != "auto" or isinstance(source, tuple | dict) or _has_folders(source):
             raise
         labelled_error, reason = error, f"embedded without labels; if the source has labels: {error}"
-    size, channels = model.config.input_size, model.config.in_channels
+    channels, *size = model.input_shape
     dims = None if isinstance(model.preprocess, ImagePreprocess) else len(size)
     try:
         kind, axes, examples, notes = load_examples(source, skip_bad=how["skip_bad"], dims=dims, channels=channels)

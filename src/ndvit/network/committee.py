@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ndvit.network.random_convolutions import RandomConvolutions
+from ndvit.network.solved import SolvedNetwork
 from ndvit.network.vit import VisionTransformer
 
 Combine = Literal["outputs", "probabilities"]
@@ -76,18 +76,48 @@ class Committee(nn.Module):
 
 def network_shape(network: nn.Module) -> tuple[tuple[int, ...], int] | None:
     """Input (channels, *size) and number of outputs of a network; None if it holds no network of ours."""
-    for module in network.modules():
-        if isinstance(module, VisionTransformer):
-            return (module.config.in_channels, *module.config.input_size), module.config.num_classes
-        if isinstance(module, RandomConvolutions):
-            return (module.channels, module.length), module.head.out_features
+    for member in members(network):
+        if isinstance(member, VisionTransformer):
+            return (member.config.in_channels, *member.config.input_size), member.config.num_classes
+        if isinstance(member, SolvedNetwork):
+            return member.shape, member.head.out_features
     return None
 
 
+def members(network: nn.Module) -> list[nn.Module]:
+    """A network itself, or the members of a committee and of the committees in it, in order."""
+    if isinstance(network, Committee):
+        return [inner for member in network.members for inner in members(member)]
+    return [network]
+
+
 def transformers(network: nn.Module) -> list[VisionTransformer]:
-    """All `VisionTransformer` in a network, itself or members of committees, in order."""
-    modules = network.named_modules(remove_duplicate=False)  # the same network may be a member twice
-    return [module for _, module in modules if isinstance(module, VisionTransformer)]
+    """The `VisionTransformer` among the members of a network, in order; not the frozen encoders inside others."""
+    return [member for member in members(network) if isinstance(member, VisionTransformer)]
+
+
+def solved_networks(network: nn.Module) -> list[SolvedNetwork]:
+    """The members of a network whose heads are solved in closed form, in order."""
+    return [member for member in members(network) if isinstance(member, SolvedNetwork)]
+
+
+def output_committees(network: nn.Module) -> list[Committee]:
+    """The committees in a network that average outputs: a trained network with the solved ones beside it."""
+    if not isinstance(network, Committee):
+        return []
+    if network.combine == "outputs":
+        return [network]
+    return [inner for member in network.members for inner in output_committees(member)]
+
+
+def pruned(network: nn.Module) -> nn.Module:
+    """A network without the members of weight 0; a committee of which one member is left becomes that member."""
+    if not isinstance(network, Committee):
+        return network
+    kept = [(pruned(member), weight) for member, weight in zip(network.members, network.weights) if weight]
+    if len(kept) == 1:
+        return kept[0][0]
+    return Committee([member for member, _ in kept], [weight for _, weight in kept], network.combine)
 
 
 def first_transformer(network: nn.Module) -> VisionTransformer:
@@ -100,8 +130,3 @@ def first_transformer(network: nn.Module) -> VisionTransformer:
     if not found:
         raise ValueError(f"there is no VisionTransformer in this {type(network).__name__}")
     return found[0]
-
-
-def random_convolutions(network: nn.Module) -> RandomConvolutions | None:
-    """The first `RandomConvolutions` in a network, or None."""
-    return next((module for module in network.modules() if isinstance(module, RandomConvolutions)), None)

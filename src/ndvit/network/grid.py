@@ -16,6 +16,18 @@ def patchify(x: Tensor, patch_size: tuple[int, ...]) -> Tensor:
     return x.flatten(1, dims).flatten(2)
 
 
+def observed_patches(mask: Tensor, patch_size: tuple[int, ...], step: tuple[int, ...]) -> Tensor:
+    """Whether any value of each patch was observed: (B, *size) boolean -> (B, N), patches in row-major order.
+
+    Patches are `step` apart; where that is less than `patch_size`, they overlap.
+    """
+    if step == patch_size:
+        return patchify(mask, patch_size).any(2)
+    for patch, stride in zip(patch_size, step):
+        mask = mask.unfold(1, patch, stride).any(-1).movedim(1, -1)  # the next axis of the grid moves to the front
+    return mask.flatten(1)
+
+
 def linear_matrix(old: int, new: int) -> Tensor:
     """The (new, old) matrix that resamples one axis linearly. Ends map to ends, a single value to the middle."""
     if new == 1:

@@ -14,29 +14,48 @@ from torch import Tensor, nn
 
 from ndvit.config import ViTConfig
 from ndvit.network.stems.convolutional import ConvStem
+from ndvit.network.stems.difference import DifferenceStem
+from ndvit.network.stems.mantis import MantisStem
 from ndvit.network.stems.resnet import CONVOLUTIONS, ResNetStem
 from ndvit.network.token_reduction import merge_tokens
 
-Rotation = tuple[Tensor, Tensor]
-"""Cosines and sines of rope, each (T, head_dim), see `positions.rotary_table`, or (B, 1, T, head_dim)."""
+Rotation = tuple[Tensor, ...]
+"""Cosines and sines of rope, each (T, head_dim), see `positions.rotary_table`, or (B, 1, T, head_dim).
+
+Of xpos, those of queries and those of keys, see `positions.xpos_table`.
+"""
+
+
+def make_norm(config: ViTConfig) -> nn.Module:
+    """The norm of the tokens, see `ViTConfig.norm`."""
+    kind = nn.RMSNorm if config.norm == "rms" else nn.LayerNorm
+    return kind(config.embed_dim, eps=config.norm_eps)
 
 
 class PatchEmbed(nn.Module):
     """Patch embedding: an optional stem, a convolution whose stride is the patch, and an optional LayerNorm.
 
     (B, C, *size) -> (B, N, D), patches in row-major order. The kernel is as large as the patch, or with
-    `ViTConfig.patch_overlap` reaches into its neighbours. `stem` and `tokens` are the two halves of `forward`.
+    `ViTConfig.patch_overlap` reaches into its neighbours; its stride is the patch or `ViTConfig.patch_stride`. `stem`
+    and `tokens` are the two halves of `forward`.
     """
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
         patch, kernel, dim = config.patch_size, config.patch_kernel, config.embed_dim
-        stem = ResNetStem if config.stem == "resnet" else ConvStem
-        self.backbone = nn.Identity() if config.stem == "none" else stem(config)
+        stems = {
+            "none": lambda _: nn.Identity(),
+            "resnet": ResNetStem,
+            "difference": DifferenceStem,
+            "mantis": MantisStem,
+        }
+        self.backbone = stems.get(config.stem, ConvStem)(config)
         padding = tuple((k - p) for k, p in zip(kernel, patch))
         conv = CONVOLUTIONS[len(patch) - 1]
-        self.proj = conv(config.stem_channels, dim, kernel, patch, padding)  # type: ignore[arg-type]
-        self.norm = nn.LayerNorm(dim, eps=config.norm_eps) if config.patch_norm else nn.Identity()
+        stride = config.patch_stride or patch
+        self.proj = conv(config.stem_channels, dim, kernel, stride, padding)  # type: ignore[arg-type]
+        eps = config.patch_norm_eps or config.norm_eps
+        self.norm = nn.LayerNorm(dim, eps=eps) if config.patch_norm else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         return self.tokens(self.stem(x))
@@ -59,18 +78,18 @@ class Attention(nn.Module):
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
-        dim, self.num_heads = config.embed_dim, config.num_heads
-        head_dim = dim // self.num_heads
+        dim, self.num_heads, head_dim = config.embed_dim, config.num_heads, config.head_width
+        inner = self.num_heads * head_dim
         self.scale = head_dim**-0.5 if config.qk_scale is None else config.qk_scale
         self.attn_drop = config.attn_drop_rate
-        self.qkv = nn.Linear(dim, 3 * dim, bias=config.qkv_bias)
+        self.qkv = nn.Linear(dim, 3 * inner, bias=config.qkv_bias)
         self.q_norm = nn.LayerNorm(head_dim, eps=config.norm_eps) if config.qk_norm else nn.Identity()
         self.k_norm = nn.LayerNorm(head_dim, eps=config.norm_eps) if config.qk_norm else nn.Identity()
         self.relative_bias = None
         if config.relative_bias:
             offsets = math.prod(2 * n - 1 for n in config.grid)
             self.relative_bias = nn.Parameter(torch.zeros(self.num_heads, offsets))
-        self.proj = nn.Linear(dim, dim)
+        self.proj = nn.Linear(inner, dim)
         self.proj_drop = nn.Dropout(config.drop_rate)
 
     def forward(
@@ -86,7 +105,7 @@ class Attention(nn.Module):
         Args:
             x: (B, T, D).
             key_mask: (B, 1, 1, T), see `attention_mask`.
-            rotation: of queries and keys, for `ViTConfig.pos_embed` "rope".
+            rotation: of queries and keys, for `ViTConfig.pos_embed` "rope" and "xpos".
             offsets: (N, N) of the grid, see `positions.relative_offsets`; needed for `relative_bias`.
             num_queries: compute the output of this many leading tokens only; None computes all.
         """
@@ -95,7 +114,7 @@ class Attention(nn.Module):
         q, k, v = (part.transpose(1, 2) for part in qkv.unbind(2))  # each (B, heads, T, head_dim)
         q, k = self.q_norm(q), self.k_norm(k)
         if rotation is not None:
-            q, k = rotate(q, rotation), rotate(k, rotation)
+            q, k = rotate(q, rotation[:2]), rotate(k, rotation[-2:])  # the same two of rope, others of xpos
         x = self.attend(q[:, :, :num_queries], k, v, attention_mask(key_mask, q.dtype))  # (B, heads, T, head_dim)
         if self.relative_bias is not None:
             assert offsets is not None
@@ -296,10 +315,10 @@ class Block(nn.Module):
 
     def __init__(self, config: ViTConfig, drop_path: float = 0.0) -> None:
         super().__init__()
-        dim, eps = config.embed_dim, config.norm_eps
-        self.norm1 = nn.LayerNorm(dim, eps=eps)
+        dim = config.embed_dim
+        self.norm1 = make_norm(config)
         self.attn = Attention(config)
-        self.norm2 = nn.LayerNorm(dim, eps=eps)
+        self.norm2 = make_norm(config)
         self.mlp = Mlp(config)
         scale = config.layer_scale
         self.ls1 = nn.Identity() if scale is None else LayerScale(dim, scale)

@@ -52,6 +52,38 @@ def rotary_table(grid: tuple[int, ...], periods: Tensor, prefix: int) -> tuple[T
     return angles.cos(), angles.sin()
 
 
+def xpos_decay(head_dim: int, dims: int) -> Tensor:
+    """Base of the decay of each value of a head over 512 patches, see `xpos_table`: (head_dim,), float32."""
+    share = head_dim // dims
+    base = (torch.arange(0, share, 2, dtype=torch.float32) + 0.4 * share) / (1.4 * share)
+    return base.tile(2 * dims)
+
+
+def xpos_table(grid: tuple[int, ...], periods: Tensor, decay: Tensor, prefix: int) -> tuple[Tensor, ...]:
+    """Rotations whose products also decay with the distance ("A Length-Extrapolatable Transformer", xPos, 2022).
+
+    Patches are numbered from 0 along each axis. Queries at place n are multiplied by decay^(n / 512) and keys by its
+    inverse, so that a logit depends on differences of places alone. The `prefix` tokens stand behind the last patch.
+
+    Args:
+        grid: patches along each axis.
+        periods: of the rotations, in patches, (head_dim / (2 axes),).
+        decay: (head_dim,), see `xpos_decay`.
+        prefix: number of prefix tokens.
+
+    Returns:
+        cos and sin for queries, then cos and sin for keys, each (prefix + patches, head_dim).
+    """
+    axes = [torch.arange(n, device=periods.device, dtype=periods.dtype) for n in grid]
+    places = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, -2)  # (N, axes)
+    end = torch.tensor(grid, device=periods.device, dtype=periods.dtype)
+    places = torch.cat([end.expand(prefix, -1), places])[:, :, None]  # (T, axes, 1)
+    angles = (2 * math.pi * places / periods).flatten(1).tile(2)  # (T, head_dim)
+    power = (places - end[:, None] // 2).expand(-1, -1, len(periods)).flatten(1).tile(2) / 512  # (T, head_dim)
+    cos, sin, scale = angles.cos(), angles.sin(), decay**power
+    return cos * scale, sin * scale, cos / scale, sin / scale
+
+
 def relative_offsets(grid: tuple[int, ...], device: torch.device | None = None) -> Tensor:
     """Index of the offset between each two patches of a grid in a table of all offsets: (N, N), int64.
 

@@ -6,14 +6,14 @@ better than those of a trained network, with thousands of examples worse; the me
 
 import itertools
 import math
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
+
+from ndvit.network.solved import SolvedNetwork, exactly
 
 KERNELS = 84  # all ways to place three weights of 2 among nine weights, the others being -1
 TAPS = 9
@@ -24,13 +24,12 @@ _ROUNDING = 1e-5  # of the largest value: some ten times the error of nine produ
 _CHUNK = 2**22  # values of one convolution at a time, so that they stay in the cache
 
 
-class RandomConvolutions(nn.Module):
+class RandomConvolutions(SolvedNetwork):
     """Random convolution features of signals and a linear head: (B, C, L) -> (B, outputs).
 
     The kernels are MiniRocket's 84 of nine taps, with dilations that grow exponentially until one spans the signal;
     each kernel reads a random choice of channels. A feature is the share of a kernel's output above a bias; biases are
-    quantiles of outputs on training examples, see `draw`. Training solves the head in closed form (`training.ridge`);
-    before that, all outputs are 0.
+    quantiles of outputs on training examples, see `draw`.
 
     Args:
         channels: channels of the signal.
@@ -46,11 +45,8 @@ class RandomConvolutions(nn.Module):
     kernels: Tensor
     chosen: Tensor
     biases: Tensor
-    mean: Tensor
-    scale: Tensor
 
     def __init__(self, channels: int, length: int, features: int, outputs: int) -> None:
-        super().__init__()
         if length < 3:
             raise ValueError(
                 f"random convolutions need signals of at least 3 samples, got {length}: set rocket_features to 0"
@@ -60,32 +56,27 @@ class RandomConvolutions(nn.Module):
                 f"rocket_features must be 0 or at least {self.smallest}, one for each of {KERNELS} kernels on the "
                 f"signal and on its differences; got {features}: 10,000 is usual"
             )
-        self.channels, self.length = channels, length
         # of the signal itself and of its differences: (dilation, biases for each kernel)
         self.plans = [_dilations(length - i, features // self.smallest) for i in range(2)]
-        self.num_features = KERNELS * sum(biases for plan in self.plans for _, biases in plan)
+        super().__init__(KERNELS * sum(biases for plan in self.plans for _, biases in plan), outputs)
+        self.channels, self.length = channels, length
         self.register_buffer("kernels", _kernels())  # (84, 9)
         self.register_buffer("chosen", torch.empty(sum(map(len, self.plans)), KERNELS, channels))  # 1 or 0
-        for name in ("biases", "mean", "scale"):
-            self.register_buffer(name, torch.empty(self.num_features))
-        self.head = nn.Linear(self.num_features, outputs)
-        self.head.requires_grad_(False)  # solved, not trained by gradients
+        self.register_buffer("biases", torch.empty(self.num_features))
         self.init_weights()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Channels and samples of the input."""
+        return self.channels, self.length
 
     @torch.no_grad()
     def init_weights(self) -> None:
         """Reset everything that `draw` chooses and training solves."""
         self.kernels.copy_(_kernels())
-        for tensor, value in ((self.chosen, 1), (self.biases, 0), (self.mean, 0), (self.scale, 1)):
-            tensor.fill_(value)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
-
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Outputs (B, outputs) of signals (B, C, L); mask (B, L) is True where a value was observed."""
-        features = self.features(x, mask)
-        with _exact(x):
-            return self.head((features - self.mean) * self.scale)
+        self.chosen.fill_(1)
+        self.biases.zero_()
+        self.reset_head()
 
     @torch.no_grad()
     def features(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -138,7 +129,7 @@ class RandomConvolutions(nn.Module):
         """(B, C, L) -> (B, 84, L)."""
         weight = self._weight(number)
         # Biases were drawn from outputs in float32; lower precision would move outputs across biases.
-        with _exact(x):
+        with exactly(x):
             return F.conv1d(x.to(weight), weight, padding=TAPS // 2 * dilation, dilation=dilation)
 
     def _convolve_each(self, x: Tensor, dilation: int, number: int, step: int) -> Tensor:
@@ -159,18 +150,6 @@ class _Part(NamedTuple):
     mask: Tensor | None
     dilation: int
     biases: int
-
-
-@contextmanager
-def _exact(x: Tensor) -> Iterator[None]:
-    """Switch off autocast on the device of x and, on a GPU, TF32, which cuDNN uses by default."""
-    with ExitStack() as stack:
-        if torch.amp.is_autocast_available(x.device.type):
-            stack.enter_context(torch.autocast(x.device.type, enabled=False))
-        if x.is_cuda:
-            cudnn = torch.backends.cudnn
-            stack.enter_context(cudnn.flags(cudnn.enabled, cudnn.benchmark, cudnn.deterministic, allow_tf32=False))
-        yield
 
 
 def _quantiles(outputs: Tensor, mask: Tensor | None, quantiles: Tensor) -> Tensor:

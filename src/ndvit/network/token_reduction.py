@@ -30,8 +30,8 @@ def draw_tokens(x: Tensor, key_mask: Tensor | None, prefix: int, drop_rate: floa
 
 
 def keep_tokens(
-    kept: Tensor, x: Tensor, key_mask: Tensor | None, rotation: tuple[Tensor, Tensor] | None
-) -> tuple[Tensor, Tensor | None, tuple[Tensor, Tensor] | None]:
+    kept: Tensor, x: Tensor, key_mask: Tensor | None, rotation: tuple[Tensor, ...] | None
+) -> tuple[Tensor, Tensor | None, tuple[Tensor, ...] | None]:
     """Select the tokens x (B, T, D) at the indices of `draw_tokens` (B, fewer), with their mask and rotation.
 
     Cosines and sines of the rotation, each (T, head_dim), become (B, 1, fewer, head_dim).
@@ -39,7 +39,7 @@ def keep_tokens(
     if key_mask is not None:
         key_mask = key_mask.gather(3, kept[:, None, None])
     if rotation is not None:
-        rotation = rotation[0][kept][:, None], rotation[1][kept][:, None]
+        rotation = tuple(part[kept][:, None] for part in rotation)
     return _pick(x, kept), key_mask, rotation
 
 

@@ -1,5 +1,6 @@
 """The Vision Transformer ("An Image is Worth 16x16 Words", 2020; DeiT, 2021) in any number of dimensions."""
 
+import math
 from collections import OrderedDict
 from collections.abc import Collection, Set
 from dataclasses import replace
@@ -12,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ndvit.config import ViTConfig, named_config
 from ndvit.network import fast
 from ndvit.network.checkpointing import checkpointed
-from ndvit.network.grid import patchify
+from ndvit.network.grid import observed_patches, patchify
 from ndvit.network.layers import (
     Attention,
     AttentionPool,
@@ -20,10 +21,20 @@ from ndvit.network.layers import (
     LayerScale,
     MergingBlock,
     PatchEmbed,
+    Rotation,
+    make_norm,
     masked_mean,
     mean_and_max,
 )
-from ndvit.network.positions import relative_offsets, rope_periods, rotary_table, sincos_positions
+from ndvit.network.positions import (
+    relative_offsets,
+    rope_periods,
+    rotary_table,
+    sincos_positions,
+    xpos_decay,
+    xpos_table,
+)
+from ndvit.network.stems.mantis import ScalarEncoder
 from ndvit.network.stems.resnet import StdConv
 from ndvit.network.token_reduction import draw_tokens, keep_tokens
 
@@ -73,6 +84,7 @@ class VisionTransformer(nn.Module):
     """
 
     rope_periods: Tensor
+    xpos_decay: Tensor
     head: nn.Module
     head_dist: nn.Module
     stem_head: nn.Module
@@ -83,7 +95,7 @@ class VisionTransformer(nn.Module):
         self.num_prefix_tokens = config.num_prefix_tokens
         self.grad_checkpointing = False
         self.skip_unread_tokens = False
-        dim, eps = config.embed_dim, config.norm_eps
+        dim = config.embed_dim
 
         self.patch_embed = PatchEmbed(config)
         self.cls_token = nn.Parameter(torch.empty(1, 1, dim)) if config.class_token else None
@@ -94,25 +106,30 @@ class VisionTransformer(nn.Module):
             self.pos_embed = nn.Parameter(torch.empty(1, positions, dim))
         elif config.pos_embed == "sincos":
             self.register_buffer("pos_embed", torch.empty(1, positions, dim))
-        elif config.pos_embed == "rope":  # a buffer that is saved, because published networks have rounded periods
-            axes = len(config.input_size)
-            self.register_buffer("rope_periods", torch.empty(dim // config.num_heads // (2 * axes)))
+        else:  # buffers that are saved, because published networks have rounded periods, or decays of their own
+            self.register_buffer("rope_periods", torch.empty(config.head_width // (2 * len(config.input_size))))
+            if config.pos_embed == "xpos":
+                self.register_buffer("xpos_decay", torch.empty(config.head_width))
         self.pos_drop = nn.Dropout(config.drop_rate)
-        self.norm_pre = nn.LayerNorm(dim, eps=eps) if config.pre_norm else nn.Identity()
+        self.norm_pre = make_norm(config) if config.pre_norm else nn.Identity()
 
         kind, last = MergingBlock if config.merge_tokens else Block, max(config.depth - 1, 1)
         self.blocks = nn.ModuleList(kind(config, config.drop_path_rate * i / last) for i in range(config.depth))
 
         # For average pooling the final norm follows the pooling (MAE's fine-tuning); the names are timm's.
         after_pool = config.pooling == "avg"
-        self.norm = nn.Identity() if after_pool else nn.LayerNorm(dim, eps=eps)
-        self.fc_norm = nn.LayerNorm(dim, eps=eps) if after_pool else nn.Identity()
+        self.norm = make_norm(config) if config.final_norm and not after_pool else nn.Identity()
+        self.fc_norm = make_norm(config) if config.final_norm and after_pool else nn.Identity()
         self.attn_pool = AttentionPool(config) if config.pooling == "map" else None
         self.pre_logits: nn.Module = nn.Identity()
         if config.representation_size:
             linear = nn.Linear(config.pooled_dim, config.representation_size)
             self.pre_logits = nn.Sequential(OrderedDict(fc=linear, act=nn.Tanh()))
-        self.head_norm = nn.BatchNorm1d(config.pooled_dim) if config.head_norm == "batch" else nn.Identity()
+        self.head_norm: nn.Module = nn.Identity()
+        if config.head_norm == "batch":
+            self.head_norm = nn.BatchNorm1d(config.pooled_dim)
+        elif config.head_norm == "layer":
+            self.head_norm = nn.LayerNorm(config.pooled_dim, eps=config.norm_eps)
         self.head_drop = nn.Dropout(config.head_drop)
         for name, width in self._head_widths().items():
             setattr(self, name, nn.Linear(width, config.num_classes) if config.num_classes else nn.Identity())
@@ -143,36 +160,49 @@ class VisionTransformer(nn.Module):
             return first
         return (first, second[0]) if self.training else (first + second[0]) / 2
 
-    def stages(self, x: Tensor, mask: Tensor | None = None, blocks: Collection[int] = ()) -> Stages:
+    def stages(
+        self, x: Tensor, mask: Tensor | None = None, blocks: Collection[int] = (), kept: Tensor | None = None
+    ) -> Stages:
         """Compute everything before the heads, and return the intermediate results by name.
 
         Args:
             x: as in `forward`.
             mask: as in `forward`.
             blocks: indices of the blocks whose outputs are returned, from 0.
+            kept: (B, K) indices of the tokens that are encoded, prefix tokens included, in rising order; all others are
+                left out before the first block (as in MAE's encoder). None keeps all tokens, or in training those that
+                `patch_drop_rate` leaves.
 
         Raises:
-            ValueError: as in `forward`, and for a block that does not exist.
+            ValueError: as in `forward`, for a block that does not exist, and for `kept` in a network with
+                `relative_bias`, which needs the complete grid.
         """
         config, recompute = self.config, self.grad_checkpointing and self.training
         if not set(blocks) <= set(range(config.depth)):
             raise ValueError(f"the network has blocks 0 to {config.depth - 1}, got {sorted(blocks)}")
+        if kept is not None and config.relative_bias:
+            raise ValueError("relative_bias needs the complete grid: mask patches instead of leaving tokens out")
         self._check_shapes(x, mask)
         key_mask = None if mask is None else self._key_mask(mask)  # (B, 1, 1, T)
         stem = self.patch_embed.stem(x, recompute)  # (B, C, *size / stem_stride)
         x = self._add_positions(self.patch_embed.tokens(stem))  # (B, N, D) -> (B, T, D)
-        rotation = offsets = None
+        rotation: Rotation | None = None
+        offsets = None
         if config.pos_embed == "rope":
             rotation = rotary_table(config.grid, self.rope_periods, self.num_prefix_tokens)  # each (T, head_dim)
+        elif config.pos_embed == "xpos":
+            rotation = xpos_table(config.grid, self.rope_periods, self.xpos_decay, self.num_prefix_tokens)
         if config.relative_bias:
             offsets = relative_offsets(config.grid, x.device)  # (N, N)
-        if config.patch_drop_rate and self.training:
+        if kept is None and config.patch_drop_rate and self.training:
             kept = draw_tokens(x, key_mask, self.num_prefix_tokens, config.patch_drop_rate)  # (B, fewer)
+        if kept is not None:
             x, key_mask, rotation = keep_tokens(kept, x, key_mask, rotation)  # (B, fewer, D)
         x = tokens = self.norm_pre(self.pos_drop(x))  # (B, T, D)
 
         outputs = {}
-        read = 1 + config.distilled if self.skip_unread_tokens and config.pooling == "token" else None  # leading tokens
+        skipping = self.skip_unread_tokens and config.pooling == "token" and config.depth - 1 not in blocks
+        read = 1 + config.distilled if skipping else None  # leading tokens that the heads read of the last block
         for i, block in enumerate(self.blocks):
             inputs = x, key_mask, rotation, offsets, read if i == config.depth - 1 else None
             x = checkpointed(block, *inputs) if recompute else block(*inputs)  # (B, T, D)
@@ -199,7 +229,7 @@ class VisionTransformer(nn.Module):
         """Put prefix tokens in front of the patches and add positions: (B, N, D) -> (B, T, D)."""
         tokens = (self.cls_token, self.dist_token, self.reg_token)
         prefix = [t.expand(x.shape[0], -1, -1) for t in tokens if t is not None]
-        if self.config.pos_embed == "rope":  # positions rotate queries and keys instead
+        if self.config.pos_embed in ("rope", "xpos"):  # positions rotate queries and keys instead
             return torch.cat([*prefix, x], dim=1)
         if self.config.pos_embed_prefix:
             return torch.cat([*prefix, x], dim=1) + self.pos_embed
@@ -225,6 +255,8 @@ class VisionTransformer(nn.Module):
         token = x[:, 0]
         if self.config.pooling == "token":
             return token
+        if self.config.pooling == "prefix_avg":
+            return x[:, : self.num_prefix_tokens].mean(1)
         x = x[:, self.num_prefix_tokens :]  # (B, N, D)
         if key_mask is not None:
             key_mask = key_mask[..., self.num_prefix_tokens :]  # (B, 1, 1, N)
@@ -242,7 +274,7 @@ class VisionTransformer(nn.Module):
 
     def _key_mask(self, mask: Tensor) -> Tensor:
         """Mask of values to mask of tokens: (B, *size) -> (B, 1, 1, T); prefix tokens are never masked."""
-        patches = patchify(mask, self.config.token_size).any(2)  # (B, N)
+        patches = observed_patches(mask, self.config.token_size, self.config.token_step)  # (B, N)
         # In an exported graph, len(patches) would make the batch size a constant.
         prefix = patches.new_ones(patches.shape[0], self.num_prefix_tokens)
         return torch.cat([prefix, patches], dim=1)[:, None, None]
@@ -325,12 +357,16 @@ class VisionTransformer(nn.Module):
         std = (2 * self.patch_embed.proj.in_channels / self.config.embed_dim) ** 0.5 if balanced else 0.02
         bound = max(2.0, 4 * std)  # torch's default of 2 would cut the wide distributions of many channels
         state = self.state_dict(keep_vars=True)
-        for name in ("cls_token", "dist_token", "reg_token", "attn_pool.latent", "pos_embed", "rope_periods"):
+        head_dim, axes = self.config.head_width, len(self.config.input_size)
+        tokens = ("cls_token", "dist_token", "reg_token", "attn_pool.latent")
+        for name in (*tokens, "pos_embed", "rope_periods", "xpos_decay"):
             if name not in state or (only is not None and name not in only):
                 continue
-            if name == "rope_periods":
-                head_dim = self.config.embed_dim // self.config.num_heads
-                state[name].copy_(rope_periods(head_dim, len(self.config.input_size), self.config.rope_base))
+            if name == "rope_periods":  # of xpos in patches, where rope has half the length of an axis
+                unit = 2 * math.pi if self.config.pos_embed == "xpos" else 1
+                state[name].copy_(unit * rope_periods(head_dim, axes, self.config.rope_base))
+            elif name == "xpos_decay":
+                state[name].copy_(xpos_decay(head_dim, axes))
             elif name == "pos_embed" and self.config.pos_embed == "sincos":
                 patches = sincos_positions(self.config.grid, self.config.embed_dim)
                 with torch.no_grad():  # prefix tokens have no place and get zeros, as in MAE
@@ -351,8 +387,10 @@ class VisionTransformer(nn.Module):
         elif isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
             by_fan_in = in_stem and balanced
             nn.init.kaiming_normal_(module.weight, mode="fan_in" if by_fan_in else "fan_out", nonlinearity="relu")
-        elif isinstance(module, nn.LayerNorm | nn.GroupNorm):
+        elif isinstance(module, nn.LayerNorm | nn.RMSNorm | nn.GroupNorm):
             nn.init.ones_(module.weight)
+        elif isinstance(module, ScalarEncoder):
+            module.reset_parameters()
         elif isinstance(module, _BatchNorm):
             module.reset_parameters()  # running statistics, too
         elif isinstance(module, Attention) and module.relative_bias is not None:

@@ -2,5 +2,7 @@
 
 from ndvit.tasks.base import Task, task_class, task_from_dict, task_to_dict
 from ndvit.tasks.classification import Classification
+from ndvit.tasks.contrastive import Contrastive
+from ndvit.tasks.masked import Masked
 
-__all__ = ["Classification", "Task", "task_class", "task_from_dict", "task_to_dict"]
+__all__ = ["Classification", "Contrastive", "Masked", "Task", "task_class", "task_from_dict", "task_to_dict"]

@@ -14,9 +14,12 @@ import numpy as np
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
+    from ndvit.config import ViTConfig
+    from ndvit.config.pretraining import PretrainingOptions
     from ndvit.config.recipe import Recipe
     from ndvit.evaluation.base import Evaluation
     from ndvit.evaluation.calibration import Calibration
+    from ndvit.network import VisionTransformer
 
 Probe = Literal["knn", "linear"]
 _REGISTRY: dict[str, type[Task]] = {}
@@ -62,9 +65,12 @@ class Task(ABC):
     Attributes:
         name: the name in options and in model files.
         combine: what the members of an ensemble average: their "outputs", or their "probabilities" (softmax).
+        learns_from_targets: whether the loss compares outputs with targets, by the task's `criterion`. Otherwise the
+            network learns from its inputs alone, by the task's `objective`, and has no outputs (pretraining).
     """
 
     name: ClassVar[str]
+    learns_from_targets: ClassVar[bool] = True
     combine: ClassVar[Literal["outputs", "probabilities"]] = "outputs"
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -193,6 +199,23 @@ class Task(ABC):
             targets: encoded targets of the training set, for weights that depend on them.
         """
 
+    def objective(self, config: ViTConfig, recipe: Recipe, options: PretrainingOptions) -> Objective | None:
+        """The loss of a training without targets; None for a task that learns from targets.
+
+        Args:
+            config: config of the network.
+            recipe: options of the training.
+            options: options of the objective.
+
+        Raises:
+            ValueError: if the network or the recipe does not suit the objective.
+        """
+        return None
+
+    def describe(self, options: PretrainingOptions) -> str:
+        """The task in a few words, for the plan of a training; `options` are those of `objective`."""
+        return f"{self.name}, {self.num_outputs} outputs"
+
     def example_weights(self, recipe: Recipe, targets: Tensor, population: Tensor) -> Tensor | None:
         """How much each example counts in the loss, (n,); None if all count equally.
 
@@ -243,7 +266,17 @@ class Task(ABC):
         Raises:
             ValueError: if the task has no such solution.
         """
-        raise ValueError(f"random convolutions do not exist for {self.name}: set rocket_features to 0")
+        raise ValueError(
+            f"random convolutions and the encoder do not exist for {self.name}: set rocket_features=0 and encoder=False"
+        )
+
+    def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Loss of each example (n,), by which the parts of a committee are weighed; outputs (n, outputs).
+
+        Raises:
+            ValueError: if the task has none.
+        """
+        raise ValueError(f"networks of a committee cannot be weighed for {self.name}: set solved_weight")
 
     def probe(
         self,
@@ -308,8 +341,50 @@ class Criterion(nn.Module, ABC):
         return {}
 
 
+class Drawn(NamedTuple):
+    """Examples before and after what an objective does to them, for the report; in units of the network's input."""
+
+    original: Tensor  # (B, C, *size)
+    made: Tensor  # (B, C, *size), a reconstruction or another view
+    marked: Tensor | None  # (B, *size) boolean, True where a value was masked; None without masks
+    about: str  # a sentence on what is drawn
+
+
+class Objective(nn.Module, ABC):
+    """The loss of a task without targets.
+
+    Its own parameters, such as those of a decoder, are trained beside the network's. They are part of checkpoints, and
+    not of model files.
+
+    Attributes:
+        metric_names: names of the metrics that `forward` returns.
+    """
+
+    metric_names: ClassVar[tuple[str, ...]] = ()
+
+    @abstractmethod
+    def forward(self, network: VisionTransformer, x: Tensor, mask: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
+        """Compute the loss of a batch, and scalar metrics by name.
+
+        Args:
+            network: what is trained.
+            x: augmented inputs (B, C, *size).
+            mask: (B, *size) boolean, True where a value was observed; None if all were.
+        """
+
+    @abstractmethod
+    def show(self, network: VisionTransformer, x: Tensor, mask: Tensor | None) -> Drawn:
+        """What the objective does to a batch. The network is in eval mode."""
+
+
 class Metrics(nn.Module):
-    """Metrics of a validation set, accumulated over its batches. The base class has none."""
+    """Metrics of a validation set, accumulated over its batches. The base class has none.
+
+    Attributes:
+        prefix: first part of the names of their columns in metrics.csv.
+    """
+
+    prefix: ClassVar[str] = "val"
 
     def update(self, outputs: Tensor, targets: Tensor) -> None:
         """Add a batch of outputs (B, outputs) and encoded targets."""
@@ -328,6 +403,8 @@ class Ridge(NamedTuple):
     """(outputs,)."""
     facts: dict[str, float]
     """"examples", "loss" and other numbers of leaving one out."""
+    left_out: Tensor
+    """(n, outputs), the outputs for each example of the solution without it."""
 
 
 def task_class(name: str | type[Task]) -> type[Task]:

@@ -234,6 +234,10 @@ class Classification(Task):
             weight = weight * all_ / ours.clamp(min=1)
         return ridge_classifier(features, targets, len(self.classes), weight)
 
+    def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Log loss of each example."""
+        return F.cross_entropy(outputs, targets, reduction="none")
+
     def probe(
         self,
         method: Probe,

@@ -169,7 +169,7 @@ def ridge_classifier(features: Tensor, labels: Tensor, classes: int, class_weigh
     values = values.clamp(min=0)
     rotated = vectors.T @ (root * (targets - offset))
     facts: dict[str, float] = {"loss": torch.inf}
-    solution = torch.empty(0)
+    solution = answers = torch.empty(0)
     for penalty in _PENALTIES * float(values[:-1].mean().clamp(min=1e-12)):
         inverse = 1 / (values + penalty)
         inverse[-1] = 0
@@ -182,7 +182,7 @@ def ridge_classifier(features: Tensor, labels: Tensor, classes: int, class_weigh
                 right = (left_out.argmax(1) == labels).double()
                 accuracy = (weight * right).mean().item()
                 facts = {"loss": loss, "accuracy": accuracy, "penalty": float(penalty), "sharpness": float(sharpness)}
-                solution = dual * sharpness
+                solution, answers = dual * sharpness, left_out * sharpness
     facts["examples"] = float(len(labels))
     coefficients = solution.T.to(features) @ features
-    return Ridge(coefficients, offset * facts["sharpness"] - (coefficients @ mean).to(offset), facts)
+    return Ridge(coefficients, offset * facts["sharpness"] - (coefficients @ mean).to(offset), facts, answers)

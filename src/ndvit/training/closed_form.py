@@ -1,6 +1,8 @@
-"""The parts of a network that are solved instead of descended: random convolutions, and a head on frozen features."""
+"""The parts of a network that are solved instead of descended: networks of fixed features, and heads on frozen ones."""
 
 import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -8,74 +10,180 @@ from torch import Tensor, nn
 
 from ndvit.config.recipe import Recipe
 from ndvit.data.loading import Inputs
-from ndvit.inference.batches import Log, predict_features
+from ndvit.inference.batches import Log, predict_features, predict_outputs
 from ndvit.inference.progress import ProgressLines
 from ndvit.network import VisionTransformer
-from ndvit.network.committee import random_convolutions
-from ndvit.network.random_convolutions import RandomConvolutions
-from ndvit.tasks.base import Task
+from ndvit.network.committee import output_committees, solved_networks, transformers
+from ndvit.network.solved import SolvedNetwork
+from ndvit.tasks.base import Ridge, Task
 
 MOST_EXAMPLES = 4096  # solving takes time cubic in their number, and with more the network is the better part anyway
 _MOST_DRAWN_ON = 512  # examples that the biases are drawn from
 _MOST_VALUES = 2**26  # values in them
+_SHARES = [i / 20 for i in range(1, 21)]  # of the trained network in the mean
+_TEMPERATURES = (0.5, 0.7, 1.0, 1.4, 2.0)
 _LONG = 2048  # examples on which solving takes more than a few seconds
+
+
+class Solved(NamedTuple):
+    """What `solve_networks` found for a network: the encoded targets of the examples, and the solution."""
+
+    targets: Tensor
+    ridge: Ridge
 
 
 def check_solvers(task: Task, recipe: Recipe, network: nn.Module) -> None:
     """Raise the ValueError of a task that cannot solve what a training solves: a head, or random convolutions."""
-    if recipe.head == "solved" and type(task).solve_head is Task.solve_head:
+    if recipe.head == "solved" and transformers(network) and type(task).solve_head is Task.solve_head:
         task.solve_head(np.empty((0, 0)), np.empty(0), recipe)
-    if random_convolutions(network) is not None and type(task).solve_ridge is Task.solve_ridge:
+    if solved_networks(network) and type(task).solve_ridge is Task.solve_ridge:
         task.solve_ridge(torch.empty(0, 0), torch.empty(0), recipe, torch.empty(0))
 
 
-def solve_random_convolutions(
-    convolutions: RandomConvolutions, inputs: Inputs, task: Task, recipe: Recipe, log: Log | None = None
-) -> dict[str, float]:
-    """Draw the biases of the kernels and solve the linear head, on training examples without augmentation.
+def solve_networks(
+    networks: Sequence[SolvedNetwork], inputs: Inputs, task: Task, recipe: Recipe, log: Log | None = None
+) -> list[Solved]:
+    """Draw what is random about the features of networks, and solve their heads, in place.
 
     Args:
-        convolutions: changed in place.
-        inputs: training examples; of more than 4,096, a stratified sample of that many is used, with more examples of
-            classes with a larger weight.
-        task: solves the head, see `Task.solve_ridge`.
-        recipe: options of the loss, worker processes, and the seed of the sample and of the biases.
+        networks: changed in place.
+        inputs: training examples, without augmentation; of more than 4,096, a stratified sample of that many is used,
+            with more examples of classes with a larger weight.
+        task: solves the heads, see `Task.solve_ridge`.
+        recipe: options of the loss, worker processes, and the seed of the sample and of what is drawn.
         log: receives lines about the progress of long work; None for none.
-
-    Returns:
-        What leaving one example out gave, see `Ridge.facts`.
     """
-    generator = torch.Generator().manual_seed(recipe.seed)
     targets = inputs.targets
     assert targets is not None
+    if not networks:
+        return []
     strata = task.strata(targets.numpy())
     weights = task.example_weights(recipe, targets, targets)
+    generator = torch.Generator().manual_seed(recipe.seed)
     sample = _sample(len(inputs), None if strata is None else torch.from_numpy(strata), weights, generator)
-    device = convolutions.biases.device
-    few = max(1, min(_MOST_DRAWN_ON, _MOST_VALUES // math.prod((inputs.preprocess.channels, *inputs.preprocess.size))))
+    device = networks[0].mean.device
+    few = max(1, min(_MOST_DRAWN_ON, _MOST_VALUES // math.prod(networks[0].shape)))
     drawn_on = sample if len(sample) <= few else sample[torch.randperm(len(sample), generator=generator)[:few]]
     some = inputs.__getitems__(drawn_on.tolist())
-    convolutions.draw(some.x.to(device), None if some.mask is None else some.mask.to(device), generator)
+    for network in networks:
+        network.draw(some.x.to(device), None if some.mask is None else some.mask.to(device), generator)
     lines = None
     if log is not None:
-        lines = ProgressLines(log, "random convolutions: {done:,} of {total:,} examples", len(sample))
-    rows = []  # the inputs are read a batch at a time, because long signals do not fit into memory all at once
+        lines = ProgressLines(log, "features: {done:,} of {total:,} examples", len(sample))
+    rows: list[list[Tensor]] = [[] for _ in networks]
+    done = 0  # the inputs are read a batch at a time, because long signals do not fit into memory all at once
     for batch in inputs.loader(64, recipe.workers, sample.tolist()):
-        mask = None if batch.mask is None else batch.mask.to(device)
-        rows.append(convolutions.features(batch.x.to(device), mask))
+        x, mask = batch.x.to(device), None if batch.mask is None else batch.mask.to(device)
+        for network, made in zip(networks, rows):
+            made.append(network.features(x, mask))
+        done += len(x)
         if lines is not None:
-            lines.update(sum(map(len, rows)))
-    features = torch.cat(rows)
-    convolutions.mean.copy_(features.mean(0))
-    spread = features.std(0, correction=0)
-    convolutions.scale.copy_(torch.where(spread > 1e-6, 1 / spread, 0))  # constant features are left out
-    features = (features - convolutions.mean) * convolutions.scale
+            lines.update(done)
     if log is not None and len(sample) >= _LONG:
-        log(f"random convolutions: solving the head on {len(sample):,} examples, which takes up to a minute")
-    solution = task.solve_ridge(features, targets[sample].to(device), recipe, targets)
-    convolutions.head.weight.copy_(solution.weight)
-    convolutions.head.bias.copy_(solution.bias)
-    return solution.facts
+        heads = f"{len(networks)} heads" if len(networks) > 1 else "the head"
+        log(f"solving {heads} on {len(sample):,} examples, which takes up to a minute{' each' * (len(networks) > 1)}")
+    labels = targets[sample].to(device)
+    return [
+        Solved(labels, _solve(*pair, labels, task, recipe, targets)) for pair in zip(networks, map(torch.cat, rows))
+    ]
+
+
+def _solve(
+    network: SolvedNetwork, features: Tensor, labels: Tensor, task: Task, recipe: Recipe, targets: Tensor
+) -> Ridge:
+    network.mean.copy_(features.mean(0))
+    spread = features.std(0, correction=0)
+    network.scale.copy_(torch.where(spread > 1e-6, 1 / spread, 0))  # constant features are left out
+    features = (features - network.mean) * network.scale
+    solution = task.solve_ridge(features, labels, recipe, targets)
+    network.head.weight.copy_(solution.weight)
+    network.head.bias.copy_(solution.bias)
+    return solution
+
+
+def solve_beside(
+    network: nn.Module, inputs: Inputs, task: Task, recipe: Recipe, weigh: bool, log: Log | None = None
+) -> list[Solved]:
+    """Solve the networks of fixed features in a network, as `solve_networks`.
+
+    With `weigh`, the encoder beside random convolutions gets the weight 0 where leaving one example out shows that it
+    increases the loss beyond chance, which is by more than the standard error of the mean difference.
+    """
+    networks = solved_networks(network)
+    solved = solve_networks(networks, inputs, task, recipe, log)
+    committees = output_committees(network)
+    if not (weigh and committees and len(solved) == 2):
+        return solved
+    committee = committees[0]
+    first, second = (list(committee.members).index(one) for one in networks)
+    total = committee.weights[first] + committee.weights[second]
+    share = committee.weights[second] / total if total else 0.0
+    alone, mixed = solved[0].ridge.left_out, torch.lerp(solved[0].ridge.left_out, solved[1].ridge.left_out, share)
+    change = task.losses(mixed, solved[0].targets) - task.losses(alone, solved[0].targets)
+    if change.mean() > _error_of_mean(change):
+        weights = list(committee.weights)
+        weights[first], weights[second] = total, 0.0
+        committee.weights = tuple(weights)
+    return solved
+
+
+def weigh_networks(
+    network: nn.Module, val: Inputs, task: Task, recipe: Recipe, train: Inputs, log: Log | None = None
+) -> None:
+    """Set how much the trained network of each committee counts beside its solved ones, by validation examples.
+
+    The weight is the one with the least loss, each at its best temperature. It is 0 if that loss is not lower than
+    that of the solved networks alone beyond chance.
+    """
+    assert val.targets is not None
+    assert train.targets is not None
+    weights = task.example_weights(recipe, val.targets, train.targets)
+    for committee in output_committees(network):
+        is_solved = torch.tensor([isinstance(member, SolvedNetwork) for member in committee.members])
+        if is_solved.all() or not is_solved.any():
+            continue
+        outputs = torch.stack(
+            [predict_outputs(one, val, recipe.batch_size, recipe.device) for one in committee.members]
+        )
+        beside, trained = (_within(torch.tensor(committee.weights), side) for side in (is_solved, ~is_solved))
+        one, other = (torch.tensordot(shares, outputs, 1) for shares in (trained, beside))
+        share, note = _best_share(one, other, val.targets, task, weights)
+        committee.weights = tuple(torch.lerp(beside, trained, share).tolist())
+        if log is not None:
+            log(note)
+
+
+def _within(weights: Tensor, chosen: Tensor) -> Tensor:
+    """The weights of the chosen members among themselves, 0 for the others; equal if they have none."""
+    weights = weights * chosen
+    return weights / weights.sum() if weights.sum() else chosen / chosen.sum()
+
+
+def _best_share(
+    trained: Tensor, beside: Tensor, targets: Tensor, task: Task, weights: Tensor | None
+) -> tuple[float, str]:
+    """Weight of the trained outputs in the mean with the others, and a sentence on it."""
+
+    def losses(share: float) -> Tensor:
+        outputs = torch.lerp(beside, trained, share)
+        tried = [task.losses(outputs / temperature, targets) for temperature in _TEMPERATURES]
+        tried = tried if weights is None else [loss * weights for loss in tried]
+        return min(tried, key=lambda loss: float(loss.mean()))
+
+    alone = losses(0.0)
+    found = {share: losses(share) for share in _SHARES}
+    best = min(found, key=lambda share: float(found[share].mean()))
+    gain = alone - found[best]
+    on = f"on {len(targets):,} validation examples"
+    if gain.mean() <= _error_of_mean(gain):
+        return 0.0, f"the trained network is left out: {on} it improves the solved ones by no more than chance"
+    change = f"loss {alone.mean():.4g} -> {found[best].mean():.4g}"
+    return best, f"the trained network has {100 * best:.0f} % of the answer: {on} {change}"
+
+
+def _error_of_mean(values: Tensor) -> Tensor:
+    """Standard error of the mean; infinite for a single value."""
+    return values.std() / len(values) ** 0.5 if len(values) > 1 else values.new_tensor(torch.inf)
 
 
 def _sample(count: int, strata: Tensor | None, weights: Tensor | None, generator: torch.Generator) -> Tensor:

@@ -7,7 +7,7 @@ import math
 import os
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,11 @@ from ndvit.inference.progress import duration
 from ndvit.model import Model
 from ndvit.network import VisionTransformer, count_cost
 from ndvit.network.checkpointing import is_checkpointing
-from ndvit.network.committee import first_transformer, random_convolutions
+from ndvit.network.committee import first_transformer, solved_networks, transformers
+from ndvit.network.encoder_features import EncoderFeatures
 from ndvit.network.fast import only_read_tokens
-from ndvit.network.random_convolutions import KERNELS
+from ndvit.network.random_convolutions import KERNELS, RandomConvolutions
+from ndvit.tasks.base import Objective
 from ndvit.training.adapters import only_trainable
 from ndvit.training.closed_form import MOST_EXAMPLES
 from ndvit.training.isolation import isolated
@@ -81,7 +83,7 @@ class Foreseen:
         bytes: weights, gradients and optimizer state, and the activations of a batch that autograd keeps: a lower
             bound of the memory.
         operations: floating-point operations of one example: forward, and backward if there are steps.
-        once: operations of one training example before the first step: those of the random convolutions.
+        once: operations of one training example before the first step: those of the solved networks.
         efficiency: usual speed relative to one large product of matrices.
     """
 
@@ -104,6 +106,9 @@ def foresee_needs(model: Model, recipe: Recipe, steps: int) -> Foreseen:
         recipe: batch size, trained parts, gradient checkpointing.
         steps: optimizer steps; 0 if the head is solved.
     """
+    solved = _foresee_solved(model)
+    if not transformers(model.network):
+        return solved
     config = first_transformer(model.network).config
     with torch.device("meta"):
         network = VisionTransformer(config).train(steps > 0)
@@ -114,20 +119,25 @@ def foresee_needs(model: Model, recipe: Recipe, steps: int) -> Foreseen:
 
         per_example = _activation_bytes(network) / (1 if steps else max(1, config.depth))
         per_example /= 1 if pick_precision(recipe).startswith("32") else 2
-    needed, once, convolutions = (
-        4 * total + 12 * trained + int(per_example * recipe.batch_size),
-        0,
-        random_convolutions(model.network),
-    )
-    if convolutions is not None:
-        once = _OF_FEATURE * convolutions.num_features * convolutions.length
-        needed = max(needed, 3 * 4 * KERNELS * convolutions.channels * convolutions.length)  # see `draw`
     return Foreseen(
-        bytes=needed,
+        bytes=max(solved.bytes, 4 * total + 12 * trained + int(per_example * recipe.batch_size)),
         operations=2 * count_cost(config)[1] * (3 if steps else 1),
-        once=once,
+        once=solved.once,
         efficiency=_EFFICIENCY if config.stem == "none" else _OF_LIGHT,
     )
+
+
+def _foresee_solved(model: Model) -> Foreseen:
+    """Needs of the solved networks alone."""
+    needed = once = 0
+    for network in solved_networks(model.network):
+        needed += 4 * sum(t.numel() for t in network.state_dict().values())
+        if isinstance(network, RandomConvolutions):
+            once += _OF_FEATURE * network.num_features * network.length
+            needed = max(needed, 3 * 4 * KERNELS * network.channels * network.length)  # see `draw`
+        elif isinstance(network, EncoderFeatures):
+            once += network.num_views * 2 * count_cost(network.encoder.config)[1]
+    return Foreseen(bytes=needed, operations=0, once=once, efficiency=_OF_LIGHT)
 
 
 def foresee(model: Model, recipe: Recipe, examples: int, steps: int, members: int = 1) -> list[str]:
@@ -148,6 +158,8 @@ def foresee(model: Model, recipe: Recipe, examples: int, steps: int, members: in
     Raises:
         ValueError: if a single step needs more memory than the device has.
     """
+    if not transformers(model.network):
+        return []
     config = model.config
     seen = steps * recipe.accumulate * recipe.batch_size or examples
     tokens, values = config.num_patches, config.in_channels * math.prod(config.input_size)
@@ -232,7 +244,7 @@ def _size(count: float) -> str:
     return f"{count / 2**30:,.1f} GiB"
 
 
-def estimate_cost(model: Model, recipe: Recipe, train: Inputs, steps: int) -> Cost:
+def estimate_cost(model: Model, recipe: Recipe, train: Inputs, steps: int, objective: Objective | None = None) -> Cost:
     """Measure the reading of a few examples, and a few steps of a copy of the network on random inputs.
 
     Steps that would take long are not measured: their time follows from the number of operations.
@@ -242,14 +254,20 @@ def estimate_cost(model: Model, recipe: Recipe, train: Inputs, steps: int) -> Co
         recipe: optimizer, batch size, accumulation, precision and device.
         train: training examples.
         steps: optimizer steps of the training; 0 if its head is solved.
+        objective: what is trained beside the network of a task without targets.
     """
     device = pick_device(recipe.device)
+    if not transformers(model.network):
+        needs = foresee_needs(model, recipe, steps)
+        return Cost(needs.once * min(len(train), MOST_EXAMPLES) / _speed(device), 0.0, needs.bytes, device)
     pretrained = model.load_report is not None
     network = copy.deepcopy(first_transformer(model.network)).to(device).train(steps > 0)
     network.grad_checkpointing = recipe.grad_checkpointing
     config = network.config
-    with isolated(), only_read_tokens(network), only_trainable(network, recipe):
-        optimizer = build_optimizer(network, recipe, pretrained)
+    read = only_read_tokens(network) if objective is None else nullcontext()
+    with isolated(), read, only_trainable(network, recipe):
+        optimizer = build_optimizer(network, recipe, pretrained, objective)
+        objective = None if objective is None else objective.to(device)
         trained = sum(p.numel() for p in network.parameters() if p.requires_grad) if steps else 0
         # In float32: each weight; a gradient and two moments of each trained one.
         weights = 4 * sum(p.numel() for p in network.parameters()) + 12 * trained
@@ -257,7 +275,7 @@ def estimate_cost(model: Model, recipe: Recipe, train: Inputs, steps: int) -> Co
         def step(examples: int) -> None:
             x = torch.randn(examples, config.in_channels, *config.input_size, device=device)
             with torch.autocast(device, torch.bfloat16, enabled=pick_precision(recipe).startswith("bf16")):
-                output = network(x)
+                output = network(x) if objective is None else objective(network, x, None)[0]
             if steps:
                 loss: Tensor = sum(part.float().sum() for part in (output if isinstance(output, tuple) else (output,)))
                 loss.backward()
@@ -269,6 +287,7 @@ def estimate_cost(model: Model, recipe: Recipe, train: Inputs, steps: int) -> Co
         needs = foresee_needs(model, recipe, steps)
         per_example = (needs.bytes - weights) / recipe.batch_size
         examples = max(2, min(recipe.batch_size, int(_MOST_BYTES // max(per_example, 1))))
+        examples += examples % 2 if objective is not None else 0  # whole pairs
         computing = needs.operations / (needs.efficiency * _speed(device))
         if computing * examples < _TOO_SLOW:
             with torch.set_grad_enabled(steps > 0):

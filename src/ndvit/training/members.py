@@ -1,4 +1,4 @@
-"""Untrained members of a run: a transformer, new or with trained weights, and the random convolutions beside it."""
+"""Untrained members of a run: a transformer, new or with trained weights, and the solved networks beside it."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from ndvit.config import ViTConfig, named_config, plan_strides, stem_stride
-from ndvit.config.random_convolutions import RandomConvolutionOptions, default_features, split_legacy
 from ndvit.config.recipe import Recipe, Resize
+from ndvit.config.solved import SOLVED, SolvedOptions, default_features, split_legacy
 from ndvit.data.examples import Source
 from ndvit.data.fitting import fit_patch, fit_size, fit_to_weights
 from ndvit.data.preprocess import preprocess_from_dict
@@ -23,14 +24,19 @@ from ndvit.model import Model, as_model
 from ndvit.network import VisionTransformer
 from ndvit.network.committee import Committee
 from ndvit.network.cost import check_memory
+from ndvit.network.encoder_features import EncoderFeatures
 from ndvit.network.random_convolutions import RandomConvolutions
+from ndvit.network.solved import SolvedNetwork
 from ndvit.tasks.base import Task
 from ndvit.weights.building import build
 from ndvit.weights.file import Checkpoint
 from ndvit.weights.opening import open_weights
+from ndvit.weights.signal_encoder import signal_encoder
 
 _ENOUGH = 10  # examples per output from which on the network has as much weight as the random convolutions
 _MANY = 500  # examples per output from which on it has more, because it learns from all of them
+ENCODER_WEIGHT = 1 / 3
+"""Usual weight of the encoder in its mean with random convolutions."""
 _NETWORK_FILE = "checkpoints/network.json"
 
 
@@ -46,6 +52,7 @@ def open_to_train(weights: Any, overrides: Mapping[str, Any], ema: bool | None =
         weights = Checkpoint.from_model(weights)
     elif not isinstance(weights, Checkpoint):
         weights = open_weights(weights, overrides, ema=ema)
+    weights.check_transformer()
     transformers = weights.transformers()
     if len(transformers) > 1:
         raise ValueError(
@@ -95,14 +102,28 @@ class Adapted:
 
 @dataclass(frozen=True)
 class MemberBuilder:
-    """Makes members: a transformer, new or with trained weights, and random convolutions beside it."""
+    """Makes members: a transformer, new or with trained weights, if there is one, and the solved networks beside it.
+
+    Attributes:
+        task: what they are trained for.
+        preprocess: makes their inputs.
+        transformer: makes the transformer; None for solved networks alone.
+        fresh: whether the transformer is new.
+        features: number of random convolution features; 0 for none.
+        encoder: whether the frozen encoder is beside it.
+        solved_weight: weight of the solved networks together.
+        encoder_weight: weight of the encoder among them.
+        trained_for: task of the trained weights.
+    """
 
     task: Task
     preprocess: Preprocess
-    transformer: Callable[[], Model]
+    transformer: Callable[[], Model] | None
     fresh: bool
     features: int
-    weight: float
+    encoder: bool
+    solved_weight: float
+    encoder_weight: float
     trained_for: Task | None = None
 
     def seeded(self, recipe: Recipe) -> Callable[[int], Model]:
@@ -111,8 +132,10 @@ class MemberBuilder:
 
         def build_member(seed: int) -> Model:
             torch.manual_seed(seed)
+            if self.transformer is None:
+                return Model(self._committee([]), self.task, self.preprocess)
             # New random convolutions are made before a new network, so that a seed gives the weights it always gave.
-            convolutions = self._convolutions() if self.fresh else None
+            solved = self._solved() if self.fresh else []
             model = self.transformer()
             if bias is not None:
                 for name, parameter in model.network.named_parameters():
@@ -121,12 +144,8 @@ class MemberBuilder:
                             parameter[self._new_outputs(model, name)] = bias
             if not self.fresh:
                 with torch.random.fork_rng([]):
-                    convolutions = self._convolutions()
-            if convolutions is not None:
-                model = model.with_network(
-                    Committee([model.network, convolutions], [1 - self.weight, self.weight], combine="outputs")
-                )
-            return model
+                    solved = self._solved()
+            return model.with_network(self._committee([model.network], solved)) if solved else model
 
         return build_member
 
@@ -137,11 +156,28 @@ class MemberBuilder:
             kept = self.task.kept_outputs(self.trained_for)
         return [i for i in range(self.task.num_outputs) if kept is None or kept[i] is None]
 
-    def _convolutions(self) -> RandomConvolutions | None:
-        if not self.features:
-            return None
-        channels, (length,) = self.preprocess.channels, self.preprocess.size
-        return RandomConvolutions(channels, length, self.features, self.task.num_outputs)
+    def _solved(self) -> list[SolvedNetwork]:
+        """Random convolutions and the frozen encoder, as far as the options have them."""
+        networks: list[SolvedNetwork] = []
+        channels, size, outputs = self.preprocess.channels, self.preprocess.size, self.task.num_outputs
+        if self.features:
+            networks.append(RandomConvolutions(channels, size[0], self.features, outputs))
+        if self.encoder:
+            with torch.random.fork_rng([]):
+                config, tensors = signal_encoder()
+                features = EncoderFeatures(config, channels, size[0], outputs)
+            features.encoder.load_state_dict(tensors)
+            networks.append(features)
+        return networks
+
+    def _committee(self, trained: list[nn.Module], solved: list[SolvedNetwork] | None = None) -> nn.Module:
+        """The mean of trained and solved networks by their usual weights; a single network itself."""
+        solved = self._solved() if solved is None else solved
+        shares = [1 - self.encoder_weight, self.encoder_weight] if len(solved) == 2 else [1.0] * len(solved)
+        total = self.solved_weight if trained else 1.0
+        weights = [1 - total] * len(trained) + [total * share for share in shares]
+        networks = [*trained, *solved]
+        return networks[0] if len(networks) == 1 else Committee(networks, weights, combine="outputs")
 
 
 _HEAD_BIASES = ("head.bias", "head_dist.bias", "stem_head.bias")
@@ -151,13 +187,13 @@ def member_builder(
     data: Source,
     name: str | None,
     overrides: dict[str, Any],
-    convolutions: RandomConvolutionOptions,
+    options: SolvedOptions,
     checkpoint: Checkpoint | None,
     adapted: Adapted | None,
     resize: Resize | None = None,
 ) -> MemberBuilder:
     """Fit preprocessing and network to the data; `resize` is that of the recipe."""
-    task = data.task
+    task, transformer = data.task, None
     if adapted is not None:
         preprocess, usual_features = adapted.preprocess, adapted.random_features
         provenance = {"licence": adapted.licence}
@@ -175,6 +211,14 @@ def member_builder(
             built = build(checkpoint, overrides=fitting, task=task, new_head=True)
             return as_model(replace(built, preprocess=preprocess))
 
+    elif name == SOLVED:
+        preprocess = fit_size(data, overrides.get("input_size"), resize)
+        usual_features = default_features(name, preprocess.size)
+        if not usual_features:
+            raise ValueError(
+                f"{SOLVED} reads signals of one axis and at least 3 samples, and {data.name} has inputs of "
+                f"{preprocess.size}: leave model (--model) out"
+            )
     else:
         assert name is not None
         preprocess, config = _new_network(data, name, overrides, resize)
@@ -183,17 +227,26 @@ def member_builder(
         def transformer() -> Model:
             return Model(VisionTransformer(config), task, preprocess)
 
-    weight = convolutions.rocket_weight
-    if weight is None:
-        weight = usual_weight(len(data.train) / task.num_outputs)
-    fresh = adapted is None and checkpoint is None
-    features = convolutions.features(usual_features, preprocess.size)
-    trained_for = None if checkpoint is None else checkpoint.task
-    return MemberBuilder(task, preprocess, transformer, fresh, features, weight, trained_for)
+    share, fixed = options.encoder_weight, options.solved_weight
+    fresh, outputs = adapted is None and checkpoint is None, task.num_outputs
+    builder = MemberBuilder(
+        task=task,
+        preprocess=preprocess,
+        transformer=transformer,
+        fresh=fresh,
+        features=options.features(usual_features, preprocess.size) if outputs else 0,
+        encoder=outputs > 0 and options.encodes(fresh and bool(usual_features), preprocess.size),
+        solved_weight=fixed if isinstance(fixed, float | int) else usual_weight(len(data.train) / max(1, outputs)),
+        encoder_weight=ENCODER_WEIGHT if share is None else share,
+        trained_for=None if checkpoint is None else checkpoint.task,
+    )
+    if transformer is None and not (builder.features or builder.encoder):
+        raise ValueError(f"{SOLVED} without random convolutions and encoder is empty: switch one of them on")
+    return builder
 
 
 def usual_weight(examples: float) -> float:
-    """Default weight of random convolutions beside a network, for this many training examples per output.
+    """Usual weight of solved networks beside a trained one, for this many training examples per output.
 
     Few examples teach a network less than random convolutions know. Of many examples it learns what a linear solution
     on a sample of them cannot express, and that holds better for other recordings than those in the training set.

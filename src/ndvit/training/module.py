@@ -4,7 +4,7 @@ import ndvit._torchvision  # noqa: F401  (lightning imports torchvision)
 
 # isort: split
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -16,8 +16,8 @@ from ndvit.config.recipe import Recipe
 from ndvit.data.loading import Batch
 from ndvit.network import VisionTransformer
 from ndvit.network.committee import Committee, first_transformer
-from ndvit.network.random_convolutions import RandomConvolutions
-from ndvit.tasks.base import Criterion, Task
+from ndvit.network.solved import SolvedNetwork
+from ndvit.tasks.base import Criterion, Objective, Task
 from ndvit.training.callbacks.checkpoints import rename_legacy
 from ndvit.training.distillation import Teacher
 from ndvit.training.optim import build_optimizer, build_schedule
@@ -78,6 +78,7 @@ class TrainingModule(pl.LightningModule):
         teacher: what the network also learns from. It is not a submodule and not part of checkpoints.
         frozen: modules that are not trained and stay in eval mode.
         pretrained: whether the network starts with trained weights.
+        objective: the loss of a task without targets, which is trained beside the network; None for all other tasks.
     """
 
     sums: Tensor
@@ -95,6 +96,7 @@ class TrainingModule(pl.LightningModule):
         teacher: Teacher | None = None,
         frozen: Sequence[nn.Module] = (),
         pretrained: bool = False,
+        objective: Objective | None = None,
     ) -> None:
         super().__init__()
         self.model = network
@@ -102,20 +104,31 @@ class TrainingModule(pl.LightningModule):
         self._frozen = tuple(frozen)
         self.task, self.recipe, self.steps = task, recipe, steps
         self.augment, self.teacher, self.pretrained = augment, teacher, pretrained
-        self.criterion = task.criterion(recipe, targets)
+        self.objective = objective
+        self.criterion = task.criterion(recipe, targets) if objective is None else None
         self.metrics = task.metrics()
         self.log_every = log_every * recipe.accumulate
-        example = torch.zeros(2, task.num_outputs)
-        self.metric_names = ("loss", *self.criterion.batch_metrics(example, example))
+        if objective is not None:
+            names: Iterable[str] = objective.metric_names
+        else:
+            example = torch.zeros(2, task.num_outputs)
+            names = self._criterion.batch_metrics(example, example)
+        self.metric_names = ("loss", *names)
         # Sums of loss and metrics, and their number. They are in checkpoints, so that a resumed run logs the same rows.
         self._newest = math.nan
-        self._constant: dict[int, Tensor] = {}  # outputs of random convolutions on batches of the validation set
+        self._constant: dict[int, Tensor] = {}  # outputs of solved networks on batches of the validation set
         self.register_buffer("sums", torch.zeros(len(self.metric_names) + 1))
 
     @property
     def trained(self) -> VisionTransformer:
         """The transformer that is trained."""
         return self._trained[0]
+
+    @property
+    def _criterion(self) -> Criterion:
+        """The loss of a task with targets."""
+        assert self.criterion is not None
+        return self.criterion
 
     def train(self, mode: bool = True) -> "TrainingModule":
         """Set training mode, except for frozen modules."""
@@ -128,19 +141,30 @@ class TrainingModule(pl.LightningModule):
         """Compute the loss of an augmented batch."""
         # Everything random in a step follows from (seed, step), so a resumed run repeats the unbroken one.
         self._seed(int(np.random.SeedSequence((self.recipe.seed, batch_idx)).generate_state(1)[0]))
-        assert batch.targets is not None
-        x, mask, targets = batch.x, batch.mask, self.criterion.prepare(batch.targets)
-        if self.augment is not None:
-            x, mask, targets = self.augment(x, mask, targets)
-        output, distilled = self.trained(x, mask), self.trained.config.distilled
-        teacher = None if self.teacher is None else self.teacher(x, mask)
-        loss = training_loss(output, targets, self.criterion, self.recipe, distilled=distilled, teacher=teacher)
+        loss, metrics = self._loss(batch)
         with torch.no_grad():
-            metrics = self.criterion.batch_metrics(_evaluation_output(output, distilled), targets)
             self.sums += torch.stack([loss.detach(), *metrics.values(), loss.new_ones(())])
         if (batch_idx + 1) % self.log_every == 0:
             self._log_means()
         return loss
+
+    def _loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a batch that is augmented here, and its metrics."""
+        x, mask = batch.x, batch.mask
+        if self.objective is not None:
+            if self.augment is not None:
+                x, mask, _ = self.augment(x, mask, x.new_zeros(len(x), 0))
+            loss, metrics = self.objective(self.trained, x, mask)
+            return loss, metrics
+        assert batch.targets is not None
+        targets = self._criterion.prepare(batch.targets)
+        if self.augment is not None:
+            x, mask, targets = self.augment(x, mask, targets)
+        output, distilled = self.trained(x, mask), self.trained.config.distilled
+        teacher = None if self.teacher is None else self.teacher(x, mask)
+        loss = training_loss(output, targets, self._criterion, self.recipe, distilled=distilled, teacher=teacher)
+        with torch.no_grad():
+            return loss, self._criterion.batch_metrics(_evaluation_output(output, distilled), targets)
 
     def _seed(self, seed: int) -> None:
         """Seed the generators in use. torch.manual_seed seeds all devices, which takes a millisecond."""
@@ -178,17 +202,18 @@ class TrainingModule(pl.LightningModule):
         assert targets is not None
         outputs = self._validated(batch, batch_idx)
         self.metrics.update(outputs, targets)
-        loss = self.criterion.validation_loss(outputs, targets)
-        self.log("val_loss", loss, prog_bar=True, batch_size=len(targets))
+        if self.criterion is not None:
+            loss = self.criterion.validation_loss(outputs, targets)
+            self.log("val_loss", loss, prog_bar=True, batch_size=len(targets))
 
     def _validated(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Outputs on a batch of the validation set. Random convolutions do not change, so they are computed once."""
+        """Outputs on a batch of the validation set. Solved networks do not change, so they are computed once."""
         if not isinstance(self.model, Committee):
             outputs: Tensor = self.model(batch.x, batch.mask)
             return outputs
         parts = []
         for member in self.model.members:
-            constant = isinstance(member, RandomConvolutions)
+            constant = isinstance(member, SolvedNetwork)
             if not constant or batch_idx not in self._constant:
                 parts.append(member(batch.x, batch.mask))
                 if constant:
@@ -200,7 +225,7 @@ class TrainingModule(pl.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Log the metrics of the whole validation set; the first is in the progress bar."""
         for i, (name, value) in enumerate(self.metrics.compute().items()):
-            self.log(f"val_{name}", value, prog_bar=i == 0)
+            self.log(f"{self.metrics.prefix}_{name}", value, prog_bar=i == 0)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Accept checkpoints of earlier versions."""
@@ -209,11 +234,12 @@ class TrainingModule(pl.LightningModule):
     def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
         """Clip the norm of the gradient. Lightning would refuse fused optimizers in bf16, where nothing is scaled."""
         if self.recipe.grad_clip:
-            torch.nn.utils.clip_grad_norm_(self.trained.parameters(), self.recipe.grad_clip)
+            beside = () if self.objective is None else self.objective.parameters()
+            torch.nn.utils.clip_grad_norm_([*self.trained.parameters(), *beside], self.recipe.grad_clip)
 
     def configure_optimizers(self) -> Any:
         """The recipe's optimizer, with its schedule by steps."""
-        optimizer = build_optimizer(self.trained, self.recipe, self.pretrained)
+        optimizer = build_optimizer(self.trained, self.recipe, self.pretrained, self.objective)
         schedule = build_schedule(optimizer, self.recipe, self.steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

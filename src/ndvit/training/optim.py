@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -21,7 +21,9 @@ def pick_precision(recipe: Recipe) -> str:
     return "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported() else "32-true"
 
 
-def build_optimizer(network: VisionTransformer, recipe: Recipe, pretrained: bool = False) -> Optimizer:
+def build_optimizer(
+    network: VisionTransformer, recipe: Recipe, pretrained: bool = False, objective: nn.Module | None = None
+) -> Optimizer:
     """The recipe's optimizer over the parameter groups of a network.
 
     Weight decay is left out where `VisionTransformer.parameter_groups` does so. With layer decay d, the learning rate
@@ -31,6 +33,7 @@ def build_optimizer(network: VisionTransformer, recipe: Recipe, pretrained: bool
         network: the network.
         recipe: optimizer, learning rate and decay.
         pretrained: whether the network starts with trained weights, for the default learning rate.
+        objective: a module that is trained beside the network, at the learning rate of a head.
     """
     peak = recipe.peak_learning_rate(network.config.embed_dim, pretrained=pretrained)
     groups: dict[tuple[float, float], list[Tensor]] = {}  # few large groups: a fused optimizer is called once for each
@@ -39,6 +42,9 @@ def build_optimizer(network: VisionTransformer, recipe: Recipe, pretrained: bool
         rate = peak * (recipe.layer_decay or 1.0) ** distance
         decay = recipe.weight_decay if group["decay"] else 0.0
         groups.setdefault((rate, decay), []).extend(group["params"])
+    for parameter in () if objective is None else objective.parameters():
+        decay = recipe.weight_decay if parameter.ndim > 1 else 0.0
+        groups.setdefault((peak, decay), []).append(parameter)
     parts = [{"params": params, "lr": rate, "weight_decay": decay} for (rate, decay), params in groups.items()]
     if recipe.optimizer == "sgd":
         return SGD(parts, momentum=0.9, nesterov=True)

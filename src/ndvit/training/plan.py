@@ -17,9 +17,10 @@ import numpy as np
 from ndvit import __version__
 from ndvit.config.bounds import Members, checked
 from ndvit.config.options import split_options
+from ndvit.config.pretraining import PretrainingOptions, take_pretraining_options
 from ndvit.config.recipe import Recipe
 from ndvit.data.augment import Augmentation, plan_augmentation
-from ndvit.data.examples import Source
+from ndvit.data.examples import Examples, Source
 from ndvit.data.loading import Inputs
 from ndvit.data.messages import listing, warn_of_doubts
 from ndvit.data.preprocess import describe_fit
@@ -28,8 +29,9 @@ from ndvit.data.sources.load import load_source
 from ndvit.data.splits import hold_out
 from ndvit.inference.batches import pick_device
 from ndvit.model import Model
-from ndvit.network.committee import first_transformer
-from ndvit.tasks.base import Task
+from ndvit.network.committee import solved_networks, transformers
+from ndvit.tasks.base import Objective, Task, task_class
+from ndvit.tasks.self_supervised import UNLABELLED
 from ndvit.training.adapters import check_adapters, describe_trainable
 from ndvit.training.cost import Cost, estimate_cost, foresee
 from ndvit.training.isolation import isolated
@@ -37,6 +39,9 @@ from ndvit.training.members import Adapted, member_builder, open_to_train
 from ndvit.training.presets import choose
 from ndvit.training.trackers import check_tracker
 from ndvit.weights.opening import split_part
+from ndvit.weights.structure import structure_of, summary
+
+_MOST_PROBED = 1000  # labelled examples in probes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +61,10 @@ class Request:
         skip_bad: leave unreadable examples, and those without a label, out.
         literal_labels: take every label as the name of a class, see `load_source`.
         drop_copies: leave exact copies out.
-        options: fields of `Recipe`, `ViTConfig` and `RandomConvolutionOptions`.
+        options: fields of `Recipe`, `ViTConfig` and `SolvedOptions`; and of `PretrainingOptions` for a task without
+            targets.
+        usual_val_fraction: `val_fraction` where neither the user nor the preset sets it; None leaves it to the number
+            of examples.
         progress: show progress bars while reading.
     """
 
@@ -73,6 +81,7 @@ class Request:
     literal_labels: bool = False
     drop_copies: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
+    usual_val_fraction: float | None = None
     progress: bool = True
 
 
@@ -86,7 +95,7 @@ class Plan:
         model: name of the network; None for the network of trained weights.
         members: networks in the ensemble; member i has seed + i.
         recipe: how they are trained.
-        options: fields of `ViTConfig` and `RandomConvolutionOptions` that were set, for config.yaml.
+        options: fields of `ViTConfig` and `SolvedOptions` that were set, for config.yaml.
         preprocess: turns examples into inputs.
         augmentation: how training examples are varied.
         teacher: what the networks also learn from, or None.
@@ -95,6 +104,11 @@ class Plan:
         first: the first member, untrained.
         provenance: facts that travel in the model file.
         weights: what trained weights were adapted to; None without them.
+        held_out_of: the training examples with those held out for validation, on which solved networks are solved in
+            the end; None if there is nothing to add.
+        weigh: whether validation examples decide how much the solved networks count beside the trained one.
+        weigh_encoder: whether leaving one example out decides if the encoder counts.
+        pretraining: options of the objective of a task without targets.
     """
 
     data: Source
@@ -111,6 +125,10 @@ class Plan:
     first: Model
     provenance: dict[str, Any]
     weights: Adapted | None
+    held_out_of: Examples | None = None
+    weigh: bool = True
+    weigh_encoder: bool = True
+    pretraining: PretrainingOptions = field(default_factory=PretrainingOptions)
 
     @property
     def task(self) -> Task:
@@ -125,8 +143,12 @@ class Plan:
     @cached_property
     def cost(self) -> Cost:
         """Estimated seconds and memory, measured with a few training steps on random inputs."""
-        cost = estimate_cost(self.first, self.recipe, self.inputs()[0], self.steps)
+        cost = estimate_cost(self.first, self.recipe, self.inputs()[0], self.steps, self.objective())
         return replace(cost, seconds=cost.seconds * self.members)
+
+    def objective(self) -> Objective | None:
+        """A new objective of a task without targets, see `Task.objective`."""
+        return self.task.objective(self.first.config, self.recipe, self.pretraining)
 
     def inputs(self) -> tuple[Inputs, Inputs | None]:
         """Preprocessed training and validation examples."""
@@ -135,8 +157,8 @@ class Plan:
 
     def facts(self) -> dict[str, str]:
         """Network, input, data and steps in words."""
-        recipe, config, network = self.recipe, self.first.config, self.first.network
-        report = self.first.load_report
+        recipe, network = self.recipe, self.first.network
+        report, trained = self.first.load_report, transformers(network)
         parameters = f"{sum(p.numel() for p in network.parameters()):,} parameters"
         name = self.provenance["model"]
         facts = {"model": f"{name}, {parameters}"}
@@ -144,20 +166,23 @@ class Plan:
             facts["model"] = f"{self.members} members of {name}, each {parameters}"
         if report is not None:
             facts["weights"] = report.summary()
-        trainable = describe_trainable(first_transformer(network), recipe)
-        if trainable is not None:
+        if trained and (trainable := describe_trainable(trained[0], recipe)) is not None:
             facts["trained"] = trainable
-        peak = recipe.peak_learning_rate(config.embed_dim, pretrained=report is not None)
-        batch = recipe.batch_size * recipe.accumulate
-        facts["input"] = (
-            f"{config.in_channels} x {_by(config.input_size)}, as {config.num_patches:,} tokens of "
-            f"{_by(config.token_size)}"
-        )
-        counts = (len(part or ()) for part in (self.data.train, self.data.val, self.data.test))
+        facts["input"] = _by(self.first.input_shape)
+        if trained:
+            config = trained[0].config
+            facts["input"] += f", as {config.num_patches:,} tokens of {_by(config.token_size)}"
+        if solved := solved_networks(network):
+            facts["solved"] = ", ".join(summary(structure_of(one)) for one in solved)
+        counts = [len(part or ()) for part in (self.data.train, self.data.val, self.data.test)]
         facts["examples"] = "{:,} training, {:,} validation, {:,} test".format(*counts)
-        facts["task"] = f"{self.task.name}, {self.task.num_outputs} outputs"
-        facts["steps"] = "none: the head is solved on frozen features"
+        if not self.task.learns_from_targets:
+            facts["examples"] = "{:,} training, {:,} of them for probes".format(*counts)
+        facts["task"] = self.task.describe(self.pretraining)
+        facts["steps"] = f"none: the {'head is' if trained else 'heads are'} solved on frozen features"
         if self.steps:
+            peak = recipe.peak_learning_rate(trained[0].config.embed_dim, pretrained=report is not None)
+            batch = recipe.batch_size * recipe.accumulate
             facts["steps"] = f"{self.steps:,} of {batch} examples, peak learning rate {peak:.2g}"
         return facts
 
@@ -211,7 +236,14 @@ def plan(request: Request, *, resumed: Path | None = None) -> Plan:
     checked("members", Members, request.members)
     if request.weights is not None and request.model is not None:
         raise ValueError(f"weights have their own network: pass model={request.model!r} or weights, not both")
-    recipe, overrides, convolutions = split_options(request.options)
+    source = request.source
+    task = source.task if isinstance(source, Source) else task_class(request.task)
+    pretraining, options = PretrainingOptions(), request.options
+    if not task.learns_from_targets:
+        if request.teacher is not None or request.members > 1:
+            raise ValueError("pretraining trains one network without a teacher: leave members and teacher out")
+        pretraining, options = take_pretraining_options(options)
+    recipe, overrides, solved_options = split_options(options)
     pick_device(recipe.device)
     check_tracker(recipe)
     adapted = None if resumed is None else Adapted.read(resumed)
@@ -233,24 +265,34 @@ def plan(request: Request, *, resumed: Path | None = None) -> Plan:
     notes: tuple[str, ...] = ()
     preset, name = request.preset, request.model
     if resumed is None:
-        choice = choose(preset, data, name, request.options, None if checkpoint is None else checkpoint.config)
-        preset, name, notes = choice.preset, choice.model, choice.notes
-        recipe, overrides, convolutions = split_options(choice.options)
-    data = hold_out_validation(data, recipe)
-    builder = member_builder(data, name, overrides, convolutions, checkpoint, adapted, recipe.resize)
+        trained = None if checkpoint is None else checkpoint.config
+        objective = None if task.learns_from_targets else task.name
+        choice = choose(preset, data, name, request.options, trained, objective)
+        preset, name, notes, options = choice.preset, choice.model, choice.notes, choice.options
+        if not task.learns_from_targets:
+            pretraining, options = take_pretraining_options(options)
+        recipe, overrides, solved_options = split_options(options)
+    if recipe.val_fraction is None and request.usual_val_fraction is not None:
+        recipe = replace(recipe, val_fraction=request.usual_val_fraction)
+    whole = data.train
+    data = hold_out_validation(data, recipe) if task.learns_from_targets else _choose_probes(data)
+    builder = member_builder(data, name, overrides, solved_options, checkpoint, adapted, recipe.resize)
     build_member = builder.seeded(recipe)
     with isolated():
         first = build_member(recipe.seed)
-    config = first.config
+        if transformers(first.network):
+            data.task.objective(first.config, recipe, pretraining)  # raises an error if it does not suit them
     steps = 0 if recipe.head == "solved" else recipe.total_steps(len(data.train))
     found = describe_fit(data, builder.preprocess) + foresee(first, recipe, len(data.train), steps, request.members)
     warn_of_doubts(found)
     data = replace(data, notes=(*data.notes, *found))
-    check_adapters(recipe, config.depth, taught=request.teacher is not None)
-    if recipe.batch_size == 1 and config.head_norm == "batch":
+    config = first.config if transformers(first.network) else None
+    check_adapters(recipe, 0 if config is None else config.depth, taught=request.teacher is not None)
+    if recipe.batch_size == 1 and config is not None and config.head_norm == "batch":
         raise ValueError(
             "batch_size is 1, but BatchNorm before the head needs at least 2: increase it, or set head_norm='none'"
         )
+    weigh = solved_options.solved_weight is None and bool(solved_networks(first.network))
     report = first.load_report
     provenance = {"model": name or source_name(report.source if report else ""), "seed": recipe.seed}
     provenance |= {"ndvit": __version__}
@@ -260,14 +302,16 @@ def plan(request: Request, *, resumed: Path | None = None) -> Plan:
         licence = first.provenance.get("licence")
         provenance |= {"weights": report.source, "adapted": report.to_dict()["adapted"]}
         provenance |= {"licence": licence} if licence else {}
-        adapted = Adapted(config, builder.preprocess, licence, report, builder.features)
+        adapted = Adapted(first.config, builder.preprocess, licence, report, builder.features)
     return Plan(
         data=data,
         preset=preset,
         model=name,
         members=request.members,
         recipe=recipe,
-        options=overrides | {k: v for k, v in asdict(convolutions).items() if v is not None},
+        options=overrides
+        | {k: v for k, v in asdict(solved_options).items() if v is not None}
+        | {"encoder": builder.encoder, "solved_weight": solved_options.solved_weight},
         preprocess=builder.preprocess,
         augmentation=plan_augmentation(builder.preprocess, recipe),
         teacher=request.teacher,
@@ -276,6 +320,10 @@ def plan(request: Request, *, resumed: Path | None = None) -> Plan:
         first=first,
         provenance=provenance,
         weights=adapted,
+        held_out_of=whole if weigh and data.train is not whole else None,
+        weigh=weigh,
+        weigh_encoder=solved_options.encoder_weight is None,
+        pretraining=pretraining,
     )
 
 
@@ -310,6 +358,18 @@ def hold_out_validation(data: Source, recipe: Recipe) -> Source:
     if single := [data.task.stratum_name(int(stratum)) for stratum in values[counts == 1]]:
         note += f"; not in it, because they have a single example: {listing(single)}"
     return replace(data, train=train, val=val, notes=(*data.notes, note))
+
+
+def _choose_probes(data: Source) -> Source:
+    """Take labelled training examples for the probes of a task without targets, as what is validated on."""
+    targets = data.train.targets
+    labelled = np.empty(0, dtype=np.int64) if targets is None else np.flatnonzero(targets != UNLABELLED)
+    if not len(labelled):
+        return replace(data, val=None)
+    if len(labelled) > _MOST_PROBED:
+        labelled = np.sort(np.random.default_rng(0).permutation(labelled)[:_MOST_PROBED])
+    note = f"probes: {len(labelled):,} labelled training examples, each classified from the features of the others"
+    return replace(data, val=data.train.subset(labelled), notes=(*data.notes, note))
 
 
 def _note_missing(data: Source) -> Source:

@@ -2,17 +2,28 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ndvit.config import Recipe, ViTConfig, named_config
 from ndvit.config.presets import PRESETS, Preset, resolve_preset
+from ndvit.config.pretraining import PRETRAINING_PRESETS, PretrainingOptions, pretraining_preset
 from ndvit.config.recipe import SOLVED_BY
+from ndvit.config.solved import SOLVED, reads_signals
 from ndvit.data.examples import Source
 from ndvit.data.preprocess.images import median_size
+from ndvit.data.sources.files import header_of
 
-_TRAINED_TOO = Recipe.__dataclass_fields__.keys() | {"drop_path_rate"}
+_ENOUGH = 10
+"""Training examples a class from which on a network that is trained on them may add to the solved ones."""
+_DESCENT = (Recipe.__dataclass_fields__.keys() - SOLVED_BY) | (ViTConfig.__dataclass_fields__.keys() - {"input_size"})
+"""Options that only training by steps reads."""
+_TRAINED_TOO = Recipe.__dataclass_fields__.keys() | PretrainingOptions.__dataclass_fields__.keys() | {"drop_path_rate"}
 """Options of a preset that also apply to trained weights; others describe a new network."""
+
+
+_SHORTEST = replace(PRESETS["signal"], model="signal_tiny", recipe={"steps": 60, "learning_rate": 1e-2}, passes=0)
+"""In place of preset fast for signals of one or two samples, in which there is little to learn."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +37,12 @@ class Choice:
 
 
 def choose(
-    name: str, data: Source, model: str | None, own: Mapping[str, Any], trained: ViTConfig | None = None
+    name: str,
+    data: Source,
+    model: str | None,
+    own: Mapping[str, Any],
+    trained: ViTConfig | None = None,
+    objective: str | None = None,
 ) -> Choice:
     """Combine a preset with the user's options.
 
@@ -36,18 +52,38 @@ def choose(
         model: name of the network; None if the preset is to choose it.
         own: the user's options, which replace the preset's.
         trained: config of trained weights, if training starts from them.
+        objective: name of the objective of a pretraining, which has presets of its own; None for a training.
 
     Raises:
         ValueError: for an unknown preset, one for other data, or one that needs trained weights; and for options
             that need trained weights, or adapters wider than those.
     """
-    name = resolve_preset(
-        name, model=model, kind=data.kind, dims=data.dims, trained=trained is not None, source=data.name
-    )
-    preset = PRESETS[name]
+    automatic, notes, few = name == "auto", list[str](), False
+    if objective is None:
+        name = resolve_preset(
+            name, model=model, kind=data.kind, dims=data.dims, trained=trained is not None, source=data.name
+        )
+        few = len(data.train) / data.task.num_outputs < _ENOUGH
+        if automatic and name == "signal" and model is None and few and not own.keys() & _DESCENT:
+            name = "fast"
+            notes.append(
+                f"fewer than {_ENOUGH} training examples a class: preset fast, because a network adds nothing to "
+                "solved ones then; --preset signal trains one"
+            )
+        preset = PRESETS[name]
+        if name == "fast" and model is None and trained is None and len(data.train) and not _readable(data):
+            name, preset = "signal", _SHORTEST
+            notes = ["a small network and few steps, because solved networks read signals of at least 3 samples"]
+    else:
+        name = pretraining_preset(objective, data.kind, data.dims)
+        preset = PRETRAINING_PRESETS[name]
     model = model or (preset.model if trained is None else None)
-    width = own.get("embed_dim") or (trained or named_config(model or "")).embed_dim
+    width = own.get("embed_dim") or 0
+    if model != SOLVED:
+        width = width or (trained or named_config(model or "")).embed_dim
     options = preset.options(width if isinstance(width, int) else 0)
+    if options.get("val_fraction") and (data.val is not None or data.train.streamed or few or trained is not None):
+        options.pop("val_fraction")  # nothing can be held out, or too little to decide anything by
     if trained is not None:
         options = {key: value for key, value in options.items() if key in _TRAINED_TOO}
         if not preset.batch:  # the learning rate is for a new network; `Recipe` has a default for trained weights
@@ -56,24 +92,36 @@ def choose(
     if solved:
         options = {key: value for key, value in options.items() if key in SOLVED_BY}
     options |= own
-    _check_adaptation(options, trained)
+    _check_adaptation(options, trained, model)
+    unused = sorted(key for key, value in own.items() if key in _DESCENT and value is not None)
+    if model == SOLVED and unused:
+        raise ValueError(
+            f"{' and '.join(unused)} would do nothing: preset {name} solves {SOLVED}, and trains no network by steps. "
+            f"Leave {'it' if len(unused) == 1 else 'them'} out, or set --preset signal (preset='signal')"
+        )
     if preset.small_batches and "batch_size" not in own:
         options["batch_size"] = min(Recipe.batch_size, max(8, len(data.train) // 8))
+    if objective is not None and "batch_size" not in own:  # no example twice, where that is possible
+        options["batch_size"] = max(4, min(options["batch_size"], options.get("repeats", 1) * len(data.train)))
     if "batch_size" in own and "accumulate" not in own:
         options.pop("accumulate", None)  # the preset's value belongs to the preset's batch size
-    notes: list[str] = []
     if not solved:
         _count_steps(options, preset, own, len(data.train))
-        notes += _scale_learning_rate(options, name, own)
+        notes += _scale_learning_rate(options, name, preset, own)
     if preset.small_images and trained is not None and "input_size" not in own:
         notes += _shrink_input(options, data, trained)
     return Choice(name, model, options, tuple(notes))
 
 
-def _check_adaptation(options: Mapping[str, Any], trained: ViTConfig | None) -> None:
+def _readable(data: Source) -> bool:
+    """Whether solved networks can read the first example, and so the longest one."""
+    return reads_signals(header_of(data.train.items[0]).grid)
+
+
+def _check_adaptation(options: Mapping[str, Any], trained: ViTConfig | None, model: str | None) -> None:
     """Raise a ValueError for a new network that is partly frozen, or for adapters wider than the layers."""
     frozen = [f"{name}={options[name]}" for name in ("freeze", "lora") if options.get(name) is not None]
-    frozen += ["head='solved'"] if options.get("head") == "solved" else []
+    frozen += ["head='solved'"] if options.get("head") == "solved" and model != SOLVED else []
     if frozen and trained is None:
         raise ValueError(
             f"{' and '.join(frozen)} needs trained weights, because frozen layers of a new network never learn: set "
@@ -95,9 +143,9 @@ def _count_steps(options: dict[str, Any], preset: Preset, own: Mapping[str, Any]
         options["steps"] = max(preset.recipe["steps"], math.ceil(preset.passes * examples / _batch(options)))
 
 
-def _scale_learning_rate(options: dict[str, Any], name: str, own: Mapping[str, Any]) -> list[str]:
+def _scale_learning_rate(options: dict[str, Any], name: str, preset: Preset, own: Mapping[str, Any]) -> list[str]:
     """Scale the preset's learning rate to the effective batch; a note if it changes."""
-    preset, batch = PRESETS[name], _batch(options)
+    batch = _batch(options)
     if not preset.batch or "learning_rate" in own or batch == preset.batch:
         return []
     usual = options["learning_rate"]

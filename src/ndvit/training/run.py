@@ -1,4 +1,7 @@
-"""A run: from a source to a folder with a model and a report. `ndvit train` and `ndvit.train` are the same function."""
+"""A run: from a source to a folder with a model and a report.
+
+`ndvit train` and `ndvit.train` are the same function, and so are `ndvit pretrain` and `ndvit.pretrain`.
+"""
 
 from __future__ import annotations
 
@@ -11,27 +14,32 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+import numpy as np
 import torch
 import yaml
 
 from ndvit import __version__
 from ndvit.config.options import split_options
 from ndvit.config.presets import check_preset
+from ndvit.config.pretraining import IDLE, Objective, take_pretraining_options
 from ndvit.data.loading import Inputs
 from ndvit.data.sources.load import builtin_sources
 from ndvit.evaluation.base import Evaluation
+from ndvit.evaluation.pretraining import PretrainingEvaluation
 from ndvit.evaluation.report import Report, write_report
 from ndvit.files import contents, make_folder, refuse_busy, refuse_existing, replace_file, sole_process
 from ndvit.inference.batches import predict_answers
 from ndvit.model import Model
+from ndvit.network.committee import first_transformer
 from ndvit.tasks.base import Task, task_class
 from ndvit.training.fit import FitResult, Trained, fit
 from ndvit.training.isolation import isolated
 from ndvit.training.plan import Plan, Request, plan, source_name
 from ndvit.weights.file import MODEL_FILE
 from ndvit.weights.opening import split_part
+from ndvit.weights.structure import describe_weights
 
 CONFIG_FILE, RESULTS_FILE, REPORT_FILE = "config.yaml", "results.json", "report.html"
 _HEAD = "# ndvit "  # first characters of every config.yaml
@@ -52,8 +60,9 @@ _SETTINGS: dict[str, Any] = {  # settings of a run beside the options, with thei
     "drop_copies": bool,
 }
 _DEFAULTS = {"task": "classification", "preset": "basic", "weights": None, "ema": None, "members": 1, "teacher": None}
-_DEFAULTS |= {"literal_labels": False, "drop_copies": False}
+_DEFAULTS |= {"literal_labels": False, "drop_copies": False, "encoder": False, "solved_weight": "usual"}
 """Settings that runs of earlier versions lack."""
+_DRAWN = 8  # examples in the report of a pretraining
 _KEPT = ("source", "test_fraction", "literal_labels", "drop_copies")
 """Settings that travel in the model file, so that the source can be read again as in the training."""
 
@@ -66,7 +75,8 @@ class Run:
         folder: the run folder with model.safetensors, config.yaml, report.html, results.json, metrics.csv and
             checkpoints/; the members of an ensemble have theirs in members/0, members/1, ...
         model: the trained model.
-        evaluation: its answers on the test set; None if the run was interrupted.
+        evaluation: its answers on the test set, or of a pretraining the loss and the probes; None if the run was
+            interrupted.
         fit: steps, seconds and history of the training; for an ensemble see `Trained.fit`.
     """
 
@@ -132,12 +142,17 @@ def train(
         progress: show progress bars.
         log: receives each line about the run.
         **options: fields of `Recipe` (seed, steps, learning_rate, ...), of `ViTConfig` (patch_size, depth, ...) or of
-            `RandomConvolutionOptions`.
+            `SolvedOptions`.
 
     Raises:
         ValueError: for data, options or combinations that cannot work, with the remedy.
         FileExistsError: if `output` exists and `force` is not set.
     """
+    if not task_class(task).learns_from_targets:
+        raise ValueError(
+            f"{task_class(task).name} learns without labels: use ndvit pretrain SOURCE --objective "
+            f"{task_class(task).name} (ndvit.pretrain), then train with --weights RUN"
+        )
     settings = {
         "source": _as_written(source),
         "task": task_class(task).name,
@@ -168,10 +183,94 @@ def train(
         options=options,
         progress=progress,
     )
+    return _start_run(request, settings, output, force, log)
+
+
+def pretrain(
+    source: Any,
+    *,
+    objective: Objective | None = None,
+    model: str | None = None,
+    weights: str | Path | None = None,
+    ema: bool | None = None,
+    output: str | Path | None = None,
+    force: bool = False,
+    skip_bad: bool = False,
+    literal_labels: bool = False,
+    drop_copies: bool = False,
+    progress: bool = True,
+    log: Callable[[str], Any] = print,
+    **options: Any,
+) -> Run:
+    """Train the encoder of a network on a source without using labels, and write a run folder.
+
+    The model in it has features and no outputs; `train(..., weights=run.folder)` starts from it. Labels, where the
+    source has them, are used by probes only: they classify labelled training examples from their features while the
+    training runs. Only training examples are read, never validation and test sets.
+
+    Args:
+        source: as in `train`; also a folder of files without class folders, or an array X without labels. Examples in a
+            folder called unlabelled/ beside the class folders are used, too.
+        objective: "contrastive" (two augmented views of an example have similar features, those of different examples
+            have not), or "masked" (patches are predicted from the others); None is contrastive.
+        model: as in `train`; None chooses one for the data.
+        weights: trained weights to continue from, as in `train`.
+        ema: as in `train`.
+        output: the run folder; None creates a new one under `runs/`.
+        force: replace an existing run folder.
+        skip_bad: leave unreadable files out instead of raising an error.
+        literal_labels: as in `train`.
+        drop_copies: leave out exact copies of examples.
+        progress: show progress bars.
+        log: receives each line about the run.
+        **options: fields of `PretrainingOptions` (mask_ratio, ...), of `Recipe` (seed, steps, ...) or of `ViTConfig`.
+
+    Raises:
+        ValueError: for data, options or combinations that cannot work, with the remedy.
+        FileExistsError: if `output` exists and `force` is not set.
+    """
+    objective = objective or "contrastive"
+    settings = {
+        "source": _as_written(source),
+        "objective": objective,
+        "model": model,
+        "weights": _as_written(weights, weights=True),
+        "ema": ema,
+        "skip_bad": skip_bad,
+        "literal_labels": literal_labels,
+        "drop_copies": drop_copies,
+    }
+    request = Request(
+        source=source,
+        task=_pretraining_task(objective),
+        model=model,
+        weights=weights,
+        ema=ema,
+        test_fraction=0.0,
+        skip_bad=skip_bad,
+        literal_labels=literal_labels,
+        drop_copies=drop_copies,
+        options=options,
+        progress=progress,
+    )
+    return _start_run(request, settings, output, force, log)
+
+
+def _pretraining_task(objective: str) -> type[Task]:
+    if objective not in get_args(Objective):
+        raise ValueError(f"objective must be one of {', '.join(get_args(Objective))}, got {objective!r}")
+    return task_class(objective)
+
+
+def _start_run(
+    request: Request, settings: dict[str, Any], output: str | Path | None, force: bool, log: Callable[[str], Any]
+) -> Run:
+    """Plan, train and write a new run; `settings` are those of config.yaml beside the options."""
     folder = _new_folder(request, output, force)
     started = time.perf_counter()
     planned = _planned(request, settings, None, log)
-    text = _settings_text({**settings, "preset": planned.preset, "model": planned.model}, planned)
+    chosen = {name: value for name, value in (("preset", planned.preset), ("model", planned.model)) if name in settings}
+    text = _settings_text({**settings, **chosen}, planned)
     with ExitStack() as held:  # the folder is taken when everything that can be refused has been checked
 
         def begin() -> None:
@@ -183,12 +282,16 @@ def train(
 
 
 def describe_plan(source: Any, *, output: str | Path | None = None, force: bool = False, **arguments: Any) -> str:
-    """What `train` would do with the same arguments: data with every class, split, network, steps, time and memory.
+    """What `train`, or with an `objective` `pretrain`, would do with the same arguments.
+
+    The text has the data with every class, the split, network, steps, time and memory.
 
     Raises:
         ValueError, FileExistsError: as `train` before it starts.
     """
     fields = {name: arguments.pop(name) for name in Request.__dataclass_fields__ if name in arguments}
+    if "objective" in arguments:
+        fields |= {"task": _pretraining_task(arguments.pop("objective")), "test_fraction": 0.0}
     request = Request(source=source, options=arguments, **fields)
     folder = _new_folder(request, output, force)
     return f"{plan(request)}\n\nNothing was trained or written; without --dry-run, the run would be in {folder}."
@@ -229,6 +332,8 @@ def _resume(folder: Path, source: Any, teacher: Any, progress: bool, log: Callab
     started = time.perf_counter()
     text = _read_text(folder / CONFIG_FILE)
     settings = _DEFAULTS | _parse_config(text, folder / CONFIG_FILE)
+    if "objective" in settings:
+        settings |= {"task": settings.pop("objective"), "test_fraction": 0.0}
     for name, kind in _SETTINGS.items():
         if name not in settings or not isinstance(settings[name], kind):
             raise ValueError(
@@ -287,6 +392,8 @@ def _parse_config(text: str, path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is not readable YAML: {' '.join(str(error).split())}") from error
     if not isinstance(settings, dict):
         raise ValueError(f"{path} must hold settings as `name: value` lines, got {type(settings).__name__}")
+    if "rocket_weight" in settings:  # of earlier versions
+        settings["solved_weight"] = settings.pop("rocket_weight")
     for name, value in settings.items():
         if not isinstance(name, str):
             raise ValueError(f"{path}: the name of a setting is text, got {name!r}")
@@ -298,7 +405,10 @@ def _parse_config(text: str, path: Path) -> dict[str, Any]:
 
 def _planned(request: Request, settings: dict[str, Any], resumed: Path | None, log: Callable[[str], Any]) -> Plan:
     planned = plan(request, resumed=resumed)
-    planned.provenance.update({name: settings[name] for name in _KEPT})
+    if planned.task.learns_from_targets:
+        planned.provenance.update({name: settings[name] for name in _KEPT})
+    else:  # under names of its own, because the data of a later training and its split are others
+        planned.provenance.update({"pretraining": planned.task.name, "pretrained_on": settings["source"]})
     for line in planned.lines():
         log(line)
     return planned
@@ -318,29 +428,72 @@ def _run(
     """Train, test and write everything. `config` is the content of config.yaml."""
     trained = fit(planned, folder, resume=resume, progress=request.progress, log=log, begin=begin)
     if trained.interrupted:
-        command = f"ndvit train --resume {shlex.quote(str(folder))}"
+        command = f"ndvit {_command(planned)} --resume {shlex.quote(str(folder))}"
         log(f"stopped at step {trained.fits[-1].steps:,}; continue with: {command}")
         return Run(folder, trained.model, None, trained.fit)
-    data, recipe, model = planned.data, planned.recipe, trained.model
-    inputs = Inputs(data.test, planned.preprocess)
-    answers = predict_answers(model, inputs, recipe.batch_size, recipe.device, request.progress, log=log)
-    assert data.test.targets is not None
-    evaluation = data.task.evaluate(answers, data.test.targets, data.test.names)
+    data, model = planned.data, trained.model
+    if data.task.learns_from_targets:
+        evaluation = _tested(planned, model, request.progress, log)
+    else:
+        evaluation = _pretrained(planned, trained)
     model.provenance |= evaluation.metadata()
     run = Run(folder, model.to("cpu"), evaluation, trained.fit)
     seconds = time.perf_counter() - started
     _write_results(run, planned, trained, f"{seconds:.0f} s in all{' since the run was resumed' * resume}", config)
-    log(f"test {evaluation.headline(data.train.targets)} after {trained.fit.seconds:.0f} s of training")
+    test = "test " if data.task.learns_from_targets else ""
+    log(f"{test}{evaluation.headline(data.train.targets)} after {trained.fit.seconds:.0f} s of training")
     log(f"report: {run.report}")
     return run
 
 
+def _command(planned: Plan) -> str:
+    return "train" if planned.task.learns_from_targets else "pretrain"
+
+
+def _tested(planned: Plan, model: Model, progress: bool, log: Callable[[str], Any]) -> Evaluation:
+    """The answers of a trained model on the test set."""
+    data, recipe = planned.data, planned.recipe
+    inputs = Inputs(data.test, planned.preprocess)
+    answers = predict_answers(model, inputs, recipe.batch_size, recipe.device, progress, log=log)
+    assert data.test.targets is not None
+    return data.task.evaluate(answers, data.test.targets, data.test.names)
+
+
+@isolated()
+def _pretrained(planned: Plan, trained: Trained) -> PretrainingEvaluation:
+    """Loss and probes of a pretraining, and what its objective does to the first training examples."""
+    network, objective, preprocess = first_transformer(trained.model.network), trained.fit.objective, planned.preprocess
+    assert objective is not None
+    torch.manual_seed(planned.recipe.seed)
+    train, _ = planned.inputs()
+    rows = min(_DRAWN * planned.recipe.repeats, planned.recipe.batch_size)
+    stream = train.stream(rows, 1, planned.recipe.seed, 0, 0, planned.recipe.repeats)
+    x, mask, _ = next(iter(stream))
+    x, mask, _ = planned.augmentation.per_batch(x, mask, x.new_zeros(len(x), 0))
+    with torch.no_grad():
+        drawn = objective.show(network.cpu().eval(), x, mask)
+    shape = (-1, *[1] * len(preprocess.size))
+    mean, std = np.reshape(preprocess.mean, shape), np.reshape(preprocess.std, shape)
+    return PretrainingEvaluation(
+        names=tuple(planned.data.train.names),
+        history=trained.fit.history,
+        original=drawn.original.numpy() * std + mean,
+        made=drawn.made.numpy() * std + mean,
+        marked=None if drawn.marked is None else drawn.marked.numpy(),
+        about=drawn.about,
+    )
+
+
 def _settings_text(settings: dict[str, Any], planned: Plan) -> str:
     """The content of config.yaml."""
-    rerun = f"ndvit train --config {CONFIG_FILE} --output NEW_FOLDER"
+    command = _command(planned)
+    rerun = f"ndvit {command} --config {CONFIG_FILE} --output NEW_FOLDER"
     if settings["source"] is None:
-        rerun = "the source was arrays; in Python, train(arrays, **settings)"
-    settings = {**settings, **planned.options, **planned.recipe.to_dict()}
+        rerun = f"the source was arrays; in Python, {command}(arrays, **settings)"
+    recipe = planned.recipe.to_dict()
+    if not planned.task.learns_from_targets:
+        recipe = {name: value for name, value in recipe.items() if name not in IDLE} | planned.pretraining.to_dict()
+    settings = {**settings, **planned.options, **recipe}
     plain = {name: list(v) if isinstance(v, tuple) else v for name, v in settings.items()}
     return f"{_HEAD}{__version__}. Rerun: {rerun}\n{yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)}"
 
@@ -371,9 +524,12 @@ def _write_results(run: Run, planned: Plan, trained: Trained, time_in_words: str
     if not config.is_file():  # somebody has removed it
         replace_file(config, settings)
     last_seed = recipe.seed + planned.members - 1
-    command = f"ndvit train --config {shlex.quote(str(config))} --output NEW_FOLDER"
-    facts = planned.facts() | {
-        "probabilities": str(trained.calibration),
+    written = planned.provenance.get("source") or planned.provenance.get("pretrained_on")
+    command = f"ndvit {_command(planned)} --config {shlex.quote(str(config))} --output NEW_FOLDER"
+    facts = planned.facts()
+    if data.task.learns_from_targets:
+        facts |= {"answer": describe_weights(run.model.network), "probabilities": str(trained.calibration)}
+    facts |= {
         "time": f"{run.fit.seconds:.0f} s of training, {time_in_words}",
         "device": f"{run.fit.device}, threads: {torch.get_num_threads()}",
         "versions": f"ndvit {__version__}, torch {torch.__version__}, Python {platform.python_version()}",
@@ -388,7 +544,7 @@ def _write_results(run: Run, planned: Plan, trained: Trained, time_in_words: str
         examples=data.test,
         view=planned.preprocess.view,
         config=settings,
-        command=command if planned.provenance["source"] else "# in Python, on the same arrays: train(arrays, ...)",
+        command=command if written else f"# in Python, on the same arrays: {_command(planned)}(arrays, ...)",
     )
     write_report(page, run.report)
     replace_file(run.folder / RESULTS_FILE, json.dumps(evaluation.to_dict(), indent=1, ensure_ascii=False))
@@ -417,12 +573,16 @@ def _new_folder(request: Request, output: str | Path | None, force: bool) -> Pat
 
     Requests that cannot work are refused as far as possible without reading data.
     """
-    split_options(request.options)
+    options, pretrains = request.options, not task_class(request.task).learns_from_targets
+    if pretrains:
+        _, options = take_pretraining_options(options)
+    split_options(options)
     check_preset(request.preset)
-    if not request.test_fraction:
+    if not request.test_fraction and not pretrains:
         raise ValueError("test_fraction must be above 0: a run ends with a test")
     if output is None:
-        network = source_name(request.weights) if request.weights else request.preset
+        preset = f"pretrained-{task_class(request.task).name}" if pretrains else request.preset
+        network = source_name(request.weights) if request.weights else preset
         name = f"{source_name(request.source)}-{request.model or network}"[:100]
         numbered = (Path("runs") / (name if i == 1 else f"{name}-{i}") for i in range(1, 1_000_000))
         return next(folder for folder in numbered if not folder.exists())

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import ndvit._torchvision  # noqa: F401  (lightning imports torchvision)
-
-# isort: split
 import importlib.util
 from pathlib import Path
-
-from lightning.pytorch.loggers import Logger
+from typing import TYPE_CHECKING
 
 from ndvit.config.recipe import Recipe
+
+if TYPE_CHECKING:
+    from lightning.pytorch.loggers import Logger
 
 
 def check_tracker(recipe: Recipe) -> None:

@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from ndvit.config import ViTConfig, check_field_names, rocket_reads
+from ndvit.config import ViTConfig, check_field_names, reads_signals
 from ndvit.data.messages import listing
 from ndvit.load_report import Change
 from ndvit.network import VisionTransformer
@@ -25,7 +25,8 @@ ChannelRule = Literal["sum", "mean", "repeat"]
 
 # Fields that shape tensors which cannot be computed from others, or that give the same tensors another meaning.
 _FIXED = [
-    *("embed_dim", "num_heads", "mlp_ratio", "qk_norm", "pre_norm", "patch_norm", "patch_overlap"),
+    *("embed_dim", "num_heads", "head_dim", "mlp_ratio", "norm", "qk_norm", "pre_norm"),
+    *("patch_norm", "patch_overlap", "patch_stride"),
     *("stem", "stem_depths", "stem_width", "stem_strides", "stem_kernel", "stem_dilations"),
 ]
 _OTHER_TASK = "its outputs have another meaning"
@@ -131,8 +132,8 @@ def fit_structure(
 ) -> tuple[Structure | None, Fitted]:
     """Adapt every network of a structure.
 
-    Random convolutions are new where the input or the outputs change, and left out where they cannot read the input or
-    there are no outputs. A committee of which one member is left becomes that member.
+    What was solved is new where the input or the outputs change, and left out where it cannot read the input or there
+    are no outputs. A committee of which one member is left becomes that member.
 
     Returns:
         The structure of the new network, None if nothing is left of it; and its tensors.
@@ -140,8 +141,8 @@ def fit_structure(
     Raises:
         ValueError: for options that do not exist, or that the tensors cannot be fitted to.
     """
-    if structure["kind"] == "random_convolutions":
-        return _fit_random_convolutions(structure, tensors, untrained, target)
+    if structure["kind"] in ("random_convolutions", "encoder_features"):
+        return _fit_solved(structure, tensors, untrained, target)
     if structure["kind"] == "vit":
         old = ViTConfig.from_dict(structure["config"])
         new, changes = target_config(old, target.overrides), list[Change]()
@@ -177,24 +178,25 @@ def fit_structure(
     return structure | {"weights": weights, "members": members}, whole
 
 
-def _fit_random_convolutions(
+def _fit_solved(
     old: Structure, tensors: dict[str, Tensor], untrained: Iterable[str], target: Target
 ) -> tuple[Structure | None, Fitted]:
     check_field_names(ViTConfig, target.overrides)
     fitted, changes = Fitted(dict(tensors)), list[Change]()
+    solved = {name: tensor for name, tensor in tensors.items() if not name.startswith("encoder.")}
     size = target.overrides.get("input_size", old["length"])
     size = tuple(size) if isinstance(size, list | tuple) else (size,)
     channels = target.overrides.get("in_channels", old["channels"])
     outputs = target.overrides.get("num_classes", old["outputs"])
     if (channels, size) != inputs_of(old):
-        fitted.drop(tensors, "random convolution features are chosen and solved for one input")
+        fitted.drop(solved, "features are chosen and solved for one input")
     elif target.kept is not None:
         fitted.tensors, changes = target.kept.apply(tensors, ("head.weight", "head.bias"))
     elif outputs != old["outputs"]:
-        fitted.drop(tensors, f"{old['outputs']} outputs, where {outputs} are needed")
+        fitted.drop(solved, f"{old['outputs']} outputs, where {outputs} are needed")
     elif target.new_heads:
-        fitted.drop(tensors, _OTHER_TASK)
-    if not outputs or not rocket_reads(size):
+        fitted.drop(solved, _OTHER_TASK)
+    if not outputs or not reads_signals(size):
         return None, fitted
     fitted.finish(("head.weight", "head.bias"), untrained)
     if target.kept is not None:
@@ -232,6 +234,9 @@ def target_config(old: ViTConfig, overrides: Mapping[str, Any]) -> ViTConfig:
         ),
         f"layer_scale is {old.layer_scale} in these weights; with {new.layer_scale} {other}": (
             (new.layer_scale is None) != (old.layer_scale is None)
+        ),
+        f"the mantis stem of these weights reads {len(old.input_size)} axes, and has other layers for another number": (
+            old.stem == "mantis" and len(new.input_size) != len(old.input_size)
         ),
         f"relative_bias is True in these weights; without it {other}": old.relative_bias and not new.relative_bias,
         f"in_channels is {old.in_channels} in these weights and cannot be {new.in_channels}: a stem of width "
@@ -332,6 +337,8 @@ def _input_layers(config: ViTConfig) -> list[str]:
         return ["proj"]
     if config.stem == "resnet":
         return ["backbone.stem.conv"]
+    if config.stem == "mantis":
+        return [f"backbone.branches.{i}.conv" for i in range(1 + len(config.input_size))]
     first = "backbone.stages.0.blocks.0."
     if config.stem == "residual":
         same = config.stem_strides[0] == 1 and config.in_channels == config.stem_width
@@ -343,15 +350,18 @@ def _input_layers(config: ViTConfig) -> list[str]:
 
 def _fit_positions(fitted: Fitted, old: ViTConfig, new: ViTConfig) -> None:
     """The positions of the patches; `_fit_tokens` fits those of the prefix tokens."""
-    if old.pos_embed == "rope" and new.pos_embed == "rope":
+    rotations = ["rope_periods", "xpos_decay"]
+    if old.pos_embed == new.pos_embed and old.pos_embed in ("rope", "xpos"):
         if len(old.input_size) != len(new.input_size):
-            fitted.drop(["rope_periods"], "another number of axes has other periods; they are computed")
+            fitted.drop(rotations, "another number of axes has other periods; they are computed")
         elif old.rope_base != new.rope_base:
-            fitted.drop(["rope_periods"], f"computed from rope_base {new.rope_base:g}")
+            fitted.drop(rotations[:1], f"computed from rope_base {new.rope_base:g}")
         return
+    fitted.drop(rotations, f"positions are {new.pos_embed} in the new network")
     if "pos_embed" not in fitted.tensors or new.pos_embed != "learned":
         if (old.pos_embed, old.grid) != (new.pos_embed, new.grid):
-            theirs = "rotations in the new network" if new.pos_embed == "rope" else "computed for the new grid"
+            rotated = new.pos_embed in ("rope", "xpos")
+            theirs = "rotations in the new network" if rotated else "computed for the new grid"
             fitted.drop(["pos_embed"], f"positions are {theirs}")
         return
     if old.grid == new.grid:

@@ -101,15 +101,22 @@ class Checkpoint:
         Raises:
             ValueError: if there is none.
         """
-        configs = configs_in(self.structure)
-        if not configs:
-            raise ValueError(f"{self.source} holds random convolutions alone, without a Vision Transformer")
-        return configs[0]
+        self.check_transformer()
+        return configs_in(self.structure)[0]
+
+    def check_transformer(self) -> None:
+        """Raise a ValueError if nothing inside was trained by descent."""
+        if not configs_in(self.structure):
+            raise ValueError(
+                f"{self.source} holds random convolutions and a frozen encoder at most, and no Vision Transformer that "
+                "was trained: train it again with --preset signal (preset='signal'), which trains one"
+            )
 
     def transformers(self) -> list["Checkpoint"]:
-        """Each transformer inside as a checkpoint of its own, without the random convolutions beside it.
+        """Each transformer inside as a checkpoint of its own, without the solved networks beside it.
 
-        These are counted in `random_features`. Members have the temperature 1, as theirs belongs to the whole network.
+        Random convolutions are counted in `random_features`. Members have the temperature 1, as theirs belongs to the
+        whole network.
         """
         found: list[Checkpoint] = []
         for prefix, part in networks_in(self.structure):

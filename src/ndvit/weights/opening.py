@@ -12,7 +12,9 @@ from typing import Any
 import torch
 
 from ndvit.config import ViTConfig
+from ndvit.data.preprocess.base import Preprocess
 from ndvit.data.preprocess.images import ImagePreprocess
+from ndvit.data.preprocess.signals import SignalPreprocess
 from ndvit.network.vit import HEADS
 from ndvit.tasks.classification import Classification, check_class_names
 from ndvit.tasks.imagenet import are_imagenet, imagenet_classes, like_imagenet
@@ -202,8 +204,10 @@ def _preprocess(
     row: Weights | None,
     found: tuple[Sidecars, Sidecars],
     assumed: dict[str, str],
-) -> ImagePreprocess | None:
+) -> Preprocess | None:
     usual = layout.preprocess
+    if layout.signal is not None:
+        return _signal_preprocess(config, layout.signal, row, found)
     names = ("mean", "std", "interpolation", "crop_fraction", "resize")
     stated: dict[str, Any] = {name: getattr(row, name) for name in names} if row else {}
     for sidecars in found:
@@ -217,6 +221,17 @@ def _preprocess(
             f"{usual['crop_fraction']:.3g}: usual in the {layout.name} layout; set preprocess=dict(mean=..., std=...)"
         )
     return ImagePreprocess(size=config.input_size, **{**usual, **stated})
+
+
+def _signal_preprocess(
+    config: ViTConfig, usual: Mapping[str, Any], row: Weights | None, found: tuple[Sidecars, Sidecars]
+) -> SignalPreprocess:
+    """The preprocessing of a network that reads arrays of values: raw values, unless something is stated."""
+    values = {"mean": (0.0,) * config.in_channels, "std": (1.0,) * config.in_channels, **usual}
+    values |= {"mean": row.mean, "std": row.std} if row else {}
+    for sidecars in found:
+        values |= {name: sidecars.preprocess[name] for name in ("mean", "std") if name in sidecars.preprocess}
+    return SignalPreprocess(size=config.input_size, **values)
 
 
 def _classes(
@@ -252,7 +267,7 @@ def _check(path: Path, checkpoint: Checkpoint) -> None:
                 raise ValueError(f"{where} claims {blocks:,} blocks and has {len(found):,} tensors")
         with header_errors(where), _odd_shapes(where, checkpoint.layout), torch.device("meta"):
             network = make_network(structure)
-        computed = {"pos_embed", "rope_periods"} - dict(network.named_parameters()).keys()
+        computed = {"pos_embed", "rope_periods", "xpos_decay"} - dict(network.named_parameters()).keys()
         check_tensors(where, {n: t for n, t in network.state_dict().items() if n not in computed or n in found}, found)
     if strange := [name for name in checkpoint.tensors if not any(name.startswith(prefix) for prefix, _ in parts)]:
         raise ValueError(f"{path}: {len(strange)} tensors belong to no member of the committee ({some(strange)})")

@@ -4,6 +4,7 @@ A structure is one of
 
     {"kind": "vit", "config": ViTConfig.to_dict()}
     {"kind": "random_convolutions", "channels": c, "length": n, "features": f, "outputs": k}
+    {"kind": "encoder_features", "config": ViTConfig.to_dict(), "channels": c, "length": n, "outputs": k}
     {"kind": "committee", "combine": "outputs" or "probabilities", "weights": [...], "members": [structure, ...]}
 
 The tensors of member i of a committee have the prefix `members.i.`.
@@ -18,14 +19,24 @@ from torch import nn
 from ndvit.config import ViTConfig
 from ndvit.config.bounds import brief
 from ndvit.network import VisionTransformer
-from ndvit.network.committee import Committee
+from ndvit.network.committee import Committee, output_committees
+from ndvit.network.encoder_features import EncoderFeatures
 from ndvit.network.random_convolutions import RandomConvolutions
 
 Structure = dict[str, Any]
 T = TypeVar("T")
 
-_SIZES = ("channels", "length", "features", "outputs")  # of random convolutions, in the order of their arguments
-_KEYS = {"vit": ("config",), "random_convolutions": _SIZES, "committee": ("combine", "weights", "members")}
+# Sizes of the networks whose heads are solved, in the order of their arguments (after the config of an encoder).
+_SIZES = {
+    "random_convolutions": ("channels", "length", "features", "outputs"),
+    "encoder_features": ("channels", "length", "outputs"),
+}
+_KEYS = {
+    "vit": ("config",),
+    "random_convolutions": _SIZES["random_convolutions"],
+    "encoder_features": ("config", *_SIZES["encoder_features"]),
+    "committee": ("combine", "weights", "members"),
+}
 # Files come from strangers: these bounds keep a few bytes of header from building a huge network.
 _LARGEST, _MOST_NETWORKS, _DEEPEST = 2**31, 1000, 4
 
@@ -39,9 +50,12 @@ def structure_of(network: nn.Module) -> Structure:
     if isinstance(network, VisionTransformer):
         return {"kind": "vit", "config": network.config.to_dict()}
     if isinstance(network, RandomConvolutions):
-        head = network.head
-        sizes = (network.channels, network.length, head.in_features, head.out_features)
-        return {"kind": "random_convolutions", **dict(zip(_SIZES, sizes))}
+        sizes: tuple[int, ...] = (*network.shape, network.num_features, network.head.out_features)
+        return {"kind": "random_convolutions", **dict(zip(_SIZES["random_convolutions"], sizes))}
+    if isinstance(network, EncoderFeatures):
+        sizes = (*network.shape, network.head.out_features)
+        config = network.encoder.config.to_dict()
+        return {"kind": "encoder_features", "config": config, **dict(zip(_SIZES["encoder_features"], sizes))}
     if isinstance(network, Committee):
         members = [structure_of(member) for member in network.members]
         return {"kind": "committee", "combine": network.combine, "weights": list(network.weights), "members": members}
@@ -59,15 +73,17 @@ def check_structure(values: Any, depth: int = 0) -> Structure:
     kind = values["kind"]
     if unknown := values.keys() - {"kind", *_KEYS.get(kind, values)}:
         raise ValueError(f"a {kind} has no {', '.join(sorted(unknown))[:60]}, it has {', '.join(_KEYS[kind])}")
-    if kind == "vit":
-        return {"kind": kind, "config": ViTConfig.from_dict(values["config"]).to_dict()}
-    if kind == "random_convolutions":
-        for name in _SIZES:
+    if kind not in _KEYS:
+        raise ValueError(f"a network is a {', '.join(_KEYS)}; got {str(kind)[:40]!r}")
+    if kind != "committee":
+        checked: Structure = {"kind": kind}
+        if "config" in _KEYS[kind]:
+            checked["config"] = ViTConfig.from_dict(values["config"]).to_dict()
+        for name in _SIZES.get(kind, ()):
             if type(values[name]) is not int or not 1 <= values[name] <= _LARGEST:
                 raise ValueError(f"{name} must be a whole number from 1 to {_LARGEST:,}, got {str(values[name])[:20]}")
-        return {"kind": kind, **{name: values[name] for name in _SIZES}}
-    if kind != "committee":
-        raise ValueError(f"a network is a vit, random_convolutions or a committee, got {str(kind)[:40]!r}")
+            checked[name] = values[name]
+        return checked
     if depth == _DEEPEST or len(list(islice(networks_in(values), _MOST_NETWORKS + 1))) > _MOST_NETWORKS:
         raise ValueError(f"committees nest at most {_DEEPEST} deep and have at most {_MOST_NETWORKS:,} networks")
     members = [check_structure(member, depth + 1) for member in values["members"]]
@@ -88,7 +104,7 @@ def networks_in(structure: Structure, prefix: str = "") -> Iterator[tuple[str, S
 
 
 def configs_in(structure: Structure) -> list[ViTConfig]:
-    """The configs of all transformers inside, in order."""
+    """The configs of all transformers inside, in order, without those of frozen encoders."""
     return [ViTConfig.from_dict(part["config"]) for _, part in networks_in(structure) if part["kind"] == "vit"]
 
 
@@ -120,8 +136,11 @@ def make_network(structure: Structure) -> nn.Module:
     """
     if structure["kind"] == "vit":
         return VisionTransformer(ViTConfig.from_dict(structure["config"]))
-    if structure["kind"] == "random_convolutions":
-        return RandomConvolutions(*(structure[name] for name in _SIZES))
+    if structure["kind"] in _SIZES:
+        sizes = [structure[name] for name in _SIZES[structure["kind"]]]
+        if structure["kind"] == "random_convolutions":
+            return RandomConvolutions(*sizes)
+        return EncoderFeatures(ViTConfig.from_dict(structure["config"]), *sizes)
     members = [make_network(member) for member in structure["members"]]
     return Committee(members, structure["weights"], structure["combine"])
 
@@ -135,6 +154,9 @@ def summary(structure: Structure) -> str:
         return f"{len(lines)} members, {f'each {lines[0]}' if len(set(lines)) == 1 else '; '.join(lines)}"
     if structure["kind"] == "random_convolutions":
         return f"{structure['features']:,} random convolution features"
+    if structure["kind"] == "encoder_features":
+        config = ViTConfig.from_dict(structure["config"])
+        return f"a frozen encoder, {config.embed_dim} wide, {config.depth} blocks"
     config = ViTConfig.from_dict(structure["config"])
     size = times((config.in_channels, *config.input_size))
     stem = f", {config.stem} stem {config.stem_depths}" if config.stem != "none" else ""
@@ -143,6 +165,18 @@ def summary(structure: Structure) -> str:
         f"{config.embed_dim} wide, {config.depth} blocks, {config.num_heads} heads, input {size}{stem}, patch "
         f"{times(config.patch_size)}, {config.num_classes} outputs{merged}"
     )
+
+
+def describe_weights(network: nn.Module) -> str:
+    """How much each member of a network counts in its answer, in one line."""
+    committees = output_committees(network)
+    if not committees:
+        return summary(structure_of(network))
+    parts = [
+        f"{100 * w:.0f} % {summary(structure_of(m))}" for m, w in zip(committees[0].members, committees[0].weights)
+    ]
+    first = "first member: " if len(committees) > 1 else ""
+    return first + "; ".join(parts)
 
 
 def times(sizes: tuple[int, ...]) -> str:

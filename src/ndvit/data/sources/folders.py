@@ -29,13 +29,18 @@ _SYSTEM = {
 """Names, in lower case, of folders that operating systems and tools put beside data, such as thumbnails."""
 
 
-def read_folder(root: Path) -> tuple[dict[str, Part], list[str]]:
+def read_folder(root: Path, with_unlabelled: bool = False) -> tuple[dict[str, Part], list[str]]:
     """Find the examples of a folder of class folders: {"train": ...}, or its splits.
 
     Folders are splits by their names, in any spelling (see `split_names`), if there are no others, or if one of them
     is the training set and there is another split or it has no files of its own; otherwise they are classes. A folder
     that is the only one, and has folders only, is replaced by these. Below a split, every name is that of a class.
     Links that leave the folder and links to folders are never followed.
+
+    Args:
+        root: the folder.
+        with_unlabelled: add the files of folders of unlabelled examples to the training set, with None as their target;
+            otherwise they are ignored.
 
     Returns:
         The parts, with paths as items, and notes on ignored files and unusual layouts; doubtful ones are `Doubt`s.
@@ -47,11 +52,17 @@ def read_folder(root: Path) -> tuple[dict[str, Part], list[str]]:
     scanner = _Scanner(root)
     top = scanner.unwrapped(root, keep_splits=True)
     splits, unlabelled = scanner.splits(top)
-    scanner.ignore("without labels, by their names", unlabelled)
+    if not with_unlabelled:
+        scanner.ignore("without labels, by their names", unlabelled)
     parts = {
         split: scanner.class_folders(folder, without=unlabelled) for split, folder in (splits or {"train": top}).items()
     }
     scanner.doubt_classes_beside_splits(parts)
+    if with_unlabelled and "train" in parts:
+        paths = [path for folder in unlabelled for path in scanner.without_tables(scanner.walk(folder))]
+        train, names = parts["train"], [path.relative_to(root).as_posix() for path in paths]
+        targets = [*(train.targets or []), *[None] * len(paths)]
+        parts["train"] = Part([*train.items, *map(str, paths)], targets, [*train.names, *names])
     check_one_medium([path for part in parts.values() for path in part.items], root)
     return parts, scanner.notes()
 

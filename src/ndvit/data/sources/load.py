@@ -50,13 +50,14 @@ def load_source(
     progress: bool = True,
     to_train: bool = True,
 ) -> Source:
-    """Load a data set with targets.
+    """Load a data set with targets, or for a task that learns without them, the training examples of any data.
 
     Args:
         source: the name of a built-in set; `ucr:NAME`; `hf:owner/name`, a data set of pictures on the Hugging Face hub
             (see `read_hub`); a folder of class folders; a .csv with the columns path and label (see `read_list`); a
             .ts, .tsv, .npz or .npy file; or in Python `(X, y)`, `(X_train, y_train, X_test, y_test)` or a dict with
-            such keys, where each X is any container that `read_container` reads.
+            such keys, where each X is any container that `read_container` reads. Without targets also a folder of
+            files, or X alone.
         task: meaning of the targets, by name or class.
         test_fraction: share of the examples (of each class) that is held out for testing if the data has no test set; 0
             leaves `test` empty.
@@ -76,23 +77,30 @@ def load_source(
     """
     if not 0 <= test_fraction < 1:
         raise ValueError(f"test_fraction must be at least 0 and below 1, got {test_fraction}")
-    name, parts, notes = _find(source, skip_bad, progress)
-    where = name if isinstance(source, tuple | dict) else printable(str(source))
+    kind_of_task = task_class(task)
+    if kind_of_task.learns_from_targets:
+        name, parts, notes = _find(source, skip_bad, progress)
+    else:
+        name, parts, notes = _find_any(source, skip_bad, progress)
+    where = printable(str(source)) if isinstance(source, str | Path) else name
     if to_train and "train" not in parts:
         raise ValueError(
             f"{where}: has {' and '.join(parts)} but no training set (X_train, a folder train/, or lines with train in "
             "the column split); `ndvit evaluate` tests a trained model on it"
         )
-    if "test" not in parts and "val" in parts:
+    if kind_of_task.learns_from_targets and "test" not in parts and "val" in parts:
         parts["test"] = parts.pop("val")
         notes.append("no test set in the data: the validation set is the test set")
     parts = {split: _printable(parts[split]) for split in ("train", "test", "val") if split in parts}
-    for split, part in parts.items():
-        parts[split], unlabelled = _with_targets(part, split, where, notes, skip_bad, literal_labels)
-        notes += unlabelled
+    if kind_of_task.learns_from_targets:
+        for split, part in parts.items():
+            parts[split], unlabelled = _with_targets(part, split, where, notes, skip_bad, literal_labels)
+            notes += unlabelled
+    else:
+        notes += [f"the {split} examples of {name} are not used" for split in parts if split != "train"]
+        parts, test_fraction = {"train": _with_known_targets(parts["train"], literal_labels)}, 0.0
     checked = check_examples(parts, where, skip_bad, progress, drop_copies=drop_copies)
     notes += checked.notes
-    kind_of_task = task_class(task)
     if any(checked.faults.values()):
         _check_strata_remain(kind_of_task, parts, checked, where)
     parts = checked.parts
@@ -197,8 +205,13 @@ def _loaded(part: Part, notes: list[str], where: str, skip_bad: bool, channels: 
     return LoadedExamples(checked.kind, checked.dims, _examples(checked.parts["test"], None), tuple(notes))
 
 
-def _find(source: Any, skip_bad: bool, progress: bool) -> tuple[str, dict[str, Part], list[str]]:
-    """Return name, parts ("train", and "test" and "val" if the data has them) and notes of a source."""
+def _find(
+    source: Any, skip_bad: bool, progress: bool, with_targets: bool = True
+) -> tuple[str, dict[str, Part], list[str]]:
+    """Return name, parts ("train", and "test" and "val" if the data has them) and notes of a source.
+
+    Without `with_targets`, a folder unlabelled/ beside those of the classes belongs to the training set.
+    """
     if isinstance(source, tuple | dict):
         return "arrays", *read_arrays(source)
     if not isinstance(source, str | Path):
@@ -223,7 +236,7 @@ def _find(source: Any, skip_bad: bool, progress: bool) -> tuple[str, dict[str, P
         if table:
             name, parts, notes = read_set(table)
             return name, parts, notes + unread_beside(table)
-        parts, notes = folders.read_folder(path)
+        parts, notes = folders.read_folder(path, with_unlabelled=not with_targets)
         named = {split: part._replace(targets=literal_names(part.targets or [])) for split, part in parts.items()}
         return path.resolve().name, named, notes
     if path.exists():
@@ -238,6 +251,30 @@ def _find(source: Any, skip_bad: bool, progress: bool) -> tuple[str, dict[str, P
         f"Built in: {', '.join(builtin_sources())}. Other sets of the UCR archive: ucr:NAME; of the Hugging Face hub: "
         "hf:owner/name"
     )
+
+
+def _find_any(source: Any, skip_bad: bool, progress: bool) -> tuple[str, dict[str, Part], list[str]]:
+    """As `_find`, for data with labels or without: also a folder of files, a list of paths, or X alone."""
+    if not isinstance(source, str | Path | tuple | dict):
+        part, notes = read_examples(source)
+        return "arrays", {"train": part}, notes
+    path = None if isinstance(source, tuple | dict) else Path(source).expanduser()
+    builtin = isinstance(source, str) and source.lower() in builtin_sources()
+    flat = path is not None and path.is_dir() and not any(inner.is_dir() for inner in path.iterdir())
+    if path is not None and flat and not builtin and find_training_file(path) is None:
+        part, notes = folders.read_flat_folder(path)
+        return path.resolve().name, {"train": part}, notes
+    try:
+        return _find(source, skip_bad, progress, with_targets=False)
+    except ValueError as error:
+        if path is None or not is_list(path):
+            raise
+        fault = error
+    try:
+        parts, notes = read_list(path, with_targets=False, skip_bad=skip_bad)
+    except ValueError:
+        raise fault from None
+    return path.stem, parts, notes
 
 
 def _digits() -> Part:
@@ -292,6 +329,15 @@ def _with_targets(
     names, left_out = listing([part.names[i] for i in missing]), set(missing)
     kept = part.take([i for i in range(len(part.items)) if i not in left_out])
     return kept, [f"{len(missing):,} of {len(part.items):,} {split} examples left out without a label: {names}"]
+
+
+def _with_known_targets(part: Part, literal_labels: bool) -> Part:
+    """Return the part with None as the target of each example without a label."""
+    targets = [None] * len(part.items) if part.targets is None else part.targets
+    if literal_labels:
+        targets = literal_names(targets)
+    missing = set(missing_labels(targets))
+    return part._replace(targets=[None if i in missing else target for i, target in enumerate(targets)])
 
 
 def _check_strata_remain(kind_of_task: type[Task], parts: dict[str, Part], checked: Checked, where: str) -> None:

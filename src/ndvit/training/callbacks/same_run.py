@@ -4,16 +4,25 @@ import ndvit._torchvision  # noqa: F401  (lightning imports torchvision)
 
 # isort: split
 import zlib
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from lightning.pytorch.callbacks import Callback
+from torch import nn
 
 from ndvit.config import ViTConfig
 from ndvit.config.recipe import Recipe
 from ndvit.data.loading import Inputs
+from ndvit.network.committee import first_transformer, solved_networks
+from ndvit.network.encoder_features import EncoderFeatures
 from ndvit.network.random_convolutions import RandomConvolutions
 
+_ABSENT = {
+    **Recipe().to_dict(),
+    **ViTConfig().to_dict(),
+    "encoder": False,
+}  # values of fields that earlier versions lack
 _FREE = ("device", "workers", "tracker")  # options that change where and how fast a run computes, not what
 
 
@@ -22,17 +31,22 @@ class SameRun(Callback):
 
     Args:
         recipe: the recipe.
-        config: config of the transformer.
-        random_features: number of random convolution features beside it.
+        network: the transformer, with the solved networks beside it.
         train: training examples.
+        objective: options of the objective of a task without targets.
     """
 
-    def __init__(self, recipe: Recipe, config: ViTConfig, random_features: int, train: Inputs) -> None:
+    def __init__(
+        self, recipe: Recipe, network: nn.Module, train: Inputs, objective: Mapping[str, Any] | None = None
+    ) -> None:
+        solved = solved_networks(network)
+        features = sum(one.num_features for one in solved if isinstance(one, RandomConvolutions))
+        beside = {"rocket_features": features, "encoder": any(isinstance(one, EncoderFeatures) for one in solved)}
         preprocess = train.preprocess.to_dict()
         labels = [] if train.examples.targets is None else train.examples.targets.tolist()
         self.facts: dict[str, Any] = {
-            "recipe": {k: v for k, v in recipe.to_dict().items() if k not in _FREE},
-            "config": config.to_dict() | {"rocket_features": random_features},
+            "recipe": {k: v for k, v in recipe.to_dict().items() if k not in _FREE} | dict(objective or {}),
+            "config": first_transformer(network).config.to_dict() | beside,
             "examples": len(train),
             "labels": zlib.crc32(repr((list(train.examples.names), labels)).encode()),
             "moments": [*preprocess["mean"], *preprocess["std"]],
@@ -51,7 +65,7 @@ class SameRun(Callback):
         before, differences = checkpoint["callbacks"][self.state_key], []
         for part in ("recipe", "config"):
             for name, now in self.facts[part].items():
-                then = before[part].get(name)
+                then = before[part].get(name, _ABSENT.get(name))
                 if name == "rocket_features":  # earlier versions stored the requested number, which is rounded down
                     then = (then or 0) // RandomConvolutions.smallest * RandomConvolutions.smallest
                 if then != now:

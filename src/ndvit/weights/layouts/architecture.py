@@ -19,6 +19,9 @@ _ROPE_HEADS = {1280: 20, 4096: 32}  # DINOv3 H+ and 7B
 _CLASSLESS_HEADS = {1536: 16}  # SigLIP 2 giant
 
 
+_STEM_FIELDS: dict[str, Any] = {"stem": "none", "stem_depths": (), "stem_strides": ()}  # that its stride depends on
+
+
 @dataclass
 class Inferred:
     """The config of a checkpoint, and a line for each field that was assumed."""
@@ -56,23 +59,29 @@ def infer(
         size_hint = (size_hint,) * (patch.ndim - 2) if isinstance(size_hint, int) else tuple(size_hint)
     usual = dict(converted.format.usual)
     facts = usual | dict(stated) | converted.certain
-    values: dict[str, Any] = _encoder(tensors) | _stem(tensors) | _tokens(tensors)
+    values: dict[str, Any] = _encoder(tensors) | _stem(tensors, facts) | _tokens(tensors)
     values["patch_size"] = tuple(patch.shape[2:])
     result = Inferred(ViTConfig(), tensors, notes=list(converted.notes))
     _register_of(values, result)
     values["num_heads"] = facts.get("num_heads") or _heads(tensors, facts, result, where)
+    proj = tensors.get("blocks.0.attn.proj.weight")
+    if proj is not None and proj.shape[1] != values["embed_dim"]:
+        values["head_dim"] = proj.shape[1] // values["num_heads"]
     values["pooling"] = _pooling(tensors, values["embed_dim"])
-    if values["pooling"] == "token" and facts.get("pooling") in ("token", "avg", "norm_avg"):
+    if values["pooling"] == "token" and facts.get("pooling") in ("token", "avg", "norm_avg", "prefix_avg"):
         values["pooling"] = facts["pooling"]  # tensors tell the other poolings
     if values["pooling"] == "avg" and "norm.weight" in tensors:
         values["pooling"] = "norm_avg"
-    for name in ("norm_eps", "activation", "rope_base", "stem_numerics"):
+    values["final_norm"] = facts.get("final_norm", True) or "norm.weight" in tensors
+    for name in ("norm_eps", "activation", "rope_base", "stem_numerics", "norm", "patch_norm_eps", "patch_stride"):
         if name in facts:
             values[name] = facts[name]
-        matters = name in ("norm_eps", "activation") or (name == "stem_numerics" and "stem" in values)
+        matters = name in ("norm_eps", "activation") or (name == "stem_numerics" and values.get("stem") == "resnet")
         if matters and name not in {**stated, **converted.certain}:
             layout = converted.format.name
             result.assumed[name] = f"{name} {values.get(name)}, usual in the {layout} layout; set {name}="
+    if "head_norm.weight" in tensors:
+        values["head_norm"] = facts.get("head_norm", "none")
     fc1, fc2 = tensors["blocks.0.mlp.fc1.weight"], tensors["blocks.0.mlp.fc2.weight"]
     if len(fc1) == 2 * fc2.shape[1]:
         values["activation"] = "swiglu"
@@ -84,15 +93,15 @@ def infer(
 
 
 def determined(converted: Converted) -> dict[str, Any]:
-    """Fields of `ViTConfig` that the tensors of a plain ViT determine; of a hybrid only the number of outputs."""
+    """Fields of `ViTConfig` that the tensors of a plain ViT determine; of one with a stem outputs and heads."""
     tensors, head = converted.tensors, converted.tensors.get("head.weight")
     actual: dict[str, Any] = {"num_classes": 0 if head is None or not head.ndim else len(head)}
+    actual |= {name: converted.certain[name] for name in ("num_heads",) if name in converted.certain}
     patch = tensors.get("patch_embed.proj.weight")
-    if patch is None or "patch_embed.backbone.stem.conv.weight" in tensors:
+    if patch is None or any(name.startswith("patch_embed.backbone.") for name in tensors):
         return actual
     actual |= {"embed_dim": len(patch), "in_channels": patch.shape[1], "patch_size": tuple(patch.shape[2:])}
-    actual["depth"] = _depth(tensors)
-    return actual | {name: converted.certain[name] for name in ("num_heads",) if name in converted.certain}
+    return actual | {"depth": _depth(tensors)}
 
 
 def contradiction(stated: Mapping[str, Any], actual: Mapping[str, Any]) -> str | None:
@@ -125,7 +134,17 @@ def _encoder(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     }
 
 
-def _stem(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+def _stem(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> dict[str, Any]:
+    windowed = tensors.get("patch_embed.backbone.branches.0.conv.weight")
+    if windowed is not None:
+        return {
+            "stem": "mantis",
+            "stem_depths": (1,),
+            "stem_strides": facts["stem_strides"],
+            "stem_width": windowed.shape[0],
+            "in_channels": windowed.shape[1],
+            "stem_kernel": windowed.shape[2],
+        }
     root = tensors.get("patch_embed.backbone.stem.conv.weight")
     if root is None:
         return {"in_channels": tensors["patch_embed.proj.weight"].shape[1]}
@@ -205,29 +224,30 @@ def _positions(
 ) -> dict[str, Any]:
     """The input size and how positions are embedded, from the number of positions."""
     patch = values["patch_size"]
-    stride = stem_stride(values.get("stem", "none"), values.get("stem_depths", ()))
+    stride = stem_stride(*(values.get(name, usual) for name, usual in _STEM_FIELDS.items()))
     token = tuple(p * stride for p in patch)
+    step = tuple(p * stride for p in values.get("patch_stride", patch))
     prefix = values["class_token"] + values["distilled"] + values["num_registers"]
     stated = facts.get("input_size")
     stated = (stated,) * len(patch) if isinstance(stated, int) else stated
     if "pos_embed" not in tensors:
-        if facts.get("pos_embed") not in ("rope", "sincos"):
+        if facts.get("pos_embed") not in ("rope", "xpos", "sincos"):
             raise ValueError(f"{where} has no positions (pos_embed), which its layout stores: the file is not complete")
         if stated is None and size_hint is not None and len(size_hint) == len(token):
             stated = size_hint
         if stated is None:
             stated = tuple(round(224 / t) * t for t in token)
             result.assumed["input_size"] = f"input_size {stated}: no tensor depends on it; set input_size="
-        if facts.get("pos_embed") == "rope":
-            return {"pos_embed": "rope", "pos_embed_prefix": False, "input_size": stated}
+        if facts["pos_embed"] in ("rope", "xpos"):
+            return {"pos_embed": facts["pos_embed"], "pos_embed_prefix": False, "input_size": stated}
         # The fixed positions of big_vision are not stored, and have other frequencies than those of MAE.
-        grid = tuple(s // t for s, t in zip(stated, token))
+        grid = _grid(stated, token, step)
         tensors["pos_embed"] = sincos_positions(grid, values["embed_dim"], endpoint=True)[None]
         result.notes.append("the file has no positions: big_vision's fixed sines and cosines were computed")
         return {"pos_embed_prefix": False, "input_size": stated}
     count = tensors["pos_embed"].shape[1]
     leading, usual = _leading(values, converted)
-    fits = list(_fitting(count, leading, usual, token, stated, size_hint))
+    fits = list(_fitting(count, leading, usual, token, step, stated, size_hint))
     if not fits:
         raise ValueError(
             f"{where} has {count} positions for {prefix} prefix tokens and a grid that is not square: set input_size= "
@@ -240,7 +260,7 @@ def _positions(
         result.assumed["grid"] = (
             f"a grid of {chosen.text(prefix)} for {count} positions{also}; set input_size= to the size of the training"
         )
-    covered = tuple(g * t for g, t in zip(chosen.grid, token))
+    covered = chosen.size if step != token else tuple(g * t for g, t in zip(chosen.grid, token))
     if covered != chosen.size:
         result.notes.append(
             f"trained at {chosen.size}, of which whole patches cover {covered}, which is the input size here"
@@ -288,6 +308,7 @@ def _fitting(
     leading: tuple[int, ...],
     usual: bool,
     token: tuple[int, ...],
+    step: tuple[int, ...],
     stated: tuple[int, ...] | None,
     hint: tuple[int, ...] | None,
 ) -> Iterator[_Fit]:
@@ -301,12 +322,12 @@ def _fitting(
     def sizes(first: int, kind: str) -> Iterator[_Fit]:
         patches = count - first
         if kind == "square":
-            guesses = _regular(patches, token)
+            guesses = _regular(patches, token, step)
         else:
             guesses = [size for size in (stated if kind == "stated" else hint,) if size is not None]
         for size in guesses:
-            grid = tuple(s // t for s, t in zip(size, token))
-            exact = kind == "stated" or all(s % t == 0 for s, t in zip(size, token))
+            grid = _grid(size, token, step)
+            exact = kind == "stated" or all((s - t) % n == 0 for s, t, n in zip(size, token, step))
             if len(size) == len(token) and exact and math.prod(grid) == patches > 0:
                 yield _Fit(first, tuple(size), grid, kind == "square" and len(token) > 1)
 
@@ -320,10 +341,15 @@ def _fitting(
         yield from sizes(number, kind)
 
 
-def _regular(patches: int, token: tuple[int, ...]) -> list[tuple[int, ...]]:
+def _grid(size: Sequence[int], token: tuple[int, ...], step: tuple[int, ...]) -> tuple[int, ...]:
+    """Patches along each axis, of so many samples at such steps."""
+    return tuple((s - t) // n + 1 for s, t, n in zip(size, token, step))
+
+
+def _regular(patches: int, token: tuple[int, ...], step: tuple[int, ...]) -> list[tuple[int, ...]]:
     """Square inputs of so many patches, and inputs with a square grid, which are others if a patch is not square."""
     axes = len(token)
     side = round(max(patches * math.prod(token), 0) ** (1 / axes))
-    whole = [(side,) * axes] if all(side % t == 0 for t in token) else []
-    square = tuple(round(max(patches, 0) ** (1 / axes)) * t for t in token)
+    whole = [(side,) * axes] if step == token and all(side % t == 0 for t in token) else []
+    square = tuple((round(max(patches, 0) ** (1 / axes)) - 1) * n + t for t, n in zip(token, step))
     return [*whole, square]

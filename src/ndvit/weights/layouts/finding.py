@@ -17,8 +17,8 @@ from ndvit.weights.layouts.layout import Format, Tensors
 from ndvit.weights.structure import below
 
 _PATCHES = re.compile(
-    r"(?:^|\.)(?:patch_embed\.proj|conv_proj|embeddings\.patch_embeddings(?:\.projection)?|embeddings\.patch_embedding)"
-    r"\.weight$|(?:^|/)embedding/kernel$"
+    r"(?:^|\.)(?:patch_embed\.proj|conv_proj|embeddings\.patch_embeddings(?:\.projection)?|embeddings\.patch_embedding"
+    r"|tokgen_unit\.linear_encoder\.linear)\.weight$|(?:^|/)embedding/kernel$"
 )
 # Patch embeddings and tensors in one file: names come from strangers, and all are compared with every layout.
 _MOST, _MOST_TENSORS = 20, 50_000

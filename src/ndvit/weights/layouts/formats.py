@@ -1,5 +1,6 @@
 """The tables of published layouts, one `Format` each, and what other networks look like."""
 
+import math
 import re
 from collections.abc import Iterable
 from functools import partial
@@ -8,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ndvit.network.positions import rope_periods, xpos_decay
+from ndvit.network.stems.mantis import SCALES
 from ndvit.weights.errors import some
 from ndvit.weights.layouts.layout import Format, Rows, Tensors
 from ndvit.weights.reading.zoo import STATISTICS
@@ -291,6 +294,82 @@ _TORCHVISION_INNER: Rows = (
     ("mlp.fc2", "mlp.3", "mlp.linear_2"),
 )
 
+# ---- Mantis, whose first version also has the weights of UTICA: networks of one channel of a signal
+
+_MANTIS_TOP: Rows = (
+    ("patch_embed.backbone.branches.0.conv", "tokgen_unit.convs.0.conv"),
+    ("patch_embed.backbone.branches.1.conv", "tokgen_unit.convs.1.conv"),
+    ("patch_embed.backbone.branches.0.norm", "tokgen_unit.layer_norms.0"),
+    ("patch_embed.backbone.branches.1.norm", "tokgen_unit.layer_norms.1"),
+    ("patch_embed.backbone.scalars", "tokgen_unit.scalar_encoders"),
+    ("patch_embed.proj", "tokgen_unit.linear_encoder.linear"),
+    ("patch_embed.norm", "tokgen_unit.linear_encoder.layer_norm"),
+    ("cls_token", "transf_unit.cls_token", "vit_unit.cls_token"),
+    ("pos_embed", "transf_unit.pos_encoder.pe", "vit_unit.pos_encoder.pe"),
+    ("norm", "transf_unit.norm", "vit_unit.norm"),  # UTICA
+)
+_MANTIS_SCALARS = {  # tensors of the encoder of each scale, and the rows of ours that they become
+    "w": "slope",
+    "b": "shift",
+    "layer_norm.weight": "norm_weight",
+    "layer_norm.bias": "norm_bias",
+}
+_MANTIS_USUAL = {"num_heads": 8, "stem_strides": (16,), "input_size": (512,)}
+_MANTIS_CERTAIN = {"activation": "gelu", "norm_eps": 1e-5, "patch_norm_eps": 1e-15}
+
+
+def _join_scales(tensors: Tensors) -> Tensors:
+    """Join the encoders of the scales, and leave the scales out, which are constants."""
+    out, parts = Tensors(), dict[str, dict[int, Tensor]]()
+    for name, tensor in tensors.items():
+        if match := re.fullmatch(r"(tokgen_unit\.scalar_encoders\.\d)\.encoders\.(\d)\.(.+)", name):
+            leaf = _MANTIS_SCALARS.get(match[3], match[3])
+            parts.setdefault(f"{match[1]}.{leaf}", {})[int(match[2])] = tensor
+        elif not name.endswith(".scales"):
+            out[name] = tensor
+        elif tensor.shape != (len(SCALES),) or not torch.allclose(tensor.float(), torch.tensor(SCALES)):
+            raise ValueError(f"{name} is {tensor.tolist()[:10]}: ndvit has Mantis with the scales {SCALES} only")
+    return out | {name: torch.cat([found[i] for i in sorted(found)]) for name, found in parts.items()}
+
+
+def _mantis_tokens(tensors: Tensors) -> Tensors:
+    """Give the linear layer of the patches a kernel of one place, and class token and positions a batch axis."""
+    out = dict(tensors)
+    if "patch_embed.proj.weight" in out:
+        out["patch_embed.proj.weight"] = out["patch_embed.proj.weight"].unsqueeze(-1)
+    for name in ("cls_token", "pos_embed"):
+        if name in out:
+            out[name] = out[name].reshape(1, -1, out[name].shape[-1])
+    return out
+
+
+def _mantis_v2_heads(tensors: Tensors) -> Tensors:
+    """Reorder the values of the heads, and compute the rotations, which are not in the file.
+
+    MantisV2 stores them as (qkv, head_dim, heads), and rotates the values 2i and 2i + 1 of a head together, where ours
+    rotates i and i + head_dim / 2. Its decay has the order of ours, so value j there has that of place j here.
+    """
+    out, heads = _mantis_tokens(tensors), _MANTIS_USUAL["num_heads"]
+    for name in [name for name in out if ".attn.qkv." in name]:
+        parts = out[name].unflatten(0, (3, -1, heads)).transpose(1, 2)  # (3, heads, head_dim, ...)
+        rotated = torch.cat([parts[:2, :, 0::2], parts[:2, :, 1::2]], dim=2)
+        out[name] = torch.cat([rotated, parts[2:]]).flatten(0, 2)
+        head_dim = parts.shape[2]
+        decay = xpos_decay(head_dim, 1)
+        out["xpos_decay"] = torch.cat([decay[0::2], decay[1::2]])
+        out["rope_periods"] = 2 * math.pi * rope_periods(head_dim, 1, 10_000.0)
+    return out
+
+
+_mantis = partial(
+    Format,
+    top=_MANTIS_TOP,
+    ignore=((r"(^|\.)prj\.", _PRETRAINING), (r"\.mask_token$", _PRETRAINING)),
+    signal={"resize": "resample"},
+    prepare=_join_scales,
+)
+_MANTIS_MARK = r"tokgen_unit\.linear_encoder\.linear\.weight"
+
 FORMATS: tuple[Format, ...] = (
     _timm("timm", (r"pos_embed",), (_DINO3_MARK, _MAE_MARK, _MASK_MARK, _ARTICLE_MARK, _CLIP_MARK, *_EVA)),
     _timm(
@@ -354,6 +433,7 @@ FORMATS: tuple[Format, ...] = (
     _hf(
         name="transformers DeiT",
         marks=(r"embeddings\.distillation_token",),
+        absent=(r"classifier\.dense\.weight",),
         prefixes=("deit.", ""),
         preprocess=_IMAGENET | _COVER | {"resize": "stretch"},
     ),
@@ -395,6 +475,56 @@ FORMATS: tuple[Format, ...] = (
         marks=(*_SIGLIP, r"classifier\.weight"),
         absent=(r".*class_embedding",),
         ignore=((r"^(vision_model\.)?head\.", "the classifier reads the mean of the patches instead"), *_HF_TEXT),
+    ),
+    _hf(
+        name="transformers AST",
+        marks=(r"embeddings\.distillation_token", r"classifier\.dense\.weight"),
+        prefixes=("audio_spectrogram_transformer.", ""),
+        top=(
+            ("reg_token", "embeddings.distillation_token"),
+            ("head_norm", "classifier.layernorm"),
+            ("head", "classifier.dense"),
+            *_HF_TOP,
+        ),
+        usual={"norm_eps": 1e-12, "activation": "gelu", "input_size": (128, 1024), "patch_stride": (10, 10)},
+        certain={"pooling": "prefix_avg", "head_norm": "layer"},
+        preprocess=None,
+        signal={"mean": (-4.2677393,), "std": (2 * 4.5689974,)},  # of AudioSet, halved
+        class_position=False,  # of DINOv2 and others, whose registers have none
+    ),
+    _mantis(
+        name="Mantis",
+        marks=(_MANTIS_MARK, r"(vit|transf)_unit\.transformer\.layers\.0\.0\.fn\.to_qkv\.weight"),
+        blocks=("transf_unit.transformer.layers.{}.", "vit_unit.transformer.layers.{}."),
+        inner=(
+            ("norm1", "0.norm"),
+            ("attn.qkv", "0.fn.to_qkv"),
+            ("attn.proj", "0.fn.to_out.0"),
+            ("norm2", "1.norm"),
+            ("mlp.fc1", "1.fn.net.0"),
+            ("mlp.fc2", "1.fn.net.3"),
+        ),
+        usual=_MANTIS_USUAL | {"final_norm": False},
+        certain=_MANTIS_CERTAIN,
+        class_position=True,
+        finish=_mantis_tokens,
+    ),
+    _mantis(
+        name="MantisV2",
+        marks=(_MANTIS_MARK, r"transf_unit\.transformer\.layers\.0\.attention\.wQKV\.weight"),
+        blocks=("transf_unit.transformer.layers.{}.",),
+        inner=(
+            ("norm1.weight", "norm1.scale"),
+            ("attn.qkv", "attention.wQKV"),
+            ("attn.proj", "attention.wO"),
+            ("norm2.weight", "norm2.scale"),
+            ("mlp.fc1", "mlp.0"),
+            ("mlp.fc2", "mlp.2"),
+        ),
+        usual=_MANTIS_USUAL | {"final_norm": False},
+        certain=_MANTIS_CERTAIN
+        | {"num_heads": 8, "norm": "rms", "norm_eps": 1e-8, "pos_embed": "xpos", "rope_base": 10_000.0},
+        finish=_mantis_v2_heads,
     ),
 )
 

@@ -28,6 +28,7 @@ _OURS = {
     "blocks",
     "norm_pre",
     "norm",
+    "xpos_decay",
 }
 _OURS |= {"fc_norm", "pre_logits", "attn_pool", "head_norm", "head", "head_dist", "stem_head"}
 _HEAD_NAMES = {"fc", "heads", "classifier", "linear", "cls_head"}  # of a head that replaces timm's
@@ -52,7 +53,9 @@ class Format:
     inner: Rows = ()  # the table of names inside a block
     ignore: tuple[tuple[str, str], ...] = ()  # patterns of names that are not used, and the reasons
     usual: Mapping[str, Any] = field(default_factory=dict)  # `ViTConfig` where neither tensors nor config.json tell it
+    certain: Mapping[str, Any] = field(default_factory=dict)  # `ViTConfig` of every file of this layout
     preprocess: Mapping[str, Any] | None = None  # fields of `ImagePreprocess`, likewise
+    signal: Mapping[str, Any] | None = None  # fields of `SignalPreprocess` of a network that reads arrays of values
     class_position: bool = False  # every file has a position for the class token; others may have none
     without_bias: tuple[str, ...] = ()  # our modules that may lack their bias; it is zero then
     prepare: Callable[[Tensors], Tensors] = dict  # applied to all tensors before names are converted
@@ -95,7 +98,7 @@ def convert(tensors: Tensors, format: Format) -> Converted:
     Of a head that is not one linear layer nothing is kept, and neither are second heads and losses. Any other name
     without a row is kept, and refused later as unexpected.
     """
-    certain: dict[str, Any] = {}
+    certain = dict(format.certain)
     for name, tensor in tensors.items():
         if re.search(r"Transformer/.*query/kernel$", name):  # heads have their own axis: (..., D, heads, head_dim)
             certain["num_heads"] = tensor.shape[-2]

@@ -67,7 +67,8 @@ def resolve(source: str | Path) -> tuple[Path, Weights | None]:
     if row.url is not None:
         return _from_url(row.url, row.sha256), row
     assert row.repo is not None
-    return _cached(row.repo, row.file, row.sha256) or _from_hub(row.repo, row.file, None, row.sha256), row
+    cached = _cached(row.repo, row.file, row.revision, row.sha256)
+    return cached or _from_hub(row.repo, row.file, row.revision, row.sha256), row
 
 
 def _from_hub(repo: str, file: str | None, revision: str | None, digest: str | None = None) -> Path:
@@ -117,11 +118,11 @@ def _choose(repo: str, files: list[str]) -> str:
     return found[0]
 
 
-def _cached(repo: str, file: str | None, digest: str | None) -> Path | None:
+def _cached(repo: str, file: str | None, revision: str | None, digest: str | None) -> Path | None:
     """The file of a release if it is in the cache: releases do not change, so the hub need not be contacted."""
     from huggingface_hub import try_to_load_from_cache
 
-    path = try_to_load_from_cache(repo, file or "")
+    path = try_to_load_from_cache(repo, file or "", revision=revision)
     return _verified(Path(path), digest) if isinstance(path, str) else None
 
 

@@ -33,6 +33,9 @@ TIMM = {
     "embed_dim": "embed_dim",
 }
 
+_MANTIS = {"transf_num_heads": "num_heads", "transf_depth": "depth", "hidden_dim": "embed_dim"}
+_AST, _AUDIOSET = "audio-spectrogram-transformer", 527  # classes of AudioSet
+
 
 @dataclass(frozen=True)
 class Sidecars:
@@ -63,7 +66,12 @@ def read_sidecars(sidecars: Mapping[str, dict[str, Any]]) -> Sidecars:
 def _transformers(config: dict[str, Any], processor: dict[str, Any]) -> Sidecars:
     vision = config.get("vision_config") or config
     model_type = vision.get("model_type")
-    found = _renamed(vision, TRANSFORMERS | {"rope_theta": "rope_base"})
+    found = _renamed(vision, TRANSFORMERS | {"rope_theta": "rope_base", **_MANTIS})
+    if isinstance(config.get("seq_len"), int):  # of Mantis
+        found["input_size"] = (config["seq_len"],)
+    if model_type == _AST:
+        found["input_size"] = (config.get("num_mel_bins", 128), config.get("max_length", 1024))
+        found["patch_stride"] = (config.get("frequency_stride", 10), config.get("time_stride", 10))
     hidden_act = vision.get("hidden_act")
     if vision.get("use_swiglu_ffn") or (vision.get("use_gated_mlp") and hidden_act in (None, "silu")):
         found["activation"] = "swiglu"  # the gated MLP of DINOv2 uses silu, whatever hidden_act is
@@ -75,7 +83,10 @@ def _transformers(config: dict[str, Any], processor: dict[str, Any]) -> Sidecars
     classes = () if generic else tuple(names)
     architecture = next((name for name in config.get("architectures") or () if isinstance(name, str)), None)
     preprocess = _processor(processor, str(model_type))
-    return Sidecars(architecture, found, classes, preprocess, why_no_task(config.get("problem_type"), "config.json"))
+    no_task = why_no_task(config.get("problem_type"), "config.json")
+    if model_type == _AST and len(labels) == _AUDIOSET:
+        no_task = _no_softmax("its outputs are the 527 classes of AudioSet, of which a recording has several")
+    return Sidecars(architecture, found, classes, preprocess, no_task)
 
 
 def _processor(processor: dict[str, Any], model_type: str) -> dict[str, Any]:
@@ -88,6 +99,8 @@ def _processor(processor: dict[str, Any], model_type: str) -> dict[str, Any]:
         )
     if not processor.get("do_normalize", True):
         found |= {"mean": (0.0,) * 3, "std": (1.0,) * 3}
+    elif isinstance(processor.get("mean"), float | int) and isinstance(processor.get("std"), float | int):
+        found |= {"mean": (float(processor["mean"]),), "std": (2 * float(processor["std"]),)}  # AST halves its inputs
     elif "image_mean" in processor and "image_std" in processor:
         found |= moments_of(processor["image_mean"], processor["image_std"])
     if "resample" in processor:
@@ -171,10 +184,13 @@ def why_no_task(problem_type: Any, where: str) -> str:
     """Why the outputs of a model with this problem_type of transformers are not those of a classification."""
     if problem_type in (None, "single_label_classification"):
         return ""
+    return _no_softmax(f"{where} states problem_type {str(problem_type)[:40]!r}")
+
+
+def _no_softmax(reason: str) -> str:
     return (
-        f"{where} states problem_type {str(problem_type)[:40]!r}, so a softmax over the outputs would be wrong, and "
-        "ndvit has no such task yet: fine-tune the model (ndvit train SOURCE --weights FILE), embed data with it, or "
-        "apply your own activation to model(x)"
+        f"{reason}, so a softmax over the outputs would be wrong, and ndvit has no such task yet: fine-tune the model "
+        "(ndvit train SOURCE --weights FILE), embed data with it, or apply your own activation to model(x)"
     )
 
 

@@ -21,6 +21,8 @@ STATISTICS = {  # mean and standard deviation of red, green and blue, of pixels 
     "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
     "satellite": ((0.43, 0.411, 0.296), (0.213, 0.156, 0.143)),
     "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+    "signal": ((0.0,), (1.0,)),  # raw values of one channel
+    "audioset": ((-4.2677393,), (2 * 4.5689974,)),  # log-mel energies, halved after standardising
 }
 _TOP1_SOURCES = {
     "": "",
@@ -30,6 +32,7 @@ _TOP1_SOURCES = {
     "mae": "MAE's FINETUNE.md",
     "torchvision": "torchvision's metadata",
 }
+_PLACE = re.compile(r"(?P<repo>[^/@]+/[^/@]+)(?:/(?P<file>[^@]+))?(?:@(?P<revision>.+))?")  # on the hub
 # By convention of torch.hub, a file name ends in the first digits of its sha256, as in vit_b_16-c867db91.pth.
 _HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.\w+$")
 
@@ -38,18 +41,21 @@ _HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.\w+$")
 class Weights:
     """One release of weights."""
 
-    name: str  # network and tag: timm's full name, or torchvision/..., facebook/... and google/... for the originals
+    # Network and tag: timm's full name; torchvision/..., facebook/... and google/... for the originals; mantis/... and
+    # ast/... for networks of signals and of spectrograms.
+    name: str
     repo: str | None  # repository on the hub; None for weights that have a `url`
     file: str | None  # in the repository
+    revision: str | None  # of the repository; None is the newest one
     url: str | None  # address of a release outside the hub
     sha256: str | None  # digest of the file, or its first digits; None if the release does not publish it
     licence: str  # SPDX identifier or usual name; "unknown" if the release states none
-    mean: tuple[float, ...]  # of each channel, of pixels scaled to 0..1
+    mean: tuple[float, ...]  # of each channel; of pixels scaled to 0..1
     std: tuple[float, ...]  # standard deviations likewise
-    interpolation: Literal["bilinear", "bicubic"]  # filter for resizing
+    interpolation: Literal["bilinear", "bicubic"]  # filter for resizing pictures
     crop_fraction: float  # part of the resized picture's shorter side that the centre crop keeps
     resize: Literal["cover", "stretch"]  # keep the aspect ratio and cover the square, or stretch the picture to it
-    input_size: tuple[int, ...]  # (height, width)
+    input_size: tuple[int, ...]  # (height, width) of pictures, (length,) of signals, (bins, frames) of spectrograms
     top1: float | None  # published top-1 accuracy on ImageNet-1k in percent
     top1_source: str  # source of that number
     # Classes of the head; empty for features, embeddings and other lists of classes. imagenet-21k is Google's list of
@@ -83,14 +89,17 @@ def _table() -> dict[str, Weights]:
 def _weights(row: dict[str, str]) -> Weights:
     size = tuple(int(side) for side in row["size"].split("x"))
     mean, std = STATISTICS[row["stats"]]
+    place = _PLACE.fullmatch(row["repo"] or f"timm/{row['name']}")
+    assert place is not None
     digest = _HASH_IN_NAME.search(row["url"])
     config: dict[str, Any] = {"num_heads": int(row["heads"]), "norm_eps": float(row["eps"])}
     config |= {name: row[name] for name in ("activation", "pooling")}
     config |= dict(field.split("=") for field in row["more"].split())
     return Weights(
         name=row["name"],
-        repo=None if row["url"] else row["repo"] or f"timm/{row['name']}",
-        file=None if row["url"] else "model.safetensors",
+        repo=None if row["url"] else place["repo"],
+        file=None if row["url"] else place["file"] or "model.safetensors",
+        revision=place["revision"],
         url=row["url"] or None,
         sha256=digest[1] if digest else None,
         licence=row["licence"],
@@ -99,7 +108,7 @@ def _weights(row: dict[str, str]) -> Weights:
         interpolation=row["interpolation"],  # type: ignore[arg-type]  # a test checks the table
         crop_fraction=float(row["crop"]),
         resize=row["resize"],  # type: ignore[arg-type]
-        input_size=size * 2 if len(size) == 1 else size,
+        input_size=size * 2 if len(size) == 1 and row["stats"] != "signal" else size,
         top1=float(row["top1"]) if row["top1"] else None,
         top1_source=_TOP1_SOURCES[row["top1_source"]],
         classes=row["classes"],  # type: ignore[arg-type]

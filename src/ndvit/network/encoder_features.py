@@ -1,0 +1,132 @@
+"""Features of signals by a frozen encoder, a Vision Transformer of one channel that was pretrained on other signals."""
+
+import torch
+from torch import Tensor
+
+from ndvit.config import ViTConfig
+from ndvit.network.solved import SolvedNetwork, exactly
+from ndvit.network.vit import VisionTransformer
+
+WINDOWS = ((0.0, 1.0), (0.0, 0.5), (0.5, 1.0))
+"""The parts of a signal that are read: the whole and its halves."""
+MOST_CHANNELS = 8  # that are read one by one; of more channels, as many random mixes are read
+_CHUNK = 256  # signals in a forward pass of the encoder, whose activations then stay in the cache
+_MOST_VALUES = 2**22  # values of the matrices that resample signals of different lengths
+_FLOOR = 1e-6
+
+
+class EncoderFeatures(SolvedNetwork):
+    """Features of a frozen encoder, and a linear head that is solved in closed form: (B, C, L) -> (B, outputs).
+
+    Each channel is read by itself. Its windows (the observed part of the signal, and each half of it) are resampled to
+    the encoder's input, linear and antialiased, and standardised. For the features of a window see `token_features`.
+
+    Args:
+        config: of the encoder: one channel of one axis, with a class token.
+        channels: channels of the signal.
+        length: samples of the signal.
+        outputs: outputs of the head.
+
+    Raises:
+        ValueError: if the encoder reads something else than one channel of one axis, or has no class token.
+    """
+
+    mix: Tensor
+
+    def __init__(self, config: ViTConfig, channels: int, length: int, outputs: int) -> None:
+        if (config.in_channels, len(config.input_size), config.class_token) != (1, 1, True):
+            raise ValueError(
+                "an encoder of signals reads 1 channel of 1 axis and has a class token, got "
+                f"in_channels={config.in_channels}, input_size={config.input_size}, class_token={config.class_token}"
+            )
+        read = min(channels, MOST_CHANNELS)
+        super().__init__(read * len(WINDOWS) * 3 * config.depth * config.embed_dim, outputs)
+        self.channels, self.length = channels, length
+        self.num_views = read * len(WINDOWS)  # that the encoder reads of an example
+        self.encoder = VisionTransformer(config)
+        self.encoder.requires_grad_(False)
+        self.register_buffer("mix", torch.eye(read, channels))
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """Reset everything that `draw` chooses and training solves; the encoder keeps its weights."""
+        self.mix.copy_(torch.eye(*self.mix.shape))
+        self.reset_head()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Channels and samples of the input."""
+        return self.channels, self.length
+
+    def draw(self, x: Tensor, mask: Tensor | None, generator: torch.Generator) -> None:
+        """Draw the mixes of more channels than are read one by one: each channel has a random sign in each mix."""
+        if self.channels > len(self.mix):
+            signs = torch.randint(2, self.mix.shape, generator=generator) * 2.0 - 1
+            self.mix.copy_(signs / self.channels**0.5)
+
+    @torch.no_grad()
+    def features(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Features (B, F) of signals (B, C, L); mask (B, L) is True where a value was observed."""
+        with exactly(x):
+            x = x.to(self.mix)
+            if self.channels > len(self.mix):
+                x = self.mix @ x  # (B, read, L)
+            size = self.encoder.config.input_size[0]
+            start, stop = observed_range(x, mask)  # (1,) or (B,)
+            windows = []
+            for first, last in WINDOWS:
+                begin = start + first * (stop - start)
+                windows.append(resampled(x, begin, start + last * (stop - start), size))
+            views = torch.stack(windows, 2)  # (B, read, windows, size)
+            views = views - views.mean(3, keepdim=True)
+            views = views / (views.square().mean(3, keepdim=True).sqrt() + _FLOOR)
+            flat = views.flatten(0, 2)[:, None]  # (B read windows, 1, size)
+            read = [token_features(self.encoder, part) for part in flat.split(_CHUNK)]
+            return torch.cat(read).view(len(x), -1)
+
+
+def token_features(encoder: VisionTransformer, x: Tensor) -> Tensor:
+    """Class token, and mean and maximum of the patch tokens, after every block and the last norm.
+
+    (B, 1, L) -> (B, depth 3 D). The last block alone reads less: it is the most specialised for pretraining.
+    """
+    blocks = encoder.stages(x, blocks=range(encoder.config.depth)).blocks
+    made = []
+    for tokens in map(encoder.norm, blocks.values()):  # (B, T, D)
+        patches = tokens[:, encoder.num_prefix_tokens :]
+        made += [tokens[:, 0], patches.mean(1), patches.amax(1)]
+    return torch.cat(made, 1)
+
+
+def observed_range(x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """First observed sample, and the one after the last: (B,) each, or (1,) if all samples were observed."""
+    length = x.shape[-1]
+    if mask is None:
+        return x.new_zeros(1), x.new_full((1,), length)
+    places = torch.arange(length, device=x.device)
+    first = torch.where(mask, places, length - 2).amin(1)
+    last = torch.where(mask, places, 0).amax(1)
+    return first.to(x), torch.maximum(last + 1, first + 2).to(x)  # at least two samples
+
+
+def resampled(x: Tensor, start: Tensor, stop: Tensor, size: int) -> Tensor:
+    """Resample the samples from `start` to `stop` of each signal, linear and antialiased: (B, C, L) -> (B, C, size).
+
+    As `F.interpolate(mode="linear", antialias=True)` of each part, if it existed for parts of different lengths.
+    """
+    rows = max(1, _MOST_VALUES // (size * x.shape[2]))
+    if len(start) == 1:
+        return x @ resampling(start, stop, x.shape[2], size).mT
+    parts = zip(x.split(rows), start.split(rows), stop.split(rows))
+    return torch.cat([part @ resampling(first, last, x.shape[2], size).mT for part, first, last in parts])
+
+
+def resampling(start: Tensor, stop: Tensor, length: int, size: int) -> Tensor:
+    """Matrices (B, size, length) that resample the samples from `start` to `stop`, both (B,), to `size` samples."""
+    step = ((stop - start) / size)[:, None]  # samples of the signal per sample of the result
+    centres = start[:, None] + (torch.arange(size, device=start.device) + 0.5) * step - 0.5  # (B, size)
+    places = torch.arange(length, device=start.device, dtype=start.dtype)
+    distance = (places - centres[:, :, None]).abs() / step.clamp(min=1)[:, :, None]
+    inside = (places >= (start - 0.5)[:, None, None]) & (places < (stop - 0.5)[:, None, None])
+    weight = (1 - distance).clamp(min=0) * inside
+    return weight / weight.sum(2, keepdim=True)

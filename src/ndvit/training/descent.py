@@ -1,0 +1,194 @@
+"""Training by gradient descent: one member of a plan, through Lightning's Trainer, with exact resuming."""
+
+import ndvit._torchvision  # noqa: F401  (lightning imports torchvision)
+
+# isort: split
+import logging
+import math
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback, EarlyStopping
+from torch import Tensor, nn
+
+from ndvit.config.recipe import Recipe
+from ndvit.data.loading import Inputs
+from ndvit.inference.batches import Log, pick_device
+from ndvit.model import Model
+from ndvit.network.committee import first_transformer, solved_networks
+from ndvit.network.fast import only_read_tokens
+from ndvit.training.callbacks.averaging import MovingAverage
+from ndvit.training.callbacks.best_weights import BestWeights
+from ndvit.training.callbacks.checkpoints import (
+    Checkpoints,
+    latest_checkpoint,
+    read_checkpoint,
+    rename_legacy,
+    step_of,
+)
+from ndvit.training.callbacks.metrics_logger import MetricsLogger
+from ndvit.training.callbacks.progress import PlainProgress, ProgressBar
+from ndvit.training.callbacks.reading_watch import ReadingWatch
+from ndvit.training.callbacks.same_run import SameRun
+from ndvit.training.closed_form import solve_networks
+from ndvit.training.distillation import Teacher
+from ndvit.training.metrics import METRICS_FILE, FitResult, MetricRows
+from ndvit.training.module import TrainingModule
+from ndvit.training.optim import pick_precision
+from ndvit.training.plan import Plan
+from ndvit.training.trackers import make_trackers
+from ndvit.weights.file import model_metadata
+
+METRIC_ROWS = 200  # rows of training metrics over a run
+
+
+def descend(
+    plan: Plan,
+    model: Model,
+    inputs: tuple[Inputs, Inputs | None],
+    recipe: Recipe,
+    folder: Path | None,
+    resume: bool,
+    progress: bool,
+    log: Log,
+    teacher: Teacher | None,
+    frozen: Sequence[nn.Module],
+) -> FitResult:
+    """Train a member of a plan by gradient descent, in place; its recipe has the seed of the member."""
+    start = time.perf_counter()
+    # before the training mode is set, because a new model puts its network in eval mode
+    objective = plan.objective()
+    stored = replace(model, untrained=(), provenance=plan.provenance, task=model.task if objective is None else None)
+    metadata = model_metadata(stored)
+    network, task, (train, val) = model.network, model.task, inputs
+    assert task is not None
+    assert val is not None or not recipe.early_stop
+    steps = recipe.total_steps(len(train))
+    every, validate = recipe.checkpoint_interval(steps), 0
+    if val is not None:
+        validate = recipe.validation_interval(steps, len(val))
+    transformer = first_transformer(network)
+    module = TrainingModule(
+        network,
+        task,
+        recipe,
+        steps,
+        log_every=max(1, math.ceil(steps / METRIC_ROWS)),
+        targets=train.targets,
+        augment=plan.augmentation.per_batch,
+        teacher=teacher,
+        frozen=frozen,
+        pretrained=model.load_report is not None,
+        objective=objective,
+    )
+    if recipe.compile:
+        transformer.compile()
+    transformer.grad_checkpointing = recipe.grad_checkpointing
+    module.train()  # networks come in eval mode, which Lightning would keep
+
+    same_run = SameRun(recipe, network, train, None if objective is None else plan.pretraining.to_dict())
+    latest = latest_checkpoint(folder) if resume and folder else None
+    if latest:
+        same_run.check(read_checkpoint(latest))
+    elif val is not None:  # for the loss of the whole; without validation, they are solved at the end
+        solve_networks(solved_networks(network), train, task, recipe, None if progress else log)
+    done = step_of(latest) if latest else 0
+    metrics = MetricRows(folder and folder / METRICS_FILE, up_to=done)
+    newest = Checkpoints(folder and folder / "checkpoints", every, validates=validate, metadata=metadata)
+    callbacks: list[Callback] = [same_run]
+    best = None
+    if recipe.early_stop:
+        best = BestWeights()
+        callbacks += [EarlyStopping("val_loss", patience=recipe.early_stop), best]
+    if recipe.ema_decay:
+        callbacks.append(MovingAverage(recipe.ema_decay))
+    callbacks.append(ProgressBar(steps) if progress else PlainProgress(log, steps, done))
+    # One Lightning epoch is the whole run: a stream of batches that can start at any step.
+    stream = train.stream(
+        recipe.batch_size,
+        steps * recipe.accumulate,
+        recipe.seed,
+        done * recipe.accumulate,
+        recipe.workers,
+        recipe.repeats,
+    )
+    reading = ReadingWatch(stream, train)
+    callbacks += [reading, newest]  # checkpoints last, so that they contain what the others did
+
+    # An objective may read tokens that no head reads.
+    read = only_read_tokens(network) if objective is None else nullcontext()
+    with _quiet_lightning(), read:
+        trainer = pl.Trainer(
+            accelerator=pick_device(recipe.device),
+            devices=1,
+            precision=pick_precision(recipe),  # type: ignore[arg-type]
+            max_steps=steps,
+            accumulate_grad_batches=recipe.accumulate,
+            val_check_interval=(validate or every) * recipe.accumulate,
+            check_val_every_n_epoch=None,
+            num_sanity_val_steps=0,
+            log_every_n_steps=1,  # Lightning warns of short runs otherwise; the module logs means itself
+            logger=[MetricsLogger(metrics), *make_trackers(recipe, folder)],
+            callbacks=callbacks,
+            enable_progress_bar=progress,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            default_root_dir=folder,
+        )
+        watch = None if val is None else val.loader(recipe.batch_size, recipe.workers)
+        with newest.listening():
+            try:
+                trainer.fit(module, stream, watch, ckpt_path=latest, weights_only=True)
+            except SystemExit as stop:  # Lightning's reaction to a second Ctrl-C
+                raise KeyboardInterrupt from stop
+        seconds = time.perf_counter() - start
+    if best is not None and best.weights and not newest.requested:
+        network.load_state_dict(best.weights)
+    elif latest and done == steps:  # no step was left, so Lightning did not load the averaged weights at the end
+        network.load_state_dict(_final_weights(latest))
+    device = str(trainer.strategy.root_device)
+    result = FitResult(trainer.global_step, newest.requested, seconds, metrics.rows, device, reading.note)
+    return result if objective is None else replace(result, objective=objective.to("cpu").eval())
+
+
+def check_same_run(folder: Path, network: nn.Module, recipe: Recipe, train: Inputs) -> None:
+    """Compare a run with the newest checkpoint in its folder, if there is one.
+
+    Raises:
+        ValueError: if the checkpoint belongs to another run, with every difference.
+    """
+    if latest := latest_checkpoint(folder):
+        SameRun(recipe, network, train).check(read_checkpoint(latest))
+
+
+def _final_weights(checkpoint: Path) -> dict[str, Tensor]:
+    """The weights that a run ends with if this checkpoint is of its last step: averaged, if it averages."""
+    content = read_checkpoint(checkpoint)
+    rename_legacy(content)
+    return {k.removeprefix("model."): v for k, v in content["state_dict"].items() if k.startswith("model.")}
+
+
+@contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    """Suppress Lightning's advice about settings that are chosen on purpose."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            for message in (
+                "does not have many workers",
+                "have no `val_dataloader`",  # small data has no validation set
+                "dataloader is not resumable",  # the stream starts at the right step by itself
+                "in eval mode at the start of training",  # frozen modules
+                "isinstance\\(treespec, LeafSpec\\)",
+            ):
+                warnings.filterwarnings("ignore", message=f".*{message}.*")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,276 @@
+"""The encoder of signals that ndvit ships, its features, and how much it counts beside random convolutions."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ndvit import ViTClassifier, create_model, load_model
+from ndvit.config import named_config
+from ndvit.config.recipe import Recipe
+from ndvit.data.examples import Examples
+from ndvit.data.loading import Inputs
+from ndvit.data.preprocess.signals import SignalPreprocess
+from ndvit.network import VisionTransformer
+from ndvit.network.committee import Committee, network_shape, pruned, solved_networks, transformers
+from ndvit.network.encoder_features import EncoderFeatures, resampled, token_features
+from ndvit.network.random_convolutions import RandomConvolutions
+from ndvit.network.stems.difference import DifferenceStem
+from ndvit.tasks import Classification
+from ndvit.training import closed_form
+from ndvit.training.closed_form import solve_beside, solve_networks, weigh_networks
+from ndvit.training.fit import fit
+from ndvit.training.plan import Request, plan
+from ndvit.weights.signal_encoder import FILE, signal_encoder
+from tinyruns import QUIET, fit_tiny, toy
+
+TINY = named_config("encoder_small", input_size=32, embed_dim=16, depth=2, num_heads=2, stem_width=8)
+
+
+def tiny_features(channels=1, length=40, outputs=2):
+    torch.manual_seed(0)
+    return EncoderFeatures(TINY, channels, length, outputs)
+
+
+def interpolated(x, size):
+    return F.interpolate(x.unsqueeze(2), (1, size), mode="bilinear", antialias=True).squeeze(2)
+
+
+# the stem
+
+
+def test_the_stem_reads_differences_and_local_statistics():
+    config = named_config("encoder_small", input_size=32)
+    stem = DifferenceStem(config)
+    x = torch.randn(2, 1, 32)
+    out = stem(x)
+    assert out.shape == (2, config.stem_channels, 4)
+    change = F.pad(x[:, :, 1:] - x[:, :, :-1], (1, 0))
+    change = change / (change.var(2, correction=0, keepdim=True).sqrt() + 1e-3)
+    both = torch.cat([x, change.clamp(-8, 8)], 1).unflatten(2, (4, 8))
+    torch.testing.assert_close(out[:, -4:-2], both.mean(3), atol=1e-5, rtol=1e-4)
+    spread = (both.var(3, correction=0) + 1e-8).sqrt()
+    torch.testing.assert_close(out[:, -2:], (spread + 1e-2).log(), atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("size", [(32,), (16, 16), (8, 8, 8)])
+def test_the_stem_has_any_number_of_dimensions(size):
+    network = create_model("encoder_small", input_size=size, in_channels=2, embed_dim=12, num_heads=2, patch_size=1)
+    assert network.stages(torch.randn(2, 2, *size)).encoded.shape == (2, 1 + network.config.num_patches, 12)
+
+
+def test_the_stem_of_a_constant_input_is_finite_and_so_is_its_gradient():
+    stem = DifferenceStem(named_config("encoder_small", input_size=32))
+    x = torch.ones(1, 1, 32, requires_grad=True)
+    stem(x).sum().backward()
+    assert x.grad.isfinite().all()
+
+
+# features
+
+
+@pytest.mark.parametrize("length", [5, 24, 100, 700])
+def test_whole_signals_are_resampled_as_torch_does_it(length):
+    x = torch.randn(3, 2, length)
+    whole = resampled(x, torch.zeros(1), torch.tensor([float(length)]), 64)
+    torch.testing.assert_close(whole, interpolated(x, 64), atol=1e-5, rtol=1e-4)
+
+
+def test_parts_of_different_lengths_are_resampled_as_each_by_itself():
+    x = torch.randn(3, 2, 50)
+    ranges = [(0, 50), (10, 20), (3, 47)]
+    start, stop = torch.tensor(ranges, dtype=torch.float32).unbind(1)
+    for row, signal, (first, last) in zip(resampled(x, start, stop, 32), x, ranges):
+        torch.testing.assert_close(row, interpolated(signal[None, :, first:last], 32)[0], atol=1e-5, rtol=1e-4)
+
+
+def test_features_are_those_of_the_signal_and_its_halves():
+    network = tiny_features(length=40)
+    x = torch.randn(3, 1, 40)
+    parts = [x, x[:, :, :20], x[:, :, 20:]]
+    expected = []
+    for part in parts:
+        view = interpolated(part, 32)
+        view = (view - view.mean(2, keepdim=True)) / view.std(2, correction=0, keepdim=True)
+        blocks = network.encoder.stages(view, blocks=(0, 1)).blocks
+        tokens = [network.encoder.norm(blocks[i]) for i in (0, 1)]
+        expected += [torch.cat([t[:, 0], t[:, 1:].mean(1), t[:, 1:].amax(1)], 1) for t in tokens]
+    torch.testing.assert_close(network.features(x), torch.cat(expected, 1), atol=1e-4, rtol=1e-3)
+
+
+def test_scale_level_and_padding_do_not_matter():
+    network = tiny_features(2, 60)
+    x = torch.randn(4, 2, 40)
+    padded, mask = F.pad(x, (0, 20), "replicate"), torch.arange(60).expand(4, 60) < 40
+    alone = EncoderFeatures(TINY, 2, 40, 2)
+    alone.encoder.load_state_dict(network.encoder.state_dict())
+    torch.testing.assert_close(network.features(padded, mask), alone.features(x), atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(alone.features(5 * x + 3), alone.features(x), atol=1e-4, rtol=1e-3)
+
+
+def test_channels_are_read_one_by_one_and_many_are_mixed():
+    few, one = tiny_features(3), tiny_features(1)
+    one.encoder.load_state_dict(few.encoder.state_dict())
+    x = torch.randn(2, 3, 40)
+    each = torch.cat([one.features(x[:, i : i + 1]) for i in range(3)], 1)
+    torch.testing.assert_close(few.features(x), each, atol=1e-5, rtol=1e-4)
+    many = tiny_features(20)
+    many.draw(torch.randn(2, 20, 40), None, torch.Generator().manual_seed(0))
+    assert many.mix.shape == (8, 20)
+    assert many.mix.abs().unique().tolist() == pytest.approx([20**-0.5])
+    assert many.features(torch.randn(2, 20, 40)).shape == (2, 8 * one.num_features)
+
+
+def test_features_need_all_tokens_of_the_last_block():
+    network = tiny_features()
+    x = torch.randn(2, 1, 40)
+    before = network.features(x)
+    network.encoder.skip_unread_tokens = True
+    assert torch.equal(network.features(x), before)
+
+
+@pytest.mark.parametrize("options", [{"in_channels": 2}, {"input_size": (8, 8), "patch_size": 1}])
+def test_an_encoder_reads_one_channel_of_one_axis(options):
+    with pytest.raises(ValueError, match="an encoder of signals reads 1 channel of 1 axis and has a class token"):
+        EncoderFeatures(named_config("encoder_small", **options), 1, 40, 2)
+
+
+# the shipped encoder
+
+
+def test_the_shipped_encoder_is_small_and_has_its_recipe():
+    config, tensors = signal_encoder()
+    network = VisionTransformer(config)
+    network.load_state_dict(tensors)
+    assert sum(t.numel() for t in tensors.values()) <= 4_000_000
+    assert FILE.stat().st_size <= 10_000_000
+    model = load_model(FILE)
+    assert model.provenance["licence"] == "MIT"
+    assert "pretrain_signals.py" in model.provenance["recipe"]
+    features = token_features(network, torch.randn(4, 1, 256))
+    assert features.shape == (4, 3 * config.depth * config.embed_dim)
+    assert features.isfinite().all()
+
+
+def test_it_tells_kinds_of_signals_apart_without_training():
+    random, time = np.random.default_rng(0), np.linspace(0, 1, 120)
+    labels = np.arange(120) % 3
+    phase = random.uniform(0, 6, (120, 1))
+    waves = np.sin(2 * np.pi * 4 * time + phase)
+    shapes = [waves, np.sign(waves), 2 * np.abs(waves) - 1]
+    X = np.choose(labels[:, None], shapes) + 0.1 * random.standard_normal((120, 120))
+    classifier = ViTClassifier("fast", random_state=0, options={"rocket_features": 0}).fit(X[:30], labels[:30])
+    assert classifier.score(X[30:], labels[30:]) > 0.95
+
+
+# the closed form
+
+
+def inputs_of(values, labels):
+    examples = Examples(list(values), np.asarray(labels))
+    return Inputs(examples, SignalPreprocess.fit(examples))
+
+
+def committee(weights=(2 / 3, 1 / 3), length=40):
+    return Committee([RandomConvolutions(1, length, 400, 2), tiny_features(length=length)], weights)
+
+
+def noisy(n, seed=0):
+    random, labels = np.random.default_rng(seed), np.arange(n) % 2
+    waves = np.sin(np.linspace(0, 9, 40) * (1 + labels[:, None]) + random.uniform(0, 6, (n, 1)))
+    return (waves + random.standard_normal((n, 40)))[:, None].astype(np.float32), labels
+
+
+TASK = Classification("ab")
+
+
+def test_networks_are_solved_in_one_pass_as_each_by_itself():
+    inputs = inputs_of(*noisy(30))
+    together = committee()
+    found = solve_networks(solved_networks(together), inputs, TASK, Recipe())
+    alone = RandomConvolutions(1, 40, 400, 2)
+    solve_networks([alone], inputs, TASK, Recipe())
+    torch.testing.assert_close(together.members[0].head.weight, alone.head.weight)
+    assert all(one.ridge.left_out.shape == (30, 2) for one in found)
+    losses = TASK.losses(found[0].ridge.left_out, found[0].targets)
+    assert losses.mean().item() == pytest.approx(found[0].ridge.facts["loss"])
+
+
+def test_an_encoder_that_harms_is_left_out(monkeypatch):
+    inputs = inputs_of(*noisy(40))
+    kept = committee()
+    solve_beside(kept, inputs, TASK, Recipe(), weigh=True)
+    assert kept.weights == pytest.approx((2 / 3, 1 / 3))
+    solve = closed_form.solve_networks
+
+    def spoiled(*arguments):
+        first, second = solve(*arguments)
+        return [first, second._replace(ridge=second.ridge._replace(left_out=-20 * first.ridge.left_out))]
+
+    monkeypatch.setattr(closed_form, "solve_networks", spoiled)
+    for weigh, expected in ((True, (1, 0)), (False, (2 / 3, 1 / 3))):
+        harmed = committee()
+        solve_beside(harmed, inputs, TASK, Recipe(), weigh)
+        assert harmed.weights == pytest.approx(expected)
+    left = committee((1.0, 0.0))
+    assert pruned(left) is left.members[0]
+
+
+def test_a_trained_network_counts_as_far_as_validation_shows():
+    train, val = inputs_of(*noisy(40)), inputs_of(*noisy(60, seed=1))
+    convolutions = RandomConvolutions(1, 40, 400, 2)
+    solve_networks([convolutions], train, TASK, Recipe())
+
+    class Fixed(torch.nn.Module):
+        """Outputs that are right or wrong for every example, with so much confidence."""
+
+        def __init__(self, confidence):
+            super().__init__()
+            self.confidence, self.unused = confidence, torch.nn.Parameter(torch.zeros(1))
+
+        def forward(self, x, mask=None):
+            labels = val.targets[: len(x)]
+            return self.confidence * (2 * F.one_hot(labels, 2).float() - 1)
+
+    lines = []
+    for confidence, share in ((1.0, 0.9), (-1.0, 0.0)):
+        mean = Committee([Fixed(confidence), convolutions], (0.5, 0.5))
+        weigh_networks(mean, val, TASK, Recipe(batch_size=60), train, lines.append)
+        assert mean.weights == pytest.approx((share, 1 - share))
+    assert lines[0].startswith("the trained network has 90 % of the answer: on 60 validation examples loss")
+    assert lines[1].startswith("the trained network is left out")
+
+
+def test_networks_are_counted_without_the_encoders_inside():
+    network = Committee([tiny_features(), RandomConvolutions(1, 40, 400, 2)])
+    assert not transformers(network)
+    assert network_shape(network) == ((1, 40), 2)
+    assert len(solved_networks(network)) == 2
+
+
+def test_the_closed_form_is_stored_and_loaded(tmp_path):
+    X, y = toy(24, shape=(2, 30), shift=2)
+    options = {"rocket_features": 168, "encoder_weight": 0.4}
+    request = Request(source=(X, y), preset="fast", options=options, test_fraction=0, progress=False)
+    trained = fit(plan(request), **QUIET)
+    assert trained.fit.steps == 0
+    assert [type(one) for one in solved_networks(trained.model.network)] == [RandomConvolutions, EncoderFeatures]
+    trained.model.save(tmp_path / "model.safetensors")
+    loaded = load_model(tmp_path / "model.safetensors")
+    x = torch.randn(3, 2, 30)
+    assert torch.equal(loaded(x), trained.model(x))
+    with pytest.raises(ValueError, match="no Vision Transformer that was trained"):
+        fit_tiny((X, y), weights=tmp_path / "model.safetensors", steps=1)
+    other = load_model(tmp_path / "model.safetensors", classes=["0", "1", "2"])
+    assert other(x).shape == (3, 3)
+
+
+def test_solved_networks_learn_from_held_out_examples_too():
+    X, y = toy(60, shape=(30,), shift=2)
+    options = {"model": "signal_tiny", "embed_dim": 16, "stem_width": 4, "preset": "basic", "steps": 2, "seed": 3}
+    options |= {"rocket_features": 168, "encoder": False, "test_fraction": 0}
+    trained = fit_tiny((X[:, None], y), val_fraction=0.2, **options).model
+    examples = Examples(list(X[:, None]), y)
+    twin = RandomConvolutions(1, 30, 168, 2)
+    solve_networks([twin], Inputs(examples, trained.preprocess), trained.task, Recipe(seed=3))
+    torch.testing.assert_close(solved_networks(trained.network)[0].head.weight, twin.head.weight)
