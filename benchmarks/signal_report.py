@@ -67,6 +67,11 @@ class Comparison:
         self.models = [model for model in order if model in found]
         self.complete = [m for m in self.models if all((s, m) in self.cells for s in self.sets)]
 
+    def common(self) -> "Comparison":
+        """The same for the sets on which every model has rows; of all sets, if there are none."""
+        sets = [s for s in self.sets if all((s, m) in self.cells for m in self.models)] or self.sets
+        return Comparison([row for (name, _), rows in self.cells.items() if name in sets for row in rows], self.models)
+
     def value(self, name: str, model: str, field: str = "accuracy") -> float:
         """The mean over seeds."""
         return mean(getattr(row, field) for row in self.cells[name, model])
@@ -267,6 +272,7 @@ def draw(found: Comparison, published: Mapping[str, Mapping[str, float]], title:
         axes.spines[["top", "right"]].set_visible(False)
         axes.set(xlabel="seconds to train, median over sets", ylabel="test accuracy, mean over sets (%)", title=title)
         axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
+        axes.xaxis.set_minor_formatter(lambda x, _: f"{x:g}" if f"{x:e}"[0] in "25" else "")
         _label(figure, axes, points, texts)
         # without its version number, which matplotlib would write, equal reports give equal files
         replace_file(path, lambda file: figure.savefig(file, dpi=150, format="png", metadata={"Software": None}))
@@ -323,7 +329,9 @@ def write_report(out: Path, models: Mapping[str, str], ablations: Mapping[str, s
         text += [f"## {title[0].upper()}{title[1:]}", "", *comparison_table(found, published), ""]
         text += ["Columns in italics are published figures.", ""] if published else []
         if found.complete and not drawn:
-            draw(found, published, title, out / PICTURE)
+            drawn_of = found.common()
+            some = "" if drawn_of.sets == found.sets else f"{len(drawn_of.sets)} sets that every model can read, of "
+            draw(drawn_of, read_published(out / PUBLISHED, drawn_of.sets), some + title, out / PICTURE)
             text += [f"![Accuracy against training time, one point per model]({PICTURE})", ""]
             drawn = True
         if table := paired_table(found):

@@ -252,7 +252,7 @@ def test_balanced_accuracy_has_a_curve_where_it_differs(balanced, curves):
     [
         (HISTORY[:2], "No validation set: the curves show training only.", 3, 0),
         (HISTORY[:1], "No validation set", 3, 3),  # one row is a dot
-        ([], "No history was recorded", 0, 0),
+        ([], "nothing was trained by steps", 0, 0),
         ([*HISTORY, {"step": 30, "train_loss": np.nan, "val_loss": np.inf}], "2 values are not finite", 5, 2),
     ],
 )

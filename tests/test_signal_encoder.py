@@ -21,6 +21,7 @@ from ndvit.training import closed_form
 from ndvit.training.closed_form import solve_beside, solve_networks, weigh_networks
 from ndvit.training.fit import fit
 from ndvit.training.plan import Request, plan
+from ndvit.training.run import train
 from ndvit.weights.signal_encoder import FILE, signal_encoder
 from tinyruns import QUIET, fit_tiny, toy
 
@@ -246,6 +247,16 @@ def test_networks_are_counted_without_the_encoders_inside():
     assert not transformers(network)
     assert network_shape(network) == ((1, 40), 2)
     assert len(solved_networks(network)) == 2
+
+
+def test_the_report_of_a_closed_form_has_its_weights_and_no_curves(tmp_path):
+    X, y = toy(24, shape=(2, 30), shift=2)
+    options = {"rocket_features": 168, "encoder_weight": 0.4}
+    run = train((X, y), preset="fast", output=tmp_path / "run", **options, **QUIET)
+    page = run.report.read_text()
+    assert "168 random convolution features: 60 %; a frozen encoder, 128 wide, 3 blocks: 40 %" in page
+    assert "calibrated by leaving one training example out" in page
+    assert "nothing was trained by steps" in page
 
 
 def test_the_closed_form_is_stored_and_loaded(tmp_path):

@@ -32,7 +32,7 @@ from ndvit.evaluation.report import Report, write_report
 from ndvit.files import contents, make_folder, refuse_busy, refuse_existing, replace_file, sole_process
 from ndvit.inference.batches import predict_answers
 from ndvit.model import Model
-from ndvit.network.committee import first_transformer
+from ndvit.network.committee import first_transformer, transformers
 from ndvit.tasks.base import Task, task_class
 from ndvit.training.fit import FitResult, Trained, fit
 from ndvit.training.isolation import isolated
@@ -529,6 +529,13 @@ def _write_results(run: Run, planned: Plan, trained: Trained, time_in_words: str
     facts = planned.facts()
     if data.task.learns_from_targets:
         facts |= {"answer": describe_weights(run.model.network), "probabilities": str(trained.calibration)}
+        if not (transformers(run.model.network) or trained.calibration.examples):
+            facts["probabilities"] = "calibrated by leaving one training example out"
+    history = run.fit.history
+    if not planned.steps and not transformers(planned.first.network):  # a single row is no curve
+        loss, accuracy = (history[0][f"train_{name}"] for name in ("loss", "accuracy"))
+        facts["one left out"] = f"log loss {loss:.3g}, accuracy {100 * accuracy:.1f} % of the first part of the answer"
+        history = []
     facts |= {
         "time": f"{run.fit.seconds:.0f} s of training, {time_in_words}",
         "device": f"{run.fit.device}, threads: {torch.get_num_threads()}",
@@ -539,7 +546,7 @@ def _write_results(run: Run, planned: Plan, trained: Trained, time_in_words: str
         title=f"{data.name} · {run.model.provenance['model']}",
         summary=facts,
         notes=data.notes,
-        history=run.fit.history,
+        history=history,
         evaluation=evaluation,
         examples=data.test,
         view=planned.preprocess.view,

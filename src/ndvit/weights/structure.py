@@ -172,9 +172,8 @@ def describe_weights(network: nn.Module) -> str:
     committees = output_committees(network)
     if not committees:
         return summary(structure_of(network))
-    parts = [
-        f"{100 * w:.0f} % {summary(structure_of(m))}" for m, w in zip(committees[0].members, committees[0].weights)
-    ]
+    members = zip(committees[0].members, committees[0].weights)
+    parts = [f"{summary(structure_of(member))}: {100 * weight:.0f} %" for member, weight in members]
     first = "first member: " if len(committees) > 1 else ""
     return first + "; ".join(parts)
 
