@@ -12,6 +12,7 @@ from ndvit.exporting.formats import ENDINGS
 from ndvit.model import Model
 from ndvit.network import VisionTransformer
 from ndvit.network.committee import Committee
+from ndvit.network.encoder_features import EncoderFeatures
 from ndvit.network.random_convolutions import RandomConvolutions
 from ndvit.tasks import Classification
 from smallnetworks import spread
@@ -78,8 +79,24 @@ def committee():
     return Committee([vit("signal"), random_convolutions()], weights=[0.25, 0.75], combine="outputs")
 
 
+def encoder_features():
+    """Features of an untrained encoder for the small signals, with a random head."""
+    config = ViTConfig(
+        input_size=32, in_channels=1, embed_dim=8, depth=2, num_heads=2, stem="difference", stem_strides=(2, 2),
+        stem_width=8, patch_size=2, patch_overlap=True, patch_norm=True, weight_init="balanced", num_classes=0,
+    )  # fmt: skip
+    made = EncoderFeatures(config, 2, 24, 3)
+    features = made.features(torch.randn(40, 2, 24))
+    made.mean.copy_(features.mean(0))
+    made.scale.copy_(1 / features.std(0).clamp(min=0.1))
+    torch.nn.init.normal_(made.head.weight, std=0.05)
+    return made.eval()
+
+
 def small_network(name):
-    """A network of the table; "committee" adds random convolutions, and "ensemble" a network beside that."""
+    """A network of the table; "committee" adds random convolutions, "ensemble" a network beside that; "closed_form"."""
+    if name == "closed_form":
+        return Committee([random_convolutions(), encoder_features()], weights=[0.6, 0.4], combine="outputs")
     if name == "ensemble":
         return Committee([committee(), vit("signal")], combine="probabilities")
     return committee() if name == "committee" else vit(name)

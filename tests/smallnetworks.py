@@ -2,6 +2,8 @@
 
 import torch
 
+from ndvit import Model
+
 
 def spread(model):
     """Give all weights an ordinary scale: with the initial .01, every branch is nearly zero and would hide errors."""
@@ -11,6 +13,8 @@ def spread(model):
 
 
 def batch(model, n=3):
+    if isinstance(model, Model):
+        return torch.randn(n, *model.input_shape)
     return torch.randn(n, model.config.in_channels, *model.config.input_size)
 
 

@@ -50,7 +50,8 @@ def probabilities(model, values):
     [(name, "onnx") for name in ("signal", "volume", "distilled", "merged", "map", "resnet", "inception")]
     + [(name, "openvino") for name in ("distilled", "merged", "resnet")]
     + [(name, format) for name in ("distilled", "resnet") for format in ("pt2", "torchscript")]
-    + [("ensemble", "onnx"), *(("committee", format) for format in ENDINGS if format != "onnx")],
+    + [("ensemble", "onnx"), *(("committee", format) for format in ENDINGS if format != "onnx")]
+    + [("closed_form", format) for format in ENDINGS],
 )
 def test_numbers_are_the_models(name, format, exported):
     """Other inputs and batch sizes than those that the graph was traced with; signals also with a mask."""
@@ -64,7 +65,9 @@ def test_numbers_are_the_models(name, format, exported):
     if report.options.mask:
         mask = torch.ones(3, *model.preprocess.size, dtype=torch.bool)
         mask[1, ..., model.preprocess.size[-1] // 2 :] = False
-        torch.testing.assert_close(runtime(x, mask), model(x, mask), atol=1e-4, rtol=1e-4)
+        # ONNX Runtime computes the resampling of partly observed signals less exactly than torch and OpenVINO do.
+        near = 1e-3 if (name, format) == ("closed_form", "onnx") else 1e-4
+        torch.testing.assert_close(runtime(x, mask), model(x, mask), atol=near, rtol=1e-4)
         assert not torch.allclose(runtime(x, mask), runtime(x), atol=1e-2)
     assert report.comparison.difference < 1e-3 * report.comparison.spread
     assert report.comparison.agreement == 1

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ndvit.exporting.formats import Inputs
 from ndvit.exporting.runtimes import GraphOptions, Runtime, standardisation
 from ndvit.network.committee import transformers
+from ndvit.network.encoder_features import EncoderFeatures, token_features
 from ndvit.network.random_convolutions import KERNELS, TAPS, RandomConvolutions
 from ndvit.parts import ModelParts
 from ndvit.tasks import Classification
@@ -44,6 +45,8 @@ class Deployed(nn.Module):
         for name, module in list(self.named_modules()):
             if isinstance(module, RandomConvolutions):
                 self.set_submodule(name, PlainRandomConvolutions(module))
+            elif isinstance(module, EncoderFeatures):
+                self.set_submodule(name, PlainEncoderFeatures(module))
         self.softmax, self.inside, self.mask = options.softmax, options.inside, options.mask
         self.temperature = model.temperature
         self.activate = (model.task or Classification(())).activate
@@ -136,6 +139,20 @@ class PlainRandomConvolutions(nn.Module):
             sums.append((above * counted[differences].index_select(1, kinds)).sum(3))  # (B, biases, 84)
         shares = torch.cat(sums, dim=1) / torch.cat(numbers, dim=1)
         return self.head((shares.flatten(1) - self.mean) * self.scale)
+
+
+class PlainEncoderFeatures(nn.Module):
+    """`EncoderFeatures` for any number of examples at once, without parts that fit into a cache."""
+
+    def __init__(self, source: EncoderFeatures) -> None:
+        super().__init__()
+        self.source = source
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Outputs (B, outputs) of signals (B, C, L)."""
+        read = token_features(self.source.encoder, self.source.views(x, mask))  # (B views, F)
+        features = read.unflatten(0, (-1, self.source.num_views)).flatten(1)
+        return self.source.head((features - self.source.mean) * self.source.scale)
 
 
 @contextmanager

@@ -67,22 +67,26 @@ class EncoderFeatures(SolvedNetwork):
     @torch.no_grad()
     def features(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Features (B, F) of signals (B, C, L); mask (B, L) is True where a value was observed."""
+        rows = max(1, _MOST_VALUES // (self.encoder.config.input_size[0] * x.shape[2]))
+        masks = [None] * len(x) if mask is None else mask.split(rows)
         with exactly(x):
-            x = x.to(self.mix)
-            if self.channels > len(self.mix):
-                x = self.mix @ x  # (B, read, L)
-            size = self.encoder.config.input_size[0]
-            start, stop = observed_range(x, mask)  # (1,) or (B,)
-            windows = []
-            for first, last in WINDOWS:
-                begin = start + first * (stop - start)
-                windows.append(resampled(x, begin, start + last * (stop - start), size))
-            views = torch.stack(windows, 2)  # (B, read, windows, size)
-            views = views - views.mean(3, keepdim=True)
-            views = views / (views.square().mean(3, keepdim=True).sqrt() + _FLOOR)
-            flat = views.flatten(0, 2)[:, None]  # (B read windows, 1, size)
-            read = [token_features(self.encoder, part) for part in flat.split(_CHUNK)]
+            views = torch.cat([self.views(*part) for part in zip(x.to(self.mix).split(rows), masks)])
+            read = [token_features(self.encoder, part) for part in views.split(_CHUNK)]
             return torch.cat(read).view(len(x), -1)
+
+    def views(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """What the encoder reads of signals (B, C, L): (B num_views, 1, size), standardised."""
+        if self.channels > len(self.mix):
+            x = self.mix @ x  # (B, read, L)
+        start, stop = observed_range(x, mask)  # (1,) or (B,)
+        windows = []
+        for first, last in WINDOWS:
+            limits = start + first * (stop - start), start + last * (stop - start)
+            windows.append(resampled(x, *limits, self.encoder.config.input_size[0]))
+        views = torch.stack(windows, 2)  # (B, read, windows, size)
+        views = views - views.mean(3, keepdim=True)
+        views = views / (views.square().mean(3, keepdim=True).sqrt() + _FLOOR)
+        return views.flatten(0, 2)[:, None]
 
 
 def token_features(encoder: VisionTransformer, x: Tensor) -> Tensor:
@@ -114,11 +118,8 @@ def resampled(x: Tensor, start: Tensor, stop: Tensor, size: int) -> Tensor:
 
     As `F.interpolate(mode="linear", antialias=True)` of each part, if it existed for parts of different lengths.
     """
-    rows = max(1, _MOST_VALUES // (size * x.shape[2]))
-    if len(start) == 1:
-        return x @ resampling(start, stop, x.shape[2], size).mT
-    parts = zip(x.split(rows), start.split(rows), stop.split(rows))
-    return torch.cat([part @ resampling(first, last, x.shape[2], size).mT for part, first, last in parts])
+    # In float32, places would be rounded by each runtime in another way, which differences of few samples amplify.
+    return x @ resampling(start.double(), stop.double(), x.shape[2], size).mT.to(x)
 
 
 def resampling(start: Tensor, stop: Tensor, length: int, size: int) -> Tensor:

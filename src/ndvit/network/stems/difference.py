@@ -53,8 +53,10 @@ class DifferenceStem(nn.Module):
         both = torch.cat(inputs, dim=1)  # (B, (1 + dims) C, *size)
         pool = _POOLS[self.dims - 1]
         mean = pool(both, self.stride)
-        variance = pool(both.square(), self.stride) - mean.square()
-        spread = (variance.clamp(min=0) + 1e-8).sqrt()  # the gradient of a root is infinite at 0
+        # The mean of squares minus the squared mean would be rounding where the input is nearly constant.
+        level = F.interpolate(mean, scale_factor=float(self.stride), mode="nearest")
+        variance = pool((both - level).square(), self.stride)
+        spread = (variance + 1e-8).sqrt()  # the gradient of a root is infinite at 0
         return torch.cat([run_stages(self.stages, both, recompute), mean, (spread + _LEAST).log()], dim=1)
 
 
