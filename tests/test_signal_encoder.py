@@ -217,6 +217,26 @@ def test_an_encoder_that_harms_is_left_out(monkeypatch):
     assert pruned(left) is left.members[0]
 
 
+def test_class_weights_count_where_the_encoder_is_weighed(monkeypatch):
+    values, labels = noisy(40)
+    labels = (np.arange(40) >= 30).astype(np.int64)  # 30 and 10
+    inputs, solve = inputs_of(values, labels), closed_form.solve_networks
+
+    def spoiled(*arguments):  # right for every example of the first class, wrong for the second
+        first, second = solve(*arguments)
+        right = torch.tensor([3.0, -3.0]).expand(40, 2).double()
+        return [
+            first._replace(ridge=first.ridge._replace(left_out=torch.zeros(40, 2).double())),
+            second._replace(ridge=second.ridge._replace(left_out=right)),
+        ]
+
+    monkeypatch.setattr(closed_form, "solve_networks", spoiled)
+    for class_weight, expected in ((None, (2 / 3, 1 / 3)), ((0.1, 10.0), (1, 0))):
+        mean = committee()
+        solve_beside(mean, inputs, TASK, Recipe(class_weight=class_weight), weigh=True)
+        assert mean.weights == pytest.approx(expected)
+
+
 def test_a_trained_network_counts_as_far_as_validation_shows():
     train, val = inputs_of(*noisy(40)), inputs_of(*noisy(60, seed=1))
     convolutions = RandomConvolutions(1, 40, 400, 2)

@@ -119,7 +119,11 @@ def solve_beside(
     total = committee.weights[first] + committee.weights[second]
     share = committee.weights[second] / total if total else 0.0
     alone, mixed = solved[0].ridge.left_out, torch.lerp(solved[0].ridge.left_out, solved[1].ridge.left_out, share)
-    change = task.losses(mixed, solved[0].targets) - task.losses(alone, solved[0].targets)
+    labels = solved[0].targets
+    change = task.losses(mixed, labels) - task.losses(alone, labels)
+    assert inputs.targets is not None
+    each = task.example_weights(recipe, labels.cpu(), inputs.targets)
+    change = change if each is None else change * each.to(change)
     if change.mean() > _error_of_mean(change):
         weights = list(committee.weights)
         weights[first], weights[second] = total, 0.0

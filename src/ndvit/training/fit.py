@@ -195,7 +195,8 @@ def _solve(
     if transformers(model.network):
         row = solve_head(first_transformer(model.network), task, recipe, *inputs, progress, log)
     else:  # what leaving one example out shows of the first network
-        row = {f"train_{name}": solved[0].ridge.facts[name] for name in ("loss", "accuracy")}
+        facts = solved[0].ridge.facts
+        row = {f"train_{name}": facts[name] for name in ("loss", "accuracy") if name in facts}
     metrics = MetricRows(folder and folder / METRICS_FILE)
     metrics.add(row, 0)
     metrics.write()

@@ -292,7 +292,8 @@ def plan(request: Request, *, resumed: Path | None = None) -> Plan:
         raise ValueError(
             "batch_size is 1, but BatchNorm before the head needs at least 2: increase it, or set head_norm='none'"
         )
-    weigh = solved_options.solved_weight is None and bool(solved_networks(first.network))
+    weighable = type(data.task).losses is not Task.losses and bool(solved_networks(first.network))
+    weigh = weighable and solved_options.solved_weight is None
     report = first.load_report
     provenance = {"model": name or source_name(report.source if report else ""), "seed": recipe.seed}
     provenance |= {"ndvit": __version__}
@@ -322,7 +323,7 @@ def plan(request: Request, *, resumed: Path | None = None) -> Plan:
         weights=adapted,
         held_out_of=whole if weigh and data.train is not whole else None,
         weigh=weigh,
-        weigh_encoder=solved_options.encoder_weight is None,
+        weigh_encoder=weighable and solved_options.encoder_weight is None,
         pretraining=pretraining,
     )
 

@@ -533,8 +533,8 @@ def _write_results(run: Run, planned: Plan, trained: Trained, time_in_words: str
             facts["probabilities"] = "calibrated by leaving one training example out"
     history = run.fit.history
     if not planned.steps and not transformers(planned.first.network):  # a single row is no curve
-        loss, accuracy = (history[0][f"train_{name}"] for name in ("loss", "accuracy"))
-        facts["one left out"] = f"log loss {loss:.3g}, accuracy {100 * accuracy:.1f} % of the first part of the answer"
+        found = [f"{k.removeprefix('train_')} {v:.3g}" for row in history for k, v in row.items() if k != "step"]
+        facts["one left out"] = f"{', '.join(found)}, of the first part of the answer"
         history = []
     facts |= {
         "time": f"{run.fit.seconds:.0f} s of training, {time_in_words}",
