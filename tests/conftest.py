@@ -16,21 +16,21 @@ from markupsafe import Markup
 
 from ndvit.evaluation import figures
 
-DRAW = figures._draw
+DRAW = figures.draw
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _undrawn():
     """Reports have empty figures, because drawing takes ten times as long as the training of a tiny network."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(figures, "_draw", lambda *arguments, **panels: Markup("<svg></svg>"))
+        patch.setattr(figures, "draw", lambda *arguments, **panels: Markup("<svg></svg>"))
         yield
 
 
 @pytest.fixture
 def _drawn(monkeypatch):
     """Reports with figures."""
-    monkeypatch.setattr(figures, "_draw", DRAW)
+    monkeypatch.setattr(figures, "draw", DRAW)
 
 
 @pytest.fixture(autouse=True)

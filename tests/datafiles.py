@@ -76,3 +76,28 @@ def xy(n=8, shape=(10,), classes=2):
     """Arrays (n, *shape) and labels."""
     random = np.random.default_rng(0)
     return random.normal(size=(n, *shape)).astype(np.float32), np.arange(n) % classes
+
+
+def walks(recordings=12, rows=40, rate=50.0, seed=0) -> dict[str, np.ndarray]:
+    """Columns of a long table: each recording has a subject, an activity, times in seconds and two channels."""
+    random = np.random.default_rng(seed)
+    number = np.repeat(np.arange(recordings), rows)
+    time = np.tile(np.arange(rows) / rate, recordings)
+    activity = np.where(number % 2, "walk", "run")
+    return {
+        "recording": number,
+        "subject": np.array([f"s{i // 4}" for i in number]),
+        "time_s": time,
+        "ax": np.sin(time * np.where(number % 2, 6, 30)) + random.normal(0, 0.1, len(time)),
+        "ay": random.normal(size=len(time)),
+        "activity": activity,
+    }
+
+
+def table(path: Path, columns, separator=",") -> Path:
+    """A text table with a header."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = zip(*(np.asarray(values).tolist() for values in columns.values()))
+    lines = [separator.join(map(str, row)) for row in (columns, *rows)]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path

@@ -17,6 +17,7 @@ from datafiles import pictures
 from ndvit import __version__, list_models, load_model
 from ndvit.cli import main
 from ndvit.config import Recipe, SolvedOptions, ViTConfig
+from ndvit.config.reading import ReadingOptions
 from tinyruns import TINY, command, flags, run_tiny, tensors, toy
 
 COMMANDS = "train evaluate predict embed models presets weights convert export push info".split()  # noqa: SIM905
@@ -79,7 +80,7 @@ def test_every_option_is_a_flag_with_a_help_text(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     text = output(capsys, "train", "--help")
     elsewhere = {"num_classes", "in_channels"}
-    for field in (*fields(Recipe), *fields(ViTConfig), *fields(SolvedOptions)):
+    for field in (*fields(ReadingOptions), *fields(Recipe), *fields(ViTConfig), *fields(SolvedOptions)):
         flag = f"--{field.name.replace('_', '-')}"
         row = re.search(rf"[│ ]{flag}\b(?!-).*?(?=│\n)", text)
         assert (row is None) == (field.name in elsewhere), flag
@@ -89,7 +90,8 @@ def test_every_option_is_a_flag_with_a_help_text(capsys, monkeypatch):
     panels = [re.search(r"─ (.*?) ─", line)[1] for line in text.splitlines() if line.startswith("╭")]
     assert panels[0] == "Parameters"
     assert {"Network: Stem", "Recipe: Augmentation"} < set(panels)
-    assert len(panels) == len(set(panels)) == 1 + len(ViTConfig.__bases__) + 1 + len(Recipe.__bases__)
+    groups = sum(len(options.__bases__) for options in (ReadingOptions, ViTConfig, Recipe))
+    assert len(panels) == len(set(panels)) == 1 + groups + 1
     assert re.search(r"--batch-size INT +Examples in one forward pass\. \[default: 32\]", text)
 
 

@@ -9,9 +9,10 @@ import sys
 import numpy as np
 import pytest
 
-from ndvit.cli.printing import Plain, cell, error_line, out, print_csv, print_json, remark, shortened
+from ndvit.cli.printing import Plain, error_line, out, print_csv, print_json, remark, shortened
 from ndvit.config import ViTConfig
 from ndvit.data.preprocess.signals import SignalPreprocess
+from ndvit.files import cell
 from ndvit.network import VisionTransformer
 from tinyruns import command
 from weightfiles import as_model, header_of, rewrite, save_model

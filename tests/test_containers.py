@@ -78,7 +78,9 @@ def test_every_container_has_the_same_values(name):
 @pytest.mark.parametrize("name", CONTAINERS)
 def test_the_estimator_reads_every_container(name, monkeypatch):
     seen = []
-    monkeypatch.setattr("ndvit.estimator.load_source", lambda source, **options: seen.append(source[0]) or 1 / 0)
+    monkeypatch.setattr(
+        "ndvit.estimator.classifier.load_source", lambda source, **options: seen.append(source[0]) or 1 / 0
+    )
     with pytest.raises(ZeroDivisionError):
         ViTClassifier().fit(gaps(CONTAINERS[name]), Y)
     np.testing.assert_array_equal(np.stack(list(seen[0])), gaps(np.asarray).astype(np.float32))

@@ -62,7 +62,10 @@ ARRAYS = {
     "labels NaN": ((X, [*map(float, Y[:6]), NAN, NAN]), r"2 labels are missing in the train set: X\[6\], X\[7\]"),
     "labels ?": ((X, ["?", "", *"ababab"]), "2 labels are missing"),
     "test label missing": ((X, Y, X[:2], [0, None]), "1 labels are missing in the test set"),
-    "labels in columns": ((X, np.eye(8)), r"y has shape \(8, 8\); expected one target for each example"),
+    "labels in columns": (
+        (X, np.eye(8)),
+        r"the targets have 8 columns; classification expects one class for each example",
+    ),
     "labels in one text": ((X, "abababab"), "expected one target for each example"),
     "labels of other bytes": ((X, [b"caf\xe9", *"abababa"]), r"y has bytes that are not UTF-8, b'caf\\xe9'; pass"),
     "one class": ((X, np.zeros(8)), r"one class only \(0\); at least two"),
@@ -86,7 +89,7 @@ def test_arrays(name):
 
 @pytest.mark.parametrize("fraction", [1, -0.5, 20])
 def test_fraction(fraction):
-    with pytest.raises(ValueError, match=f"test_fraction must be at least 0 and below 1, got {fraction}"):
+    with pytest.raises(ValueError, match=f"test_fraction must be a number of at least 0 and below 1, got {fraction}"):
         load_source((X, Y), test_fraction=fraction)
 
 
@@ -294,7 +297,10 @@ FILES = {
         "y.npy has bytes that are not UTF-8",
     ),
     "label lines missing": (lambda p: beside(p, "y.txt", "a\n\n" + "a\nb\n" * 3), "1 labels are missing"),
-    "ts without data": (lambda p: ts(p / "a.ts", [], head="@classLabel true a b\n"), "a.ts: no @data line"),
+    "ts without data": (
+        lambda p: ts(p / "a.ts", [], head="@classLabel true a b\n"),
+        "a.ts: no @data line",
+    ),
     "ts without examples": (lambda p: ts(p / "a.ts", []), "the train set has no examples"),
     "ts empty": (lambda p: written(p / "a.ts", ""), "a.ts: no @data line; the file is not a .ts file or was cut off"),
     "ts that is text": (lambda p: written(p / "a.ts", "hello"), "a.ts, line 1: expected a comment or a tag", "hello"),
@@ -306,7 +312,7 @@ FILES = {
     "ts without labels": (
         lambda p: ts(p / "a.ts", ["1,2", "2,3"], head="@data\n"),
         "has no labels",
-        "@classLabel true",
+        "@classLabel or @targetLabel true",
     ),
     "ts with labels missing": (
         lambda p: ts(p / "a.ts", ["1,2:?", "2,3:b"]),
@@ -323,8 +329,8 @@ FILES = {
         "time stamps are not supported; save plain values",
     ),
     "ts for regression": (
-        lambda p: ts(p / "a.ts", ["1,2:0.5"], head="@targetLabel true\n@data\n"),
-        "is for regression",
+        lambda p: ts(p / "a.ts", ["1,2:0.5", "2,3:1.5"], head="@targetLabel true\n@data\n"),
+        "look continuous, .* set --task regression",
     ),
     "tsv with a word": (lambda p: written(p / "a.tsv", "1\t2\t3\n1\t2\tx\n"), "a.tsv, line 2: .*expected numbers, NaN"),
     "tsv overflowing float32": (

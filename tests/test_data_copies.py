@@ -11,10 +11,10 @@ from ndvit.data.copies import content_digest, is_blank
 from ndvit.data.examples import Examples, Recording
 from ndvit.data.sources.load import load_source
 from ndvit.data.splits import hold_out
-from ndvit.inference.evaluate import past_split
+from ndvit.inference.evaluate import past_reading
 from ndvit.tasks import Classification
 from ndvit.training.plan import hold_out_validation
-from ndvit.training.run import read_config
+from ndvit.training.settings import read_config
 from tinyruns import run_tiny
 
 
@@ -178,7 +178,7 @@ def test_a_run_remembers_that_copies_were_dropped(tmp_path):
     run = run_tiny(tmp_path / "data", tmp_path / "run", steps=1, drop_copies=True)
     assert read_config(tmp_path / "run" / "config.yaml")["drop_copies"] is True
     model = load_model(run.folder)
-    assert past_split(model, tmp_path / "data").drop_copies
+    assert past_reading(model, tmp_path / "data", {}).options.drop_copies
     lines = []
     model.evaluate(tmp_path / "data", progress=False, log=lines.append)
     assert any("left out as copies" in line for line in lines)

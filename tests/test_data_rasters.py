@@ -309,7 +309,7 @@ def test_folders_of_rasters(tmp_path):
     x, mask = preprocess.masked(source.test[0])
     assert (x.shape, mask) == ((5, 6, 8), None)
     assert load_examples(tmp_path / "wood").kind == "signal"
-    kind, _, examples, _ = load_examples(tmp_path / "wood" / "0.tif", dims=2, channels=5)
+    kind, _, examples, _ = load_examples(tmp_path / "wood" / "0.tif", dims=2, in_channels=5)
     assert (kind, examples[0].shape) == ("signal", (5, 6, 8))
 
 
@@ -436,7 +436,7 @@ def test_npz_beside_other_files_are_left_out(tmp_path):
 )
 def test_npz_to_predict(tmp_path, named, dims, count):
     path = npz(tmp_path / "a.npz", **{name: np.ones(shape) for name, shape in named.items()})
-    assert len(load_examples(path, dims=dims, channels=3).examples) == count
+    assert len(load_examples(path, dims=dims, in_channels=3).examples) == count
 
 
 def test_reading_an_npz(tmp_path):

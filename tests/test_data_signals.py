@@ -23,8 +23,8 @@ NAN = np.nan
 
 
 def plain(size, channels=1, **more):
-    """A preprocessing that changes no values."""
-    return SignalPreprocess(size, (0.0,) * channels, (1.0,) * channels, **more)
+    """A preprocessing that changes no values, of signals of any length."""
+    return SignalPreprocess(size, (0.0,) * channels, (1.0,) * channels, **{"any_length": True, **more})
 
 
 def test_fit_standardises_each_channel():

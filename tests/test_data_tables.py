@@ -146,7 +146,7 @@ LINES = {
     "too few": ("more.png", "has 1 fields, the header has 2"),
     "too many": ("more.png,CAT,1", "has 3 fields, the header has 2"),
     "twice": ("cat/../cat/1.png,DOG", "cat/1.png is in line 3, too"),
-    "other type": ("labels.csv,CAT", r"labels.csv has an unknown type; known: .jpg"),
+    "other type": ("more.txt,CAT", r"more.txt has an unknown type; known: .jpg"),
     "zero byte": ("a\0b.png,CAT", "a name with a zero byte does not exist"),
     "long name": (f"cat/{'x' * 5000}.png,CAT", r"cat/x{96}\.\.\.x{96}\.png does not exist"),
     "long folder": (f"{'x' * 300}/{'y/' * 3000}z.png,CAT", r"x{100}\.\.\.(/y)+/z\.png does not exist"),
@@ -161,6 +161,7 @@ def test_lines_that_cannot_be_used_are_listed(tmp_path, name):
         pytest.skip("csv refuses it")
     path = listed(tmp_path, line)
     picture(tmp_path / "more.png")
+    (tmp_path / "more.txt").write_text("words")
     (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere.png")
     (tmp_path / "circle").symlink_to("circle")
     with pytest.raises(ValueError, match=rf"labels.csv: 1 of 9 lines cannot be used: line 10: .*{message}.*\. Repair"):
@@ -194,8 +195,7 @@ def test_splits_that_are_unknown_or_lack_the_training_set(tmp_path):
 
 
 CSVS = {
-    "values": (["1,2,3", "2,3,4"], "its first line is '1,2,3'; expected a header with a column of paths", "a table of"),
-    "values with a header": (["x,y,label", "1,2,a"], "its first line is 'x,y,label'", "an .npz with X and y"),
+    "words": (["name,label", "x,a"], "its first line is 'name,label'; expected a header with a column of paths"),
     "empty": ([], "labels.csv: it is empty; expected a header"),
     "no lines": (["path,label"], "lists no files below its header"),
     "two columns of paths": (

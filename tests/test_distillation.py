@@ -26,7 +26,7 @@ from ndvit.training.fit import fit
 from ndvit.training.module import TrainingModule, training_loss
 from ndvit.training.plan import Request, plan
 from smallnetworks import spread
-from tinyruns import QUIET, TINY
+from tinyruns import QUIET, TINY, UNSPLIT
 
 CLASSES = ("ash", "birch", "cedar")
 PLAIN = {"mixup": 0.0, "crop": 1.0, "label_smoothing": 0.0}
@@ -70,7 +70,7 @@ def run_of(teacher, n=24, classes=3, length=16, **options):
     options = {**{k: v for k, v in TINY.items() if k != "model"}, "patch_size": 4, "device": "cpu", **options}
     source = (values, np.array(CLASSES)[targets])
     return plan(
-        Request(source=source, preset="basic", model="vit_pico", teacher=teacher, test_fraction=0, options=options)
+        Request(source=source, preset="basic", model="vit_pico", teacher=teacher, reading=UNSPLIT, options=options)
     )
 
 

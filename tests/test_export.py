@@ -30,6 +30,7 @@ from ndvit.exporting.quantize import estimate_saving, quantize_onnx
 from ndvit.exporting.runtimes import GraphOptions, open_exported
 from ndvit.load_report import LoadReport
 from ndvit.model import load_exported, load_model
+from ndvit.tasks import Contrastive
 from smallnetworks import batch
 from tinyruns import QUIET, command, toy
 
@@ -468,12 +469,12 @@ def test_what_the_model_must_know(tmp_path):
         export(model, path, data=toy(8, (2, 24)))
     with pytest.raises(FileNotFoundError, match="create it first"):
         export(model, tmp_path / "nowhere" / "model.onnx")
-    model.task = SimpleNamespace(name="counting")
-    with pytest.raises(ValueError, match="softmax and int8 are for networks that classify"):
+    model.task = Contrastive()
+    with pytest.raises(ValueError, match="softmax is for networks with answers such as probabilities"):
         export(model, path, softmax=True)
     model.network.reset_head(0)
     model.task = None
-    with pytest.raises(ValueError, match="softmax and int8 are for networks that classify"):
+    with pytest.raises(ValueError, match="softmax is for networks with answers such as probabilities"):
         export(model, path, softmax=True)
 
 

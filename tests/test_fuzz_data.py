@@ -8,18 +8,23 @@ import zipfile
 from contextlib import suppress
 
 import numpy as np
+import pandas as pd
 import pytest
 import soundfile
 import tifffile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from scipy.io import savemat
 
 from datafiles import TS_HEAD, picture
+from ndvit.data.sources.columns import NO_ROLES, Roles
 from ndvit.data.sources.files import header_of, read_example
 from ndvit.data.sources.lists import read_list
+from ndvit.data.sources.named_arrays import read_many, read_one
 from ndvit.data.sources.npy import has_many_examples, load_array, npy_shape
 from ndvit.data.sources.rasters import has_doubtful_alpha, raster_shape, read_raster
+from ndvit.data.sources.recordings import read_file
 from ndvit.data.sources.sounds import read_audio, sound_header
 from ndvit.data.sources.tables import read_table
 
@@ -49,8 +54,20 @@ def zipped(method, **members):
     return file.getvalue()
 
 
+def hdf5(**how):
+    h5py = pytest.importorskip("h5py")
+    file = io.BytesIO()
+    with h5py.File(file, "w") as stored:
+        stored.create_dataset("X", data=X, **how)
+        stored["y"] = [b"a", b"b"] * 2
+    return file.getvalue()
+
+
 X = np.arange(24, dtype=np.float32).reshape(4, 6)
 Y = np.array([0, 1, 0, 1])
+LONG = pd.DataFrame({"id": [1, 1, 2], "t": [0, 1, 0], "a": [1.5, 2, 3], "label": ["x", "x", "y"]})
+CELLS = np.array([["a"], ["b"], ["a"], ["b"]], dtype=object)
+MAT = {"X": X, "y": Y, "text": "words", "labels": CELLS, "fields": {"a": X}}
 WAVES = np.sin(np.arange(80) / 3)[:, None]
 PIXELS = Image.fromarray(np.arange(192, dtype=np.uint8).reshape(8, 8, 3))
 
@@ -81,6 +98,19 @@ def listed(path):
     read_list(path, with_targets=True, skip_bad=False)
 
 
+def values(path):
+    for roles in (NO_ROLES, Roles(id=("id",), time="t", channels=("a",))):
+        with suppress(ValueError, OSError):
+            read_table(path, roles)
+    with suppress(ValueError, OSError):
+        read_file(path, NO_ROLES)
+
+
+def named(path):
+    read_many(path, NO_ROLES, with_targets=False)
+    read_one(path, Roles(array=("X",)))
+
+
 def tiff(path):
     raster_shape(path)
     has_doubtful_alpha(path)
@@ -107,6 +137,19 @@ FORMATS = {
     "ts": (".ts", table, [(TS_HEAD + "1,2,?:3,4:a\n2,3:1,2:b\n").encode()]),
     "tsv": (".tsv", table, [b"1\t0.5\tNaN\n2\t-1e3\t4\n"]),
     "csv": (".csv", listed, [b"path,label,split\na.png,x,train\nb.png,y,test\n"]),
+    "csv, values": (
+        ".csv",
+        values,
+        [b"id,t,a,label\n1,0,2,x\n1,1,3,x\n2,0,4,y\n", b"t;a\n0,5;1\n1,5;2\n", b"1 2\n3 4\n"],
+    ),
+    "parquet": (".parquet", values, [LONG.to_parquet(), LONG.to_parquet(compression="gzip")]),
+    "arff": (".arff", values, [b"@relation r\n@attribute a numeric\n@attribute c {x,y}\n@data\n1,x\n?,y\n"]),
+    "mat": (
+        ".mat",
+        named,
+        [saved(savemat, MAT), saved(savemat, MAT, do_compression=True), saved(savemat, {"X": X}, format="4")],
+    ),
+    "hdf5": (".h5", named, [hdf5(), hdf5(chunks=(2, 3), compression="gzip", shuffle=True, fletcher32=True)]),
     "tiff": (".tif", tiff, [raster(planarconfig="contig"), raster(compression="zlib"), saved(PIXELS.save, "TIFF")]),
     "picture": (".png", stored, [saved(PIXELS.save, kind) for kind in ("PNG", "JPEG", "GIF", "BMP", "WEBP")]),
     "sound": (".wav", recording, [sound("WAV"), sound("WAV", "FLOAT"), sound("FLAC"), sound("OGG")]),

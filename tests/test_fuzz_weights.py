@@ -16,7 +16,7 @@ from safetensors.torch import save, save_file
 from fuzz import FAST, damaged, odd_numbers, refuses_or_reads, values
 from googlefiles import make_arrays
 from ndvit import VisionTransformer, ViTConfig
-from ndvit.training.run import read_config
+from ndvit.training.settings import read_config
 from ndvit.weights.reading.shards import read_index, read_json
 from weightfiles import as_model, header_of, load_model, save_model
 

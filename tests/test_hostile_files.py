@@ -281,7 +281,7 @@ def test_column_vectors_to_predict_are_a_doubt(tmp_path):
     with pytest.warns(
         DataWarning, match="taken as 50 examples, by its number of axes, of a single value each; if it is"
     ):
-        load_examples(npy(tmp_path / "a.npy", np.arange(50.0)[:, None]), dims=1, channels=1)
+        load_examples(npy(tmp_path / "a.npy", np.arange(50.0)[:, None]), dims=1, in_channels=1)
 
 
 # Sounds, pictures and rasters
@@ -414,7 +414,7 @@ def test_labels_of_other_names_are_named(tmp_path):
     npy(tmp_path / "labels.npy", Y)
     message = "files beside ecg.npy that may have targets are not read (labels.npy); rename it ecg_labels.npy"
     assert message in fault(tmp_path / "ecg.npy")
-    assert message in load_examples(tmp_path / "ecg.npy", dims=1, channels=1).notes
+    assert message in load_examples(tmp_path / "ecg.npy", dims=1, in_channels=1).notes
 
 
 def test_contents_beside_a_set_of_the_archive_are_named(tmp_path):

@@ -84,7 +84,7 @@ def test_nothing_imports_the_command_line():
 
 
 def test_the_walk_sees_what_it_must():
-    assert "ndvit.training.run" in imported(FILES["ndvit.cli.app"])  # inside a function
+    assert "ndvit.training.settings" in imported(FILES["ndvit.cli.app"])  # inside a function
     assert "ndvit.config" in imported(FILES["ndvit.network.vit"])
     assert "ndvit.config.recipe" in imported(FILES["ndvit.tasks.base"])  # for type checkers
 

@@ -229,7 +229,9 @@ def test_a_step_that_cannot_fit_into_memory_is_refused(monkeypatch):
     options = {"patch_size": 4, "batch_size": 32, "steps": 1}
     request = Request(source=(x, y), model="vit_tiny", options=options, progress=False)
     with pytest.raises(
-        ValueError, match=r"at least [\d.]+ GiB of memory, and this cpu has 1\.0 GiB: 1 x 4096 .*1,024 "
+        ValueError,
+        match=r"at least [\d.]+ GiB of memory, and this cpu has 1\.0 GiB: 1 x 4096 .*1,024 .*"
+        r"--window 512 \(window=; the mean of 8 windows is the answer .* a step of 32 windows needs about [\d.]+ GiB\)",
     ):
         plan(request)
     monkeypatch.setattr("ndvit.training.cost._memory", lambda device: 2**45)

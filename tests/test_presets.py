@@ -17,7 +17,8 @@ from ndvit.model import Model
 from ndvit.tasks import Classification
 from ndvit.training.plan import Request, plan
 from ndvit.training.presets import choose
-from ndvit.training.run import read_config, train
+from ndvit.training.run import train
+from ndvit.training.settings import read_config
 from tinyruns import QUIET, command
 
 TWO_CLASSES = Classification("ab")
@@ -37,7 +38,10 @@ class Some:
 
 def source(kind, dims, examples=20):
     """The properties of a source that a preset depends on."""
-    return SimpleNamespace(kind=kind, dims=dims, name="arrays", train=Some(examples), val=None, task=TWO_CLASSES)
+    parts = {"train": Some(examples), "val": None}
+    return SimpleNamespace(
+        kind=kind, dims=dims, input_dims=dims, spectrogram=None, name="arrays", task=TWO_CLASSES, **parts
+    )
 
 
 DEIT = named_config("vit_tiny_patch16_224")
@@ -364,7 +368,7 @@ WARMUP_STEPS = {"augreg": 10_000, "plain": 10_000}
 def test_published_presets_have_the_published_values(name):
     choice = choose(name, PICTURES, None, {})
     recipe, overrides, _ = split_options(choice.options)
-    found = {"drop_path_rate": 0.0, **asdict(recipe), **overrides}
+    found = {"drop_path_rate": 0.0, **asdict(recipe), **overrides, "loss": recipe.loss or "softmax"}
     assert {field: found[field] for field in PUBLISHED[name]} == pytest.approx(PUBLISHED[name])
     assert recipe.batch_size * recipe.accumulate == PRESETS[name].batch == BATCHES[name]
     assert choice.notes == ()
@@ -442,7 +446,7 @@ def test_every_preset_trains_two_steps(name, tmp_path):
         options = {**({} if name == "fast" else tiny), **({"rocket_features": 168} if preset.dims == 1 else {})}
         if not preset.by_width:
             options.pop("representation_size", None)
-    data = (recordings if preset.kind == "signal" else pictures, labels)
+    data = (recordings if preset.kind in ("signal", "spectrogram") else pictures, labels)
     steps = {} if preset.recipe.get("head") == "solved" else {"steps": 2}
     run = train(data, preset=name, batch_size=4, output=tmp_path / "run", **QUIET, **options, **steps)
     assert run.fit.steps == steps.get("steps", 0)

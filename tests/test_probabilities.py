@@ -119,7 +119,7 @@ def test_what_cannot_be_answered():
         model.predict_proba(x, np.zeros((1, 2, 24)))
     with pytest.raises(ValueError, match="a mask belongs to a tensor"):
         model.predict_proba(np.zeros((1, 2, 24)), mask=torch.ones(1, 24, dtype=torch.bool))
-    with pytest.raises(ValueError, match="nothing to predict"):
+    with pytest.raises(ValueError, match="nothing to read"):
         model.predict_proba()
     with pytest.raises(ValueError, match=r"the answer for x\[1\] is NaN or infinite"):
         model.predict_proba(torch.stack([x[0], x[1] + torch.inf]))

@@ -14,7 +14,7 @@ from PIL import Image
 
 from ndvit.evaluation.cards import draw_example
 from ndvit.evaluation.classification import ClassificationEvaluation
-from ndvit.evaluation.figures import _thin
+from ndvit.evaluation.figures import thin
 from ndvit.evaluation.report import Report, render, write_report
 from test_evaluation import Counting
 
@@ -276,7 +276,7 @@ def test_long_history_is_thinned():
 def test_thinning_keeps_the_outline():
     y = np.sin(np.linspace(0, 9, 100_003))
     y[77_777], y[30_000:40_000] = 7.0, np.nan
-    x, got = _thin(np.arange(len(y)), y, 100)
+    x, got = thin(np.arange(len(y)), y, 100)
     assert len(x) == len(got) <= 200
     assert got[np.isfinite(got)].max() == 7.0
     assert (np.diff(x) >= 0).all()

@@ -18,7 +18,7 @@ from ndvit.training import closed_form
 from ndvit.training.closed_form import solve_networks
 from ndvit.training.members import usual_weight
 from ndvit.training.plan import Request, plan
-from tinyruns import different, fit_tiny
+from tinyruns import UNSPLIT, different, fit_tiny
 
 NETWORK = {"patch_size": 4, "embed_dim": 8, "depth": 1, "num_heads": 2, "preset": "basic"}
 
@@ -117,6 +117,41 @@ def test_samples_have_the_share_of_each_class_and_two_at_least(monkeypatch):
     assert len(without) == 100
 
 
+def test_leaving_groups_out_equals_solving_without_them():
+    random = np.random.default_rng(0)
+    features = torch.from_numpy(random.normal(size=(24, 40)).astype(np.float32))
+    features -= features.mean(0)
+    targets = torch.from_numpy(random.normal(size=(24, 2)))
+    weight = torch.from_numpy(random.uniform(0.5, 2, 24))
+    groups = torch.tensor([0, 1, 1, 2, 2, 2] * 4)
+    ridge = solvers.DualRidge(features, targets, weight, groups)
+    _, left_out = ridge.solve(3.0)
+    x = features.double()
+    for group in range(3):
+        kept = groups != group
+        w = (weight / weight.mean())[kept]
+        mean, offset = (w[:, None] * x[kept]).sum(0) / w.sum(), (w[:, None] * targets[kept]).sum(0) / w.sum()
+        centred = (x[kept] - mean) * w.sqrt()[:, None]
+        gram = centred.T @ centred + 3.0 * torch.eye(40, dtype=torch.float64)
+        solution = torch.linalg.solve(gram, centred.T @ ((targets[kept] - offset) * w.sqrt()[:, None]))
+        expected = (x[~kept] - mean) @ solution + offset
+        assert torch.allclose(left_out[~kept], expected, atol=1e-5)
+
+
+def test_probabilities_of_a_closed_form_are_calibrated_by_groups():
+    """Where groups decide the features and not the labels, leaving single examples out would promise too much."""
+    random = np.random.default_rng(0)
+    groups = np.repeat(np.arange(8), 8)
+    features = random.normal(size=(8, 30))[groups] + 0.1 * random.normal(size=(64, 30))
+    labels = torch.from_numpy(groups % 2)
+    features = torch.from_numpy((features - features.mean(0)).astype(np.float32))
+    alone = solvers.ridge_classifier(features, labels, 2)
+    apart = solvers.ridge_classifier(features, labels, 2, groups=torch.from_numpy(groups))
+    assert alone.facts["accuracy"] == 1.0
+    assert apart.facts["accuracy"] < 0.7
+    assert apart.facts["sharpness"] < alone.facts["sharpness"]
+
+
 def test_class_weights_equal_repeated_examples(monkeypatch):
     monkeypatch.setattr(solvers, "_PENALTIES", np.array([0.03]))
     monkeypatch.setattr(solvers, "_SHARPNESS", np.array([2.0]))
@@ -124,7 +159,7 @@ def test_class_weights_equal_repeated_examples(monkeypatch):
     features, labels = torch.from_numpy(random.normal(size=(20, 30))).float(), torch.arange(20) % 3 // 2  # 14 and 6
     often = torch.arange(20).repeat_interleave(1 + 2 * labels)
     copies = features[often] - features[often].mean(0)
-    weighted = solvers.ridge_classifier(features, labels, 2, torch.tensor([1.0, 3.0]))
+    weighted = solvers.ridge_classifier(features, labels, 2, torch.tensor([1.0, 3.0])[labels])
     repeated = solvers.ridge_classifier(copies, labels[often], 2)
     # the mean eigenvalue, which the penalty is relative to, is over 31 values instead of 19
     scale = weighted.facts["penalty"] / repeated.facts["penalty"]
@@ -142,7 +177,7 @@ def test_leaving_one_out_with_weights_equals_solving_without_it(monkeypatch):
     features, labels = random.normal(size=(18, 12)), np.arange(18) % 3 // 2
     weights = np.array([0.5, 2.0])
     found = solvers.ridge_classifier(
-        torch.from_numpy(features).float(), torch.from_numpy(labels), 2, torch.from_numpy(weights)
+        torch.from_numpy(features).float(), torch.from_numpy(labels), 2, torch.from_numpy(weights[labels])
     )
     targets, each = 2 * np.eye(2)[labels] - 1, weights[labels] / weights[labels].mean()
     losses = []
@@ -203,7 +238,7 @@ def test_constant_signals_and_equal_examples_do_no_harm():
 def planned(source=None, **options):
     """The first member of a plan."""
     request = {name: options.pop(name) for name in ("model", "weights", "preset") if name in options}
-    return plan(Request(source=source or waves(), test_fraction=0, progress=False, options=options, **request)).first
+    return plan(Request(source=source or waves(), reading=UNSPLIT, progress=False, options=options, **request)).first
 
 
 def test_training_solves_them_and_their_file_has_them(tmp_path):

@@ -20,7 +20,8 @@ from ndvit.data.sources.load import load_examples, load_source
 from ndvit.training.plan import Request, hold_out_validation, plan
 from tinyruns import QUIET, command, run_tiny, same_result, tensors, toy
 
-FILES = ["checkpoints", "config.yaml", "metrics.csv", "model.safetensors", "report.html", "results.json"]
+FILES = ["checkpoints", "config.yaml", "metrics.csv", "model.safetensors", "predictions.csv", "report.html"]
+FILES += ["results.json", "split.csv"]
 
 
 def uneven():
@@ -161,7 +162,7 @@ def test_folder_of_sound(tmp_path):
     for name, pitch in (("low", 200.0), ("high", 3000.0)):
         for i in range(6):
             sound(tmp_path / "sound" / name / f"{i}.wav", frames=300 + 20 * i, pitch=pitch)
-    run = run_tiny(tmp_path / "sound", tmp_path / "run", steps=30, batch_size=8, workers=0, crop=1.0)
+    run = run_tiny(tmp_path / "sound", tmp_path / "run", steps=30, batch_size=8, workers=0, crop=1.0, spectrogram="off")
     assert run.model.classes == ("high", "low")
     assert run.model.preprocess.sample_rate == 8000
     assert run.model.config.input_size == (400,)
@@ -272,7 +273,7 @@ REFUSED = {
     "steps": ({"steps": 0}, "steps must be a whole number of at least 1, got 0"),
     "steps and epochs": ({"steps": 1, "epochs": 1}, "give steps or epochs, not both"),
     "no test": ({"test_fraction": 0}, "test_fraction must be above 0: a run ends with a test"),
-    "test of all": ({"test_fraction": 1}, "test_fraction must be at least 0 and below 1"),
+    "test of all": ({"test_fraction": 1}, "test_fraction must be a number of at least 0 and below 1"),
     "early stop": ({"early_stop": 2}, "early_stop needs validation data: set val_fraction"),
     "early stop without": ({"early_stop": 2, "val_fraction": 0.0}, "early_stop needs validation data"),
     "device": ({"device": "mps"}, "device mps is not available: use auto or cpu"),
@@ -547,7 +548,7 @@ def test_inputs_of_predictions_are_those_of_training(home):
 
 
 def test_what_cannot_be_predicted(home, tmp_path):
-    with pytest.raises(ValueError, match="nothing to predict: pass files, folders or arrays"):
+    with pytest.raises(ValueError, match="nothing to read: pass files, folders or arrays"):
         predict(home / "run", **QUIET)
     with pytest.raises(ValueError, match=r"0\.png holds images, and the model was trained on signals"):
         predict(home / "run", home / "toy.npz", home / "pictures" / "cat" / "0.png", **QUIET)
@@ -621,4 +622,4 @@ def test_an_npy_file_is_one_or_many_examples_by_the_model(home, tmp_path):
         "one.npy: taken as one example, by its number of axes",
     ]
     for channels, count in ((1, 2), (2, 1)):
-        assert len(load_examples(tmp_path / "one.npy", dims=1, channels=channels).examples) == count
+        assert len(load_examples(tmp_path / "one.npy", dims=1, in_channels=channels).examples) == count

@@ -23,7 +23,7 @@ from ndvit.training.fit import fit
 from ndvit.training.plan import Request, plan
 from ndvit.training.run import train
 from ndvit.weights.signal_encoder import FILE, signal_encoder
-from tinyruns import QUIET, fit_tiny, toy
+from tinyruns import QUIET, UNSPLIT, fit_tiny, toy
 
 TINY = named_config("encoder_small", input_size=32, embed_dim=16, depth=2, num_heads=2, stem_width=8)
 
@@ -282,7 +282,7 @@ def test_the_report_of_a_closed_form_has_its_weights_and_no_curves(tmp_path):
 def test_the_closed_form_is_stored_and_loaded(tmp_path):
     X, y = toy(24, shape=(2, 30), shift=2)
     options = {"rocket_features": 168, "encoder_weight": 0.4}
-    request = Request(source=(X, y), preset="fast", options=options, test_fraction=0, progress=False)
+    request = Request(source=(X, y), preset="fast", options=options, reading=UNSPLIT, progress=False)
     trained = fit(plan(request), **QUIET)
     assert trained.fit.steps == 0
     assert [type(one) for one in solved_networks(trained.model.network)] == [RandomConvolutions, EncoderFeatures]

@@ -364,16 +364,36 @@ def test_a_network_that_only_the_args_tell_apart(tmp_path):
         loaded(tmp_path, {"model": VIT, "args": argparse.Namespace(model="vit_small_patch16_rope_224")})
 
 
-@pytest.mark.parametrize("problem", ["multi_label_classification", "regression"])
-def test_models_that_are_no_classifiers(tmp_path, problem):
+def with_problem(folder, problem):
+    """A network of transformers with three outputs and this problem_type."""
     config = dict(hidden_size=64, num_hidden_layers=1, num_attention_heads=1, intermediate_size=96, image_size=32)
     config = transformers.ViTConfig(
         **config, patch_size=8, num_labels=3, problem_type=problem, id2label=dict(enumerate("abc"))
     )
     hf = randomise(transformers.ViTForImageClassification(config), 0)
-    hf.save_pretrained(tmp_path)
+    hf.save_pretrained(folder)
+    return hf
+
+
+@pytest.mark.parametrize("problem", ["multi_label_classification", "regression"])
+@pytest.mark.filterwarnings("ignore::ndvit.WeightsWarning")  # mean and std are assumed
+def test_the_problem_type_of_transformers_is_the_task(tmp_path, problem):
+    from ndvit.model import load_model
+
+    hf, model = with_problem(tmp_path, problem), load_model(tmp_path)
+    logits = hf(X).logits.detach()
+    expected = logits if problem == "regression" else logits.sigmoid()
+    assert torch.allclose(model.predict_proba(X), expected, atol=1e-5)
+    assert model.task.output_names() == ["a", "b", "c"]
+    assert load_model(tmp_path, classes=("x", "y", "z")).untrained == ("head.weight", "head.bias")
+
+
+def test_an_unknown_problem_type_has_no_task(tmp_path):
     from ndvit.model import load_model, predict
 
+    hf = with_problem(tmp_path, "regression")
+    file = tmp_path / "config.json"
+    file.write_text(file.read_text().replace('"regression"', '"ranking"'))
     model = load_model(tmp_path)
     assert model.task is None
     assert torch.allclose(model(X), hf(X).logits, atol=1e-5)
@@ -382,10 +402,9 @@ def test_models_that_are_no_classifiers(tmp_path, problem):
         lambda: predict(tmp_path, X.numpy()),
         lambda: evaluate(model, "digits"),
     ):
-        with pytest.raises(ValueError, match=f"problem_type '{problem}', so a softmax over the outputs would be wrong"):
+        with pytest.raises(ValueError, match="problem_type 'ranking', which is none of multi_label_classification"):
             answer()
     assert f"task     {tmp_path}" not in str(model.load_report)
-    assert load_model(tmp_path, classes=("x", "y", "z")).untrained == ("head.weight", "head.bias")
     assert load_model(tmp_path, classes=("x", "y")).load_report.no_task == ""
 
 

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from ndvit.cli import main
+from ndvit.config.reading import ReadingOptions, take_reading_options
 from ndvit.training.fit import Trained, fit
 from ndvit.training.plan import Request, plan
 from ndvit.training.run import Run, resume, train
@@ -18,6 +19,7 @@ from ndvit.weights.file import MODEL_FILE
 
 TINY: dict[str, Any] = {"model": "vit_pico", "embed_dim": 16, "depth": 2, "num_heads": 2}
 QUIET: dict[str, Any] = {"progress": False, "log": lambda line: None}
+UNSPLIT = ReadingOptions(test_fraction=0)
 
 
 def toy(n=40, shape=(2, 16), classes=2, shift=0.5):
@@ -37,7 +39,8 @@ def fit_tiny(source, folder: Path | None = None, *, resume: bool = False, **opti
     options = {"progress": False, "source": source, **({} if "weights" in options else TINY), **options}
     names = {field.name for field in fields(Request)}
     request = {name: options.pop(name) for name in names & options.keys()}
-    return fit(plan(Request(**request, options=options)), folder, resume=resume, **QUIET)
+    reading, options = take_reading_options(options)
+    return fit(plan(Request(**request, reading=reading, options=options)), folder, resume=resume, **QUIET)
 
 
 def resume_quietly(folder: Path, source=None) -> Run:

@@ -13,12 +13,15 @@ if TYPE_CHECKING:
     from ndvit.config.recipe import Recipe
     from ndvit.data.messages import DataWarning
     from ndvit.data.sources.load import load_source
-    from ndvit.estimator import ViTClassifier
+    from ndvit.estimator import ViTClassifier, ViTRegressor
     from ndvit.load_report import WeightsWarning
     from ndvit.model import Model, compile, embed, evaluate, export, load_model, predict, save_model
     from ndvit.network import VisionTransformer, create_model
     from ndvit.tasks.base import Task
     from ndvit.tasks.classification import Classification
+    from ndvit.tasks.multilabel import Multilabel
+    from ndvit.tasks.regression import Regression
+    from ndvit.training.crossvalidation import cross_validate, resume_cross_validation
     from ndvit.training.run import pretrain, resume, train
     from ndvit.weights.convert import export_state_dict
     from ndvit.weights.publish import push_to_hub
@@ -28,14 +31,18 @@ _HOMES = {
     "Classification": "ndvit.tasks.classification",
     "DataWarning": "ndvit.data.messages",
     "Model": "ndvit.model",
+    "Multilabel": "ndvit.tasks.multilabel",
     "Recipe": "ndvit.config.recipe",
+    "Regression": "ndvit.tasks.regression",
     "Task": "ndvit.tasks.base",
     "ViTClassifier": "ndvit.estimator",
+    "ViTRegressor": "ndvit.estimator",
     "ViTConfig": "ndvit.config",
     "VisionTransformer": "ndvit.network",
     "WeightsWarning": "ndvit.load_report",
     "compile": "ndvit.model",
     "create_model": "ndvit.network",
+    "cross_validate": "ndvit.training.crossvalidation",
     "embed": "ndvit.model",
     "evaluate": "ndvit.model",
     "export": "ndvit.model",
@@ -49,6 +56,7 @@ _HOMES = {
     "pretrain": "ndvit.training.run",
     "push_to_hub": "ndvit.weights.publish",
     "resume": "ndvit.training.run",
+    "resume_cross_validation": "ndvit.training.crossvalidation",
     "save_model": "ndvit.model",
     "train": "ndvit.training.run",
 }
@@ -57,14 +65,18 @@ __all__ = [
     "Classification",
     "DataWarning",
     "Model",
+    "Multilabel",
     "Recipe",
+    "Regression",
     "Task",
     "ViTClassifier",
     "ViTConfig",
+    "ViTRegressor",
     "VisionTransformer",
     "WeightsWarning",
     "compile",
     "create_model",
+    "cross_validate",
     "embed",
     "evaluate",
     "export",
@@ -78,6 +90,7 @@ __all__ = [
     "pretrain",
     "push_to_hub",
     "resume",
+    "resume_cross_validation",
     "save_model",
     "train",
 ]

@@ -3,15 +3,19 @@
 A file is never written over an existing one by accident, and a folder by one process at a time.
 """
 
+import codecs
+import csv
 import errno
+import io
 import os
+import re
 import socket
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Literal, TextIO
+from typing import Any, Literal, TextIO
 
 LOCK_FILE = ".lock"
 TEMPORARY = ".tmp"  # ending of a file that is being written
@@ -30,6 +34,8 @@ _REMEDIES = {
 _KINDS = {stat.S_IFDIR: "folder", stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket", stat.S_IFCHR: "device"}
 _KINDS[stat.S_IFBLK] = "device"
 _LONGEST_LINE = 2**24  # characters: two million values or more
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
+_FORMULA = tuple("=+-@\t\r\n＝＋－＠")  # first characters that make a cell a formula ("CSV Injection", OWASP)
 _MOST_UNPACKED = 2**28  # bytes of which any ratio is allowed
 _RATIO = 100  # measurements and text shrink to a third or a tenth
 
@@ -63,6 +69,15 @@ def bounded_lines(file: TextIO) -> Iterator[str]:
         if len(line) == _LONGEST_LINE:
             raise ValueError(f"line {number} has {_LONGEST_LINE:,} characters or more; expected one example in a line")
         yield line
+
+
+def text_encoding(path: Path) -> str:
+    """Return the encoding of a text by its byte order mark; UTF-8 without one."""
+    with path.open("rb") as file:
+        start = file.read(3)
+    if start == codecs.BOM_UTF8:
+        return "utf-8-sig"
+    return "utf-16" if start[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8"
 
 
 def unpacking_fault(unpacked: int, stored: int, values: int = 0) -> str | None:
@@ -130,6 +145,21 @@ def replace_file(path: Path, write: str | bytes | Callable[[Path], object]) -> N
             with suppress(OSError):
                 temporary.unlink()
         _flush_folder(path.parent)
+
+
+def csv_text(rows: Iterable[Iterable[Any]]) -> str:
+    """Rows of texts and numbers as CSV, see `cell`."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([list(map(cell, row)) for row in rows])
+    return text.getvalue()
+
+
+def cell(value: Any) -> str:
+    """A value as a cell of CSV. A text that a spreadsheet would compute as a formula starts with an apostrophe."""
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    text = str(value)
+    return f"'{text}" if text.startswith(_FORMULA) and not _NUMBER.fullmatch(text) else text
 
 
 def make_folder(path: Path) -> None:

@@ -13,6 +13,10 @@ from torch import Tensor, nn
 
 from ndvit.config.recipe import Device
 from ndvit.evaluation.base import Evaluation
+from ndvit.explain import explain as _explain
+from ndvit.explain.explain import Explanation, Target
+from ndvit.explain.features import features
+from ndvit.explain.methods import Method
 from ndvit.exporting.formats import ENDINGS, HARMLESS, Format, Precision, is_exported
 from ndvit.exporting.runtimes import Runtime, open_exported
 from ndvit.inference import embed as _embed
@@ -23,7 +27,7 @@ from ndvit.inference.evaluate import Split
 from ndvit.inference.predict import Log
 from ndvit.network.committee import Committee
 from ndvit.network.fast import only_read_tokens
-from ndvit.parts import ModelParts
+from ndvit.parts import ModelParts, is_result
 from ndvit.tasks.base import Prediction
 from ndvit.tasks.classification import Classification
 from ndvit.weights.adapt import ChannelRule
@@ -73,14 +77,17 @@ class Model(ModelParts):
     @property
     def members(self) -> list[Model]:
         """The members of an ensemble as models; the model itself if it is not an ensemble."""
-        if not isinstance(self.network, Committee) or self.network.combine != "probabilities":
+        network = self.network
+        if not isinstance(network, Committee):
             return [self]
-        facts = {k: v for k, v in self.provenance.items() if k not in ("members", "test_accuracy")}
+        if network.combine == "outputs" and self.provenance.get("members") != len(network.members):
+            return [self]  # networks of one member
+        facts = {k: v for k, v in self.provenance.items() if k != "members" and not is_result(k)}
         models = []
-        for i, network in enumerate(self.network.members):
+        for i, member in enumerate(network.members):
             prefix = f"members.{i}."
             new = [name.removeprefix(prefix) for name in self.untrained if name.startswith(prefix)]
-            models.append(Model(network, self.task, self.preprocess, untrained=new, provenance={**facts, "member": i}))
+            models.append(Model(member, self.task, self.preprocess, untrained=new, provenance={**facts, "member": i}))
         return models
 
     def to(self, device: str | torch.device) -> Model:
@@ -99,22 +106,28 @@ class Model(ModelParts):
     def predict(
         self,
         *inputs: Any,
-        skip_bad: bool = False,
+        per_window: bool = False,
+        on_fault: Log | None = None,
         batch_size: int = 64,
         device: Device = "auto",
         progress: bool = True,
         log: Log = print,
+        **reading: Any,
     ) -> list[Prediction]:
-        """Predict new examples.
+        """Predict new examples. The answer for a recording that is cut into windows is the mean of theirs.
 
         Args:
             *inputs: pictures, recordings or files of arrays (a file may hold many examples), or folders of such files;
                 or arrays (n, time) or (n, channels, time, ...), lists of arrays, lists of PIL images.
-            skip_bad: leave unreadable files out.
+            per_window: return the answer for each window instead, with `start` and `end` in seconds where the sample
+                rate is known, else in samples.
+            on_fault: receives the fault of each file or example that cannot be answered, so that the others are; None
+                raises an error.
             batch_size: examples per forward pass.
             device: where to compute.
             progress: show a progress bar.
             log: receives each line about what was read.
+            **reading: fields of `FileOptions` (window, skip_bad, ...); by default as in the model's training.
 
         Returns:
             One prediction for each example; for classification with `name`, `label` and `probabilities`.
@@ -122,18 +135,18 @@ class Model(ModelParts):
         Raises:
             ValueError: if a file cannot be read, or is not of the kind that the model was trained on.
         """
-        options: dict[str, Any] = {"skip_bad": skip_bad, "batch_size": batch_size, "progress": progress, "log": log}
-        return _predict.predict(self, *inputs, device=self._device(device), **options)
+        reading |= {"per_window": per_window, "on_fault": on_fault, "batch_size": batch_size}
+        return _predict.predict(self, *inputs, device=self._device(device), progress=progress, log=log, **reading)
 
     def predict_proba(
         self,
         *inputs: Any,
         mask: Tensor | None = None,
-        skip_bad: bool = False,
         batch_size: int = 64,
         device: Device = "auto",
         progress: bool = False,
         log: Log = print,
+        **reading: Any,
     ) -> Tensor | np.ndarray:
         """Probabilities (n, classes) in the order of `classes`, the same numbers that `predict` and `evaluate` use.
 
@@ -147,11 +160,11 @@ class Model(ModelParts):
             *inputs: raw examples as in `predict`, except tensors; or one tensor (n, C, *input_size) as `preprocess`
                 returns them. Without its mask all its values count as observed.
             mask: (n, *input_size) boolean of a tensor, True where a value was observed; None if all were.
-            skip_bad: leave unreadable files out.
             batch_size: examples per forward pass.
             device: where to compute.
             progress: show a progress bar.
             log: receives each line about what was read.
+            **reading: as in `predict`.
 
         Returns:
             An array, float32; for a tensor a tensor on the device that computed it.
@@ -163,11 +176,11 @@ class Model(ModelParts):
             self,
             *inputs,
             mask=mask,
-            skip_bad=skip_bad,
             batch_size=batch_size,
             device=self._device(device),
             progress=progress,
             log=log,
+            **reading,
         )
 
     def evaluate(
@@ -175,27 +188,27 @@ class Model(ModelParts):
         source: Any,
         *,
         split: Split = "auto",
-        skip_bad: bool = False,
-        literal_labels: bool | None = None,
-        drop_copies: bool = False,
         batch_size: int = 64,
         device: Device = "auto",
         progress: bool = True,
         log: Log = print,
+        **reading: Any,
     ) -> Evaluation:
         """Test the model on data with targets.
+
+        Of recordings that are cut into windows, the results are those per recording, with those per window beside them
+        (`windows`, see `RecordingEvaluation`).
 
         Args:
             source: as in `train`.
             split: "test", "train" or "all". "auto" is the test set if the source has one, or if the model was trained
                 on this very source, which is then split as in training; other data is tested as a whole.
-            skip_bad: leave unreadable files, and examples without a label, out.
-            literal_labels: take every label as the name of a class, as in `train`; None is as in the model's training.
-            drop_copies: leave exact copies out, see `train`; by default as in training, if the source is the same.
             batch_size: examples per forward pass.
             device: where to compute.
             progress: show a progress bar.
             log: receives each line about what was read.
+            **reading: fields of `ReadingOptions` (skip_bad, group_by, ...). By default as in the model's training;
+                skip_bad, drop_copies and group_by only for the same source.
 
         Raises:
             ValueError: if the targets are not those of the model, or the data is of another kind.
@@ -204,13 +217,11 @@ class Model(ModelParts):
             self,
             source,
             split=split,
-            skip_bad=skip_bad,
-            literal_labels=literal_labels,
-            drop_copies=drop_copies,
             batch_size=batch_size,
             device=self._device(device),
             progress=progress,
             log=log,
+            **reading,
         )
 
     def embed(
@@ -220,14 +231,12 @@ class Model(ModelParts):
         output: str | Path | None = None,
         force: bool = False,
         split: Split = "auto",
-        test_fraction: float | None = None,
         seed: int | None = None,
-        skip_bad: bool = False,
-        literal_labels: bool | None = None,
         batch_size: int = 64,
         device: Device = "auto",
         progress: bool = True,
         log: Log = print,
+        **reading: Any,
     ) -> Embeddings:
         """Compute the features that the head reads; for an ensemble, those of all members side by side.
 
@@ -236,15 +245,14 @@ class Model(ModelParts):
             output: an .npz or .parquet file to write, see `Embeddings.save`.
             force: replace that file if it exists.
             split: "train", "test", or "all" data with targets; "auto" is all, with targets or without.
-            test_fraction: share of each class that is the test split where the data has none; None is that of the
-                model's training if it was on this source, else 0.2.
-            seed: seed of that split; None likewise, or 0.
-            skip_bad: leave unreadable files, and examples without a label, out.
-            literal_labels: take every label as the name of a class, as in `train`; None is as in the model's training.
+            seed: seed of the split of data that has none; None is that of the model's training if it was on this
+                source, else 0.
             batch_size: examples per forward pass.
             device: where to compute.
             progress: show a progress bar.
             log: receives each line about what was read.
+            **reading: fields of `ReadingOptions`, as in `evaluate`; test_fraction is by default that of the model's
+                training if it was on this source, else 0.2.
 
         Raises:
             ValueError: for data that the network cannot read, an exported model, or weights that lack more than a head.
@@ -257,15 +265,107 @@ class Model(ModelParts):
             output=output,
             force=force,
             split=split,
-            test_fraction=test_fraction,
             seed=seed,
-            skip_bad=skip_bad,
-            literal_labels=literal_labels,
             batch_size=batch_size,
             device=self._device(device),
             progress=progress,
             log=log,
+            **reading,
         )
+
+    def explain(
+        self,
+        *inputs: Any,
+        mask: Tensor | None = None,
+        target: Target = None,
+        method: Method | None = None,
+        layers: Sequence[int] | None = None,
+        heads: Sequence[int] | None = None,
+        steps: int = 50,
+        occlude: int | Sequence[int] | None = None,
+        bands: int | Sequence[float] | None = None,
+        batch_size: int = 16,
+        device: Device = "auto",
+        progress: bool = False,
+        log: Log = print,
+        **reading: Any,
+    ) -> list[Explanation]:
+        """Compute the relevance of each sample, pixel or voxel of examples for the model's answers.
+
+        Args:
+            *inputs: raw examples as in `predict`, or a tensor of inputs of the network as in `predict_proba`.
+            mask: of a tensor, as in `predict_proba`.
+            target: index or name of the output that is explained, such as a class, or one for each example; None is the
+                highest output for classes, and the first one for numbers.
+            method: None is what measures best for the network, see docs/explain.md. "attention" (of the last block),
+                "rollout", "gradient_rollout", "midpoint_rollout", "gradient" (absolute), "gradient_x_input",
+                "integrated_gradients" and "occlusion" (both by captum, `pip install 'ndvit[explain]'`), or
+                "contributions", which are exact in time, for random convolutions.
+            layers: blocks whose attention counts; negative ones count from the end. None is the last block for
+                "attention", and all blocks for the rollouts.
+            heads: attention heads that count; None is all.
+            steps: of integrated gradients.
+            occlude: samples along each axis that occlusion replaces at a time; None makes some 32 windows.
+            bands: number of octaves of frequency, or rising edges of bands (Hz for recordings, cycles per sample for
+                arrays), whose relevance is computed, too; for signals of one axis.
+            batch_size: examples in one forward pass.
+            device: where to compute.
+            progress: show a progress bar.
+            log: receives each line about what was read.
+            **reading: fields of `FileOptions` (skip_bad, ...); by default as in the model's training.
+
+        Returns:
+            One `Explanation` for each example, whose `relevance` is in the coordinates of the example as it was read:
+            before it was resized, cropped or padded.
+
+        Raises:
+            ValueError: as in `predict`; for an unknown output, or a method that does not exist for the network.
+        """
+        reading |= {"batch_size": batch_size, "progress": progress, "log": log, "device": self._device(device)}
+        how: dict[str, Any] = {"target": target, "method": method, "layers": layers, "heads": heads}
+        return _explain.explain(self, *inputs, mask=mask, steps=steps, occlude=occlude, bands=bands, **how, **reading)
+
+    def features(
+        self,
+        *inputs: Any,
+        mask: Tensor | None = None,
+        layers: int | Sequence[int] | None = None,
+        grid: bool = False,
+        prefix: bool = False,
+        norm: bool = True,
+        batch_size: int = 64,
+        device: Device = "auto",
+        log: Log = print,
+        **reading: Any,
+    ) -> Tensor | list[Tensor] | list[tuple[Tensor, Tensor]]:
+        """Tokens of chosen blocks, as DINOv2's `get_intermediate_layers` returns them, or the features before the head.
+
+        Args:
+            *inputs: raw examples as in `predict`, or a tensor of inputs of the network as in `predict_proba`. Tensors
+                keep the graph of autograd.
+            mask: of a tensor, as in `predict_proba`.
+            layers: indices of blocks, where negative ones count from the end; an int is the number of last blocks. None
+                returns what the head reads instead, (B, width).
+            grid: return the patches as a grid, (B, D, *grid), instead of (B, N, D). A patch that was merged with others
+                has the token that stands for all of them.
+            prefix: also return the class, distillation and register tokens: in front of the patches, or with `grid` as
+                the second tensor (B, prefix, D) of a pair.
+            norm: apply the network's last norm to the tokens of every block.
+            batch_size: raw examples in one forward pass.
+            device: where raw examples are computed.
+            log: receives each line about what was read.
+            **reading: fields of `FileOptions` (skip_bad, ...); by default as in the model's training.
+
+        Returns:
+            One tensor, or pair, for each block in the order of `layers`.
+
+        Raises:
+            ValueError: for blocks that do not exist, and for a model that has not one transformer: an ensemble has
+                `members`.
+        """
+        self._refuse_runtime("has no features")
+        how: dict[str, Any] = {"layers": layers, "grid": grid, "prefix": prefix, "norm": norm, **reading}
+        return features(self, *inputs, mask=mask, batch_size=batch_size, device=device, log=log, **how)
 
     def export(
         self,

@@ -90,3 +90,8 @@ class ModelParts:
         """Where the network computes."""
         own = getattr(self.network, "device", None)  # of a runtime, which has no parameters
         return torch.device(own) if own else next((p.device for p in self.network.parameters()), torch.device("cpu"))
+
+
+def is_result(fact: str) -> bool:
+    """Whether a fact of the provenance is a result of a test, which belongs to the very network that was tested."""
+    return fact.startswith("test_") and fact != "test_fraction"

@@ -15,8 +15,10 @@ from cyclopts.config import Dict
 
 from ndvit import __version__
 from ndvit.cli.convert import convert
+from ndvit.cli.crossvalidate import crossvalidate
 from ndvit.cli.embed import embed
 from ndvit.cli.evaluate import evaluate
+from ndvit.cli.explain import explain
 from ndvit.cli.export import export
 from ndvit.cli.info import info
 from ndvit.cli.models import models
@@ -39,7 +41,22 @@ app = App(
     end_of_options_delimiter="--",
 )
 app.suppress_keyboard_interrupt = app.meta.suppress_keyboard_interrupt = False  # `main` handles interruptions
-for _command in (train, pretrain, evaluate, predict, embed, models, presets, weights, convert, export, push, info):
+for _command in (
+    train,
+    crossvalidate,
+    pretrain,
+    evaluate,
+    predict,
+    explain,
+    embed,
+    models,
+    presets,
+    weights,
+    convert,
+    export,
+    push,
+    info,
+):
     app.command(_command)
 
 
@@ -60,7 +77,7 @@ def _run(
     if config is not None:
         if not config.is_file():
             raise FileNotFoundError(f"no settings at {config}")
-        from ndvit.training.run import read_config
+        from ndvit.training.settings import read_config
 
         # under the name of every command, because a flat dict loses settings that are named like one, such as weights
         settings = dict.fromkeys(app, read_config(config))

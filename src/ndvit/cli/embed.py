@@ -3,7 +3,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from ndvit.cli.options import InferenceOptions, Split
+from ndvit.cli.options import LabelledOptions, Split
 from ndvit.cli.printing import out, remark
 
 
@@ -15,11 +15,9 @@ def embed(
     knn: bool = False,
     linear: bool = False,
     split: Split = "auto",
-    test_fraction: float | None = None,
     seed: int | None = None,
-    literal_labels: bool | None = None,
     force: bool = False,
-    options: Annotated[InferenceOptions | None, Parameter(name="*")] = None,
+    options: Annotated[LabelledOptions | None, Parameter(name="*")] = None,
 ) -> None:
     """Write the features before the head of a network, or score them by simple classifiers.
 
@@ -30,12 +28,10 @@ def embed(
         knn: Classify the test split by the nearest neighbours in the training split.
         linear: Classify the test split by a logistic regression on the training split.
         split: Only these examples; auto is all, with labels or without.
-        test_fraction: Share of each class in the test split where the source has none. [default: that of the model's
-            training, if it was on this source; else 0.2]
-        seed: Seed of that split. [default: likewise, or 0]
-        literal_labels: Take every label as the name of a class, also NA or 1.5. [default: as in the model's training]
+        seed: Seed of the split of a source that has none. [default: that of the model's training, if it was on this
+            source; else 0]
         force: Replace an existing output.
-        options: How files are read, and where the model runs.
+        options: How data are read (by default as in the model's training), and where the model runs.
     """
     from ndvit import model
 
@@ -49,9 +45,7 @@ def embed(
         output=output,
         force=force,
         split="all" if knn or linear else split,
-        test_fraction=test_fraction,
         seed=seed,
-        literal_labels=literal_labels,
         log=remark,
         **(options or {}),
     )

@@ -31,7 +31,8 @@ def export(
         data: Labelled data as for train, or files as for predict: int8 is calibrated on its training set, and outputs
             are compared on its test set. [default: the run's own test set, if available; else random inputs]
         dynamic_batch: Accept any number of examples at a time; else only one.
-        softmax: Output probabilities, which are calibrated if the model is; else logits.
+        softmax: Output probabilities, which are calibrated if the model is, or numbers in the units of a regression's
+            targets; else logits, or standardised numbers.
         preprocess: beside leaves mean and standard deviation to the caller; inside makes them part of the graph, which
             then takes raw values: pixels from 0 to 255, signals as recorded.
         mask: A second input that marks observed values, for missing values and padding. [default: for signals whose

@@ -32,8 +32,12 @@ def info(
         out(f"members  {len(model.members)}, whose probabilities are averaged")
     cost = f", {sum(count_cost(c)[1] for c in configs) / 1e9:.3f} GMACs an example" if configs else ""
     out(f"size     {parameters:,} parameters{cost}")
-    names = ", ".join(model.classes[:20]) + (", ..." if len(model.classes) > 20 else "")
-    out(shortened(f"classes  {len(model.classes)}{': ' + names if names else ': the file names none'}"))
+    outputs = model.classes or (model.task.output_names() if model.task is not None else ())
+    names = ", ".join(outputs[:20]) + (", ..." if len(outputs) > 20 else "")
+    title = "classes " if model.classes or model.task is None else "outputs "
+    out(shortened(f"{title} {len(outputs)}{': ' + names if names else ': the file names none'}"))
+    if model.task is not None and model.task.name != "classification":
+        out(shortened("; ".join([f"task     {model.task.name}", *map(": ".join, model.task.facts().items())])))
     sections = {
         "network": configs[0].to_dict() if configs else {"none": "nothing was trained by descent"},
         "preprocessing": model.preprocess.to_dict() if model.preprocess else {"none": "the file contains none"},

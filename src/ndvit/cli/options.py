@@ -1,8 +1,8 @@
 """Flags that are generated from the fields of option classes."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
-from inspect import get_annotations, getdoc
+from inspect import get_annotations, getdoc, signature
 from typing import Annotated, Any, Literal, TypedDict, get_type_hints
 
 from cyclopts import Group, Parameter
@@ -12,15 +12,15 @@ from ndvit.config import Recipe, SolvedOptions, ViTConfig
 from ndvit.config.bounds import Options
 from ndvit.config.options import DERIVED
 from ndvit.config.pretraining import IDLE, PretrainingOptions
+from ndvit.config.reading import FileOptions, ReadingOptions
 from ndvit.config.recipe import Device
 
 Split = Literal["auto", "test", "train", "all"]
 
 
-class InferenceOptions(TypedDict, total=False):
+class _InferenceOptions(TypedDict, total=False):
     """Flags of the commands that run a trained model."""
 
-    skip_bad: Annotated[bool, Parameter(help="Leave unreadable files out instead of stopping. [default: False]")]
     batch_size: Annotated[int, Parameter(help="Examples in one forward pass. [default: 64]")]
     device: Annotated[Device, Parameter(help="Device of the computation. [default: auto]")]
     progress: Annotated[bool, Parameter(help="Show progress bars. [default: True]")]
@@ -62,15 +62,33 @@ def _flags(options: type[Options], panel: str, defaults: bool = False) -> dict[s
     return {f.name: flags[f.name] for f in fields(options) if f.name in flags}
 
 
+_READING = _flags(ReadingOptions, "")
+_INFERENCE = _InferenceOptions.__annotations__
+InferenceOptions = TypedDict(  # type: ignore[misc]
+    "InferenceOptions", _flags(FileOptions, "") | _INFERENCE, total=False
+)
+LabelledOptions = TypedDict("LabelledOptions", _READING | _INFERENCE, total=False)  # type: ignore[misc]
 _NETWORK = _flags(ViTConfig, "Network: ") | _flags(SolvedOptions, "Network: ")
 NetworkOptions = TypedDict("NetworkOptions", _NETWORK, total=False)  # type: ignore[misc]
-TrainingOptions = TypedDict(  # type: ignore[misc]
-    "TrainingOptions", _NETWORK | _flags(Recipe, "Recipe: ", defaults=True), total=False
+_TRAINING = _flags(ReadingOptions, "", defaults=True) | _NETWORK | _flags(Recipe, "Recipe: ", defaults=True)
+TrainingOptions = TypedDict("TrainingOptions", _TRAINING, total=False)  # type: ignore[misc]
+ValidationOptions = TypedDict(  # type: ignore[misc]
+    "ValidationOptions",
+    {name: flag for name, flag in _TRAINING.items() if name not in ("test_fraction", "split_file")},
+    total=False,
 )
-_PRETRAINING = {k: flag for k, flag in TrainingOptions.__annotations__.items() if k not in IDLE}
+_SPLIT = ("test_fraction", "split_file", "group_by")  # options of reading that pretraining, which has no test, lacks
+_PRETRAINING = {k: flag for k, flag in TrainingOptions.__annotations__.items() if k not in (*IDLE, *_SPLIT)}
 PretrainingFlags = TypedDict(  # type: ignore[misc]
     "PretrainingFlags", _PRETRAINING | _flags(PretrainingOptions, "Pretraining: ", defaults=True), total=False
 )
+
+
+def changed_arguments(command: Callable[..., Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a command that are not its defaults, with those of `options` beside the others."""
+    default = {name: parameter.default for name, parameter in signature(command).parameters.items()}
+    own = {name: value for name, value in values.items() if name != "options" and value != default[name]}
+    return own | (values.get("options") or {})
 
 
 def overrides(options: Mapping[str, Any] | None) -> dict[str, Any]:

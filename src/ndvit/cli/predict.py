@@ -1,10 +1,11 @@
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
 from ndvit.cli.options import InferenceOptions
-from ndvit.cli.printing import out, print_csv, print_json, remark
+from ndvit.cli.printing import error_line, out, print_csv, print_json, remark
 
 
 def predict(
@@ -13,19 +14,27 @@ def predict(
     /,
     *,
     format: Literal["table", "csv", "json"] = "table",
+    per_window: Annotated[bool, Parameter(negative=())] = False,
     options: Annotated[InferenceOptions | None, Parameter(name="*")] = None,
 ) -> None:
     """Predict new examples, with probabilities.
 
+    Files that cannot be read or do not fit the model are reported, and the others are answered; the exit status is
+    then 2, unless they are left out by --skip-bad.
+
     Args:
         run: A run folder, weights as `info` takes them, or a .onnx or .xml file that `export` wrote.
-        files: Images, recordings, files of arrays (.npy, .npz, .ts, .tsv), or folders of them.
+        files: Images, recordings, tables (.csv, .parquet), files of arrays (.npy, .npz, .ts, .mat), or folders of them.
         format: A table of the most probable classes; csv or json with the probability of every class.
+        per_window: Print the answer for each window of a recording, with its start and end, instead of their mean.
         options: How files are read, and where the model runs.
     """
     from ndvit import model
 
-    predictions = model.predict(run, *files, log=remark, **(options or {}))
+    faults: list[str] = []
+    predictions = model.predict(
+        run, *files, per_window=per_window, on_fault=faults.append, log=remark, **(options or {})
+    )
     if format == "json":
         print_json([prediction.to_dict() for prediction in predictions])
     elif format == "csv":
@@ -36,3 +45,7 @@ def predict(
         width = max((len(prediction.name) for prediction in predictions), default=0)
         for prediction in predictions:
             out(f"{prediction.name:{width}}  {prediction.text()}")
+    for fault in faults:
+        error_line(fault)
+    if faults and not (predictions and (options or {}).get("skip_bad")):
+        sys.exit(2)

@@ -3,7 +3,6 @@
 Control characters, with which a name could command the terminal, are escaped, and cells of CSV cannot become formulas.
 """
 
-import csv
 import json
 import re
 import sys
@@ -14,11 +13,10 @@ from types import TracebackType
 from typing import Any, TextIO
 
 from ndvit.data.messages import printable
+from ndvit.files import csv_text
 
 _LONGEST = 1900  # letters of a line about a command; longer ones repeat what is in a file
 _BAR = re.compile(r"\r|(?:\x1b\[A)*\Z")  # what moves the cursor for progress bars
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
-_FORMULA = tuple("=+-@\t\r\n＝＋－＠")  # first characters that make a cell a formula ("CSV Injection", OWASP)
 
 
 class Plain:
@@ -85,16 +83,7 @@ def print_json(values: Any) -> None:
 
 def print_csv(rows: Sequence[Sequence[Any]]) -> None:
     """Print rows of texts and numbers as CSV."""
-    writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerows([list(map(cell, row)) for row in rows])
-
-
-def cell(value: Any) -> str:
-    """A value as a cell of CSV. A text that a spreadsheet would compute as a formula starts with an apostrophe."""
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    text = str(value)
-    return f"'{text}" if text.startswith(_FORMULA) and not _NUMBER.fullmatch(text) else text
+    sys.stdout.write(csv_text(rows))
 
 
 def shortened(line: str, most: int = _LONGEST) -> str:

@@ -1,12 +1,10 @@
-import sys
-from inspect import signature
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
-from ndvit.cli.options import TrainingOptions
-from ndvit.cli.printing import out
+from ndvit.cli.options import TrainingOptions, changed_arguments
+from ndvit.cli.starting import start
 
 
 def train(
@@ -23,10 +21,6 @@ def train(
     force: bool = False,
     resume: Path | None = None,
     dry_run: Annotated[bool, Parameter(negative=())] = False,
-    test_fraction: float = 0.2,
-    skip_bad: bool = False,
-    literal_labels: bool = False,
-    drop_copies: bool = False,
     progress: bool = True,
     options: Annotated[TrainingOptions | None, Parameter(name="*")] = None,
 ) -> None:
@@ -34,8 +28,10 @@ def train(
 
     Args:
         source: A built-in set (digits, gunpoint, ...), ucr:NAME, hf:owner/name (images of the hub), a folder with one
-            folder per class, a .csv of paths and labels, or a .ts, .tsv, .npz or .npy file.
-        task: What the model learns; classification is the only task so far.
+            folder per class, a .csv of paths and labels, a table of values (.csv, .parquet, .arff), or a .ts, .tsv,
+            .npz, .npy, .mat or .h5 file.
+        task: What the model learns: classification, multilabel (several labels for each example), or regression (one or
+            several numbers).
         preset: A network and a recipe that belong together; `ndvit presets` lists them. auto is signal for signals,
             finetune for images with --weights, small_data for images without. Flags override the preset's values.
         model: A name that `ndvit models` lists; vit_SIZE, signal_SIZE and compact_SIZE take dimensions and patch from
@@ -50,30 +46,7 @@ def train(
         force: Replace an existing run folder.
         resume: Continue the interrupted run in this folder; every other setting is the run's own.
         dry_run: Print the plan (data, split, network, steps, estimated time and memory) and stop.
-        test_fraction: Share held out for testing where the source has no test set.
-        skip_bad: Leave unreadable files, and examples without a label, out instead of stopping.
-        literal_labels: Take every label as the name of a class, also NA, null and the like (otherwise missing labels)
-            and numbers with fractions (otherwise refused as continuous).
-        drop_copies: Leave out exact copies: of test examples in the training set, and all with conflicting labels.
         progress: Show progress bars.
-        options: Fields of Recipe, ViTConfig and SolvedOptions.
+        options: Fields of ReadingOptions, Recipe, ViTConfig and SolvedOptions.
     """
-    arguments = dict(locals())
-    changed = {name for name, value in arguments.items() if value != signature(train).parameters[name].default}
-    from ndvit.training import run as runs
-
-    if resume is not None:
-        if changed - {"resume", "progress"}:
-            raise ValueError("--resume takes every setting from the run's config.yaml: give it alone")
-        run = runs.resume(resume, progress=progress, log=out)
-    else:
-        if source is None:
-            raise ValueError("no data to train on: give a SOURCE, for example: ndvit train gunpoint")
-        values = {name: arguments[name] for name in arguments if name not in ("source", "resume", "dry_run", "options")}
-        values |= options or {}
-        if dry_run:
-            out(runs.describe_plan(source, **values))
-            return
-        run = runs.train(source, log=out, **values)
-    if run.interrupted:
-        sys.exit(130)
+    start("train", source, resume, dry_run, changed_arguments(train, locals()))

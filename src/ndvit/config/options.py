@@ -6,6 +6,7 @@ from typing import Any
 
 from ndvit.config.bounds import nearest
 from ndvit.config.network import ViTConfig
+from ndvit.config.reading import ReadingOptions
 from ndvit.config.recipe import Recipe, refuse_if_solved
 from ndvit.config.solved import SolvedOptions
 
@@ -27,7 +28,7 @@ def split_options(options: Mapping[str, Any]) -> tuple[Recipe, dict[str, Any], S
         if name in DERIVED:
             raise ValueError(f"{name} follows from the data and cannot be set")
         if name not in homes:
-            near = nearest(name, homes)
+            near = nearest(name, [*homes, *ReadingOptions.__dataclass_fields__])
             hint = f": did you mean {near!r}?" if near else "; options are the fields of Recipe and ViTConfig"
             raise ValueError(f"unknown option {name!r}{hint}")
         sorted_options[homes[name]][name] = value

@@ -42,7 +42,7 @@ class Preset:
     passes: int = 0
     small_batches: bool = False
     small_images: bool = False
-    kind: Literal["image", "signal"] | None = None
+    kind: Literal["image", "signal", "spectrogram"] | None = None
     dims: int | None = None
 
     def options(self, embed_dim: int) -> dict[str, Any]:
@@ -64,6 +64,7 @@ class Preset:
         """Sentences on what it derives from the data, the network and the batch size."""
         rules = [
             (self.kind == "image", "images only"),
+            (self.kind == "spectrogram", "spectrograms of signals (--spectrogram)"),
             (self.kind == "signal", "signals of one axis; other signals need --model"),
             (self.model is None, "starts from trained weights (--weights)"),
             (self.batch, f"the learning rate is for {self.batch:,} examples in a step, and scales {self.scaled}"),
@@ -136,6 +137,15 @@ PRESETS = {
         {"steps": 700, "learning_rate": 2e-3, "crop": 0.6, "mixup": 0.4},
         passes=20,
         kind="image",
+    ),
+    "spectrogram": Preset(
+        "spectrograms of hundreds to tens of thousands of signals, without trained weights",
+        "compact_small",
+        # Other voices and machines have other pitches and speeds: crops of time and frequency imitate them, and masks
+        # keep the network from relying on few of them (SpecAugment).
+        {"steps": 700, "learning_rate": 2e-3, "crop": 0.6, "mixup": 0.4, "mask_time": 0.2, "mask_bands": 0.2},
+        passes=20,
+        kind="spectrogram",
     ),
     "deit": Preset(
         "DeiT's training from scratch on ImageNet",
@@ -229,7 +239,7 @@ PRESETS = {
 AUTO = (
     "signal for a network signal_*, fast for closed_form, small_data for images with another; without a named network, "
     "signal for signals of one axis (fast below ten training examples a class), finetune for images with trained "
-    "weights, small_data for images without; basic for everything else"
+    "weights, small_data for images without, spectrogram for spectrograms; basic for everything else"
 )
 """Description of preset `auto`, see `auto_preset`."""
 
@@ -239,9 +249,10 @@ def auto_preset(*, model: str | None, kind: str, dims: int, trained: bool) -> st
     if model == SOLVED:
         return "fast"
     if model is not None:
-        return "signal" if model.startswith("signal_") else "small_data" if kind == "image" else "basic"
-    if kind == "image":
-        return "finetune" if trained else "small_data"
+        own = {"image": "small_data", "spectrogram": "spectrogram"}.get(kind, "basic")
+        return "signal" if model.startswith("signal_") else own
+    if kind in ("image", "spectrogram"):
+        return "finetune" if trained else "small_data" if kind == "image" else "spectrogram"
     return "signal" if dims == 1 and not trained else "basic"
 
 
@@ -251,8 +262,8 @@ def resolve_preset(name: str, *, model: str | None, kind: str, dims: int, traine
     Args:
         name: a preset, or "auto".
         model: name of the network; None if the preset is to choose it.
-        kind: "image" or "signal".
-        dims: axes of an example beside its channels.
+        kind: "image", "signal", or "spectrogram" for signals that the network reads as pictures.
+        dims: axes of an input beside its channels.
         trained: whether training starts from trained weights.
         source: name of the data in messages.
 
@@ -263,10 +274,10 @@ def resolve_preset(name: str, *, model: str | None, kind: str, dims: int, traine
     fitting = auto_preset(model=model, kind=kind, dims=dims, trained=trained)
     name = fitting if name == "auto" else name
     preset = PRESETS[name]
-    if (preset.kind == "image" and kind != "image") or (
-        preset.dims not in (None, dims) and model is None and not trained
-    ):
-        purpose = "images" if preset.kind == "image" else "signals of one axis"
+    fits = kind == preset.kind or (preset.kind == "image" and kind == "spectrogram") or preset.kind in (None, "signal")
+    if not fits or (preset.dims not in (None, dims) and model is None and not trained):
+        purposes = {"image": "images", "spectrogram": "spectrograms (--spectrogram)"}
+        purpose = purposes.get(str(preset.kind), "signals of one axis")
         found = kind + "s" if dims == 1 or kind == "image" else f"arrays of {dims} axes"
         raise ValueError(f"preset {name!r} is for {purpose}, but {source} holds {found}: use preset {fitting!r}")
     if preset.model is None and not trained:

@@ -28,7 +28,7 @@ class PretrainingOptions(Options):
 
 
 IDLE = (
-    *("loss", "label_smoothing", "class_weight", "stem_loss", "head", "freeze", "lora"),
+    *("loss", "label_smoothing", "class_weight", "interval", "stem_loss", "head", "freeze", "lora"),
     *("distillation", "distillation_weight", "temperature", "early_stop", "val_fraction", "mixup", "cutmix"),
     *("rocket_features", "rocket_weight", "compile"),
 )

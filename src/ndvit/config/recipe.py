@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Gt, Le, Predicate, doc
+from annotated_types import Ge, Gt, Le, Lt, Predicate, doc
 
 from ndvit.config.bounds import BatchSize, Cap, Count, NonNegative, Options, Positive, Rate, Seed, Share, Whole
+from ndvit.config.spectrogram import SPECTROGRAM_FIELDS, SpectrogramOptions
 
 Optimizer = Literal["adamw", "sgd", "lamb"]
 Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
@@ -15,7 +16,7 @@ Device = Literal["auto", "cpu", "cuda", "mps"]
 Tracker = Literal["none", "tensorboard", "wandb"]
 Distillation = Literal["hard", "soft"]
 Policy = Literal["none", "randaugment", "trivialaugment", "3-augment"]
-Loss = Literal["softmax", "sigmoid"]
+Loss = Literal["softmax", "sigmoid", "l2", "huber", "quantile"]
 Resize = Literal["crop", "pad", "squash"]
 Head = Literal["trained", "solved"]
 PositiveShare = Annotated[float, Gt(0), Le(1)]
@@ -29,7 +30,9 @@ DEFAULT_STEPS = 1000
 CHECKPOINTS = 20  # checkpoints over a run
 VALIDATION_SHARE = 0.1  # most cost of all validations, as a share of that of the training steps
 PASSES = 3  # cost of a training step in forward passes
-SOLVED_BY = frozenset({"seed", "head", "batch_size", "class_weight", "val_fraction", "device", "workers", "resize"})
+SOLVED_BY = SPECTROGRAM_FIELDS | frozenset(
+    {"seed", "head", "batch_size", "class_weight", "interval", "val_fraction", "device", "workers", "resize"}
+)
 """Fields of `Recipe` that apply to a solved head; all others concern training by steps."""
 
 
@@ -93,15 +96,21 @@ class AdaptationOptions(Options):
 class LossOptions(Options):
     """Loss and targets."""
 
-    loss: Loss = "softmax"
-    """Cross-entropy over all classes (softmax), or of each class by itself (sigmoid, as AugReg and DeiT III; new heads
-    then start with AugReg's bias, which gives each class a probability of 1 / classes)."""
+    loss: Loss | None = None
+    """Classification: cross-entropy over all classes (softmax, the default), or of each class by itself (sigmoid, as
+    AugReg and DeiT III; new heads then start with AugReg's bias, which gives each class a probability of 1 / classes).
+    Several labels: sigmoid. Regression: squared errors (l2, the default), squared errors up to one standard deviation
+    of the targets and absolute ones beyond (huber), or the quantiles of the interval and the median (quantile)."""
     label_smoothing: Rate = 0.1
-    """Share of each target spread evenly over the classes."""
+    """Share of each target spread evenly over the classes; of several labels, over 0 and 1 by the share of the training
+    examples that have the label."""
     class_weight: ClassWeight = None
     """Weights of the examples in the loss by their class: balanced (inverse to the numbers of training examples of the
     classes, as scikit-learn), or one number per class in the order of the classes; they are scaled to a mean of 1 over
-    the training examples. Probabilities are then those of data with the weighted shares of the classes."""
+    the training examples. Probabilities are then those of data with the weighted shares of the classes. Of several
+    labels, weights of the examples that have the label against those that have not."""
+    interval: Annotated[float, Gt(0), Lt(1)] = 0.9
+    """Regression: share of new targets that the interval of a prediction should contain."""
     stem_loss: NonNegative = 0.3
     """Weight of the loss of the auxiliary head over the stem (stem_head), if the network has one."""
 
@@ -149,6 +158,10 @@ class AugmentationOptions(Options):
     """Standard deviation of the logarithm of a random factor on each example, the same for all its channels."""
     channel_drop: Rate = 0.0
     """Probability that a channel of an example is replaced by its mean; at least one channel is kept."""
+    mask_time: Rate = 0.0
+    """Largest share of the last axis, such as time, that is replaced by the mean in each example (SpecAugment)."""
+    mask_bands: Rate = 0.0
+    """Largest share of the bands of a spectrogram that is replaced by the mean in each example, likewise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,6 +216,7 @@ class Recipe(
     SelectionOptions,
     DistillationOptions,
     AugmentationOptions,
+    SpectrogramOptions,
     InputOptions,
     LossOptions,
     AdaptationOptions,

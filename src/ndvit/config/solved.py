@@ -29,7 +29,7 @@ class SolvedOptions(Options):
     default is yes for signal_SIZE and closed_form, else no."""
     encoder_weight: Share | None = None
     """Weight of the encoder in its mean with the random convolutions. The default is 1/3, or 0 where leaving one
-    example out shows that it would harm."""
+    example out shows that it would harm; for numbers and several labels, the one with the least loss of that."""
     solved_weight: Share | Literal["usual"] | None = None
     """Weight of random convolutions and encoder together in the mean with the network. By default the one with the
     least loss on validation examples, which then serve them as training examples, too. usual, also without such

@@ -104,6 +104,7 @@ def check_examples(
     *,
     drop_copies: bool = False,
     channels: int = 0,
+    windowed: bool = False,
 ) -> Checked:
     """Check every example of all parts that are not streamed, leave bad ones out, and find copies.
 
@@ -119,6 +120,7 @@ def check_examples(
         drop_copies: leave out copies, so that no content occurs twice: the test set keeps its examples, then the
             validation set. Equal examples with different labels are all left out. They count as faults.
         channels: channels of the inputs, if a model has decided that.
+        windowed: whether the examples will be cut into windows, so that unequal lengths need no padding.
 
     Raises:
         ValueError: for an empty part; examples that are all columns of values, whose channels must come first; or bad
@@ -167,7 +169,7 @@ def check_examples(
             notes += copies.notes
     if several := sum(one.frames for found in sound.values() for one in found):
         notes.append(f"{several:,} pictures have several frames or pages: the first one is used")
-    notes += _unequal(sound)
+    notes += _unequal(sound, windowed)
     notes += _blank(good, sound)
     if "train" in sound:
         notes += _mixed(sound) + _doubtful([one for found in sound.values() for one in found], stored)
@@ -375,7 +377,7 @@ def _smoothness(values: np.ndarray) -> tuple[float, float] | None:
     return both[0], both[1]
 
 
-def _unequal(findings: dict[str, list[Finding]]) -> list[str]:
+def _unequal(findings: dict[str, list[Finding]], windowed: bool) -> list[str]:
     """Notes on unequal lengths and missing values."""
     notes = []
     longest = [max(axis) for axis in zip(*{one.extent for one in findings.get("train", ())})]
@@ -384,10 +386,13 @@ def _unequal(findings: dict[str, list[Finding]]) -> list[str]:
         if len(extents) > 1:
             spans = ", ".join(f"{min(axis):,.6g} to {max(axis):,.6g}" for axis in zip(*extents))
             spans += " s" if found[0].header.rate else ""
-            notes.append(f"unequal lengths in the {split} set ({spans}): shorter examples end in missing values")
+            notes.append(
+                f"unequal lengths in the {split} set ({spans})"
+                f"{'' if windowed else ': shorter examples end in missing values'}"
+            )
         # without a training set (examples to predict), `longest` is empty and nothing is longer
         longer = sum(any(n > most for n, most in zip(one.extent, longest)) for one in found)
-        if longer:
+        if longer and not windowed:
             notes.append(f"longer than all training examples, and resampled down to fit: {longer:,} {split} examples")
         missing = sum(one.missing for one in found)
         if missing:

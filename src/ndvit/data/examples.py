@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NamedTuple
 import numpy as np
 from PIL import Image
 
+from ndvit.config.spectrogram import SpectrogramOptions
 from ndvit.data.messages import Doubt
 
 if TYPE_CHECKING:
@@ -23,6 +24,27 @@ class Recording(NamedTuple):
 
     values: np.ndarray
     rate: float
+
+
+class Place(NamedTuple):
+    """Where a window stands: samples `start` to `stop` of a recording, at `rate` (Hz) if that is known."""
+
+    recording: str
+    start: int
+    stop: int
+    rate: float | None
+
+    @property
+    def span(self) -> tuple[float, float]:
+        """Start and end, in seconds if the rate is known, else in samples."""
+        return (self.start, self.stop) if self.rate is None else (self.start / self.rate, self.stop / self.rate)
+
+    @property
+    def name(self) -> str:
+        """The name of the window."""
+        unit = "" if self.rate is None else "s"
+        start, end = (f"{value:.10g}" for value in self.span)
+        return f"{self.recording}[{start}{unit}:{end}{unit}]"
 
 
 Raw = np.ndarray | Image.Image | Recording
@@ -47,16 +69,22 @@ def are_streamed(items: Sequence[Any]) -> bool:
 
 
 class Part(NamedTuple):
-    """A split as a source holds it: `targets` are raw, with None for a missing one; None if there are none at all."""
+    """A split as a source holds it.
+
+    `targets` are raw, with None for a missing one; None if there are none at all. `columns` are the columns that
+    `ReadingOptions.columns` names, with a raw value for each example.
+    """
 
     items: list[Any]
     targets: list[Any] | None
     names: list[str]
+    columns: dict[str, list[Any]] = {}  # noqa: RUF012 (a default that nothing changes)
 
     def take(self, indices: Sequence[int]) -> Part:
         """Return the examples at these indices."""
         targets = None if self.targets is None else [self.targets[i] for i in indices]
-        return Part([self.items[i] for i in indices], targets, [self.names[i] for i in indices])
+        columns = {name: [values[i] for i in indices] for name, values in self.columns.items()}
+        return Part([self.items[i] for i in indices], targets, [self.names[i] for i in indices], columns)
 
 
 class Examples:
@@ -68,7 +96,15 @@ class Examples:
         names: names of the examples in messages and tables; the default is their numbers.
         read: module-level function from an item to an example; None if the items are the examples.
         copies: (n,) integers that examples with equal content share, see `hold_out`; None if all differ.
+        groups: (n,) names of the groups, such as patients, that no split divides; None without groups.
+        weights: (n,) weights of the examples in training, with a mean of 1; None if all are equal.
+        places: (n,) the windows of recordings that the examples are; None if they are whole.
+
+    Attributes:
+        left_out: faults of the examples that were left out as they were read.
     """
+
+    left_out: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -77,6 +113,9 @@ class Examples:
         names: Sequence[str] | None = None,
         read: Callable[[Any], Raw] | None = None,
         copies: np.ndarray | None = None,
+        groups: Sequence[str] | np.ndarray | None = None,
+        weights: np.ndarray | None = None,
+        places: Sequence[Place] | None = None,
     ) -> None:
         self.items = items
         self.targets = None if targets is None else np.asarray(targets)
@@ -85,6 +124,9 @@ class Examples:
         self.names = [f"[{i}]" for i in range(len(items))] if names is None else names
         self.read = read
         self.copies = copies
+        self.groups = None if groups is None else np.asarray(groups, dtype=np.str_)
+        self.weights = weights
+        self.places = places
         self.in_memory = read is None
         self.streamed = are_streamed(items)
 
@@ -115,7 +157,11 @@ class Examples:
         chosen = np.asarray(indices, dtype=np.int64)
         targets = None if self.targets is None else self.targets[chosen]
         copies = None if self.copies is None else self.copies[chosen]
-        return Examples([self.items[i] for i in chosen], targets, [self.names[i] for i in chosen], self.read, copies)
+        groups = None if self.groups is None else self.groups[chosen]
+        weights = None if self.weights is None else self.weights[chosen]
+        items, names = [self.items[i] for i in chosen], [self.names[i] for i in chosen]
+        places = None if self.places is None else [self.places[i] for i in chosen]
+        return Examples(items, targets, names, self.read, copies, groups, weights, places)
 
 
 @dataclass(frozen=True)
@@ -131,6 +177,7 @@ class Source:
         test: test examples.
         val: validation examples, if the data set has them.
         notes: decisions that the user should know of; those of the type `Doubt` were also raised as warnings.
+        spectrogram: how a network reads the signals as spectrograms; None if it reads them as they are.
     """
 
     name: str
@@ -141,6 +188,14 @@ class Source:
     test: Examples
     val: Examples | None
     notes: tuple[str, ...]
+    spectrogram: SpectrogramOptions | None = None
+
+    @property
+    def input_dims(self) -> int:
+        """Number of axes of the inputs of a network."""
+        if self.spectrogram is None:
+            return self.dims
+        return 1 if self.spectrogram.bands_as == "channels" else 2
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -28,10 +28,10 @@ def fit_size(source: Source, size: Any, resize: Resize | None = None) -> Preproc
     """
     if size is not None:
         size = tuple(size) if isinstance(size, list | tuple) else (size,)
-        size = size * source.dims if len(size) == 1 else size
-        if len(size) != source.dims:
+        size = size * source.input_dims if len(size) == 1 else size
+        if len(size) != source.input_dims:
             raise ValueError(
-                f"input_size {size} has {len(size)} axes, but the examples of {source.name} have {source.dims}"
+                f"input_size {size} has {len(size)} axes, but the examples of {source.name} have {source.input_dims}"
             )
     return fit_preprocess(source, size, resize)
 
@@ -87,7 +87,7 @@ def fit_to_weights(
         The preprocessing, and the fields of `ViTConfig` that fit the network to it.
     """
     size, patch = overrides.get("input_size"), overrides.get("patch_size")
-    if len(own.input_size) == source.dims:
+    if len(own.input_size) == source.input_dims:
         patch = patch or own.patch_size
         resampled = isinstance(preprocess, SignalPreprocess) and preprocess.resize == "resample"
         size = size or (own.input_size if source.kind == "image" or resampled else None)

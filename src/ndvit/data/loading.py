@@ -18,6 +18,7 @@ from ndvit.data.preprocess.base import Preprocess
 from ndvit.data.sources.streams import LANES, shuffled
 
 _MOST_BYTES = 2**30  # of preprocessed examples in memory
+_MOST_KEPT = 2**28  # of preprocessed files
 _FEW = 64  # files that are read without worker processes
 
 
@@ -47,7 +48,8 @@ class Inputs(Dataset[Batch]):
     """Preprocessed examples, read in whole batches.
 
     Examples in memory are preprocessed once, if the result has at most 1 GiB: one long example makes all others as
-    long. Files and larger results are preprocessed each time they are read.
+    long; so are files with a costly preprocessing, up to 256 MiB. Other files and larger results are preprocessed each
+    time they are read.
 
     Args:
         examples: the raw examples.
@@ -61,7 +63,8 @@ class Inputs(Dataset[Batch]):
         self.vary = vary
         self.targets = None if examples.targets is None else torch.from_numpy(examples.targets)
         size = 4 * len(examples) * preprocess.channels * math.prod(preprocess.size)  # bytes of float32
-        self._all = self._read(range(len(examples))) if examples.in_memory and 0 < size <= _MOST_BYTES else None
+        most = _MOST_BYTES if examples.in_memory else _MOST_KEPT if preprocess.costly and not examples.streamed else 0
+        self._all = self._read(range(len(examples))) if 0 < size <= most else None
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -110,12 +113,14 @@ class Inputs(Dataset[Batch]):
     ) -> "TimedLoader":
         """Load the training stream, see `ShuffledStream`."""
         varied, blocks = self.vary is not None, self.examples.blocks()
-        order = ShuffledStream(len(self), batch_size, batches, seed, start, repeats, varied, blocks)
+        weights = self.examples.weights
+        order = ShuffledStream(len(self), batch_size, batches, seed, start, repeats, varied, blocks, weights)
         return self._loader(order, workers)
 
     def _loader(self, batches: Any, workers: int | None) -> "TimedLoader":
         if workers is None:
-            few = self.examples.in_memory or len(self) <= _FEW  # starting a process takes longer than reading few files
+            # starting a process takes longer than reading few files
+            few = self.examples.in_memory or self._all is not None or len(self) <= _FEW
             workers = 0 if few else min(4, max(1, (os.cpu_count() or 2) - 1))
             if self.examples.streamed and workers == 3:  # they would fetch the same blocks, see `shuffled`
                 workers = LANES // 2
@@ -179,6 +184,7 @@ class ShuffledStream(Sampler[list[Any]]):
         repeats: consecutive repetitions of each example in a pass ("Augment Your Batch", Hoffer et al., 2020).
         seeded: whether each index has a seed, a different one at every place of the stream.
         blocks: (n,) block of each example, see `shuffled`; None for local data.
+        weights: (n,) how often examples are drawn, relative to each other; None draws each once in a pass.
     """
 
     n: int
@@ -189,6 +195,7 @@ class ShuffledStream(Sampler[list[Any]]):
     repeats: int = 1
     seeded: bool = False
     blocks: np.ndarray | None = None
+    weights: np.ndarray | None = None
 
     def __len__(self) -> int:
         return self.batches
@@ -212,6 +219,19 @@ class ShuffledStream(Sampler[list[Any]]):
     def _pass(self, turn: int) -> np.ndarray:
         """The order of the examples in one pass."""
         random = np.random.default_rng((self.seed, turn))
+        if self.weights is not None:
+            return random.permutation(_drawn(self.weights, random.random()))
         if self.blocks is None:
             return random.permutation(self.n)
         return shuffled(self.blocks, self.batch_size / self.repeats, turn * self.n, random)
+
+
+def _drawn(weights: np.ndarray, start: float) -> np.ndarray:
+    """As many indices as there are weights, each in proportion to its weight, rounded up or down.
+
+    This is systematic sampling: points at equal distances, the first of which is `start` (0 to 1) of a distance from
+    the beginning, on a line in which every example has a stretch as long as its weight.
+    """
+    ends = np.cumsum(weights / weights.sum()) * len(weights)
+    points = np.arange(len(weights)) + start
+    return np.searchsorted(ends, points, side="right").clip(max=int(np.flatnonzero(weights)[-1]))

@@ -65,7 +65,7 @@ def unread(what: str, names: Iterable[str]) -> list[str]:
         One note, or none; an `Ungrouped` if a name is that of groups, which come first.
     """
     found = list(names)
-    groups = [name for name in found if _names_groups(name)]
+    groups = [name for name in found if names_groups(name)]
     if not found:
         return []
     ordered = groups + [name for name in found if name not in groups]
@@ -73,7 +73,8 @@ def unread(what: str, names: Iterable[str]) -> list[str]:
     return [Ungrouped(note) if groups else note]
 
 
-def _names_groups(name: str) -> bool:
+def names_groups(name: str) -> bool:
+    """Whether a name is one of groups of examples, such as subject_id or PatientID."""
     words = re.split(r"[\W\d_]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name[:_LONGEST_NAME]))
     return not _GROUPS.isdisjoint(word.lower() for word in words)
 
@@ -82,7 +83,8 @@ def ungrouped(note: str) -> Doubt:
     """Return the doubt about a random split of examples that have groups, from the note that names these."""
     return Doubt(
         f"{note}; the split at random ignores groups, so that examples of one subject or recording can be on both "
-        "sides and the accuracy is too high: provide a test set of other groups yourself"
+        "sides and the accuracy is too high: split by them with --group-by NAME (group_by=), or provide a test set of "
+        "other groups yourself"
     )
 
 

@@ -73,7 +73,7 @@ def calibrate(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> 
         return replace(found, refused=few)
     if not logits.isfinite().all():
         return replace(found, refused="the outputs on validation data are not finite")
-    kept = slice(None) if weights is None else weights > 0  # examples without weight say nothing
+    kept = slice(None) if weights is None else weights > 0  # examples without weight do not count
     logits, labels = logits[kept].double(), labels[kept]
     weights = None if weights is None else weights[kept].double() / weights[kept].double().mean()
     if len(labels.unique()) < 2:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ndvit.evaluation.base import percent
-from ndvit.evaluation.figures import CURVES, MAX_CURVES, chart
+from ndvit.evaluation.figures import CURVES, MAX_CURVES, chart, heat
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -27,7 +27,7 @@ def draw_example(
 
     Args:
         example: a PIL image, an array (channels, *grid) with NaN for missing values, or a recording: an object with
-            `values` (channels, time) and `rate` in Hz.
+            `values` (channels, time) and `rate` in Hz. With `frequencies` and `step` it is a `Spectrogram`.
         name: name of the example.
         figure: name of the figure, unique on the page.
         view: turns the example into what is drawn, such as the part of a picture that a network reads.
@@ -59,7 +59,7 @@ def draw_change(original: np.ndarray, made: np.ndarray, marked: np.ndarray | Non
         parts = [original, made] if marked is None else [np.where(marked, np.nan, original), made, original]
         gap = np.full((*original.shape[:-1], max(1, original.shape[-1] // 16)), np.nan)
         strip = np.concatenate([part for one in parts for part in (one, gap)][:-1], axis=-1)
-        return _picture(_plane(strip)[0], figure, (SIZE[0] * 3, SIZE[1] * 3))
+        return picture(plane(strip)[0], figure, (SIZE[0] * 3, SIZE[1] * 3))
     x = np.arange(original.shape[1], dtype=float)
     curve, spans = made[0].astype(float), list[tuple[float, float]]()
     if marked is not None:
@@ -75,6 +75,11 @@ def _size(example: Any) -> str:
     if hasattr(example, "width"):
         return f"{example.width} × {example.height} pixels"
     rate, values = getattr(example, "rate", None), np.atleast_2d(getattr(example, "values", example))
+    if hasattr(example, "frequencies"):
+        bands, frames = values.shape[-2:]
+        top = f"{example.frequencies[-1]:,.4g} {'cycles a sample' if rate is None else 'Hz'}"
+        length = f"{example.step:g} samples" if rate is None else f"{1000 * example.step:.3g} ms"
+        return f"{bands} bands up to {top}, {frames} frames each {length}"
     if values.ndim > 2:
         return " × ".join(map(str, values.shape[1:]))
     length = values.shape[1]
@@ -88,10 +93,11 @@ def _draw(example: Any, name: str, figure: str) -> tuple[Markup | str, str]:
     if isinstance(example, Image.Image):
         note = _size(example)
         if example.mode == "F" or example.mode.startswith("I"):  # 16 bits and more have no fixed range
-            example = _plane(np.asarray(example, dtype=float)[None])[0]
-        return _picture(example, name), note
+            example = plane(np.asarray(example, dtype=float)[None])[0]
+        return picture(example, name), note
     rate = getattr(example, "rate", None)
-    values = np.atleast_2d(example if rate is None else example.values)
+    spectrogram = hasattr(example, "frequencies")
+    values = np.atleast_2d(example.values if spectrogram or rate is not None else example)
     if values.dtype.kind not in "fiub":
         raise TypeError(
             f"example {name!r} cannot be drawn: it must be a PIL image, an array of real numbers or a recording with "
@@ -99,9 +105,14 @@ def _draw(example: Any, name: str, figure: str) -> tuple[Markup | str, str]:
         )
     if values.size == 0:
         return "", "empty"
+    if spectrogram:
+        labels = ("time (s)", "frequency (Hz)") if rate else ("sample", "cycles a sample")
+        note = _size(example) + (f"; channel 1 of {len(values)}" if len(values) > 1 else "")
+        description = f"spectrogram of test example {name}"
+        return heat(values[0], example.step, example.frequencies, (300, 190), labels, figure, description), note
     if values.ndim > 2:
-        image, note = _plane(values)
-        return _picture(image, name), note
+        image, note = plane(values)
+        return picture(image, name), note
     channels, length = values.shape
     note = f"{channels} channels, " if channels > 1 else ""
     note += _size(example)
@@ -115,7 +126,7 @@ def _draw(example: Any, name: str, figure: str) -> tuple[Markup | str, str]:
     return chart(series, (260, 170), x_label, "", figure, f"test example {name} against {x_label}"), note
 
 
-def _plane(values: np.ndarray) -> tuple[Image, str]:
+def plane(values: np.ndarray) -> tuple[Image, str]:
     """An image of an array (channels, *grid) of two or more dimensions, transparent where values are missing."""
     from PIL import Image
 
@@ -135,7 +146,7 @@ def _plane(values: np.ndarray) -> tuple[Image, str]:
     return Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0))), note
 
 
-def _picture(image: Image, name: str, size: tuple[int, int] = SIZE) -> Markup:
+def picture(image: Image, name: str, size: tuple[int, int] = SIZE) -> Markup:
     """An image as an HTML element that contains its data; for `size` see `SIZE`."""
     from markupsafe import Markup
     from PIL import Image

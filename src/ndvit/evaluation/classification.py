@@ -58,6 +58,18 @@ def calibration_gaps(probabilities: np.ndarray, labels: np.ndarray) -> tuple[np.
     return _bins(confidence), (probabilities.argmax(1) == labels) - confidence.astype(np.float64)
 
 
+def reliability_bins(probabilities: np.ndarray, labels: np.ndarray) -> list[ConfidenceBin]:
+    """The bins of `calibration_error` that have examples, with their mean confidence and accuracy."""
+    edges, confidence = _edges(), _confidence(probabilities.max(1))
+    place = _bins(confidence)
+    sums = [np.bincount(place, values) for values in (confidence, probabilities.argmax(1) == labels)]
+    return [
+        ConfidenceBin(float(edges[i]), float(edges[i + 1]), int(n), float(sums[0][i] / n), float(sums[1][i] / n))
+        for i, n in enumerate(np.bincount(place))
+        if n
+    ]
+
+
 def _confidence(values: np.ndarray) -> np.ndarray:
     """Confidences in the number type of the bins, without rounding above 1."""
     return values.astype(np.float32).clip(max=1)
@@ -208,14 +220,7 @@ class ClassificationEvaluation(Evaluation):
     @cached_property
     def reliability(self) -> list[ConfidenceBin]:
         """Bins of `ece` that have examples: `ece` is their mean of |accuracy - confidence|, weighted by examples."""
-        edges, confidence = _edges(), _confidence(self.confidence)
-        place = _bins(confidence)
-        sums = [np.bincount(place, values) for values in (confidence, self.predicted == self.labels)]
-        return [
-            ConfidenceBin(float(edges[i]), float(edges[i + 1]), int(n), float(sums[0][i] / n), float(sums[1][i] / n))
-            for i, n in enumerate(np.bincount(place))
-            if n
-        ]
+        return reliability_bins(self.probabilities, self.labels)
 
     @cached_property
     def per_class(self) -> list[ClassRow]:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 FEW = 10  # a bin with fewer examples is drawn faint, because its accuracy means little
 SPLITS = {"train": "training", "val": "validation"}  # first curves of the legend, and prefixes of metrics
 _PREFIXES = SPLITS | {"probe": "probe"}
+_DOTS = 1000  # examples in a scatter plot
 MAX_CURVES = 8  # in one chart: as many colours as the template has
 
 # matplotlib knows no CSS: each of these colours stands for one of the page and is replaced by it afterwards.
@@ -59,7 +60,7 @@ class ConfidenceBin(NamedTuple):
         return wilson_interval(round(self.accuracy * self.examples), self.examples)
 
 
-def _draw(size: tuple[int, int], name: str, description: str, paint: Callable[[Any], None], **panels: Any) -> Markup:
+def draw(size: tuple[int, int], name: str, description: str, paint: Callable[[Any], None], **panels: Any) -> Markup:
     """Draw a figure as SVG.
 
     Args:
@@ -102,6 +103,7 @@ def chart(
     name: str,
     description: str,
     spans: Sequence[tuple[float, float]] = (),
+    mark_steps: bool = True,
 ) -> Markup:
     """Draw curves on one pair of axes.
 
@@ -113,6 +115,7 @@ def chart(
         name: unique on the page.
         description: alternative text for screen readers.
         spans: begin and end of marked stretches along the x axis.
+        mark_steps: mark each point of all curves but the first, if they are few and there is a title.
     """
     from matplotlib.ticker import MaxNLocator
 
@@ -120,10 +123,10 @@ def chart(
         for begin, end in spans:
             axes.axvspan(begin, end, color=GRID, alpha=0.5, linewidth=0, clip_on=False)
         for colour, x, y in series:
-            x, y = _thin(x, y, size[0] // 2)
+            x, y = thin(x, y, size[0] // 2)
             finite = np.isfinite(y)
             dots = finite & ~np.append(False, finite[:-1]) & ~np.append(finite[1:], False)  # no neighbours, no line
-            if title and colour != CURVES[0] and len(x) <= 60:
+            if mark_steps and title and colour != CURVES[0] and len(x) <= 60:
                 dots = finite  # show the steps at which validation took place
             axes.plot(x, y, color=colour, markevery=dots, clip_on=False)
         xs = np.concatenate([x for _, x, _ in series])
@@ -138,10 +141,54 @@ def chart(
         axes.xaxis.set_major_formatter("{x:,.10g}")
         axes.yaxis.set_major_locator(MaxNLocator(size[1] // 35, steps=steps))
 
-    return _draw(size, name, description, paint)
+    return draw(size, name, description, paint)
 
 
-def _thin(x: np.ndarray, y: np.ndarray, bins: int) -> tuple[np.ndarray, np.ndarray]:
+def heat(
+    values: np.ndarray,
+    step: float,
+    frequencies: np.ndarray,
+    size: tuple[int, int],
+    labels: tuple[str, str],
+    name: str,
+    description: str,
+) -> Markup:
+    """Draw a spectrogram: time to the right, frequency upwards, power as a colour.
+
+    Args:
+        values: (bands, frames) decibels, NaN where nothing was observed.
+        step: distance of two frames in the unit of the time axis.
+        frequencies: (bands,) centres of the bands, ascending.
+        size: width and height in pixels.
+        labels: labels of the axes of time and frequency.
+        name: unique on the page.
+        description: alternative text for screen readers.
+    """
+    from matplotlib import colormaps
+    from matplotlib.ticker import MaxNLocator
+
+    bands, frames = values.shape
+    seen = np.isfinite(values)
+    low, high = (values[seen].min(), values[seen].max()) if seen.any() else (0.0, 0.0)
+    shades = (np.where(seen, values, low) - low) / max(high - low, 1e-12)
+    cells = (255 * colormaps["magma"](shades)).astype(np.uint8)
+    cells[~seen, 3] = 0
+
+    def paint(axes: Axes) -> None:
+        axes.imshow(cells, "magma", aspect="auto", interpolation="none", origin="lower", clip_on=False)
+        axes.set(xlabel=labels[0], ylabel=labels[1])
+        ticks = np.asarray(MaxNLocator(size[0] // 60, steps=[1, 2, 5, 10]).tick_values(0, frames * step))
+        times = ticks[(ticks >= 0) & (ticks <= frames * step)]
+        axes.set_xticks(times / step - 0.5, [f"{time:,.10g}" for time in times])
+        rows = np.linspace(0, bands - 1, min(bands, 5)).round().astype(int)
+        axes.set_yticks(
+            rows, [f"{frequencies[row]:,.3g}" if frequencies[row] < 100 else f"{frequencies[row]:,.0f}" for row in rows]
+        )
+
+    return draw(size, name, description, paint)
+
+
+def thin(x: np.ndarray, y: np.ndarray, bins: int) -> tuple[np.ndarray, np.ndarray]:
     """Reduce a long curve to its minimum and maximum in each bin; gaps remain. matplotlib keeps far more points."""
     if len(y) <= 2 * bins:
         return x, y
@@ -231,7 +278,7 @@ def reliability_diagram(bins: Sequence[ConfidenceBin]) -> Markup:
         for one in bins
     )
     shape = {"nrows": 2, "sharex": True, "height_ratios": (3.4, 1)}
-    return _draw((460, 500), "reliability", description, paint, **shape)
+    return draw((460, 500), "reliability", description, paint, **shape)
 
 
 def matrix(classes: Sequence[str], shares: np.ndarray) -> Markup:
@@ -264,7 +311,7 @@ def matrix(classes: Sequence[str], shares: np.ndarray) -> Markup:
         axes.text(0.99, 0.008, "predicted", ha="right", **strong)
 
     description = f"confusion matrix of {width} classes; the most frequent confusions are listed below"
-    return _draw((700, 700), "matrix", description, paint)
+    return draw((700, 700), "matrix", description, paint)
 
 
 def _short(name: str) -> str:
@@ -272,3 +319,38 @@ def _short(name: str) -> str:
     name = " ".join(name.encode(errors="replace").decode().split())
     most = 12 if any(unicodedata.east_asian_width(letter) in "WF" for letter in name) else 22
     return name if len(name) <= most else f"{name[: most - 1]}…"
+
+
+def residuals(truth: np.ndarray, predicted: np.ndarray, target: str, name: str) -> Markup:
+    """Draw predicted against true numbers (n,), and beside it the errors; of more than 1,000 examples a sample."""
+    chosen = np.arange(len(truth))
+    if len(chosen) > _DOTS:
+        chosen = np.random.default_rng(0).permutation(len(chosen))[:_DOTS]
+    truth, predicted = truth[chosen], predicted[chosen]
+
+    def paint(panels: Sequence[Axes]) -> None:
+        from matplotlib.ticker import MaxNLocator
+
+        left, right = panels
+        dots: dict[str, Any] = {"linestyle": "", "markeredgewidth": 0, "color": CURVES[0], "clip_on": False}
+        dots |= {"alpha": 0.55, "markersize": 4.5 if len(chosen) > 100 else 6}
+        dash: dict[str, Any] = {"color": TEXT, "linewidth": 1.2, "linestyle": (0, (5, 4)), "marker": "", "zorder": 0}
+        both = min(truth.min(), predicted.min()), max(truth.max(), predicted.max())
+        left.plot(both, both, clip_on=False, **dash)
+        left.plot(truth, predicted, **dots)
+        right.axhline(0, clip_on=False, **dash)
+        right.plot(predicted, predicted - truth, **dots)
+        left.set(xlabel="true", title="predicted")
+        right.set(xlabel="predicted", title="predicted minus true")
+        for axes in panels:
+            axes.margins(x=0.03)
+            axes.grid(axis="y", clip_on=False)
+            axes.set_axisbelow(True)
+            axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+            axes.yaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10]))
+
+    error = float(np.sqrt(np.square(predicted - truth).mean()))
+    description = (
+        f"predictions and errors of {_short(target)}: {len(truth)} examples, root mean squared error {error:.4g}"
+    )
+    return draw((820, 340), name, description, paint, ncols=2)

@@ -9,11 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ndvit.config.reading import file_options, stored_reading
 from ndvit.data.examples import Examples, Source
 from ndvit.data.loading import Inputs
 from ndvit.data.preprocess import check_kind, warn_if_unlike_training
 from ndvit.data.sources.load import builtin_sources, load_examples, load_source
-from ndvit.inference.evaluate import chosen_splits, past_split
+from ndvit.inference.evaluate import chosen_splits, past_reading
 from ndvit.parts import ModelParts
 from ndvit.tasks import Classification
 
@@ -71,10 +72,10 @@ def load_comparison_data(
     splits, notes = chosen_splits(data, "all"), data.notes
     warn_if_unlike_training(list(splits.values()), model.preprocess)
     labelled = next(iter(splits.values())).targets is not None
-    task, index = model.task if labelled else None, None
+    task, translate = model.task if labelled else None, None
     if task is not None:
         try:
-            index, assumed = task.align(data.task, data.name)
+            translate, assumed = task.align(data.task, data.name)
             notes += tuple(assumed)
         except ValueError:
             task, notes = None, (*notes, "the targets of the data are not the model's: no score is computed")
@@ -82,8 +83,8 @@ def load_comparison_data(
     def preprocess(split: str, count: int) -> ComparisonData:
         examples = splits[split].subset(splits[split].sample(count))
         targets = None if task is None else examples.targets
-        if targets is not None and index is not None:
-            targets = index[targets]
+        if targets is not None and translate is not None:
+            targets = translate(targets)
         name = f"the {split} set of {data.name}" if labelled else data.name
         return _preprocess(model, examples, targets, name, mask, notes)
 
@@ -107,23 +108,20 @@ def _training_source(model: ModelParts) -> str | None:
 
 def _read(model: ModelParts, source: Any) -> Source:
     """Data split as in the model's training; a file or folder without targets has no task, and is a test set."""
-    past = past_split(model, source)
+    by_file = "split_file" in stored_reading(model.provenance)  # which the model does not hold: all examples then
+    past = past_reading(model, source, {"test_fraction": 0} if by_file else {})
+    task = "classification" if model.task is None else type(model.task)
     try:
-        return load_source(
-            source,
-            task="classification" if model.task is None else type(model.task),
-            test_fraction=past.test_fraction,
-            seed=past.seed,
-            literal_labels=past.literal_labels,
-            drop_copies=past.drop_copies,
-            progress=False,
-            to_train=False,
-        )
+        return load_source(source, task=task, seed=past.seed, progress=False, to_train=False, **past.options.to_dict())
     except ValueError as error:
         signal = model.preprocess is not None and model.preprocess.kind == "signal"
-        dims = len(model.input_shape) - 1 if signal else None
+        channels, *size = model.input_shape
+        if model.preprocess is not None:
+            channels, size = model.preprocess.raw_channels, list(model.preprocess.raw_size)
+        dims = len(size) if signal else None
         try:
-            found = load_examples(source, dims=dims, channels=model.input_shape[0])
+            how = file_options(model.provenance, {}).to_dict()
+            found = load_examples(source, dims=dims, in_channels=channels, **how)
         except (ValueError, OSError):
             raise error from None
         name = str(source) if isinstance(source, str | Path) else "the arrays"

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ndvit.data.preprocess.spectrograms import SpectrogramPreprocess
 from ndvit.exporting.comparison import BATCH, Comparison, ComparisonData, compare, load_comparison_data, needs_mask
 from ndvit.exporting.formats import ENDINGS, OPSET, PACKAGES, WRITERS, Format, require
 from ndvit.exporting.graphs import Deployed, frozen_copy, quiet
@@ -26,7 +27,7 @@ from ndvit.inference.batches import to_answers
 from ndvit.inference.predict import Log
 from ndvit.network.committee import network_shape
 from ndvit.parts import ModelParts
-from ndvit.tasks import Classification
+from ndvit.tasks import Classification, Regression, Task
 from ndvit.weights.file import MODEL_FILE, model_metadata
 
 MIN_AGREEMENT = 0.98
@@ -53,9 +54,10 @@ class ExportReport:
     size: int  # of the file or files, in bytes
     seconds: float  # for export and comparison
     notes: tuple[str, ...] = ()
+    classifies: bool = True  # whether the model names one class for each example
 
     def __str__(self) -> str:
-        c, values = self.comparison, "probabilities" if self.options.softmax else "logits"
+        c, values = self.comparison, "answers" if self.options.softmax else "outputs"
         kind = ("int8" if self.options.int8 else "float32") + (", with a mask" if self.options.mask else "")
         opset = f"opset {OPSET}, " if self.format == "onnx" else ""
         batches = " and ".join(map(str, c.batches))
@@ -63,8 +65,9 @@ class ExportReport:
             f"{self.path}: {self.format}, {opset}{kind}, {self.size / 1e6:.1f} MB",
             f"run by {self.runtime} on {c.examples:,} examples at batch {batches}: {self.inputs}",
             f"largest difference of {values} {c.difference:.2g}, whose spread is {c.spread:.2g}",
-            f"same class as the model's in {100 * c.agreement:.2f} %",
         ]
+        if self.classifies:
+            lines.append(f"same class as the model's in {100 * c.agreement:.2f} %")
         if c.scores is not None:
             lines.append(f"score {c.scores[1]:.4f}, the model's {c.scores[0]:.4f}")
         return "\n".join([*lines, *self.notes, f"{self.seconds:.0f} s"])
@@ -101,7 +104,8 @@ def export(
             training set, and outputs are compared on its test set; by default on the test set of the run if that can
             be read, else on random inputs. The report says which.
         dynamic_batch: whether the graph accepts any batch size, not only 1.
-        softmax: whether the graph returns probabilities, of logits divided by the model's temperature.
+        softmax: whether the graph returns answers instead of outputs: probabilities, of logits divided by the model's
+            temperature; of several labels, each by itself; of a regression, numbers in the units of the targets.
         preprocess: "inside" puts mean and standard deviation into the graph, which then reads raw values of the
             network's size: pixels from 0 to 255, signals as recorded. "beside" leaves the preprocessing to the caller.
         mask: whether the graph has a second input, boolean (B, *size), True where a value was observed. Without it,
@@ -158,8 +162,16 @@ def export(
         inputs=examples.source,
         size=size,
         seconds=time.perf_counter() - start,
-        notes=(*examples.notes, *[_VNNI_NOTE] * options.vnni),
+        notes=(*examples.notes, *_note_units(model, softmax), *[_VNNI_NOTE] * options.vnni),
+        classifies=model.task is None or model.task.name == "classification",
     )
+
+
+def _note_units(model: ModelParts, softmax: bool) -> list[str]:
+    """A note for graphs whose outputs are not in the units of the targets."""
+    if softmax or not isinstance(model.task, Regression):
+        return []
+    return ["the graph returns standardised numbers; with --softmax (softmax=True) it returns them in their units"]
 
 
 def _check_options(
@@ -178,11 +190,18 @@ def _check_options(
         raise ValueError(f'preprocess must be "beside" or "inside", got {preprocess!r}')
     if preprocess == "inside" and model.preprocess is None:
         raise ValueError("the model has no preprocessing to put inside: set model.preprocess, or leave it beside")
-    classifies = network_shape(model.network) != (model.input_shape, 0) and (
-        model.task is None or model.task.name == "classification"
-    )
-    if (softmax or int8) and not classifies:
-        raise ValueError("softmax and int8 are for networks that classify, and this one does not: leave them out")
+    if preprocess == "inside" and isinstance(model.preprocess, SpectrogramPreprocess):
+        raise ValueError(
+            "the spectrogram is computed beside the graph, which takes the standardised one: leave preprocess out, "
+            "and model.preprocess makes the inputs from recordings"
+        )
+    answers = network_shape(model.network) != (model.input_shape, 0)
+    if softmax and not (answers and (model.task is None or type(model.task).deactivate is not Task.deactivate)):
+        raise ValueError(
+            "softmax is for networks with answers such as probabilities, and this one has none: leave it out"
+        )
+    if int8 and not (answers and (model.task is None or model.task.name == "classification")):
+        raise ValueError("int8 is for networks that classify, and this one does not: leave it out")
     if int8 and format not in QUANTIZE:
         raise ValueError(f"int8 exists for {' and '.join(QUANTIZE)}, not for {format}: choose one of them, or no int8")
     if int8 and data is None:
@@ -274,7 +293,17 @@ def _compare(model: ModelParts, file: Path, data: ComparisonData, batches: tuple
         answers = values if softmax else to_answers(model, values, task)
         return task.evaluate(answers.numpy(), data.targets, [""] * len(answers)).score
 
-    return compare(reference, runtime.compute, data, batches, None if data.targets is None else score)
+    scored = None if data.targets is None else score
+    if not (softmax and isinstance(task, Regression)):
+        return compare(reference, runtime.compute, data, batches, scored)
+    # Targets of different units are compared by their deviations.
+    return compare(
+        lambda x, mask: task.deactivate(reference(x, mask)),
+        lambda x, mask: task.deactivate(runtime.compute(x, mask)),
+        data,
+        batches,
+        scored and (lambda values: score(task.activate(values))),
+    )
 
 
 def _refuse_differences(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ndvit.config import ViTConfig
 from ndvit.data.preprocess.base import Preprocess
 from ndvit.exporting.formats import ENDINGS, PACKAGES, READERS, Graph, Precision, Run, require
+from ndvit.tasks import Classification, Task
 from ndvit.weights.file import Checkpoint, checkpoint_from_metadata
 from ndvit.weights.structure import configs_in, inputs_of, outputs_of
 
@@ -21,7 +22,7 @@ from ndvit.weights.structure import configs_in, inputs_of, outputs_of
 class GraphOptions:
     """What a graph reads and returns; stored in the file's metadata."""
 
-    softmax: bool = False  # it returns probabilities, of outputs divided by the temperature; else outputs
+    softmax: bool = False  # it ends with the activation of the task: probabilities, or numbers in their units
     inside: bool = False  # it standardises its input, so that a program without ndvit can pass raw values
     mask: bool = False  # it has a second input, True where a value was observed
     int8: bool = False  # it computes most of the work with 8-bit integers
@@ -39,8 +40,9 @@ class Runtime(nn.Module):
     """A network without parameters of its own: a graph, and the library that runs it.
 
     It is called like a network, with x (B, C, *size) as the preprocessing returns it and a boolean mask (B, *size) or
-    None, and returns float32 outputs (B, outputs). Where the graph ends in a softmax, the outputs are the logarithms of
-    its probabilities. The model around it then has the temperature 1 and computes the same probabilities.
+    None, and returns float32 outputs (B, outputs). Where the graph ends in the activation of the task, the outputs are
+    such that the activation gives the same answers again: after a softmax, the logarithms of its probabilities. The
+    model around it then has the temperature 1.
 
     Args:
         name: name in error messages.
@@ -50,6 +52,7 @@ class Runtime(nn.Module):
         options: what the graph reads and returns.
         preprocess: holds the mean and standard deviation that are part of the graph with `options.inside`.
         device: where the graph computes.
+        task: the one whose activation the graph ends with, with `options.softmax`; None is a classification.
     """
 
     def __init__(
@@ -61,21 +64,23 @@ class Runtime(nn.Module):
         options: GraphOptions,
         preprocess: Preprocess | None = None,
         device: str = "cpu",
+        task: Task | None = None,
     ) -> None:
         super().__init__()
         self.name, self.run, self.input_shape = name, run, input_shape
         self.config, self.options = config, options
         self.device, self._preprocess = device, preprocess
+        self.task = task or Classification(())
         self.eval()
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Outputs (B, outputs); a ValueError for a wrong shape, or for incomplete examples if the graph has no mask."""
         values = self.compute(x, mask)
-        return values.log() if self.options.softmax else values
+        return self.task.deactivate(values) if self.options.softmax else values
 
     @torch.inference_mode()
     def compute(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """What the graph returns: outputs, or probabilities with `options.softmax`. Errors as in `forward`."""
+        """What the graph returns: outputs, or answers with `options.softmax`. Errors as in `forward`."""
         values = torch.cat([self.run(*inputs) for inputs in self.inputs(x, mask)])
         if values.ndim != 2 or len(values) != len(x):
             raise ValueError(f"{self.name} returns the shape {tuple(values.shape)} for {len(x)} examples")
@@ -172,7 +177,8 @@ def open_exported(
         checkpoint = replace(checkpoint, temperature=1.0)
     channels, size = inputs_of(checkpoint.structure)
     config = next(iter(configs_in(checkpoint.structure)), None)
-    return Runtime(path.name, graph.run, (channels, *size), config, options, checkpoint.preprocess), checkpoint
+    shape, preprocess, task = (channels, *size), checkpoint.preprocess, checkpoint.task
+    return Runtime(path.name, graph.run, shape, config, options, preprocess, task=task), checkpoint
 
 
 def _check_shapes(path: Path, graph: Graph, options: GraphOptions, checkpoint: Checkpoint) -> None:

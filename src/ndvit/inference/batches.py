@@ -60,19 +60,11 @@ def answer_tensors(
     """Answers (n, outputs) as in `predict_answers`, of inputs of the network; on the device that computes them.
 
     Raises:
-        ValueError: for inputs of another shape than the network's, or answers that are not finite.
+        ValueError: for answers that are not finite.
     """
     task, network = model.task, _on_device(model.network, device)
     assert task is not None
-    shape, place = model.input_shape, model.device
-    if tuple(x.shape[1:]) != shape or not x.is_floating_point():
-        raise ValueError(
-            f"tensors are inputs of the network, floating point {('n', *shape)}, and this one is {tuple(x.shape)} of "
-            f"{str(x.dtype).removeprefix('torch.')}: preprocess each example, "
-            "torch.stack([model.preprocess(example), ...]), or pass raw examples as arrays, PIL images or paths"
-        )
-    if mask is not None and (mask.shape != (len(x), *shape[1:]) or mask.dtype != torch.bool):
-        raise ValueError(f"expected a boolean mask {(len(x), *shape[1:])}, got {tuple(mask.shape)} of {mask.dtype}")
+    place = model.device
     with torch.no_grad(), only_read_tokens(network):
         rows = [
             network(part.to(place), None if mask is None else mask[start : start + batch_size].to(place)).float()

@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 
 from ndvit.config.bounds import BatchSize, checked
+from ndvit.config.reading import FileOptions, ReadingOptions, file_options
 from ndvit.config.recipe import Device
 from ndvit.data.examples import Examples, Source
 from ndvit.data.fitting import fit_to_weights
 from ndvit.data.loading import Inputs
 from ndvit.data.messages import printable, warn_of_doubts
-from ndvit.data.preprocess import check_kind, describe_fit, warn_if_unlike_training
+from ndvit.data.preprocess import check_kind, describe_fit, describe_resampling, warn_if_unlike_training
 from ndvit.data.preprocess.images import ImagePreprocess
 from ndvit.data.sources.files import medium
 from ndvit.data.sources.hub import is_hub
@@ -28,7 +29,7 @@ from ndvit.data.splits import hold_out
 from ndvit.evaluation.base import Evaluation
 from ndvit.files import refuse_existing, replace_file
 from ndvit.inference.batches import pick_device, predict_features
-from ndvit.inference.evaluate import Split, check_split, chosen_splits, past_split
+from ndvit.inference.evaluate import Split, check_split, chosen_splits, past_reading
 from ndvit.inference.predict import Log
 from ndvit.network.vit import HEADS
 from ndvit.parts import ModelParts
@@ -130,14 +131,12 @@ def embed(
     output: str | Path | None = None,
     force: bool = False,
     split: Split = "auto",
-    test_fraction: float | None = None,
     seed: int | None = None,
-    skip_bad: bool = False,
-    literal_labels: bool | None = None,
     batch_size: int = 64,
     device: Device = "auto",
     progress: bool = True,
     log: Log = print,
+    **reading: Any,
 ) -> Embeddings:
     """Embed the examples of a source; arguments and errors as in `Model.embed`."""
     check_split(split)
@@ -146,23 +145,25 @@ def embed(
         check_output(Path(output), force)
     pick_device(device)
     model.warn_of_assumptions()
-    past = past_split(model, source)
-    literal = past.literal_labels if literal_labels is None else literal_labels
-    how = {"skip_bad": skip_bad, "literal_labels": literal, "drop_copies": past.drop_copies, "progress": progress}
-    data = _load(source, model, split, how)
+    past = past_reading(model, source, reading)
+    data = _load(source, model, split, reading, past.options, progress)
     if data.train.targets is not None and not len(data.test):
-        fraction = test_fraction if test_fraction is not None else past.test_fraction if past.same_source else 0.2
+        own = past.same_source or "test_fraction" in reading
+        fraction = past.options.test_fraction if own else ReadingOptions.test_fraction
         data = _mark_test(data, fraction, seed if seed is not None else past.seed if past.same_source else 0)
     model = _ready(model, data, log)
     assert model.preprocess is not None
     check_kind(data.kind, model.preprocess, data.name)
     for note in data.decisions:
         log(note)
+    preprocess = model.preprocess.admitting(past.options.resample_long)
     parts = chosen_splits(data, split)
+    if longer := describe_resampling(list(parts.values()), preprocess):
+        log(longer)
     warn_if_unlike_training(list(parts.values()), model.preprocess)
     known = data.train.targets is not None
     vectors = [
-        predict_features(model.network, Inputs(part, model.preprocess), batch_size, device, progress, log)
+        predict_features(model.network, Inputs(part, preprocess), batch_size, device, progress, log)
         for part in parts.values()
     ]
     embeddings = Embeddings(
@@ -188,17 +189,19 @@ def check_output(path: Path, force: bool) -> None:
         raise ValueError(".parquet needs a package that is not installed: pip install 'ndvit[parquet]', or use .npz")
 
 
-def _load(source: Any, model: ModelParts, split: Split, how: Mapping[str, Any]) -> Source:
+def _load(
+    source: Any, model: ModelParts, split: Split, changed: Mapping[str, Any], options: ReadingOptions, progress: bool
+) -> Source:
     """Data with targets and nothing held out; else examples without targets in the place of the training set.
 
-    `how` has the further arguments of `load_source`.
+    `options` are those for data with targets, and `changed` those of them that the call has set.
     """
     in_memory = not isinstance(source, str | Path | tuple | dict)
     task: Any = "classification" if model.task is None else type(model.task)
     reason = ""
     try:
         if not in_memory:
-            return load_source(source, task=task, test_fraction=0, **how)
+            return load_source(source, task=task, progress=progress, **options.to_dict() | {"test_fraction": 0})
         if split != "auto":
             raise ValueError(f"split {split!r} needs labelled data: pass (X, y), or leave split out")
     except ValueError as error:
@@ -206,9 +209,13 @@ def _load(source: Any, model: ModelParts, split: Split, how: Mapping[str, Any]) 
             raise
         labelled_error, reason = error, f"embedded without labels; if the source has labels: {error}"
     channels, *size = model.input_shape
+    if model.preprocess is not None:
+        channels, size = model.preprocess.raw_channels, list(model.preprocess.raw_size)
     dims = None if isinstance(model.preprocess, ImagePreprocess) else len(size)
     try:
-        kind, axes, examples, notes = load_examples(source, skip_bad=how["skip_bad"], dims=dims, channels=channels)
+        own = {name: value for name, value in changed.items() if name in FileOptions.__dataclass_fields__}
+        how = file_options(model.provenance, own).to_dict()
+        kind, axes, examples, notes = load_examples(source, dims=dims, in_channels=channels, **how)
     except (ValueError, FileNotFoundError):
         if in_memory:
             raise
@@ -221,7 +228,7 @@ def _load(source: Any, model: ModelParts, split: Split, how: Mapping[str, Any]) 
         # names below the source's folder, as labelled examples have them
         above = printable(os.path.join(source if folder or is_hub(str(source)) else os.path.dirname(source), ""))
         names = [name.removeprefix(above) for name in examples.names]
-        examples = Examples(examples.items, None, names, examples.read)
+        examples = Examples(examples.items, None, names, examples.read, places=examples.places)
     return Source(name, kind, axes, model.task or Classification(()), examples, Examples([]), None, notes)
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from ndvit.config.reading import ReadingOptions, stored_reading
 from ndvit.config.recipe import Device
 from ndvit.data.examples import Examples, Source
 from ndvit.data.loading import Inputs
@@ -16,6 +17,7 @@ from ndvit.data.sources.load import builtin_sources, load_source
 from ndvit.evaluation.base import Evaluation
 from ndvit.inference.batches import Log, predict_answers
 from ndvit.inference.predict import check_ready
+from ndvit.inference.recordings import evaluate_answers
 from ndvit.parts import ModelParts
 
 Split = Literal["auto", "test", "train", "all"]
@@ -26,34 +28,25 @@ def evaluate(
     source: Any,
     *,
     split: Split = "auto",
-    skip_bad: bool = False,
-    literal_labels: bool | None = None,
-    drop_copies: bool = False,
     batch_size: int = 64,
     device: Device = "auto",
     progress: bool = True,
     log: Log = print,
+    **reading: Any,
 ) -> Evaluation:
     """Test a model; arguments and errors as in `Model.evaluate`."""
     check_split(split)
     task = check_ready(model, batch_size, device, log)
     preprocess = model.preprocess
     assert preprocess is not None
-    past = past_split(model, source)
-    held_out = past.test_fraction if split in ("test", "train") or (split == "auto" and past.same_source) else 0
-    data = load_source(
-        source,
-        task=type(task),
-        test_fraction=held_out,
-        seed=past.seed,
-        skip_bad=skip_bad,
-        literal_labels=past.literal_labels if literal_labels is None else literal_labels,
-        drop_copies=drop_copies or past.drop_copies,
-        progress=progress,
-        to_train=False,
-    )
+    past = past_reading(model, source, reading)
+    options = past.options.to_dict()
+    if split == "all" or (split == "auto" and not past.same_source and "test_fraction" not in reading):
+        options["test_fraction"] = 0
+    data = load_source(source, task=type(task), seed=past.seed, progress=progress, to_train=False, **options)
+    preprocess = preprocess.admitting(past.options.resample_long)
     check_kind(data.kind, preprocess, data.name)
-    index, assumed = task.align(data.task, data.name)
+    translate, assumed = task.align(data.task, data.name)
     for note in assumed:
         log(f"{data.name}: {note}")
     if split == "auto":
@@ -74,8 +67,7 @@ def evaluate(
         predict_answers(model, Inputs(part, preprocess), batch_size, device, progress, task, log) for part in chosen
     ]
     targets = np.concatenate([part.targets for part in chosen if part.targets is not None])
-    names = [name for part in chosen for name in part.names]
-    return task.evaluate(np.concatenate(answers), targets if index is None else index[targets], names)
+    return evaluate_answers(task, answers, chosen, targets if translate is None else translate(targets))
 
 
 def check_split(split: str) -> None:
@@ -98,26 +90,42 @@ def chosen_splits(data: Source, split: str) -> dict[str, Examples]:
     return chosen
 
 
-@dataclass(frozen=True)
-class PastSplit:
-    """How the training of a model read and split its source, and whether a source is that one.
+class PastReading(NamedTuple):
+    """How to read a source for a trained model.
 
-    `drop_copies` is False for another source.
+    Attributes:
+        same_source: whether the model was trained on this very source.
+        options: as in its training where that applies, with the options of the call in their place.
+        seed: seed of the split.
     """
 
     same_source: bool
-    test_fraction: float
+    options: ReadingOptions
     seed: int
-    literal_labels: bool
-    drop_copies: bool
 
 
-def past_split(model: ModelParts, source: Any) -> PastSplit:
-    """The split of the model's training, with 0.2 and seed 0 where it is not known."""
+_OF_THE_SOURCE = ("skip_bad", "drop_copies", "group_by")
+"""Options of the training that another source does not inherit."""
+
+
+def past_reading(model: ModelParts, source: Any, changed: Mapping[str, Any]) -> PastReading:
+    """The options of the model's training, and seed 0 where it is not known.
+
+    Raises:
+        ValueError: if the training used a split file, and `changed` has none for the same source.
+    """
     facts = model.provenance
     same = same_source(source, facts.get("source"))
-    literal, dropped = facts.get("literal_labels") is True, same and facts.get("drop_copies") is True
-    return PastSplit(same, facts.get("test_fraction", 0.2), facts.get("seed", 0), literal, dropped)
+    kept = stored_reading(facts)
+    by_file = bool(kept.pop("split_file", None))
+    if same and by_file and not {"split_file", "test_fraction"} & changed.keys():
+        raise ValueError(
+            "the model was trained with a split file, which it does not hold: pass it again (--split-file FILE, "
+            "split_file= in Python), for example the split.csv in its run folder"
+        )
+    if not same:
+        kept = {name: value for name, value in kept.items() if name not in _OF_THE_SOURCE}
+    return PastReading(same, ReadingOptions.from_dict({**kept, **changed}), facts.get("seed", 0))
 
 
 def same_source(source: Any, trained_on: str | None) -> bool:

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ndvit.config.bounds import BatchSize, checked
+from ndvit.config.reading import FileOptions, file_options
 from ndvit.config.recipe import Device
+from ndvit.data.examples import Examples
 from ndvit.data.loading import Inputs
-from ndvit.data.messages import Doubt, warn_of_doubts
-from ndvit.data.preprocess import check_kind, describe_resampling, warn_if_unlike_training
-from ndvit.data.sources.load import load_examples
+from ndvit.data.messages import Doubt, listing, warn_of_doubts
+from ndvit.data.preprocess import Preprocess, check_kind, describe_resampling, find_unfit, warn_if_unlike_training
+from ndvit.data.sources.load import LoadedExamples, load_examples
 from ndvit.inference.batches import Log, answer_tensors, pick_device, predict_answers
+from ndvit.inference.recordings import mean_answers, window_predictions
 from ndvit.parts import ModelParts
 from ndvit.tasks import Classification
 from ndvit.tasks.base import Prediction, Task
@@ -26,17 +30,23 @@ from ndvit.tasks.imagenet import imagenet_classes, like_imagenet
 def predict(
     model: ModelParts,
     *inputs: Any,
-    skip_bad: bool = False,
+    per_window: bool = False,
+    on_fault: Log | None = None,
     batch_size: int = 64,
     device: Device = "auto",
     progress: bool = True,
     log: Log = print,
+    **reading: Any,
 ) -> list[Prediction]:
     """Predict new examples; arguments and errors as in `Model.predict`."""
     task = check_ready(model, batch_size, device, log)
     predictions: list[Prediction] = []
-    for names, answers in _answer(model, task, inputs, skip_bad, batch_size, device, progress, log):
-        predictions += task.predictions(answers, names)
+    for examples, answers in _answer(model, task, inputs, reading, batch_size, device, progress, log, on_fault):
+        if per_window:
+            predictions += window_predictions(task, answers, examples)
+        else:
+            names, means = mean_answers(answers, examples)
+            predictions += task.predictions(means, names)
     return predictions
 
 
@@ -44,11 +54,11 @@ def predict_proba(
     model: ModelParts,
     *inputs: Any,
     mask: Tensor | None = None,
-    skip_bad: bool = False,
     batch_size: int = 64,
     device: Device = "auto",
     progress: bool = False,
     log: Log = print,
+    **reading: Any,
 ) -> Tensor | np.ndarray:
     """Answers of new examples or tensors; arguments and errors as in `Model.predict_proba`."""
     if not any(isinstance(source, Tensor) for source in inputs):
@@ -56,31 +66,75 @@ def predict_proba(
             raise ValueError("a mask belongs to a tensor; missing values of raw examples are NaN")
         task = check_ready(model, batch_size, device, log)
         return np.concatenate(
-            [rows for _, rows in _answer(model, task, inputs, skip_bad, batch_size, device, progress, log)]
+            [
+                mean_answers(rows, examples)[1]
+                for examples, rows in _answer(model, task, inputs, reading, batch_size, device, progress, log)
+            ]
         )
+    x, mask = check_tensors(model, inputs, mask)
+    task = check_ready(model, batch_size, device, log, raw=False)
+    return answer_tensors(replace(model, task=task), x, mask, batch_size, device)
+
+
+def check_tensors(model: ModelParts, inputs: tuple[Any, ...], mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """The inputs of the network among the arguments of a call, and their mask, which may be the second argument.
+
+    Raises:
+        ValueError: for a tensor together with raw examples, or of another shape than the network's input.
+    """
     x, *rest = inputs
     if len(rest) > 1 or (rest and mask is not None) or not all(isinstance(part, Tensor) for part in inputs):
-        raise ValueError("pass one tensor of inputs and perhaps its mask, predict_proba(x, mask), or raw examples only")
-    task = check_ready(model, batch_size, device, log, raw=False)
-    return answer_tensors(replace(model, task=task), x, rest[0] if rest else mask, batch_size, device)
+        raise ValueError("pass one tensor of inputs and perhaps its mask, f(x, mask), or raw examples only")
+    mask, shape = rest[0] if rest else mask, model.input_shape
+    if tuple(x.shape[1:]) != shape or not x.is_floating_point():
+        raise ValueError(
+            f"tensors are inputs of the network, floating point {('n', *shape)}, and this one is {tuple(x.shape)} of "
+            f"{str(x.dtype).removeprefix('torch.')}: preprocess each example, "
+            "torch.stack([model.preprocess(example), ...]), or pass raw examples as arrays, PIL images or paths"
+        )
+    if mask is not None and (mask.shape != (len(x), *shape[1:]) or mask.dtype != torch.bool):
+        raise ValueError(f"expected a boolean mask {(len(x), *shape[1:])}, got {tuple(mask.shape)} of {mask.dtype}")
+    return x, mask
 
 
 def _answer(
     model: ModelParts,
     task: Task,
     inputs: tuple[Any, ...],
-    skip_bad: bool,
+    reading: Mapping[str, Any],
     batch_size: int,
     device: Device,
     progress: bool,
     log: Log,
-) -> Iterator[tuple[list[str], np.ndarray]]:
-    """Names and answers (n, outputs) of the examples of each input."""
+    on_fault: Log | None = None,
+) -> Iterator[tuple[Examples, np.ndarray]]:
+    """The examples of each input, or their windows, and answers (n, outputs)."""
+    for read in read_inputs(model, inputs, reading, log, on_fault):
+        yield read.examples, predict_answers(model, read, batch_size, device, progress, task, log)
+
+
+def read_inputs(
+    model: ModelParts,
+    inputs: tuple[Any, ...],
+    reading: Mapping[str, Any],
+    log: Log,
+    on_fault: Log | None = None,
+) -> Iterator[Inputs]:
+    """The preprocessed examples of each input: files, folders or arrays without targets; `reading` as in `predict`.
+
+    With `on_fault`, faults are reported to it, and the other examples are read.
+
+    Raises:
+        ValueError: if there is no input, or one cannot be read or is of another kind than the training data.
+    """
     if not inputs:
-        raise ValueError("nothing to predict: pass files, folders or arrays")
+        raise ValueError("nothing to read: pass files, folders or arrays")
     preprocess = model.preprocess
     assert preprocess is not None
-    dims = len(preprocess.size) if preprocess.kind == "signal" else None
+    options = file_options(model.provenance, reading)
+    if on_fault is not None:
+        options = replace(options, skip_bad=True)
+    preprocess = preprocess.admitting(options.resample_long)
     for source in inputs:
         if isinstance(source, Tensor):
             warn_of_doubts(
@@ -91,16 +145,43 @@ def _answer(
                     )
                 ]
             )
-        loaded = load_examples(source, skip_bad=skip_bad, dims=dims, channels=preprocess.channels)
-        check_kind(loaded.kind, preprocess, str(source) if isinstance(source, str | Path) else "X")
-        for note in loaded.notes:
-            if not isinstance(note, Doubt):  # those were raised as warnings
-                log(note)
-        if longer := describe_resampling([loaded.examples], preprocess):
-            log(longer)
+        try:
+            loaded = _load(source, preprocess, options, log)
+        except (ValueError, OSError) as error:
+            if on_fault is None:
+                raise
+            on_fault(str(error))
+            continue
+        if on_fault is not None:
+            for fault in loaded.examples.left_out:
+                on_fault(fault)
+        if not len(loaded.examples):
+            if on_fault is None:
+                raise ValueError(f"no example fits the model; the last: {loaded.examples.left_out[-1]}")
+            continue
         warn_if_unlike_training([loaded.examples], preprocess)
-        answers = predict_answers(model, Inputs(loaded.examples, preprocess), batch_size, device, progress, task, log)
-        yield list(map(str, loaded.examples.names)), answers
+        yield Inputs(loaded.examples, preprocess)
+
+
+def _load(source: Any, preprocess: Preprocess, options: FileOptions, log: Log) -> LoadedExamples:
+    """The examples of one input that the model can answer; with `skip_bad`, those that do not fit it are left out."""
+    dims = len(preprocess.raw_size) if preprocess.kind == "signal" else None
+    loaded = load_examples(source, dims=dims, in_channels=preprocess.raw_channels, **options.to_dict())
+    where = str(source) if isinstance(source, str | Path) else "X"
+    check_kind(loaded.kind, preprocess, where)
+    unfit = find_unfit(loaded.examples, preprocess) if options.skip_bad else {}
+    notes = [note for note in loaded.notes if not isinstance(note, Doubt)]  # those were raised as warnings
+    if unfit:
+        fitting = [i for i in range(len(loaded.examples)) if i not in unfit]
+        kept = loaded.examples.subset(fitting)
+        kept.left_out = (*loaded.examples.left_out, *unfit.values())
+        loaded = loaded._replace(examples=kept)
+        notes.append(f"{len(unfit):,} examples left out that do not fit the model: {listing(list(unfit.values()))}")
+    if longer := describe_resampling([loaded.examples], preprocess):
+        notes.append(longer)
+    for note in notes:
+        log(note)
+    return loaded
 
 
 def check_ready(model: ModelParts, batch_size: int, device: str, log: Log, *, raw: bool = True) -> Task:

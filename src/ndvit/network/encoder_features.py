@@ -58,15 +58,23 @@ class EncoderFeatures(SolvedNetwork):
         """Channels and samples of the input."""
         return self.channels, self.length
 
+    @property
+    def token_length(self) -> int:
+        """Samples of a whole signal that a token of the encoder covers, at least 1."""
+        config = self.encoder.config
+        return max(1, round(self.length * config.token_size[0] / config.input_size[0]))
+
     def draw(self, x: Tensor, mask: Tensor | None, generator: torch.Generator) -> None:
         """Draw the mixes of more channels than are read one by one: each channel has a random sign in each mix."""
         if self.channels > len(self.mix):
             signs = torch.randint(2, self.mix.shape, generator=generator) * 2.0 - 1
             self.mix.copy_(signs / self.channels**0.5)
 
-    @torch.no_grad()
     def features(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Features (B, F) of signals (B, C, L); mask (B, L) is True where a value was observed."""
+        """Features (B, F) of signals (B, C, L); mask (B, L) is True where a value was observed.
+
+        They have a gradient if the signals do, which explanations use; the encoder's weights need none.
+        """
         rows = max(1, _MOST_VALUES // (self.encoder.config.input_size[0] * x.shape[2]))
         masks = [None] * len(x) if mask is None else mask.split(rows)
         with exactly(x):

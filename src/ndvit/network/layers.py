@@ -5,6 +5,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -24,6 +25,22 @@ Rotation = tuple[Tensor, ...]
 
 Of xpos, those of queries and those of keys, see `positions.xpos_table`.
 """
+
+
+@dataclass(eq=False)
+class BlockTrace:
+    """How a block mixed its tokens, filled in by the block itself; see `VisionTransformer.stages`.
+
+    Attributes:
+        attention: (B, heads, queries, T), the softmax of queries and keys; rows sum to 1. It is part of the graph of
+            autograd. A relative bias, which is added after the softmax, and dropout are not part of it.
+        key_mask: (B, 1, 1, T) of the tokens that were attended to, see `attention_mask`; None if all count once.
+        merged: (B, fewer, T), the shares of the block's tokens in those that it returns; None if none were merged.
+    """
+
+    attention: Tensor | None = None
+    key_mask: Tensor | None = None
+    merged: Tensor | None = None
 
 
 def make_norm(config: ViTConfig) -> nn.Module:
@@ -99,6 +116,7 @@ class Attention(nn.Module):
         rotation: Rotation | None = None,
         offsets: Tensor | None = None,
         num_queries: int | None = None,
+        trace: BlockTrace | None = None,
     ) -> Tensor:
         """Attend from each token to all tokens: (B, T, D) -> (B, T, D), or (B, num_queries, D).
 
@@ -108,6 +126,7 @@ class Attention(nn.Module):
             rotation: of queries and keys, for `ViTConfig.pos_embed` "rope" and "xpos".
             offsets: (N, N) of the grid, see `positions.relative_offsets`; needed for `relative_bias`.
             num_queries: compute the output of this many leading tokens only; None computes all.
+            trace: takes the attention weights, which are then computed without dropout; None computes no weights.
         """
         qkv = self.qkv(x).unflatten(2, (3, self.num_heads, -1))  # (B, T, 3, heads, head_dim)
         # unbind before transpose: its backward pass joins the three gradients without a second copy
@@ -115,7 +134,12 @@ class Attention(nn.Module):
         q, k = self.q_norm(q), self.k_norm(k)
         if rotation is not None:
             q, k = rotate(q, rotation[:2]), rotate(k, rotation[-2:])  # the same two of rope, others of xpos
-        x = self.attend(q[:, :, :num_queries], k, v, attention_mask(key_mask, q.dtype))  # (B, heads, T, head_dim)
+        q, mask = q[:, :, :num_queries], attention_mask(key_mask, q.dtype)
+        if trace is None:
+            x = self.attend(q, k, v, mask)  # (B, heads, T, head_dim)
+        else:
+            trace.attention, trace.key_mask = attention_weights(q, k, mask, self.scale), key_mask  # (B, heads, T, T)
+            x = trace.attention @ v
         if self.relative_bias is not None:
             assert offsets is not None
             x = x + relative_values(v, self.relative_bias, offsets, key_mask)[:, :, :num_queries]
@@ -150,6 +174,21 @@ def attention_mask(key_mask: Tensor | None, dtype: torch.dtype) -> Tensor | None
     if key_mask is None or key_mask.dtype == torch.bool:
         return key_mask
     return key_mask.log().to(dtype)
+
+
+def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    """softmax(q k^T scale) of q and k (B, heads, T, head_dim); 0 if all keys of a query are masked.
+
+    `mask` is that of `attention_mask`.
+    """
+    logits = q * scale @ k.mT
+    if mask is None:
+        return logits.softmax(3)
+    masked = ~mask if mask.dtype == torch.bool else mask.isneginf()
+    if mask.dtype != torch.bool:
+        logits = logits + mask
+    # The least number instead of -inf: if all keys are masked, softmax and its gradient of -inf would be NaN.
+    return logits.masked_fill(masked, torch.finfo(logits.dtype).min).softmax(3).masked_fill(masked, 0)
 
 
 def relative_values(v: Tensor, table: Tensor, offsets: Tensor, key_mask: Tensor | None) -> Tensor:
@@ -212,12 +251,22 @@ class AttentionPool(nn.Module):
         self.mlp = Mlp(config)
 
     def forward(self, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
-        q = self.q(self.latent).expand(x.shape[0], -1, -1).unflatten(2, (self.num_heads, -1)).transpose(1, 2)
-        k, v = self.kv(x).unflatten(2, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        q, k, v = self._project(x)
         mask = attention_mask(key_mask, q.dtype)
         x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)  # (B, heads, 1, head_dim)
         x = self.proj(x.transpose(1, 2).flatten(2))  # (B, 1, D)
         return (x + self.mlp(self.norm(x))).squeeze(1)
+
+    def weights(self, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
+        """How much the latent query attends to each token, (B, heads, 1, T)."""
+        q, k, _ = self._project(x)
+        return attention_weights(q, k, attention_mask(key_mask, q.dtype), q.shape[-1] ** -0.5)
+
+    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Query (B, heads, 1, head_dim), keys and values, each (B, heads, T, head_dim)."""
+        q = self.q(self.latent).expand(x.shape[0], -1, -1).unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+        k, v = self.kv(x).unflatten(2, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        return q, k, v
 
 
 class Mlp(nn.Module):
@@ -332,9 +381,10 @@ class Block(nn.Module):
         rotation: Rotation | None = None,
         offsets: Tensor | None = None,
         num_queries: int | None = None,
+        trace: BlockTrace | None = None,
     ) -> Tensor:
         """(B, T, D) -> (B, T, D), or (B, num_queries, D). Arguments as in `Attention.forward`."""
-        x = self.drop_path(x[:, :num_queries], self.attention, x, key_mask, rotation, offsets, num_queries)
+        x = self.drop_path(x[:, :num_queries], self.attention, x, key_mask, rotation, offsets, num_queries, trace)
         return self.drop_path(x, self.feed_forward, x)
 
     def attention(self, x: Tensor, *context: Any) -> Tensor:
@@ -368,9 +418,14 @@ class MergingBlock(Block):
         rotation: Rotation | None = None,
         offsets: Tensor | None = None,
         num_queries: int | None = None,
+        trace: BlockTrace | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         keys = None if num_queries else self.attn.mean_keys(self.norm1(x))  # (B, T, head_dim)
-        x = self.drop_path(x[:, :num_queries], self.attention, x, key_mask, rotation, offsets, num_queries)
+        x = self.drop_path(x[:, :num_queries], self.attention, x, key_mask, rotation, offsets, num_queries, trace)
         if keys is not None:
-            x, key_mask = merge_tokens(x, key_mask, keys, self.merge_tokens, self.num_prefix_tokens)
+            how = key_mask, keys, self.merge_tokens, self.num_prefix_tokens
+            if trace is not None:  # merging is linear in the tokens: that of one-hot tokens gives its matrix
+                one_hot = torch.eye(x.shape[1], device=x.device, dtype=torch.promote_types(x.dtype, torch.float32))
+                trace.merged = merge_tokens(one_hot.expand(len(x), -1, -1), *how)[0]
+            x, key_mask = merge_tokens(x, *how)
         return self.drop_path(x, self.feed_forward, x), key_mask

@@ -86,6 +86,50 @@ class RandomConvolutions(SolvedNetwork):
         return torch.cat([self._features(*part) for part in zip(x.split(rows), masks)])
 
     @torch.no_grad()
+    def contributions(self, x: Tensor, mask: Tensor | None, targets: Tensor) -> Tensor:
+        """Exact shares of the places of signals (B, C, L) in one output of each, (B, L) float32.
+
+        A feature is a mean over places of whether a kernel's output is above a bias. So the output is a sum over
+        places, and over their kernels, of `weight * (above - mean) / places`, beside the bias of the head, which is the
+        output for the mean features of the training examples. A kernel of nine taps counts at its centre, and a
+        difference half at each of its two samples.
+
+        Args:
+            x: (B, C, L).
+            mask: (B, L), True where a value was observed; None if all were.
+            targets: (B,) indices of the outputs.
+        """
+        weights = self.head.weight[targets] * self.scale  # (B, F)
+        rows = max(1, _CHUNK // (KERNELS * x.shape[2]))
+        masks = [None] * len(x) if mask is None else mask.split(rows)
+        return torch.cat([self._contributions(*part) for part in zip(x.split(rows), masks, weights.split(rows))])
+
+    def _contributions(self, x: Tensor, mask: Tensor | None, weights: Tensor) -> Tensor:
+        total, start = x.new_zeros(len(x), x.shape[2], dtype=torch.float32), 0
+        for number, part in enumerate(self._parts(x, mask)):
+            outputs, edge = self._convolve(part.values, part.dilation, number), TAPS // 2 * part.dilation
+            length, observed = outputs.shape[2], None if part.mask is None else part.mask.to(total)
+            at_place = x.new_zeros(len(x), length, dtype=torch.float32)
+            for i in range(part.biases):
+                features = slice(start, start := start + KERNELS)
+                places = _counted(i, length, edge)
+                above = (outputs[:, :, places] > self.biases[features, None]).to(total)  # (B, 84, places)
+                weight = weights[:, None, features]  # (B, 1, 84)
+                shares = (weight @ above - weight @ self.mean[features, None])[:, 0]  # (B, places)
+                if observed is None:
+                    at_place[:, places] += shares / shares.shape[1]
+                    continue
+                there = observed[:, places]
+                count = there.sum(1, keepdim=True)
+                # Without observed places the feature is 0, which belongs to no place: it is spread over all of them.
+                nowhere = -(weight @ self.mean[features, None])[:, 0] / there.shape[1]
+                at_place[:, places] += torch.where(count > 0, shares * there / count.clamp(min=1), nowhere)
+            halves = length < x.shape[2]  # differences
+            total[:, :length] += at_place / 2 if halves else at_place
+            total[:, x.shape[2] - length :] += at_place / 2 if halves else 0
+        return total
+
+    @torch.no_grad()
     def draw(self, x: Tensor, mask: Tensor | None, generator: torch.Generator) -> None:
         """Choose channels and biases from training examples x (n, C, L), with their mask (n, L) or None.
 
@@ -165,16 +209,13 @@ def _quantiles(outputs: Tensor, mask: Tensor | None, quantiles: Tensor) -> Tenso
 
 
 def _shares_above(outputs: Tensor, biases: Tensor, dilation: int, mask: Tensor | None) -> Tensor:
-    """Share of each output above each of its biases: (B, 84, L) and (count, 84, 1) -> (B, count * 84).
-
-    Every other bias counts only the part of the output that does not depend on padding, if there is such a part.
-    """
+    """Share of each output above each of its biases: (B, 84, L) and (count, 84, 1) -> (B, count * 84)."""
     length, edge = outputs.shape[2], TAPS // 2 * dilation
     shares = outputs.new_empty(len(biases), *outputs.shape[:2])
     weight = None if mask is None else mask[:, None].to(outputs.dtype)  # (B, 1, L)
     above = torch.empty_like(outputs)  # a mean of floats is ten times as fast as one of booleans
     for i, bias in enumerate(biases):
-        part = slice(edge, length - edge) if i % 2 and length > 2 * edge else slice(None)
+        part = _counted(i, length, edge)
         higher = torch.gt(outputs[:, :, part], bias, out=above[:, :, part])
         if weight is None:
             torch.mean(higher, 2, out=shares[i])
@@ -182,6 +223,14 @@ def _shares_above(outputs: Tensor, biases: Tensor, dilation: int, mask: Tensor |
             observed = weight[:, :, part]
             shares[i] = (higher * observed).sum(2) / observed.sum(2).clamp(min=1)
     return shares.transpose(0, 1).flatten(1)
+
+
+def _counted(index: int, length: int, edge: int) -> slice:
+    """Places of an output that count for the bias of this index.
+
+    Every other bias counts only the part of the output that does not depend on padding, if there is such a part.
+    """
+    return slice(edge, length - edge) if index % 2 and length > 2 * edge else slice(None)
 
 
 def _kernels() -> Tensor:

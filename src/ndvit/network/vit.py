@@ -18,6 +18,7 @@ from ndvit.network.layers import (
     Attention,
     AttentionPool,
     Block,
+    BlockTrace,
     LayerScale,
     MergingBlock,
     PatchEmbed,
@@ -54,6 +55,8 @@ class Stages(NamedTuple):
     blocks: dict[int, Tensor]  # (B, T, D), outputs of the requested blocks by their index
     encoded: Tensor  # (B, T, D), after the final norm (before it if `pooling` is "avg", where the norm follows pooling)
     features: dict[str, Tensor]  # (B, width) for "head", "head_dist" if distilled, and "stem_head" in training
+    key_mask: Tensor | None  # (B, 1, 1, T) of the last tokens, see `layers.attention_mask`; None if all count once
+    traces: dict[int, BlockTrace]  # attention and merging of the traced blocks by their index
 
 
 def create_model(name: str, **overrides: Any) -> "VisionTransformer":
@@ -154,14 +157,23 @@ class VisionTransformer(nn.Module):
         Raises:
             ValueError: if x or mask does not have the shape of the config.
         """
-        features = self.stages(x, mask).features  # {head: (B, width)}
+        return self.outputs(self.stages(x, mask))
+
+    def outputs(self, stages: Stages) -> Tensor | tuple[Tensor, Tensor]:
+        """Apply the heads to what `stages` returned; outputs as in `forward`."""
+        features = stages.features  # {head: (B, width)}
         first, *second = [self.get_submodule(head)(read) for head, read in features.items()]  # each (B, num_classes)
         if not second:
             return first
         return (first, second[0]) if self.training else (first + second[0]) / 2
 
     def stages(
-        self, x: Tensor, mask: Tensor | None = None, blocks: Collection[int] = (), kept: Tensor | None = None
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        blocks: Collection[int] = (),
+        kept: Tensor | None = None,
+        traced: Collection[int] = (),
     ) -> Stages:
         """Compute everything before the heads, and return the intermediate results by name.
 
@@ -172,14 +184,16 @@ class VisionTransformer(nn.Module):
             kept: (B, K) indices of the tokens that are encoded, prefix tokens included, in rising order; all others are
                 left out before the first block (as in MAE's encoder). None keeps all tokens, or in training those that
                 `patch_drop_rate` leaves.
+            traced: indices of the blocks whose attention weights are computed and returned. The other blocks use the
+                fused kernel, which has none.
 
         Raises:
             ValueError: as in `forward`, for a block that does not exist, and for `kept` in a network with
                 `relative_bias`, which needs the complete grid.
         """
         config, recompute = self.config, self.grad_checkpointing and self.training
-        if not set(blocks) <= set(range(config.depth)):
-            raise ValueError(f"the network has blocks 0 to {config.depth - 1}, got {sorted(blocks)}")
+        if not {*blocks, *traced} <= set(range(config.depth)):
+            raise ValueError(f"the network has blocks 0 to {config.depth - 1}, got {sorted({*blocks, *traced})}")
         if kept is not None and config.relative_bias:
             raise ValueError("relative_bias needs the complete grid: mask patches instead of leaving tokens out")
         self._check_shapes(x, mask)
@@ -200,18 +214,18 @@ class VisionTransformer(nn.Module):
             x, key_mask, rotation = keep_tokens(kept, x, key_mask, rotation)  # (B, fewer, D)
         x = tokens = self.norm_pre(self.pos_drop(x))  # (B, T, D)
 
-        outputs = {}
-        skipping = self.skip_unread_tokens and config.pooling == "token" and config.depth - 1 not in blocks
+        outputs, traces = {}, {i: BlockTrace() for i in traced}
+        skipping = self.skip_unread_tokens and config.pooling == "token" and config.depth - 1 not in {*blocks, *traced}
         read = 1 + config.distilled if skipping else None  # leading tokens that the heads read of the last block
         for i, block in enumerate(self.blocks):
-            inputs = x, key_mask, rotation, offsets, read if i == config.depth - 1 else None
+            inputs = x, key_mask, rotation, offsets, read if i == config.depth - 1 else None, traces.get(i)
             x = checkpointed(block, *inputs) if recompute else block(*inputs)  # (B, T, D)
             if config.merge_tokens:
                 x, key_mask = x  # (B, fewer, D), (B, 1, 1, fewer)
             if i in blocks:
                 outputs[i] = x
         x = self.norm(x)  # (B, T, D)
-        return Stages(stem, tokens, outputs, x, self._pool_for_heads(x, key_mask, stem, mask))
+        return Stages(stem, tokens, outputs, x, self._pool_for_heads(x, key_mask, stem, mask), key_mask, traces)
 
     def forward_features(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """All tokens after the last block and its norm, (B, T, D): timm's name for `stages(x).encoded`."""

@@ -4,5 +4,17 @@ from ndvit.tasks.base import Task, task_class, task_from_dict, task_to_dict
 from ndvit.tasks.classification import Classification
 from ndvit.tasks.contrastive import Contrastive
 from ndvit.tasks.masked import Masked
+from ndvit.tasks.multilabel import Multilabel
+from ndvit.tasks.regression import Regression
 
-__all__ = ["Classification", "Contrastive", "Masked", "Task", "task_class", "task_from_dict", "task_to_dict"]
+__all__ = [
+    "Classification",
+    "Contrastive",
+    "Masked",
+    "Multilabel",
+    "Regression",
+    "Task",
+    "task_class",
+    "task_from_dict",
+    "task_to_dict",
+]

@@ -7,7 +7,7 @@ task is one file with a subclass of `Task`: defining it registers its name for o
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ndvit.network import VisionTransformer
 
 Probe = Literal["knn", "linear"]
+Translate = Callable[[np.ndarray], np.ndarray]
 _REGISTRY: dict[str, type[Task]] = {}
 
 
@@ -67,11 +68,23 @@ class Task(ABC):
         combine: what the members of an ensemble average: their "outputs", or their "probabilities" (softmax).
         learns_from_targets: whether the loss compares outputs with targets, by the task's `criterion`. Otherwise the
             network learns from its inputs alone, by the task's `objective`, and has no outputs (pretraining).
+        known_losses: values of `Recipe.loss` that the criterion knows, the default first; empty if it reads none.
+        has_temperature: whether outputs may be divided by a temperature.
+        may_be_empty: whether an example without a target (None) belongs to none of the classes; otherwise the target is
+            missing.
+        preset_changes: fields of `Recipe` that replace those of presets, because they do not suit the task.
+        encoder_shares: weights of the encoder beside random convolutions, of which leaving one example out chooses one;
+            empty for the usual weight.
     """
 
     name: ClassVar[str]
     learns_from_targets: ClassVar[bool] = True
     combine: ClassVar[Literal["outputs", "probabilities"]] = "outputs"
+    known_losses: ClassVar[tuple[str, ...]] = ()
+    has_temperature: ClassVar[bool] = False
+    may_be_empty: ClassVar[bool] = False
+    preset_changes: ClassVar[Mapping[str, Any]] = {}
+    encoder_shares: ClassVar[tuple[float, ...]] = ()
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -79,6 +92,15 @@ class Task(ABC):
             _REGISTRY[cls.name] = cls
 
     # ------------------------------------------------------------------ targets
+
+    @classmethod
+    def read(cls, targets: Sequence[Any], where: str) -> list[Any]:
+        """Raw targets of any source in the form that this task compares them in, such as numbers instead of text.
+
+        Raises:
+            ValueError: for a target of another kind.
+        """
+        return list(targets)
 
     @classmethod
     @abstractmethod
@@ -99,10 +121,28 @@ class Task(ABC):
         """What the raw targets of a source may mean instead, one sentence each."""
         return []
 
+    def prepared(self, recipe: Recipe, targets: np.ndarray) -> Task:
+        """The task as a recipe trains it on encoded training targets, for example with their mean and deviation.
+
+        Raises:
+            ValueError: if the recipe does not suit the task.
+        """
+        if self.known_losses and recipe.loss is not None and recipe.loss not in self.known_losses:
+            raise ValueError(
+                f"loss={recipe.loss!r} does not exist for {self.name}: use {' or '.join(self.known_losses)}, or leave "
+                "it out"
+            )
+        return self
+
     @property
     @abstractmethod
     def num_outputs(self) -> int:
         """Outputs of the network's head."""
+
+    @property
+    def num_kinds(self) -> int:
+        """How many kinds of targets there are; the number of examples for each decides what is worth training."""
+        return max(1, self.num_outputs)
 
     @abstractmethod
     def encode(self, targets: Sequence[Any]) -> np.ndarray:
@@ -125,6 +165,10 @@ class Task(ABC):
         """How messages call a stratum."""
         return str(stratum)
 
+    def absent(self, known: np.ndarray, there: np.ndarray) -> list[str]:
+        """What the first encoded targets have and the second ones lack, such as classes."""
+        return []
+
     def summary(self, targets: Mapping[str, np.ndarray]) -> list[str]:
         """Lines that describe the encoded targets of each split, for `ndvit train --dry-run`."""
         return [f"{name}: {len(values):,} targets" for name, values in targets.items()]
@@ -133,12 +177,12 @@ class Task(ABC):
         """One line that describes the encoded targets of each split, printed before every training."""
         return ", ".join(f"{name}: {len(values):,} targets" for name, values in targets.items())
 
-    def align(self, other: Task, where: str) -> tuple[np.ndarray | None, tuple[str, ...]]:
+    def align(self, other: Task, where: str) -> tuple[Translate | None, tuple[str, ...]]:
         """How targets of the same kind of task, read from another source, translate to this task's.
 
         Returns:
-            The array `index` with which `self_targets = index[other_targets]`, or None where they are the same; and
-            notes on what was assumed.
+            The function from the other's encoded targets to this task's, or None where they are the same; and notes on
+            what was assumed.
 
         Raises:
             ValueError: if they cannot be compared.
@@ -165,6 +209,10 @@ class Task(ABC):
             instead of a list if they share none.
         """
         return None
+
+    def from_teacher(self, outputs: Tensor, teacher: Task) -> Tensor:
+        """Outputs (B, outputs) of a teacher of the same kind of task, in this task's terms."""
+        return outputs
 
     def output_names(self) -> list[str]:
         """How messages call the outputs."""
@@ -254,7 +302,15 @@ class Task(ABC):
         """
         raise ValueError(f"a solved head (head='solved') does not exist for {self.name}: train it (head='trained')")
 
-    def solve_ridge(self, features: Tensor, targets: Tensor, recipe: Recipe, population: Tensor) -> Ridge:
+    def solve_ridge(
+        self,
+        features: Tensor,
+        targets: Tensor,
+        recipe: Recipe,
+        population: Tensor,
+        groups: Tensor | None = None,
+        weights: Tensor | None = None,
+    ) -> Ridge:
         """Ridge regression on standardised features, calibrated by leaving one example out.
 
         Args:
@@ -262,6 +318,8 @@ class Task(ABC):
             targets: encoded targets of the sample.
             recipe: options of the loss.
             population: encoded targets of all training examples.
+            groups: (n,) integers of the groups in the sample, which are left out as a whole; None without groups.
+            weights: (n,) weights of the examples; None weighs all equally.
 
         Raises:
             ValueError: if the task has no such solution.
@@ -298,12 +356,29 @@ class Task(ABC):
         """Outputs of the network (B, outputs) -> what a user gets, for example probabilities."""
         return outputs
 
+    def deactivate(self, answers: Tensor) -> Tensor:
+        """Outputs (B, outputs) whose activation are these answers, for graphs that end with the activation."""
+        return answers
+
     def calibrate(self, outputs: Tensor, targets: Tensor, weights: Tensor | None = None) -> Calibration | None:
         """Fit the temperature of outputs (n, outputs) on validation data; None if the task has no temperature.
 
         `weights` (n,) are those of `example_weights`.
         """
         return None
+
+    def adjusted(self, outputs: Tensor, targets: Tensor) -> Task:
+        """The task with what examples that were not trained on decide, such as thresholds; itself if they are too few.
+
+        Args:
+            outputs: (n, outputs), divided by the temperature.
+            targets: their encoded targets.
+        """
+        return self
+
+    def facts(self) -> dict[str, str]:
+        """What `adjusted` decided, by name, for reports."""
+        return {}
 
     @abstractmethod
     def predictions(self, answers: np.ndarray, names: Sequence[str]) -> Sequence[Prediction]:

@@ -20,7 +20,7 @@ from torch import Tensor
 from ndvit.config.bounds import brief
 from ndvit.evaluation.calibration import Calibration, calibrate
 from ndvit.evaluation.classification import ClassificationEvaluation
-from ndvit.tasks.base import Criterion, Linear, Metrics, Prediction, Probe, Ridge, Task
+from ndvit.tasks.base import Criterion, Linear, Metrics, Prediction, Probe, Ridge, Task, Translate
 from ndvit.tasks.imagenet import match_classes
 from ndvit.tasks.solvers import logistic_regression, nearest_neighbours, ridge_classifier
 
@@ -66,6 +66,8 @@ class Classification(Task):
 
     name = "classification"
     combine = "probabilities"
+    known_losses = ("softmax", "sigmoid")
+    has_temperature = True
 
     def __init__(self, classes: Sequence[str]) -> None:
         self.classes = tuple(map(str, classes))
@@ -95,16 +97,21 @@ class Classification(Task):
 
     @classmethod
     def doubts(cls, targets: Mapping[str, Sequence[Any]]) -> list[str]:
-        """Whole numbers of nearly as many different values as examples, which may be quantities."""
+        """Texts of several labels, and whole numbers of nearly as many different values as examples, or quantities."""
         values = [value for of_split in targets.values() for value in of_split]
         names = {class_name(value) for value in values}
+        if several := _joined(values):
+            return [
+                f"{len(several):,} classes are others with {several[0][1]!r} between, such as {several[0][0]!r}: if an "
+                "example may have several labels, set --task multilabel (task='multilabel')"
+            ]
         whole = all(_WHOLE.fullmatch(class_name(value)) and not isinstance(value, ClassName) for value in values)
         if not whole or len(names) < 10 or 2 * len(names) < len(values):
             return []
         return [
             f"the labels are whole numbers with {len(names):,} different values in {len(values):,} examples, and each "
-            "value is a class. If they are quantities, the targets are continuous, and regression is not there yet: "
-            "put them into a few bins first"
+            "value is a class. If they are quantities, the targets are continuous: set --task regression "
+            "(task='regression')"
         ]
 
     @property
@@ -132,6 +139,10 @@ class Classification(Task):
         """The class."""
         return f"class {self.classes[stratum]}"
 
+    def absent(self, known: np.ndarray, there: np.ndarray) -> list[str]:
+        """Classes."""
+        return [self.stratum_name(i) for i in sorted({*known.tolist()} - {*there.tolist()})]
+
     def summary(self, targets: Mapping[str, np.ndarray]) -> list[str]:
         """A table with the number of examples of each class in each split."""
         width = max(5, *map(len, self.classes))
@@ -151,15 +162,16 @@ class Classification(Task):
         total = counts[_LISTED:].sum(1)
         return f"{line} and {len(rows) - _LISTED:,} more of {total.min():,} to {total.max():,} examples each"
 
-    def align(self, other: Task, where: str) -> tuple[np.ndarray | None, tuple[str, ...]]:
+    def align(self, other: Task, where: str) -> tuple[Translate, tuple[str, ...]]:
         """Translate the classes of data by name; for ImageNet's classes also by WordNet id or index."""
         if not isinstance(other, Classification):
-            return super().align(other, where)
+            raise ValueError(f"{where} has targets of {other.name}, the model those of {self.name}")
         try:
             outputs, notes = match_classes(other.classes, self.classes)
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from error
-        return np.array([outputs[name] for name in other.classes], dtype=np.int64), notes
+        index = np.array([outputs[name] for name in other.classes], dtype=np.int64)
+        return index.__getitem__, notes
 
     def match_outputs(self, labels: Sequence[Any], where: str) -> list[int]:
         """Match class names, or their values if they are numbers (1.0 is 1)."""
@@ -226,13 +238,24 @@ class Classification(Task):
         weights = None if weight is None else weight.numpy().astype(np.float64)
         return logistic_regression(features, targets, len(self.classes), weights=weights, val=val, seed=recipe.seed)
 
-    def solve_ridge(self, features: Tensor, targets: Tensor, recipe: Recipe, population: Tensor) -> Ridge:
+    def solve_ridge(
+        self,
+        features: Tensor,
+        targets: Tensor,
+        recipe: Recipe,
+        population: Tensor,
+        groups: Tensor | None = None,
+        weights: Tensor | None = None,
+    ) -> Ridge:
         """Ridge regression on targets of -1 and 1, see `ridge_classifier`."""
         weight = class_weights(recipe, population, len(self.classes))
         if weight is not None:  # the sample holds another share of a class than the training set does
             ours, all_ = (torch.bincount(labels.cpu(), minlength=len(weight)) for labels in (targets, population))
             weight = weight * all_ / ours.clamp(min=1)
-        return ridge_classifier(features, targets, len(self.classes), weight)
+        each = None if weight is None else weight.to(features.device)[targets]
+        if weights is not None:
+            each = weights if each is None else each * weights
+        return ridge_classifier(features, targets, len(self.classes), each, groups)
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Log loss of each example."""
@@ -256,6 +279,10 @@ class Classification(Task):
         """Logits -> probabilities."""
         return outputs.softmax(1)
 
+    def deactivate(self, answers: Tensor) -> Tensor:
+        """Probabilities -> their logarithms."""
+        return answers.log()
+
     def calibrate(self, outputs: Tensor, targets: Tensor, weights: Tensor | None = None) -> Calibration:
         """Fit one temperature to validation data ("On Calibration of Modern Neural Networks", Guo et al., 2017)."""
         return calibrate(outputs, targets, weights)
@@ -275,8 +302,9 @@ class ClassName(str):
 
 
 def literal_names(targets: Sequence[Any]) -> list[Any]:
-    """The raw targets as names of classes; those that are missing remain None."""
-    return [None if value is None else ClassName(class_name(value)) for value in targets]
+    """The raw targets as names of classes; those that are missing, and several for one example, remain."""
+    several = (tuple, set, frozenset, Mapping)
+    return [v if v is None or isinstance(v, several) else ClassName(class_name(v)) for v in targets]
 
 
 def check_classes(targets: Sequence[Any], where: str) -> None:
@@ -285,6 +313,13 @@ def check_classes(targets: Sequence[Any], where: str) -> None:
     Text counts if all labels are numbers of different values, so that 1.1 and 1.10 are names.
     """
     unnamed = [value for value in targets if not isinstance(value, ClassName)]
+    if several := next((v for v in unnamed if isinstance(v, tuple | set | frozenset | Mapping)), None):
+        columns = f" ({', '.join(map(str, several))})" if isinstance(several, Mapping) else ""
+        raise ValueError(
+            f"{where}: the targets have {len(several)} columns{columns}; classification expects one class for each "
+            "example: pass the column with the labels, y[NAME] or y[:, 0]. If an example may have several labels, set "
+            "--task multilabel, for several numbers --task regression (task=... in Python)"
+        )
     distinct = {value for value in unnamed if isinstance(value, Real | str)}
     fractions = [float(value) for value in distinct if isinstance(value, Real) and value % 1 != 0]  # infinity, too
     if not fractions and all(isinstance(value, str) and _NUMBER.fullmatch(value) for value in unnamed):
@@ -294,9 +329,19 @@ def check_classes(targets: Sequence[Any], where: str) -> None:
         some = ", ".join(f"{value:.6g}" for value in sorted(fractions)[:3])
         raise ValueError(
             f"{where}: the targets look continuous, with {len(distinct):,} different numbers such as {some}; "
-            "classification needs classes, and regression is not there yet. Put the numbers into a few bins "
-            "(numpy.digitize), or, if they are names of classes, set --literal-labels (literal_labels=True in Python)"
+            "classification needs classes. To predict numbers, set --task regression (task='regression' in Python, or "
+            "ViTRegressor); if they are names of classes, --literal-labels (literal_labels=True in Python)"
         )
+
+
+def _joined(values: Sequence[Any]) -> list[tuple[str, str]]:
+    """Classes that join the names of others by a semicolon or a bar, with that sign."""
+    names = {value for value in values if type(value) is str}
+    parts = {name: sign for name in sorted(names) for sign in ";|" if sign in name}
+    counts = Counter(part.strip() for name in names for part in re.split("[;|]", name))
+    return [
+        (name, sign) for name, sign in parts.items() if all(counts[part.strip()] > 1 for part in re.split("[;|]", name))
+    ]
 
 
 def check_class_names(classes: Sequence[Any]) -> tuple[str, ...]:
@@ -395,7 +440,7 @@ class ClassificationCriterion(Criterion):
         are (DeiT III). The loss of an example is the sum over the classes (AugReg), times its weight.
         """
         outputs = outputs.float()
-        if self.recipe.loss == "softmax":
+        if self.recipe.loss != "sigmoid":
             return F.cross_entropy(outputs, targets)
         smoothing, weights = self.recipe.label_smoothing, self.weights(targets)
         positive = (self.unsmoothed(targets) > 1e-6 * weights[:, None]).to(outputs.dtype)

@@ -19,6 +19,7 @@ _TRIED = 5_000  # examples at most on which the strength is chosen
 _MOST_STEPS = 1_000
 _CHUNK = 1_024  # rows of the matrix of cosines at a time
 _PENALTIES = np.logspace(-6, 1, 15)  # relative to the mean of the kernel's eigenvalues
+_WIDE = np.logspace(-6, 3, 19)  # of regressions and labels, some of which the features do not explain at all
 _SHARPNESS = np.logspace(-0.5, 1, 13)
 
 
@@ -48,12 +49,8 @@ def logistic_regression(
     Raises:
         ValueError: if features are not finite.
     """
-    features = np.asarray(features, dtype=np.float64)
-    if not np.isfinite(features).all():
-        raise ValueError("features hold NaN or infinity: the weights are damaged, or inputs are far beyond their range")
-    mean, std = features.mean(0), features.std(0)
-    std = np.where(std > 1e-6 * max(1e-12, float(std.max())), std, 1.0)  # a constant feature carries no information
-    x, y = (features - mean) / std, np.asarray(labels)
+    mean, std = _moments(features)
+    x, y = (np.asarray(features, dtype=np.float64) - mean) / std, np.asarray(labels)
     if val is None:
         trials = [(x[kept], y[kept], x[held], y[held]) for kept, held in _folds(y, seed)]
     else:
@@ -66,6 +63,15 @@ def logistic_regression(
     best = _STRENGTHS[int(losses.argmin())] if trials else 1.0
     weight, bias = _fit_logistic(x, y, classes, best, weights)
     return Linear(weight / std, bias - weight @ (mean / std))
+
+
+def _moments(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of features, 1 for a constant one; a ValueError if one is not finite."""
+    features = np.asarray(features, dtype=np.float64)
+    if not np.isfinite(features).all():
+        raise ValueError("features hold NaN or infinity: the weights are damaged, or inputs are far beyond their range")
+    mean, std = features.mean(0), features.std(0)
+    return mean, np.where(std > 1e-6 * max(1e-12, float(std.max())), std, 1.0)
 
 
 def cross_entropy(
@@ -110,11 +116,7 @@ def _fit_logistic(x: np.ndarray, y: np.ndarray, classes: int, strength: float, w
 def nearest_neighbours(
     features: np.ndarray, labels: np.ndarray, queries: np.ndarray, classes: int, k: int = 20, temperature: float = 0.07
 ) -> np.ndarray:
-    """Class probabilities (n, classes) of queries by a weighted vote of their k nearest neighbours.
-
-    Neighbours are those with the largest cosine similarity; each has exp(cosine / temperature) votes ("Unsupervised
-    Feature Learning via Non-Parametric Instance Discrimination", Wu et al., 2018; k and temperature as in DINO, Caron
-    et al., 2021). With fewer than k known examples all of them vote.
+    """Class probabilities (n, classes) of queries by a vote of their k nearest neighbours, see `neighbour_means`.
 
     Args:
         features: (m, width) of known examples.
@@ -124,57 +126,128 @@ def nearest_neighbours(
         k: neighbours that vote.
         temperature: temperature of the votes.
     """
+    shares = neighbour_means(features, np.eye(classes)[labels], queries, k, temperature)
+    return shares / shares.sum(1, keepdims=True)
+
+
+def neighbour_means(
+    features: np.ndarray, targets: np.ndarray, queries: np.ndarray, k: int = 20, temperature: float = 0.07
+) -> np.ndarray:
+    """Mean targets (n, outputs) of the k nearest neighbours of queries, by their votes.
+
+    Neighbours are those with the largest cosine similarity; each has exp(cosine / temperature) votes ("Unsupervised
+    Feature Learning via Non-Parametric Instance Discrimination", Wu et al., 2018; k and temperature as in DINO, Caron
+    et al., 2021). With fewer than k known examples all of them vote.
+
+    Args:
+        features: (m, width) of known examples.
+        targets: (m, outputs).
+        queries: (n, width).
+        k: neighbours that vote.
+        temperature: temperature of the votes.
+    """
     known, queries = (v / np.maximum(np.linalg.norm(v, axis=1, keepdims=True), 1e-12) for v in (features, queries))
     k = min(k, len(known))
-    votes = np.zeros((len(queries), classes))
+    means = np.empty((len(queries), targets.shape[1]))
     for start in range(0, len(queries), _CHUNK):
         cosines = queries[start : start + _CHUNK] @ known.T
         near = np.argpartition(-cosines, k - 1, axis=1)[:, :k]
         weights = np.exp((np.take_along_axis(cosines, near, 1) - 1) / temperature)
-        rows = np.arange(start, start + len(near))[:, None]
-        np.add.at(votes, (rows, labels[near]), weights)
-    shares: np.ndarray = votes / votes.sum(1, keepdims=True)
-    return shares
+        shares = weights / weights.sum(1, keepdims=True)
+        means[start : start + len(near)] = np.einsum("nk,nko->no", shares, targets[near])
+    return means
 
 
-def ridge_classifier(features: Tensor, labels: Tensor, classes: int, class_weight: Tensor | None = None) -> Ridge:
+class DualRidge:
+    """Ridge regression solved in its dual form, for any penalty after one eigendecomposition.
+
+    It also gives the outputs for each example of the solution without it ("Notes on Regularized Least Squares", Rifkin
+    & Lippert, 2007).
+
+    Weights apply to the squared errors, and to the mean of features and targets, so a weight of 2 does what a second
+    copy of the example does. With the weights w, features X and penalty a, the dual solution is (X X^T + a / w)^-1 of
+    the centred targets, computed as S (S X X^T S + a)^-1 S with S = sqrt(w). The residuals of leaving out examples are
+    the dual solution there, divided by their block of that inverse.
+
+    Args:
+        features: (n, features), float32, of similar spread.
+        targets: (n, outputs), float64.
+        weight: (n,) weights of the examples; None weighs all equally.
+        groups: (n,) integers that examples share which are left out together; None leaves each out by itself.
+    """
+
+    def __init__(
+        self, features: Tensor, targets: Tensor, weight: Tensor | None = None, groups: Tensor | None = None
+    ) -> None:
+        weight = targets.new_ones(len(targets)) if weight is None else weight
+        self.weight, self.targets = weight / weight.mean(), targets
+        self.offset = (self.weight[:, None] * targets).mean(0)
+        self.mean = (self.weight[:, None] * features).mean(0).to(features)
+        self.features = features - self.mean
+        self.root = root = self.weight.sqrt()[:, None]
+        kernel = (self.features @ self.features.T).double() * root * root.T
+        # Features are centred, so the vector of the roots has eigenvalue 0. It belongs to the offset and must not be
+        # solved for; lifted above all others, it is the last eigenvector and can be left out.
+        kernel += (10 * kernel.diagonal().mean() + 1) * root * root.T
+        values, self.vectors = torch.linalg.eigh(kernel)
+        self.values = values.clamp(min=0)
+        self.rotated = self.vectors.T @ (root * (targets - self.offset))
+        self.blocks = [] if groups is None else [(groups == one).nonzero()[:, 0] for one in groups.unique()]
+        if len(self.blocks) < 2 or len(self.blocks) == len(targets):
+            self.blocks = []  # one group has everything, or each has one example
+
+    def penalties(self, relative: np.ndarray) -> np.ndarray:
+        """Penalties as multiples of the mean eigenvalue of the kernel."""
+        return relative * float(self.values[:-1].mean().clamp(min=1e-12))
+
+    def solve(self, penalty: float) -> tuple[Tensor, Tensor]:
+        """The dual solution, and the outputs of leaving each example or its group out, both (n, outputs)."""
+        inverse = 1 / (self.values + penalty)
+        inverse[-1] = 0
+        dual = self.root * (self.vectors @ (inverse[:, None] * self.rotated))
+        if not self.blocks:
+            left_out = self.targets - dual / (self.weight * (self.vectors**2 @ inverse))[:, None].clamp(min=1e-12)
+            return dual, left_out
+        left_out = self.targets.clone()
+        for block in self.blocks:
+            rows = self.root[block] * self.vectors[block]
+            within = (rows * inverse) @ rows.T
+            within.diagonal().add_(1e-12 * within.diagonal().mean())
+            left_out[block] -= torch.linalg.solve(within, dual[block])
+        return dual, left_out
+
+    def linear(self, dual: Tensor, factor: float | Tensor = 1.0) -> tuple[Tensor, Tensor]:
+        """Weight (outputs, features) and bias (outputs,) of a dual solution that was multiplied by a factor."""
+        weight = dual.T.to(self.features) @ self.features
+        return weight, self.offset * factor - (weight @ self.mean).to(self.offset)
+
+
+def ridge_classifier(
+    features: Tensor,
+    labels: Tensor,
+    classes: int,
+    weights: Tensor | None = None,
+    groups: Tensor | None = None,
+) -> Ridge:
     """Solve ridge regression on targets of -1 and 1, as ROCKET's authors do, with calibrated logits.
 
-    The penalty, and the factor that turns scores into logits, minimise the log loss of leaving one example out, which
-    one eigendecomposition gives for all examples ("Notes on Regularized Least Squares", Rifkin & Lippert, 2007). So the
+    The penalty, and the factor that turns scores into logits, minimise the log loss of leaving one example out. So the
     probabilities are calibrated although the solution may fit the training set exactly.
-
-    Weights apply to the squared errors, to the mean of features and targets, and to the log loss alike, so a weight of
-    2 does what a second copy of the example does. With the weights w, features X and penalty a, the dual solution is
-    (X X^T + a / w)^-1 of the centred targets, computed as S (S X X^T S + a)^-1 S with S = sqrt(w).
 
     Args:
         features: (n, features), float32, of similar spread.
         labels: (n,) integers from 0.
         classes: number of classes.
-        class_weight: (classes,) weights of the examples by their labels; None weighs all equally.
+        weights: (n,) weights of the examples, in solution and log loss; None weighs all equally.
+        groups: (n,) integers; examples of a group are left out together. None leaves each out by itself.
     """
     targets = 2 * F.one_hot(labels, classes).double() - 1
-    weight = targets.new_ones(len(labels)) if class_weight is None else class_weight.to(targets)[labels]
-    weight = weight / weight.mean()
-    offset = (weight[:, None] * targets).mean(0)
-    mean = (weight[:, None] * features).mean(0).to(features)
-    features = features - mean
-    root = weight.sqrt()[:, None]
-    kernel = (features @ features.T).double() * root * root.T
-    # Features are centred, so the vector of the roots has eigenvalue 0. It belongs to the offset and must not be solved
-    # for; lifted above all others, it is the last eigenvector and can be left out.
-    kernel += (10 * kernel.diagonal().mean() + 1) * root * root.T
-    values, vectors = torch.linalg.eigh(kernel)
-    values = values.clamp(min=0)
-    rotated = vectors.T @ (root * (targets - offset))
+    ridge = DualRidge(features, targets, None if weights is None else weights.to(targets), groups)
+    weight = ridge.weight
     facts: dict[str, float] = {"loss": torch.inf}
     solution = answers = torch.empty(0)
-    for penalty in _PENALTIES * float(values[:-1].mean().clamp(min=1e-12)):
-        inverse = 1 / (values + penalty)
-        inverse[-1] = 0
-        dual = root * (vectors @ (inverse[:, None] * rotated))
-        left_out = targets - dual / (weight * (vectors**2 @ inverse))[:, None].clamp(min=1e-12)
+    for penalty in ridge.penalties(_PENALTIES):
+        dual, left_out = ridge.solve(penalty)
         for sharpness in _SHARPNESS:
             losses = F.cross_entropy(left_out * sharpness, labels, reduction="none")
             loss = (weight * losses).mean().item()
@@ -184,5 +257,89 @@ def ridge_classifier(features: Tensor, labels: Tensor, classes: int, class_weigh
                 facts = {"loss": loss, "accuracy": accuracy, "penalty": float(penalty), "sharpness": float(sharpness)}
                 solution, answers = dual * sharpness, left_out * sharpness
     facts["examples"] = float(len(labels))
-    coefficients = solution.T.to(features) @ features
-    return Ridge(coefficients, offset * facts["sharpness"] - (coefficients @ mean).to(offset), facts, answers)
+    coefficients, bias = ridge.linear(solution, facts["sharpness"])
+    return Ridge(coefficients, bias, facts, answers)
+
+
+def ridge_regression(
+    features: Tensor, targets: Tensor, groups: Tensor | None = None, weights: Tensor | None = None
+) -> Ridge:
+    """Solve ridge regression; each output has the penalty with the least squared error of leaving one example out.
+
+    Args:
+        features: (n, features), float32, of similar spread.
+        targets: (n, outputs), standardised.
+        groups: (n,) integers; examples of a group are left out together. None leaves each out by itself.
+        weights: (n,) weights of the examples; None weighs all equally.
+    """
+    ridge = DualRidge(features, targets.double(), None if weights is None else weights.double(), groups)
+    least = torch.full_like(ridge.offset, torch.inf)
+    solution, answers, chosen = torch.zeros_like(ridge.targets), torch.zeros_like(ridge.targets), least.clone()
+    for penalty in ridge.penalties(_WIDE):
+        dual, left_out = ridge.solve(penalty)
+        losses = (ridge.weight[:, None] * (left_out - ridge.targets).square()).mean(0)
+        better = losses < least
+        least, chosen = torch.where(better, losses, least), torch.where(better, penalty, chosen)
+        solution, answers = torch.where(better, dual, solution), torch.where(better, left_out, answers)
+    facts = {"loss": least.mean().item(), "penalty": chosen.mean().item(), "examples": float(len(targets))}
+    return Ridge(*ridge.linear(solution), facts, answers)
+
+
+def ridge_of_labels(
+    features: Tensor, labels: Tensor, groups: Tensor | None = None, weights: Tensor | None = None
+) -> Ridge:
+    """Solve ridge regression on targets of -1 and 1 for each of several labels, with calibrated logits.
+
+    Penalty and factor minimise the log loss of leaving one example out, for each label by itself.
+
+    Args:
+        features: (n, features), float32, of similar spread.
+        labels: (n, labels) of 0 and 1.
+        groups: (n,) integers; examples of a group are left out together. None leaves each out by itself.
+        weights: (n,) weights of the examples; None weighs all equally.
+    """
+    truth = labels.double()
+    ridge = DualRidge(features, 2 * truth - 1, None if weights is None else weights.double(), groups)
+    least = torch.full_like(ridge.offset, torch.inf)
+    solution, answers, chosen = torch.zeros_like(truth), torch.zeros_like(truth), torch.ones_like(least)
+    for penalty in ridge.penalties(_WIDE):
+        dual, left_out = ridge.solve(penalty)
+        for sharpness in _SHARPNESS:
+            losses = F.binary_cross_entropy_with_logits(left_out * sharpness, truth, reduction="none")
+            losses = (ridge.weight[:, None] * losses).mean(0)
+            better = losses < least
+            least, chosen = torch.where(better, losses, least), torch.where(better, sharpness, chosen)
+            solution = torch.where(better, dual * sharpness, solution)
+            answers = torch.where(better, left_out * sharpness, answers)
+    facts = {"loss": least.mean().item(), "examples": float(len(truth))}
+    return Ridge(*ridge.linear(solution, chosen), facts, answers)
+
+
+def linear_regression(
+    features: np.ndarray, targets: np.ndarray, *, val: tuple[np.ndarray, np.ndarray] | None = None
+) -> Linear:
+    """Fit ridge regression to standardised features with scikit-learn.
+
+    The penalty has the least squared error on validation examples, or without those of leaving one example out.
+
+    Args:
+        features: (n, width).
+        targets: (n, outputs), standardised.
+        val: features and targets to choose the penalty by.
+
+    Raises:
+        ValueError: if features are not finite.
+    """
+    from sklearn.linear_model import Ridge as Model
+    from sklearn.linear_model import RidgeCV
+
+    mean, std = _moments(features)
+    x, penalties = (np.asarray(features, dtype=np.float64) - mean) / std, len(features) * _WIDE
+    if val is None:
+        model = RidgeCV(alphas=penalties, alpha_per_target=targets.shape[1] > 1).fit(x, targets)
+    else:
+        held = (val[0] - mean) / std
+        tried = [Model(alpha=penalty).fit(x, targets) for penalty in penalties]
+        model = min(tried, key=lambda one: float(np.square(one.predict(held).reshape(val[1].shape) - val[1]).mean()))
+    weight = np.atleast_2d(model.coef_)
+    return Linear(weight / std, np.atleast_1d(model.intercept_) - weight @ (mean / std))

@@ -58,9 +58,9 @@ def solve_networks(
     if not networks:
         return []
     strata = task.strata(targets.numpy())
-    weights = task.example_weights(recipe, targets, targets)
+    shares = task.example_weights(recipe, targets, targets)
     generator = torch.Generator().manual_seed(recipe.seed)
-    sample = _sample(len(inputs), None if strata is None else torch.from_numpy(strata), weights, generator)
+    sample = _sample(len(inputs), None if strata is None else torch.from_numpy(strata), shares, generator)
     device = networks[0].mean.device
     few = max(1, min(_MOST_DRAWN_ON, _MOST_VALUES // math.prod(networks[0].shape)))
     drawn_on = sample if len(sample) <= few else sample[torch.randperm(len(sample), generator=generator)[:few]]
@@ -82,20 +82,33 @@ def solve_networks(
     if log is not None and len(sample) >= _LONG:
         heads = f"{len(networks)} heads" if len(networks) > 1 else "the head"
         log(f"solving {heads} on {len(sample):,} examples, which takes up to a minute{' each' * (len(networks) > 1)}")
-    labels = targets[sample].to(device)
+    labels, groups = targets[sample].to(device), None
+    if inputs.examples.groups is not None:
+        names = inputs.examples.groups[sample.numpy()]
+        groups = torch.from_numpy(np.unique(names, return_inverse=True)[1]).to(device)
+    each = inputs.examples.weights
+    weights = None if each is None else torch.from_numpy(each[sample.numpy()]).to(device)
     return [
-        Solved(labels, _solve(*pair, labels, task, recipe, targets)) for pair in zip(networks, map(torch.cat, rows))
+        Solved(labels, _solve(*pair, labels, task, recipe, targets, groups, weights))
+        for pair in zip(networks, map(torch.cat, rows))
     ]
 
 
 def _solve(
-    network: SolvedNetwork, features: Tensor, labels: Tensor, task: Task, recipe: Recipe, targets: Tensor
+    network: SolvedNetwork,
+    features: Tensor,
+    labels: Tensor,
+    task: Task,
+    recipe: Recipe,
+    targets: Tensor,
+    groups: Tensor | None,
+    weights: Tensor | None,
 ) -> Ridge:
     network.mean.copy_(features.mean(0))
     spread = features.std(0, correction=0)
     network.scale.copy_(torch.where(spread > 1e-6, 1 / spread, 0))  # constant features are left out
     features = (features - network.mean) * network.scale
-    solution = task.solve_ridge(features, labels, recipe, targets)
+    solution = task.solve_ridge(features, labels, recipe, targets, groups, weights)
     network.head.weight.copy_(solution.weight)
     network.head.bias.copy_(solution.bias)
     return solution
@@ -106,8 +119,9 @@ def solve_beside(
 ) -> list[Solved]:
     """Solve the networks of fixed features in a network, as `solve_networks`.
 
-    With `weigh`, the encoder beside random convolutions gets the weight 0 where leaving one example out shows that it
-    increases the loss beyond chance, which is by more than the standard error of the mean difference.
+    With `weigh`, leaving one example out decides on the encoder beside random convolutions. It gets the weight 0 where
+    it increases the loss beyond chance, which is by more than the standard error of the mean difference; or for a task
+    with `encoder_shares`, the one of them with the least loss.
     """
     networks = solved_networks(network)
     solved = solve_networks(networks, inputs, task, recipe, log)
@@ -118,17 +132,31 @@ def solve_beside(
     first, second = (list(committee.members).index(one) for one in networks)
     total = committee.weights[first] + committee.weights[second]
     share = committee.weights[second] / total if total else 0.0
-    alone, mixed = solved[0].ridge.left_out, torch.lerp(solved[0].ridge.left_out, solved[1].ridge.left_out, share)
+    alone, encoder = (one.ridge.left_out for one in solved)
     labels = solved[0].targets
-    change = task.losses(mixed, labels) - task.losses(alone, labels)
     assert inputs.targets is not None
     each = task.example_weights(recipe, labels.cpu(), inputs.targets)
-    change = change if each is None else change * each.to(change)
-    if change.mean() > _error_of_mean(change):
+
+    def losses(tried: float) -> Tensor:
+        found = task.losses(torch.lerp(alone, encoder, tried), labels)
+        return found if each is None else found * each.to(found)
+
+    change = losses(share) - losses(0.0)
+    best = 0.0 if change.mean() > _error_of_mean(change) else share
+    if task.encoder_shares:
+        best = min(task.encoder_shares, key=lambda tried: float(losses(tried).mean()))
+    if best != share:
         weights = list(committee.weights)
-        weights[first], weights[second] = total, 0.0
+        weights[first], weights[second] = total * (1 - best), total * best
         committee.weights = tuple(weights)
     return solved
+
+
+def left_out_outputs(network: nn.Module, solved: Sequence[Solved]) -> Tensor:
+    """Outputs (n, outputs) for each training example of a network of solved ones, solved without it."""
+    committees = output_committees(network)
+    weights = committees[0].weights if committees else (1.0,)
+    return torch.stack([weight * one.ridge.left_out for weight, one in zip(weights, solved, strict=True)]).sum(0)
 
 
 def weigh_networks(
@@ -170,7 +198,8 @@ def _best_share(
 
     def losses(share: float) -> Tensor:
         outputs = torch.lerp(beside, trained, share)
-        tried = [task.losses(outputs / temperature, targets) for temperature in _TEMPERATURES]
+        temperatures = _TEMPERATURES if task.has_temperature else (1.0,)
+        tried = [task.losses(outputs / temperature, targets) for temperature in temperatures]
         tried = tried if weights is None else [loss * weights for loss in tried]
         return min(tried, key=lambda loss: float(loss.mean()))
 
@@ -245,6 +274,8 @@ def solve_head(
         if inputs is not None and inputs.targets is not None:
             features = predict_features(network, inputs, recipe.batch_size, recipe.device, progress, log)
             parts[name] = features, inputs.targets
+    if train.examples.weights is not None:
+        raise ValueError("head='solved' takes no sample weights: train the head (head='trained'), or leave them out")
     held = parts.get("val")
     features, targets = parts["train"]
     solution = task.solve_head(features, targets.numpy(), recipe, None if held is None else (held[0], held[1].numpy()))

@@ -179,6 +179,9 @@ def foresee(model: Model, recipe: Recipe, examples: int, steps: int, members: in
         f"a smaller input, such as --input-size {' '.join(str(max(1, n // 8)) for n in config.input_size)} "
         "(input_size=; recordings then have a lower sample rate), larger patches (--patch-size, patch_size=)"
     )
+    raw = config.input_size if model.preprocess is None else model.preprocess.raw_size
+    if len(raw) == 1:
+        smaller = f"{_advised_window(model, raw[0], needs.bytes, recipe)}, {smaller}"
     if needs.bytes > 0.8 * memory:
         note = (
             f"a training step needs at least {_size(needs.bytes)} of memory, and this {device} has {_size(memory)}: "
@@ -198,6 +201,19 @@ def foresee(model: Model, recipe: Recipe, examples: int, steps: int, members: in
             )
         )
     return notes
+
+
+def _advised_window(model: Model, length: int, step: int, recipe: Recipe) -> str:
+    """Advice to cut recordings of this length into windows of an eighth, with the memory that a step then needs."""
+    window = 2 ** max(4, math.floor(math.log2(length / 8)))
+    weights = 16 * sum(p.numel() for p in model.network.parameters())
+    memory = weights + max(0, step - weights) * window / length
+    rate = getattr(model.preprocess, "sample_rate", None)
+    written = f"{window}" if rate is None else f"{window / rate:.2g}s"
+    return (
+        f"windows, such as --window {written} (window=; the mean of {math.ceil(length / window)} windows is the "
+        f"answer of such a recording, and a step of {recipe.batch_size:,} windows needs about {_size(memory)})"
+    )
 
 
 class _FusedAttention(TorchFunctionMode):

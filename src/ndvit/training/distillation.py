@@ -3,8 +3,9 @@
 import copy
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,11 @@ def make_teacher(teacher: Any, student: Model, train_inputs: Inputs, recipe: Rec
         ValueError: if it cannot teach this student, with the reason and the remedy.
     """
     name = f"teacher {str(teacher) if isinstance(teacher, str | Path) else type(teacher).__name__}"
+    rocket = isinstance(teacher, str) and teacher.lower() in _ROCKETS
+    if student.task is not None and student.task.name != "classification" and (rocket or hasattr(teacher, "classes_")):
+        raise ValueError(
+            f"{name} is a classifier, and cannot teach {student.task.name}: use an earlier run of this task"
+        )
     if isinstance(teacher, str) and teacher.lower() in _ROCKETS:
         teacher = _rocket(teacher.lower(), len(student.config.input_size))
     elif isinstance(teacher, str | Path):
@@ -106,6 +112,7 @@ class NetworkTeacher(Teacher):
     def __init__(self, teacher: Model | nn.Module, student: Model, name: str) -> None:
         self.view: _View | None = None
         self.columns: list[int] | None = None
+        self.translate: Callable[[Tensor], Tensor] | None = None
         self.module = teacher.network if isinstance(teacher, Model) else teacher
         self.module.eval()
         self.takes_mask = "mask" in inspect.signature(self.module.forward).parameters
@@ -122,6 +129,7 @@ class NetworkTeacher(Teacher):
             self.view = _View(student.preprocess, teacher.preprocess, name)
             labels = teacher.classes or range(teacher.task.num_outputs)
             self.columns = student.task.match_outputs(labels, name)
+            self.translate = partial(student.task.from_teacher, teacher=teacher.task)
 
     def __call__(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """See `Teacher`."""
@@ -131,6 +139,7 @@ class NetworkTeacher(Teacher):
             if self.view is not None:
                 x, mask = self.view(x, mask)
             outputs = self.module(x, mask) if self.takes_mask else self.module(x)
+            outputs = outputs if self.translate is None else self.translate(outputs)
         return outputs if self.columns is None else outputs[:, self.columns]
 
 
@@ -172,6 +181,11 @@ class _View:
         self.own, self.wanted = own, wanted
         if own.kind != wanted.kind or len(own.size) != len(wanted.size):
             raise ValueError(f"{name} takes {_describe(wanted)}, the student {_describe(own)}: it cannot teach it")
+        if getattr(own, "analysis", None) != getattr(wanted, "analysis", None):
+            raise ValueError(
+                f"{name} and the student make other spectrograms of a signal: train both with the same --spectrogram, "
+                "--bands, --frame and --frame-step"
+            )
         self.pictures = own.kind == "image"
         if own.channels != wanted.channels and not self.pictures:
             raise ValueError(f"{name} takes {wanted.channels} channels, the student {own.channels}")

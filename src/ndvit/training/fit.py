@@ -13,7 +13,7 @@ from ndvit.inference.batches import Log, pick_device, predict_outputs
 from ndvit.model import Model, load_model
 from ndvit.network.committee import Committee, first_transformer, pruned, transformers
 from ndvit.training.adapters import only_trainable
-from ndvit.training.closed_form import check_solvers, solve_beside, solve_head, weigh_networks
+from ndvit.training.closed_form import check_solvers, left_out_outputs, solve_beside, solve_head, weigh_networks
 from ndvit.training.distillation import Teacher, make_teacher
 from ndvit.training.isolation import isolated
 from ndvit.training.metrics import METRICS_FILE, FitResult, MetricRows
@@ -195,8 +195,9 @@ def _solve(
     if transformers(model.network):
         row = solve_head(first_transformer(model.network), task, recipe, *inputs, progress, log)
     else:  # what leaving one example out shows of the first network
-        facts = solved[0].ridge.facts
-        row = {f"train_{name}": facts[name] for name in ("loss", "accuracy") if name in facts}
+        beside = ("examples", "penalty", "sharpness")
+        row = {f"train_{name}": value for name, value in solved[0].ridge.facts.items() if name not in beside}
+        model.task = task.adjusted(left_out_outputs(model.network, solved), solved[0].targets)
     metrics = MetricRows(folder and folder / METRICS_FILE)
     metrics.add(row, 0)
     metrics.write()
@@ -206,7 +207,7 @@ def _solve(
 def _calibrate(
     model: Model, train: Inputs, val: Inputs | None, recipe: Recipe, progress: bool, log: Log
 ) -> Calibration:
-    """Fit the temperature of a model to validation data, if the task has one."""
+    """Fit to validation data what the task has: a temperature, thresholds, margins of intervals."""
     if val is None or val.targets is None:
         return Calibration()
     assert model.task is not None
@@ -215,6 +216,7 @@ def _calibrate(
     weights = model.task.example_weights(recipe, val.targets, train.targets)
     calibration = model.task.calibrate(outputs, val.targets, weights) or Calibration()
     model.temperature = calibration.temperature
+    model.task = model.task.adjusted(outputs / model.temperature, val.targets)
     return calibration
 
 

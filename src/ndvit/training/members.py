@@ -236,7 +236,7 @@ def member_builder(
         fresh=fresh,
         features=options.features(usual_features, preprocess.size) if outputs else 0,
         encoder=outputs > 0 and options.encodes(fresh and bool(usual_features), preprocess.size),
-        solved_weight=fixed if isinstance(fixed, float | int) else usual_weight(len(data.train) / max(1, outputs)),
+        solved_weight=fixed if isinstance(fixed, float | int) else usual_weight(len(data.train) / task.num_kinds),
         encoder_weight=ENCODER_WEIGHT if share is None else share,
         trained_for=None if checkpoint is None else checkpoint.task,
     )
@@ -263,7 +263,7 @@ def _new_network(
 
     The input size is the user's, or the one in the name, or that of the data, rounded up to whole patches.
     """
-    named, dims = named_config(name), data.dims
+    named, dims = named_config(name), data.input_dims
     size, patch = overrides.get("input_size"), overrides.get("patch_size")
     if "_patch" in name:
         if len(named.input_size) != dims:

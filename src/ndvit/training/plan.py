@@ -18,15 +18,17 @@ from ndvit import __version__
 from ndvit.config.bounds import Members, checked
 from ndvit.config.options import split_options
 from ndvit.config.pretraining import PretrainingOptions, take_pretraining_options
+from ndvit.config.reading import ReadingOptions
 from ndvit.config.recipe import Recipe
 from ndvit.data.augment import Augmentation, plan_augmentation
 from ndvit.data.examples import Examples, Source
 from ndvit.data.loading import Inputs
 from ndvit.data.messages import listing, warn_of_doubts
-from ndvit.data.preprocess import describe_fit
+from ndvit.data.preprocess import describe_fit, describe_resampling
 from ndvit.data.preprocess.base import Preprocess
 from ndvit.data.sources.load import load_source
 from ndvit.data.splits import hold_out
+from ndvit.data.windows import cut_outliers
 from ndvit.inference.batches import pick_device
 from ndvit.model import Model
 from ndvit.network.committee import solved_networks, transformers
@@ -37,6 +39,7 @@ from ndvit.training.cost import Cost, estimate_cost, foresee
 from ndvit.training.isolation import isolated
 from ndvit.training.members import Adapted, member_builder, open_to_train
 from ndvit.training.presets import choose
+from ndvit.training.spectrograms import choose_spectrogram
 from ndvit.training.trackers import check_tracker
 from ndvit.weights.opening import split_part
 from ndvit.weights.structure import structure_of, summary
@@ -57,10 +60,7 @@ class Request:
         ema: which weights of a file with several copies of a network, as in `load_model`.
         members: networks in the ensemble.
         teacher: what the networks also learn from, see `make_teacher`.
-        test_fraction: share of the examples that is held out for testing if the source has no test set; 0 for none.
-        skip_bad: leave unreadable examples, and those without a label, out.
-        literal_labels: take every label as the name of a class, see `load_source`.
-        drop_copies: leave exact copies out.
+        reading: how the source is read and split.
         options: fields of `Recipe`, `ViTConfig` and `SolvedOptions`; and of `PretrainingOptions` for a task without
             targets.
         usual_val_fraction: `val_fraction` where neither the user nor the preset sets it; None leaves it to the number
@@ -76,13 +76,15 @@ class Request:
     ema: bool | None = None
     members: int = 1
     teacher: Any = None
-    test_fraction: float = 0.2
-    skip_bad: bool = False
-    literal_labels: bool = False
-    drop_copies: bool = False
+    reading: ReadingOptions = field(default_factory=ReadingOptions)
     options: Mapping[str, Any] = field(default_factory=dict)
     usual_val_fraction: float | None = None
     progress: bool = True
+
+    @property
+    def learns_from_targets(self) -> bool:
+        """Whether the task learns from targets, see `Task`."""
+        return task_class(self.task).learns_from_targets
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,6 +111,8 @@ class Plan:
         weigh: whether validation examples decide how much the solved networks count beside the trained one.
         weigh_encoder: whether leaving one example out decides if the encoder counts.
         pretraining: options of the objective of a task without targets.
+        reading: how the source was read and split: as requested, perhaps with a window for recordings that are much
+            longer than the others.
     """
 
     data: Source
@@ -129,6 +133,7 @@ class Plan:
     weigh: bool = True
     weigh_encoder: bool = True
     pretraining: PretrainingOptions = field(default_factory=PretrainingOptions)
+    reading: ReadingOptions = field(default_factory=ReadingOptions)
 
     @property
     def task(self) -> Task:
@@ -148,6 +153,8 @@ class Plan:
 
     def objective(self) -> Objective | None:
         """A new objective of a task without targets, see `Task.objective`."""
+        if self.task.learns_from_targets:
+            return None
         return self.task.objective(self.first.config, self.recipe, self.pretraining)
 
     def inputs(self) -> tuple[Inputs, Inputs | None]:
@@ -255,20 +262,24 @@ def plan(request: Request, *, resumed: Path | None = None) -> Plan:
         data = load_source(
             data,
             task=request.task,
-            test_fraction=request.test_fraction,
             seed=recipe.seed,
-            skip_bad=request.skip_bad,
-            literal_labels=request.literal_labels,
-            drop_copies=request.drop_copies,
             progress=request.progress,
+            **request.reading.to_dict(),
         )
-    notes: tuple[str, ...] = ()
+    reading = request.reading
+    if not (isinstance(request.source, Source) or "input_size" in overrides):
+        data, reading = cut_outliers(data, reading)
     preset, name = request.preset, request.model
+    data, chosen, notes = choose_spectrogram(
+        data, recipe, preset, name, checkpoint, new=resumed is None and data.task.learns_from_targets
+    )
+    recipe = replace(recipe, **chosen)
     if resumed is None:
         trained = None if checkpoint is None else checkpoint.config
         objective = None if task.learns_from_targets else task.name
-        choice = choose(preset, data, name, request.options, trained, objective)
-        preset, name, notes, options = choice.preset, choice.model, choice.notes, choice.options
+        choice = choose(preset, data, name, dict(request.options) | chosen, trained, objective)
+        preset, name, options = choice.preset, choice.model, choice.options
+        notes += choice.notes
         if not task.learns_from_targets:
             pretraining, options = take_pretraining_options(options)
         recipe, overrides, solved_options = split_options(options)
@@ -276,6 +287,8 @@ def plan(request: Request, *, resumed: Path | None = None) -> Plan:
         recipe = replace(recipe, val_fraction=request.usual_val_fraction)
     whole = data.train
     data = hold_out_validation(data, recipe) if task.learns_from_targets else _choose_probes(data)
+    if data.train.targets is not None:
+        data = replace(data, task=data.task.prepared(recipe, data.train.targets))
     builder = member_builder(data, name, overrides, solved_options, checkpoint, adapted, recipe.resize)
     build_member = builder.seeded(recipe)
     with isolated():
@@ -283,7 +296,12 @@ def plan(request: Request, *, resumed: Path | None = None) -> Plan:
         if transformers(first.network):
             data.task.objective(first.config, recipe, pretraining)  # raises an error if it does not suit them
     steps = 0 if recipe.head == "solved" else recipe.total_steps(len(data.train))
-    found = describe_fit(data, builder.preprocess) + foresee(first, recipe, len(data.train), steps, request.members)
+    preprocess = builder.preprocess.admitting(reading.resample_long)
+    splits = [part for part in (data.train, data.val, data.test) if part is not None]
+    resampled = describe_resampling(splits, preprocess)
+    if resampled and preprocess.to_dict().get("resize") == "pad":
+        data = replace(data, notes=(*data.notes, resampled))
+    found = describe_fit(data, preprocess) + foresee(first, recipe, len(data.train), steps, request.members)
     warn_of_doubts(found)
     data = replace(data, notes=(*data.notes, *found))
     config = first.config if transformers(first.network) else None
@@ -313,8 +331,8 @@ def plan(request: Request, *, resumed: Path | None = None) -> Plan:
         options=overrides
         | {k: v for k, v in asdict(solved_options).items() if v is not None}
         | {"encoder": builder.encoder, "solved_weight": solved_options.solved_weight},
-        preprocess=builder.preprocess,
-        augmentation=plan_augmentation(builder.preprocess, recipe),
+        preprocess=preprocess,
+        augmentation=plan_augmentation(preprocess, recipe),
         teacher=request.teacher,
         notes=tuple(notes),
         build=build_member,
@@ -325,6 +343,7 @@ def plan(request: Request, *, resumed: Path | None = None) -> Plan:
         weigh=weigh,
         weigh_encoder=weighable and solved_options.encoder_weight is None,
         pretraining=pretraining,
+        reading=reading,
     )
 
 
@@ -350,9 +369,18 @@ def hold_out_validation(data: Source, recipe: Recipe) -> Source:
                 "early_stop needs validation data: set val_fraction (0.1, for example) or add a val/ folder"
             )
         return data
-    kept, held = hold_out(data.train, data.task, fraction, recipe.seed, data.name, both_sides=requested)
+    try:
+        kept, held = hold_out(data.train, data.task, fraction, recipe.seed, data.name, both_sides=requested)
+    except ValueError as error:
+        if requested or data.train.groups is None:
+            raise
+        return replace(data, notes=(*data.notes, f"no validation set: {error}"))
     train, val = data.train.subset(kept), data.train.subset(held)
-    note = f"validation: {len(val):,} of the {len(data.train):,} training examples, stratified, seed {recipe.seed}"
+    groups = ""
+    if val.groups is not None and data.train.groups is not None:
+        groups = f", {len(set(val.groups)):,} of {len(set(data.train.groups)):,} groups"
+    share = f"{len(val):,} of the {len(data.train):,} training examples{groups}"
+    note = f"validation: {share}, stratified, seed {recipe.seed}"
     assert data.train.targets is not None
     strata = data.task.strata(data.train.targets)
     values, counts = np.unique([] if strata is None else strata, return_counts=True)
@@ -376,12 +404,9 @@ def _choose_probes(data: Source) -> Source:
 def _note_missing(data: Source) -> Source:
     """Note strata of the training set, such as classes, that the data's own validation set lacks."""
     assert data.val is not None
-    known, there = (
-        set() if part.targets is None or (strata := data.task.strata(part.targets)) is None else set(strata.tolist())
-        for part in (data.train, data.val)
-    )
-    missing = [data.task.stratum_name(stratum) for stratum in sorted(known - there)]
-    if not there or not missing:
+    known, there = data.train.targets, data.val.targets
+    missing = [] if known is None or there is None or not len(there) else data.task.absent(known, there)
+    if not missing:
         return data
     note = (
         f"the validation set has no example of {listing(missing)}, so its metrics and the temperature do not know them"

@@ -61,27 +61,33 @@ def choose(
     automatic, notes, few = name == "auto", list[str](), False
     if objective is None:
         name = resolve_preset(
-            name, model=model, kind=data.kind, dims=data.dims, trained=trained is not None, source=data.name
+            name,
+            model=model,
+            kind="spectrogram" if data.spectrogram and data.input_dims == 2 else data.kind,
+            dims=data.input_dims,
+            trained=trained is not None,
+            source=data.name,
         )
-        few = len(data.train) / data.task.num_outputs < _ENOUGH
+        few = len(data.train) / data.task.num_kinds < _ENOUGH
         if automatic and name == "signal" and model is None and few and not own.keys() & _DESCENT:
             name = "fast"
             notes.append(
-                f"fewer than {_ENOUGH} training examples a class: preset fast, because a network adds nothing to "
-                "solved ones then; --preset signal trains one"
+                f"fewer than {_ENOUGH} training examples a class{_of_numbers(data)}: preset fast, because a network "
+                "adds nothing to solved ones then; --preset signal trains one"
             )
         preset = PRESETS[name]
         if name == "fast" and model is None and trained is None and len(data.train) and not _readable(data):
             name, preset = "signal", _SHORTEST
             notes = ["a small network and few steps, because solved networks read signals of at least 3 samples"]
     else:
-        name = pretraining_preset(objective, data.kind, data.dims)
+        name = pretraining_preset(objective, data.kind, data.input_dims)
         preset = PRETRAINING_PRESETS[name]
     model = model or (preset.model if trained is None else None)
     width = own.get("embed_dim") or 0
     if model != SOLVED:
         width = width or (trained or named_config(model or "")).embed_dim
     options = preset.options(width if isinstance(width, int) else 0)
+    options |= {key: value for key, value in data.task.preset_changes.items() if key in options}
     if options.get("val_fraction") and (data.val is not None or data.train.streamed or few or trained is not None):
         options.pop("val_fraction")  # nothing can be held out, or too little to decide anything by
     if trained is not None:
@@ -108,9 +114,15 @@ def choose(
     if not solved:
         _count_steps(options, preset, own, len(data.train))
         notes += _scale_learning_rate(options, name, preset, own)
-    if preset.small_images and trained is not None and "input_size" not in own:
+    if preset.small_images and data.kind == "image" and trained is not None and "input_size" not in own:
         notes += _shrink_input(options, data, trained)
     return Choice(name, model, options, tuple(notes))
+
+
+def _of_numbers(data: Source) -> str:
+    """A remark for tasks that count as having other numbers of classes than outputs."""
+    kinds = data.task.num_kinds
+    return "" if kinds == data.task.num_outputs else f" ({data.task.name} counts as {kinds} classes)"
 
 
 def _readable(data: Source) -> bool:

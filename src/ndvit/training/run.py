@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 import shlex
 import shutil
@@ -18,53 +19,53 @@ from typing import Any, get_args
 
 import numpy as np
 import torch
-import yaml
 
 from ndvit import __version__
 from ndvit.config.options import split_options
 from ndvit.config.presets import check_preset
-from ndvit.config.pretraining import IDLE, Objective, take_pretraining_options
+from ndvit.config.pretraining import Objective, take_pretraining_options
+from ndvit.config.reading import take_reading_options
+from ndvit.data.examples import Examples
 from ndvit.data.loading import Inputs
-from ndvit.data.sources.load import builtin_sources
+from ndvit.data.messages import warn
+from ndvit.data.preprocess.base import Preprocess
+from ndvit.data.sources.split_files import write_split
 from ndvit.evaluation.base import Evaluation
 from ndvit.evaluation.pretraining import PretrainingEvaluation
+from ndvit.evaluation.relevance import Reason
 from ndvit.evaluation.report import Report, write_report
-from ndvit.files import contents, make_folder, refuse_busy, refuse_existing, replace_file, sole_process
+from ndvit.explain.bands import usual_bands
+from ndvit.explain.explain import explain_inputs, reads_signals
+from ndvit.explain.page import reason
+from ndvit.files import contents, csv_text, make_folder, refuse_busy, refuse_existing, replace_file, sole_process
+from ndvit.inference.answers import answer_rows
 from ndvit.inference.batches import predict_answers
+from ndvit.inference.recordings import WholeRecordings, evaluate_answers, recording_of
 from ndvit.model import Model
 from ndvit.network.committee import first_transformer, transformers
 from ndvit.tasks.base import Task, task_class
 from ndvit.training.fit import FitResult, Trained, fit
 from ndvit.training.isolation import isolated
 from ndvit.training.plan import Plan, Request, plan, source_name
+from ndvit.training.settings import (
+    CONFIG_FILE,
+    HEAD,
+    command_of,
+    parse_config,
+    read_text,
+    request_of,
+    settings_of,
+    settings_text,
+)
 from ndvit.weights.file import MODEL_FILE
-from ndvit.weights.opening import split_part
 from ndvit.weights.structure import describe_weights
 
-CONFIG_FILE, RESULTS_FILE, REPORT_FILE = "config.yaml", "results.json", "report.html"
-_HEAD = "# ndvit "  # first characters of every config.yaml
-_CONFIG_BYTES = 1_000_000
-_IN_MEMORY = "in memory: "  # marks a teacher that config.yaml cannot name
-_SETTINGS: dict[str, Any] = {  # settings of a run beside the options, with their types
-    "source": str | None,
-    "task": str,
-    "preset": str,
-    "model": str | None,
-    "weights": str | None,
-    "ema": bool | None,
-    "members": int,
-    "teacher": str | None,
-    "test_fraction": float | int,
-    "skip_bad": bool,
-    "literal_labels": bool,
-    "drop_copies": bool,
-}
-_DEFAULTS = {"task": "classification", "preset": "basic", "weights": None, "ema": None, "members": 1, "teacher": None}
-_DEFAULTS |= {"literal_labels": False, "drop_copies": False, "encoder": False, "solved_weight": "usual"}
-"""Settings that runs of earlier versions lack."""
+RESULTS_FILE, REPORT_FILE = "results.json", "report.html"
+SPLIT_FILE, PREDICTIONS_FILE = "split.csv", "predictions.csv"
 _DRAWN = 8  # examples in the report of a pretraining
-_KEPT = ("source", "test_fraction", "literal_labels", "drop_copies")
-"""Settings that travel in the model file, so that the source can be read again as in the training."""
+_MISTAKES, _CORRECT = 6, 3  # examples or recordings whose answers the report explains
+_MOST_WINDOWS = 256  # of these recordings
+_MOST_BANDED = 2**14  # values of a signal up to which the report has bands: each takes a forward pass
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,8 +73,9 @@ class Run:
     """A finished or interrupted training run.
 
     Attributes:
-        folder: the run folder with model.safetensors, config.yaml, report.html, results.json, metrics.csv and
-            checkpoints/; the members of an ensemble have theirs in members/0, members/1, ...
+        folder: the run folder with model.safetensors, config.yaml, report.html, results.json, predictions.csv (the
+            answers for the test set), split.csv, metrics.csv and checkpoints/; the members of an ensemble have theirs
+            in members/0, members/1, ...
         model: the trained model.
         evaluation: its answers on the test set, or of a pretraining the loss and the probes; None if the run was
             interrupted.
@@ -108,10 +110,6 @@ def train(
     teacher: Any = None,
     output: str | Path | None = None,
     force: bool = False,
-    test_fraction: float = 0.2,
-    skip_bad: bool = False,
-    literal_labels: bool = False,
-    drop_copies: bool = False,
     progress: bool = True,
     log: Callable[[str], Any] = print,
     **options: Any,
@@ -121,7 +119,8 @@ def train(
     Args:
         source: a built-in name, `ucr:NAME`, `hf:owner/name`, a path, or arrays (X, y) or (X_train, y_train, X_test,
             y_test).
-        task: what is learned; "classification", or a subclass of `Task`.
+        task: what is learned: "classification", "multilabel" (several labels for each example), "regression" (numbers),
+            or a subclass of `Task`.
         preset: a network and a recipe that belong together: "signal", "fast", "finetune", ...; "auto" chooses by the
             model or the data. Every other argument replaces the preset's value.
         model: a name that `create_model` knows. `vit_SIZE` and `signal_SIZE` take dimensions and patch from the data.
@@ -133,16 +132,10 @@ def train(
             anything that `load_model` takes, a torch module, or a classifier with the interface of scikit-learn.
         output: the run folder; None creates a new one under `runs/`.
         force: replace an existing run folder.
-        test_fraction: share of the examples held out for testing if the source has no test set.
-        skip_bad: leave unreadable files, and examples without a label, out instead of raising an error.
-        literal_labels: take every label as the name of a class, also NA, null and the like, which otherwise stand for
-            missing labels, and numbers with fractions, which otherwise are refused as continuous.
-        drop_copies: leave out exact copies of examples: those of test examples leave the training set, and equal
-            examples with different labels are all left out. By default, copies are only reported.
         progress: show progress bars.
         log: receives each line about the run.
-        **options: fields of `Recipe` (seed, steps, learning_rate, ...), of `ViTConfig` (patch_size, depth, ...) or of
-            `SolvedOptions`.
+        **options: fields of `ReadingOptions` (test_fraction, group_by, skip_bad, ...), of `Recipe` (seed, steps, ...),
+            of `ViTConfig` (patch_size, depth, ...) or of `SolvedOptions`.
 
     Raises:
         ValueError: for data, options or combinations that cannot work, with the remedy.
@@ -153,20 +146,7 @@ def train(
             f"{task_class(task).name} learns without labels: use ndvit pretrain SOURCE --objective "
             f"{task_class(task).name} (ndvit.pretrain), then train with --weights RUN"
         )
-    settings = {
-        "source": _as_written(source),
-        "task": task_class(task).name,
-        "preset": preset,
-        "model": model,
-        "weights": _as_written(weights, weights=True),
-        "ema": ema,
-        "members": members,
-        "teacher": _teacher_as_written(teacher),
-        "test_fraction": test_fraction,
-        "skip_bad": skip_bad,
-        "literal_labels": literal_labels,
-        "drop_copies": drop_copies,
-    }
+    reading, options = take_reading_options(options)
     request = Request(
         source=source,
         task=task,
@@ -176,14 +156,11 @@ def train(
         ema=ema,
         members=members,
         teacher=teacher,
-        test_fraction=test_fraction,
-        skip_bad=skip_bad,
-        literal_labels=literal_labels,
-        drop_copies=drop_copies,
+        reading=reading,
         options=options,
         progress=progress,
     )
-    return _start_run(request, settings, output, force, log)
+    return start_run(request, output, force, log)
 
 
 def pretrain(
@@ -195,9 +172,6 @@ def pretrain(
     ema: bool | None = None,
     output: str | Path | None = None,
     force: bool = False,
-    skip_bad: bool = False,
-    literal_labels: bool = False,
-    drop_copies: bool = False,
     progress: bool = True,
     log: Callable[[str], Any] = print,
     **options: Any,
@@ -218,42 +192,27 @@ def pretrain(
         ema: as in `train`.
         output: the run folder; None creates a new one under `runs/`.
         force: replace an existing run folder.
-        skip_bad: leave unreadable files out instead of raising an error.
-        literal_labels: as in `train`.
-        drop_copies: leave out exact copies of examples.
         progress: show progress bars.
         log: receives each line about the run.
-        **options: fields of `PretrainingOptions` (mask_ratio, ...), of `Recipe` (seed, steps, ...) or of `ViTConfig`.
+        **options: fields of `ReadingOptions` (skip_bad, drop_copies, ...), of `PretrainingOptions` (mask_ratio, ...),
+            of `Recipe` (seed, steps, ...) or of `ViTConfig`.
 
     Raises:
         ValueError: for data, options or combinations that cannot work, with the remedy.
         FileExistsError: if `output` exists and `force` is not set.
     """
-    objective = objective or "contrastive"
-    settings = {
-        "source": _as_written(source),
-        "objective": objective,
-        "model": model,
-        "weights": _as_written(weights, weights=True),
-        "ema": ema,
-        "skip_bad": skip_bad,
-        "literal_labels": literal_labels,
-        "drop_copies": drop_copies,
-    }
+    reading, options = take_reading_options({**options, "test_fraction": 0.0})
     request = Request(
         source=source,
-        task=_pretraining_task(objective),
+        task=_pretraining_task(objective or "contrastive"),
         model=model,
         weights=weights,
         ema=ema,
-        test_fraction=0.0,
-        skip_bad=skip_bad,
-        literal_labels=literal_labels,
-        drop_copies=drop_copies,
+        reading=reading,
         options=options,
         progress=progress,
     )
-    return _start_run(request, settings, output, force, log)
+    return start_run(request, output, force, log)
 
 
 def _pretraining_task(objective: str) -> type[Task]:
@@ -262,21 +221,22 @@ def _pretraining_task(objective: str) -> type[Task]:
     return task_class(objective)
 
 
-def _start_run(
-    request: Request, settings: dict[str, Any], output: str | Path | None, force: bool, log: Callable[[str], Any]
-) -> Run:
-    """Plan, train and write a new run; `settings` are those of config.yaml beside the options."""
-    folder = _new_folder(request, output, force)
+def start_run(request: Request, output: str | Path | None, force: bool, log: Callable[[str], Any]) -> Run:
+    """Plan, train and write a new run."""
+    folder = new_folder(request, output, force)
     started = time.perf_counter()
+    settings = settings_of(request)
     planned = _planned(request, settings, None, log)
     chosen = {name: value for name, value in (("preset", planned.preset), ("model", planned.model)) if name in settings}
-    text = _settings_text({**settings, **chosen}, planned)
+    if planned.reading.window is not None:
+        settings = {**settings, "window": planned.reading.window}
+    text = settings_text({**settings, **chosen}, planned)
     with ExitStack() as held:  # the folder is taken when everything that can be refused has been checked
 
         def begin() -> None:
             make_folder(folder)
             held.enter_context(sole_process(folder))
-            _start(folder, text, force)
+            begin_folder(folder, text, force)
 
         return _run(planned, request, folder, text, started, resume=False, log=log, begin=begin)
 
@@ -291,9 +251,11 @@ def describe_plan(source: Any, *, output: str | Path | None = None, force: bool 
     """
     fields = {name: arguments.pop(name) for name in Request.__dataclass_fields__ if name in arguments}
     if "objective" in arguments:
-        fields |= {"task": _pretraining_task(arguments.pop("objective")), "test_fraction": 0.0}
-    request = Request(source=source, options=arguments, **fields)
-    folder = _new_folder(request, output, force)
+        fields["task"] = _pretraining_task(arguments.pop("objective"))
+        arguments["test_fraction"] = 0.0
+    reading, options = take_reading_options(arguments)
+    request = Request(source=source, reading=reading, options=options, **fields)
+    folder = new_folder(request, output, force)
     return f"{plan(request)}\n\nNothing was trained or written; without --dry-run, the run would be in {folder}."
 
 
@@ -330,83 +292,19 @@ def _resume(folder: Path, source: Any, teacher: Any, progress: bool, log: Callab
     if (folder / MODEL_FILE).is_file():
         raise ValueError(f"{folder} is finished: it has a {MODEL_FILE}. Train again with another output folder")
     started = time.perf_counter()
-    text = _read_text(folder / CONFIG_FILE)
-    settings = _DEFAULTS | _parse_config(text, folder / CONFIG_FILE)
-    if "objective" in settings:
-        settings |= {"task": settings.pop("objective"), "test_fraction": 0.0}
-    for name, kind in _SETTINGS.items():
-        if name not in settings or not isinstance(settings[name], kind):
-            raise ValueError(
-                f"{folder / CONFIG_FILE} has been changed since the run wrote it: {name} is {settings.get(name)!r}"
-            )
-    if (settings["model"] is None) == (settings["weights"] is None):
+    text = read_text(folder / CONFIG_FILE)
+    settings = parse_config(text, folder / CONFIG_FILE)
+    request = request_of(settings, folder / CONFIG_FILE, source, teacher, progress)
+    if (request.model is None) == (request.weights is None):
         raise ValueError(f"{folder / CONFIG_FILE} has been changed: it must have either model or weights")
-    source = settings["source"] if source is None else source
-    if source is None:
-        raise ValueError(f"{folder} was trained on arrays: resume it from Python with source= the same arrays")
-    teacher = settings["teacher"] if teacher is None else teacher
-    if isinstance(teacher, str) and teacher.startswith(_IN_MEMORY):
-        kind = teacher.removeprefix(_IN_MEMORY)
-        raise ValueError(f"the teacher of this run was a {kind} in memory: from Python, pass teacher= the same again")
-    options = {name: value for name, value in settings.items() if name not in _SETTINGS}
-    settings = {name: settings[name] for name in _SETTINGS}
-    request = Request(**{**settings, "source": source, "teacher": teacher}, options=options, progress=progress)
     planned = _planned(request, settings, folder, log)
     return _run(planned, request, folder, text, started, resume=True, log=log)
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """The settings in a config.yaml: flat values and lists of them, without the aliases and objects of YAML.
-
-    Raises:
-        ValueError: if it is not that, with the file.
-    """
-    return _parse_config(_read_text(path), path)
-
-
-def _read_text(path: Path) -> str:
-    if path.stat().st_size > _CONFIG_BYTES:
-        raise ValueError(f"{path} has {path.stat().st_size:,} bytes, at most {_CONFIG_BYTES:,} are read as settings")
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not readable YAML: {error}") from error
-
-
-class _FlatLoader(yaml.SafeLoader):
-    """YAML without aliases, from which a few lines can make billions of values."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            mark = self.peek_event().start_mark
-            raise yaml.YAMLError(f"aliases (*name) are not read, line {mark.line + 1} has one")
-        return super().compose_node(parent, index)
-
-
-def _parse_config(text: str, path: Path) -> dict[str, Any]:
-    try:
-        settings = yaml.load(text, _FlatLoader)
-    except RecursionError:
-        raise ValueError(f"{path} is not readable YAML: its values nest too deep") from None
-    except (yaml.YAMLError, ValueError, LookupError, TypeError, OverflowError) as error:  # the last: values of a tag
-        raise ValueError(f"{path} is not readable YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(settings, dict):
-        raise ValueError(f"{path} must hold settings as `name: value` lines, got {type(settings).__name__}")
-    if "rocket_weight" in settings:  # of earlier versions
-        settings["solved_weight"] = settings.pop("rocket_weight")
-    for name, value in settings.items():
-        if not isinstance(name, str):
-            raise ValueError(f"{path}: the name of a setting is text, got {name!r}")
-        for one in value if isinstance(value, list) else [value]:
-            if one is not None and type(one) not in (bool, int, float, str):
-                raise ValueError(f"{path}: {name} must be a value or a list of values, got a {type(one).__name__}")
-    return settings
 
 
 def _planned(request: Request, settings: dict[str, Any], resumed: Path | None, log: Callable[[str], Any]) -> Plan:
     planned = plan(request, resumed=resumed)
     if planned.task.learns_from_targets:
-        planned.provenance.update({name: settings[name] for name in _KEPT})
+        planned.provenance.update({"source": settings["source"], "reading": planned.reading.set_options()})
     else:  # under names of its own, because the data of a later training and its split are others
         planned.provenance.update({"pretraining": planned.task.name, "pretrained_on": settings["source"]})
     for line in planned.lines():
@@ -428,12 +326,13 @@ def _run(
     """Train, test and write everything. `config` is the content of config.yaml."""
     trained = fit(planned, folder, resume=resume, progress=request.progress, log=log, begin=begin)
     if trained.interrupted:
-        command = f"ndvit {_command(planned)} --resume {shlex.quote(str(folder))}"
+        command = f"ndvit {command_of(planned)} --resume {shlex.quote(str(folder))}"
         log(f"stopped at step {trained.fits[-1].steps:,}; continue with: {command}")
         return Run(folder, trained.model, None, trained.fit)
     data, model = planned.data, trained.model
     if data.task.learns_from_targets:
-        evaluation = _tested(planned, model, request.progress, log)
+        evaluation, answers = tested(planned, model, request.progress, log)
+        replace_file(folder / PREDICTIONS_FILE, csv_text(answer_rows(model.task or data.task, answers, data.test)))
     else:
         evaluation = _pretrained(planned, trained)
     model.provenance |= evaluation.metadata()
@@ -446,17 +345,13 @@ def _run(
     return run
 
 
-def _command(planned: Plan) -> str:
-    return "train" if planned.task.learns_from_targets else "pretrain"
-
-
-def _tested(planned: Plan, model: Model, progress: bool, log: Callable[[str], Any]) -> Evaluation:
-    """The answers of a trained model on the test set."""
+def tested(planned: Plan, model: Model, progress: bool, log: Callable[[str], Any]) -> tuple[Evaluation, np.ndarray]:
+    """The results of a trained model on the test set, and its answers (n, outputs)."""
     data, recipe = planned.data, planned.recipe
     inputs = Inputs(data.test, planned.preprocess)
     answers = predict_answers(model, inputs, recipe.batch_size, recipe.device, progress, log=log)
-    assert data.test.targets is not None
-    return data.task.evaluate(answers, data.test.targets, data.test.names)
+    assert model.task is not None
+    return evaluate_answers(model.task, [answers], [data.test]), answers
 
 
 @isolated()
@@ -484,21 +379,7 @@ def _pretrained(planned: Plan, trained: Trained) -> PretrainingEvaluation:
     )
 
 
-def _settings_text(settings: dict[str, Any], planned: Plan) -> str:
-    """The content of config.yaml."""
-    command = _command(planned)
-    rerun = f"ndvit {command} --config {CONFIG_FILE} --output NEW_FOLDER"
-    if settings["source"] is None:
-        rerun = f"the source was arrays; in Python, {command}(arrays, **settings)"
-    recipe = planned.recipe.to_dict()
-    if not planned.task.learns_from_targets:
-        recipe = {name: value for name, value in recipe.items() if name not in IDLE} | planned.pretraining.to_dict()
-    settings = {**settings, **planned.options, **recipe}
-    plain = {name: list(v) if isinstance(v, tuple) else v for name, v in settings.items()}
-    return f"{_HEAD}{__version__}. Rerun: {rerun}\n{yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)}"
-
-
-def _start(folder: Path, config: str, force: bool) -> None:
+def begin_folder(folder: Path, config: str, force: bool) -> None:
     """Begin a run in a folder that this process holds, by its config.yaml; an earlier run is removed only now.
 
     The old model goes first and the old config.yaml last, so that what a killed process leaves is an unfinished run.
@@ -525,12 +406,15 @@ def _write_results(run: Run, planned: Plan, trained: Trained, time_in_words: str
         replace_file(config, settings)
     last_seed = recipe.seed + planned.members - 1
     written = planned.provenance.get("source") or planned.provenance.get("pretrained_on")
-    command = f"ndvit {_command(planned)} --config {shlex.quote(str(config))} --output NEW_FOLDER"
+    command = f"ndvit {command_of(planned)} --config {shlex.quote(str(config))} --output NEW_FOLDER"
     facts = planned.facts()
     if data.task.learns_from_targets:
-        facts |= {"answer": describe_weights(run.model.network), "probabilities": str(trained.calibration)}
-        if not (transformers(run.model.network) or trained.calibration.examples):
-            facts["probabilities"] = "calibrated by leaving one training example out"
+        facts |= {"answer": describe_weights(run.model.network)}
+        if data.task.has_temperature:
+            solved = not (transformers(run.model.network) or trained.calibration.examples)
+            by_one = "calibrated by leaving one training example out"
+            facts["probabilities"] = by_one if solved else str(trained.calibration)
+        facts |= {} if run.model.task is None else run.model.task.facts()
     history = run.fit.history
     if not planned.steps and not transformers(planned.first.network):  # a single row is no curve
         found = [f"{k.removeprefix('train_')} {v:.3g}" for row in history for k, v in row.items() if k != "step"]
@@ -542,55 +426,72 @@ def _write_results(run: Run, planned: Plan, trained: Trained, time_in_words: str
         "versions": f"ndvit {__version__}, torch {torch.__version__}, Python {platform.python_version()}",
         "seed": f"{recipe.seed}" if last_seed == recipe.seed else f"{recipe.seed} to {last_seed}",
     }
+    reasons, method = _reasons(run.model, evaluation, data.test, planned.preprocess)
     page = Report(
         title=f"{data.name} · {run.model.provenance['model']}",
         summary=facts,
         notes=data.notes,
         history=history,
         evaluation=evaluation,
-        examples=data.test,
-        view=planned.preprocess.view,
+        examples=data.test if data.test.places is None else WholeRecordings(data.test),
+        view=planned.preprocess.view if data.test.places is None else None,
+        reasons=reasons,
+        method=method,
         config=settings,
-        command=command if written else f"# in Python, on the same arrays: {_command(planned)}(arrays, ...)",
+        command=command if written else f"# in Python, on the same arrays: {command_of(planned)}(arrays, ...)",
     )
     write_report(page, run.report)
+    if data.task.learns_from_targets:
+        splits = {"train": data.train, "val": data.val, "test": data.test}
+        write_split(run.folder / SPLIT_FILE, {name: part for name, part in splits.items() if part is not None})
     replace_file(run.folder / RESULTS_FILE, json.dumps(evaluation.to_dict(), indent=1, ensure_ascii=False))
     run.model.save(run.folder / MODEL_FILE)
 
 
-def _as_written(source: Any, weights: bool = False) -> str | None:
-    """A source as config.yaml stores it: paths are absolute; None for arrays."""
-    if not isinstance(source, str | Path):
-        return None
-    source, part = split_part(source) if weights else (source, None)
-    path = Path(source).expanduser()
-    is_name = isinstance(source, str) and (source.lower() in builtin_sources() or source.lower().startswith("ucr:"))
-    written = str(path.resolve()) if path.exists() and (weights or not is_name) else str(source)
-    return written if part is None else f"{written}#{part}"
+def _reasons(
+    model: Model, evaluation: Evaluation, test: Examples, preprocess: Preprocess
+) -> tuple[tuple[Reason, ...], str]:
+    """What decided the worst mistakes and some correct answers, and the method; nothing where it cannot be computed."""
+    if model.task is None or not model.task.learns_from_targets or not len(test):
+        return (), ""
+    if test.places is not None and preprocess.kind != "signal":  # spectrograms of windows do not fit together
+        return (), ""
+    owner = np.arange(len(test)) if test.places is None else recording_of(test.places)  # a recording has many windows
+    mistakes = list(evaluation.worst())
+    others = sorted(set(owner.tolist()) - set(mistakes))
+    wanted = mistakes[:_MISTAKES] + others[:: max(1, len(others) // _CORRECT)][:_CORRECT]
+    order = [np.flatnonzero(owner == i) for i in wanted]
+    kept = np.cumsum([len(windows) for windows in order]) <= _MOST_WINDOWS
+    chosen = [i for i, fits in zip(wanted, kept) if fits]
+    if not chosen:
+        return (), ""
+    some = Inputs(test.subset(np.concatenate([windows for windows, fits in zip(order, kept) if fits])), preprocess)
+    try:
+        banded = reads_signals(model) and math.prod(model.input_shape) <= _MOST_BANDED
+        found = explain_inputs(model, some, bands=usual_bands(model.input_shape[1]) if banded else None)
+    except (ValueError, RuntimeError) as error:  # such as too little memory: the run is finished all the same
+        warn(f"the report does not explain the answers: {error}", RuntimeWarning)
+        return (), ""
+    return tuple(reason(one, evaluation.caption(i)) for i, one in zip(chosen, found)), found[0].method
 
 
-def _teacher_as_written(teacher: Any) -> str | None:
-    if teacher is None or isinstance(teacher, str | Path):
-        return _as_written(teacher, weights=True)
-    return f"{_IN_MEMORY}{type(teacher).__name__}"
-
-
-def _new_folder(request: Request, output: str | Path | None, force: bool) -> Path:
+def new_folder(request: Request, output: str | Path | None, force: bool, ending: str = "") -> Path:
     """The folder to write, which does not exist, is empty, or holds a run that may be replaced.
 
-    Requests that cannot work are refused as far as possible without reading data.
+    Requests that cannot work are refused as far as possible without reading data. `ending` is that of a name that is
+    made here.
     """
-    options, pretrains = request.options, not task_class(request.task).learns_from_targets
+    options, pretrains = request.options, not request.learns_from_targets
     if pretrains:
         _, options = take_pretraining_options(options)
     split_options(options)
     check_preset(request.preset)
-    if not request.test_fraction and not pretrains:
+    if not request.reading.test_fraction and not pretrains:
         raise ValueError("test_fraction must be above 0: a run ends with a test")
     if output is None:
         preset = f"pretrained-{task_class(request.task).name}" if pretrains else request.preset
         network = source_name(request.weights) if request.weights else preset
-        name = f"{source_name(request.source)}-{request.model or network}"[:100]
+        name = f"{source_name(request.source)}-{request.model or network}{ending}"[:100]
         numbered = (Path("runs") / (name if i == 1 else f"{name}-{i}") for i in range(1, 1_000_000))
         return next(folder for folder in numbered if not folder.exists())
     folder = Path(output)
@@ -608,5 +509,5 @@ def _is_run(folder: Path) -> bool:
     if not config.is_file():
         return False
     with config.open(encoding="utf-8", errors="replace") as file:
-        head = file.read(len(_HEAD))
-    return head == _HEAD or (not head and contents(folder) == [config])  # earlier versions first wrote an empty one
+        head = file.read(len(HEAD))
+    return head == HEAD or (not head and contents(folder) == [config])  # earlier versions first wrote an empty one

@@ -12,9 +12,10 @@ from ndvit.data.preprocess.base import Preprocess
 from ndvit.data.preprocess.images import ImagePreprocess
 from ndvit.load_report import LoadReport
 from ndvit.network import VisionTransformer
-from ndvit.parts import ModelParts
+from ndvit.parts import ModelParts, is_result
 from ndvit.tasks.base import Task
 from ndvit.tasks.classification import Classification, check_class_names
+from ndvit.tasks.multilabel import Multilabel
 from ndvit.weights.adapt import ChannelRule, Kept, Target, fit_structure
 from ndvit.weights.errors import some
 from ndvit.weights.file import Checkpoint
@@ -43,7 +44,8 @@ def build(
     options = dict(overrides or {})
     _require_device(device)
     if task is not None:
-        task = task if isinstance(task, Task) else Classification(_class_names(task))
+        kind = Multilabel if isinstance(checkpoint.task, Multilabel) else Classification
+        task = task if isinstance(task, Task) else kind(_class_names(task))
         if options.setdefault("num_classes", task.num_outputs) != task.num_outputs:
             raise ValueError(f"num_classes is {options['num_classes']}, but the task has {task.num_outputs} outputs")
     if checkpoint.lost_head and task is None and "num_classes" not in options:
@@ -76,7 +78,7 @@ def build(
     merged = [c.merge_tokens for c in configs_in(new)] != [c.merge_tokens for c in configs_in(old)]
     provenance = dict(checkpoint.provenance)
     if changed or merged:  # the accuracy was measured with another network
-        provenance.pop("test_accuracy", None)
+        provenance = {name: value for name, value in provenance.items() if not is_result(name)}
     names = {change.name for change in fitted.adapted}
     settled = {*options, *(preprocess or {})}  # assumptions that the options replace
     settled |= {"mean"} if fitted_preprocess is None else set()

@@ -4,7 +4,7 @@ import re
 from pathlib import PureWindowsPath
 from typing import Any
 
-from ndvit.parts import ModelParts
+from ndvit.parts import ModelParts, is_result
 from ndvit.weights.reading.zoo import find_weights
 from ndvit.weights.structure import configs_in, inputs_of, outputs_of, structure_of, summary, times
 
@@ -38,10 +38,13 @@ def model_card(
     name = "classification" if model.task is None else model.task.name
     task = f"{'image' if kind == 'image' else 'time-series'}-{name}"
     evaluated: dict[str, Any] = {}
-    if accuracy is not None:
+    found = {} if accuracy is None else {"accuracy": accuracy}
+    found = found or {fact.removeprefix("test_"): value for fact, value in facts.items() if is_result(fact)}
+    if found:
         data = source or "arrays"
-        result = EvalResult(task, re.sub(r"\W+", "-", data).strip("-"), one_line(data), "accuracy", accuracy)
-        evaluated = {"metrics": ["accuracy"], "model_name": repo_id.rpartition("/")[2], "eval_results": [result]}
+        named = re.sub(r"\W+", "-", data).strip("-"), one_line(data)
+        measured = [EvalResult(task, *named, metric, value) for metric, value in found.items()]
+        evaluated = {"metrics": list(found), "model_name": repo_id.rpartition("/")[2], "eval_results": measured}
     front = ModelCardData(
         library_name="ndvit",
         tags=["vision-transformer", task],
@@ -69,6 +72,8 @@ def model_card(
         weights=weights,
         facts=facts,
         accuracy=accuracy,
+        found={} if accuracy is not None else found,
+        chooses=name == "classification",
         examples=results.get("examples"),
         interval=results.get("accuracy_interval_95"),
     )

@@ -7,16 +7,19 @@ from typing import Any
 
 import torch
 from safetensors.torch import save
-from torch import nn
+from torch import Tensor, nn
 
 from ndvit.data.preprocess.images import ImagePreprocess
 from ndvit.files import make_folder, refuse_existing, replace_file
 from ndvit.network import VisionTransformer
 from ndvit.parts import ModelParts
+from ndvit.tasks.regression import Regression
 from ndvit.weights.file import MODEL_FILE
 from ndvit.weights.layouts.layout import Tensors
 from ndvit.weights.layouts.libraries import Library, library_arguments, rename
-from ndvit.weights.reading.sidecars import RESAMPLING
+from ndvit.weights.reading.sidecars import PROBLEMS, RESAMPLING
+
+_PROBLEMS = {task: problem for problem, task in PROBLEMS.items()}
 
 
 def export_state_dict(
@@ -48,6 +51,9 @@ def export_state_dict(
         )
     arguments = library_arguments(network, library)
     tensors = {name: t.detach().cpu().contiguous() for name, t in network.state_dict().items()}
+    task = getattr(model, "task", None)
+    if isinstance(task, Regression):
+        tensors = _in_units(tensors, task, library)
     out = {name: tensor.clone() for name, tensor in rename(network.config, tensors, library).items()}  # shared memory
     if path is None:
         return out
@@ -66,15 +72,30 @@ def export_state_dict(
     elif path.is_file():
         raise FileExistsError(f"{path} is a file: use a folder, or a .safetensors or .pth file")
     else:
-        classes = getattr(getattr(model, "task", None), "classes", ())
+        classes = getattr(task, "classes", ()) or getattr(task, "targets", ())
         preprocess = getattr(model, "preprocess", None)
         settings = _timm_folder if library == "timm" else _transformers_folder
+        if library == "transformers" and (problem := _PROBLEMS.get(getattr(task, "name", ""))):
+            arguments["problem_type"] = problem
         written = settings(arguments, network, classes, preprocess)
         make_folder(path)
         for name, values in written.items():
             replace_file(path / name, json.dumps(values, indent=2))
         replace_file(path / MODEL_FILE, save(out, metadata={"format": "pt"}))
     return out
+
+
+def _in_units(tensors: dict[str, Tensor], task: Regression, library: Library) -> dict[str, Tensor]:
+    """Tensors whose heads return numbers in the units of the targets, because other libraries know no mean and std."""
+    if task.quantiles:
+        raise ValueError(f"{library} has no quantiles of a regression: train without --loss quantile")
+    mean, std = torch.tensor(task.mean), torch.tensor(task.std)
+    changed = dict(tensors)
+    for head in ("head", "head_dist"):
+        if f"{head}.weight" in tensors:
+            changed[f"{head}.weight"] = tensors[f"{head}.weight"] * std[:, None]
+            changed[f"{head}.bias"] = tensors[f"{head}.bias"] * std + mean
+    return changed
 
 
 def _timm_folder(

@@ -16,8 +16,11 @@ from ndvit.data.preprocess.base import Preprocess
 from ndvit.data.preprocess.images import ImagePreprocess
 from ndvit.data.preprocess.signals import SignalPreprocess
 from ndvit.network.vit import HEADS
+from ndvit.tasks.base import Task
 from ndvit.tasks.classification import Classification, check_class_names
 from ndvit.tasks.imagenet import are_imagenet, imagenet_classes, like_imagenet
+from ndvit.tasks.multilabel import Multilabel
+from ndvit.tasks.regression import Regression, usual_names
 from ndvit.weights.errors import some
 from ndvit.weights.file import Checkpoint, check_tensors, checkpoint_from_header, header_errors
 from ndvit.weights.layouts.architecture import Inferred, contradiction, determined, infer
@@ -139,6 +142,11 @@ def _foreign(
         stated_classes = beside.classes or within.classes
         if checkpoint.no_task:
             return checkpoint
+        if kind := beside.task or within.task:
+            checkpoint.task = _stated_task(kind, config.num_classes, stated_classes)
+            if kind == "multilabel":
+                checkpoint.notes += ("several labels: each is predicted from a probability of 0.5 on",)
+            return checkpoint
         if classes := _classes(config, row, stated_classes, checkpoint.assumed):
             checkpoint.task = Classification(classes)
             pairs = enumerate(zip(stated_classes, classes))
@@ -146,10 +154,17 @@ def _foreign(
                 checkpoint.notes += (f"classes of equal names are numbered by their outputs: {some(changed)}",)
         elif config.num_classes == 1:
             checkpoint.no_task = (
-                f"{file.path} has one output, of a regression or of two classes with a sigmoid, for which ndvit has no "
-                "task yet: fine-tune the model (ndvit train SOURCE --weights FILE) or use model(x)"
+                f"{file.path} has one output, of a regression or of two classes with a sigmoid, and "
+                "nothing in it says which: fine-tune the model (ndvit train SOURCE --weights FILE) or use model(x)"
             )
     return checkpoint
+
+
+def _stated_task(name: str, outputs: int, names: Sequence[Any]) -> Task:
+    """The task that transformers calls by another name than single_label_classification."""
+    if name == "multilabel":
+        return Multilabel(check_class_names(_numbered(names)) if names else [f"label_{i}" for i in range(outputs)])
+    return Regression(check_class_names(_numbered(names)) if names else usual_names(outputs))
 
 
 def _without_misfit(inferred: Inferred, lost: str) -> tuple[ViTConfig, str, dict[str, str]]:

@@ -14,6 +14,7 @@ from ndvit.data.augment import batches
 from ndvit.data.augment.pictures import Variation
 from ndvit.data.preprocess.base import Preprocess
 from ndvit.data.preprocess.images import ImagePreprocess
+from ndvit.data.preprocess.spectrograms import SpectrogramPreprocess
 
 _PICTURE_FIELDS = ("crop", "crop_prob", "flip", "policy", "operations", "magnitude", "jitter")  # of both classes
 
@@ -27,12 +28,14 @@ class BatchAugmentation:
         crop: smallest share that random crops keep, see `random_crop_resize`; 1 does not crop.
         flip: probability of mirroring.
         unused: channels that hold their mean before and after, see `Preprocess`.
+        bands: axis of a batch along which a spectrogram has its bands; None for other data.
     """
 
     recipe: Recipe
     crop: float
     flip: float
     unused: tuple[int, ...] = ()
+    bands: int | None = None
 
     def __call__(self, x: Tensor, mask: Tensor | None, targets: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
         """Augment a batch.
@@ -63,6 +66,10 @@ class BatchAugmentation:
         for change, strength in changes:
             if strength:
                 x = change(x, strength)
+        if recipe.mask_time:
+            x = batches.random_mask(x, x.ndim - 1, recipe.mask_time)
+        if recipe.mask_bands and self.bands is not None:
+            x = batches.random_mask(x, self.bands, recipe.mask_bands)
         mixes = [(f, alpha) for f, alpha in ((batches.mixup, recipe.mixup), (batches.cutmix, recipe.cutmix)) if alpha]
         if mixes and torch.rand(()) < recipe.mix_prob:
             mix, alpha = mixes[int(torch.randint(len(mixes), ()))]
@@ -93,4 +100,9 @@ def plan_augmentation(preprocess: Preprocess, recipe: Recipe) -> Augmentation:
             f"{' and '.join(options)}: for pictures of 8 bits only, but these examples are arrays of values: leave "
             f"{'it' if len(options) == 1 else 'them'} out"
         )
-    return Augmentation(None, BatchAugmentation(recipe, recipe.crop, recipe.flip, preprocess.unused_channels))
+    bands = None
+    if isinstance(preprocess, SpectrogramPreprocess):
+        bands = 1 if preprocess.bands_as == "channels" else 2
+    elif recipe.mask_bands:
+        raise ValueError("mask_bands is for spectrograms, and these are none: set --spectrogram, or leave it out")
+    return Augmentation(None, BatchAugmentation(recipe, recipe.crop, recipe.flip, preprocess.unused_channels, bands))

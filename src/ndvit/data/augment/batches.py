@@ -135,6 +135,19 @@ def channel_drop(x: Tensor, probability: float) -> Tensor:
     return torch.where(keep.view(*x.shape[:2], *[1] * (x.ndim - 2)), x, 0)
 
 
+def random_mask(x: Tensor, axis: int, largest: float) -> Tensor:
+    """Replace a random stretch of an axis of each example by 0, the training mean ("SpecAugment", Park et al., 2019).
+
+    The stretch is the same in all other axes. Its share of the axis is uniform from 0 to `largest`, and so is its
+    place.
+    """
+    share = largest * torch.rand(len(x), 1, device=x.device)
+    first = (1 - share) * torch.rand(len(x), 1, device=x.device)
+    places = (torch.arange(x.shape[axis], device=x.device) + 0.5) / x.shape[axis]
+    hidden = (first <= places) & (places < first + share)  # (B, length)
+    return torch.where(hidden.view([s if i in (0, axis) else 1 for i, s in enumerate(x.shape)]), 0, x)
+
+
 def random_noise(x: Tensor, std: float) -> Tensor:
     """Add Gaussian noise of this standard deviation to every value."""
     return x + std * torch.randn_like(x)

@@ -11,12 +11,15 @@ from ndvit.data.messages import Doubt, warn_of_doubts
 from ndvit.data.preprocess.base import Preprocess, short
 from ndvit.data.preprocess.images import ImagePreprocess, picture_sizes
 from ndvit.data.preprocess.signals import SignalPreprocess
+from ndvit.data.preprocess.spectrograms import SpectrogramPreprocess
+from ndvit.data.sources.files import header_of
 
 __all__ = [
     "Preprocess",
     "check_kind",
     "describe_fit",
     "describe_resampling",
+    "find_unfit",
     "fit_preprocess",
     "preprocess_from_dict",
     "warn_if_unlike_training",
@@ -27,7 +30,7 @@ _CUT, _CUT_MUCH = (
     0.2,
     0.4,
 )  # share of the area from which on a note, and a warning, is worth it; 4:3 to a square is 0.25
-_KINDS: dict[Any, Any] = {cls.kind: cls for cls in (SignalPreprocess, ImagePreprocess)}
+_KINDS: dict[Any, Any] = {"signal": SignalPreprocess, "image": ImagePreprocess, "spectrogram": SpectrogramPreprocess}
 
 
 def fit_preprocess(source: Source, size: int | Sequence[int] | None = None, resize: Resize | None = None) -> Preprocess:
@@ -40,6 +43,8 @@ def fit_preprocess(source: Source, size: int | Sequence[int] | None = None, resi
         return ImagePreprocess.fit(source.train, size, resize)
     if resize is not None:
         raise ValueError(f"resize={resize!r} is for pictures, and {source.name} holds arrays of values: leave it out")
+    if source.spectrogram is not None:
+        return SpectrogramPreprocess.fit(source.train, source.spectrogram, size)
     return SignalPreprocess.fit(source.train, size)
 
 
@@ -68,10 +73,29 @@ def check_kind(kind: str, preprocess: Preprocess, where: str) -> None:
 
 
 def describe_resampling(parts: Sequence[Examples], preprocess: Preprocess) -> str:
-    """Describe how many examples are longer than the input of a model and lose resolution; "" for none."""
-    longer = sum(not preprocess.fits(item) for part in parts for item in part.items)
-    size, count = " x ".join(map(str, preprocess.size)), f"{longer:,} of {sum(map(len, parts)):,} examples"
+    """Describe how many examples are longer than the input of a model and lose resolution; "" for none.
+
+    Raises:
+        ValueError: for examples so long that resampling would change what they are.
+    """
+    if preprocess.kind == "image":  # pictures of any size are resized
+        return ""
+    longer = 0
+    for part in parts:
+        headers = [header_of(item) for item in part.items]
+        long = [(name, fault) for name, one in zip(part.names, headers) if (fault := preprocess.too_long(one))]
+        if long:
+            more = f" (and {len(long) - 1:,} more of {len(part):,} examples)" if len(long) > 1 else ""
+            raise ValueError(f"{long[0][0]}{more} {long[0][1]}")
+        longer += sum(not preprocess.fits(one) for one in headers)
+    size, count = " x ".join(map(str, preprocess.raw_size)), f"{longer:,} of {sum(map(len, parts)):,} examples"
     return f"{count} {'is' if longer == 1 else 'are'} longer than {size}, and resampled to it" if longer else ""
+
+
+def find_unfit(examples: Examples, preprocess: Preprocess) -> dict[int, str]:
+    """The examples that cannot be inputs by their headers, by index, and why."""
+    found = ((i, preprocess.misfit(item)) for i, item in enumerate(examples.items))
+    return {i: f"{examples.names[i]}: {fault}" for i, fault in found if fault}
 
 
 def describe_fit(source: Source, preprocess: Preprocess) -> list[str]:

@@ -7,7 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -16,6 +16,18 @@ from ndvit.data.examples import Raw
 
 _MOST_VALUES = 2**30  # of one tensor: 4 GiB
 _LEAST, _MOST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)  # what float32 holds in full
+
+
+class Extent(NamedTuple):
+    """Where one axis of a tensor lies in the raw example, in samples or pixels of the example.
+
+    It begins after 0 and ends before `length` where the example is cropped, and reaches beyond where it is padded.
+    """
+
+    begin: float
+    end: float
+    length: int
+    """Samples or pixels of the example along the axis."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +42,8 @@ class Preprocess(ABC):
     """
 
     kind: ClassVar[str]
+    costly: ClassVar[bool] = False
+    """Whether making a tensor may take longer than training on it."""
 
     size: tuple[int, ...]
     """Grid of every tensor, one number for each axis. A single number means one axis, or a square for pictures."""
@@ -78,6 +92,16 @@ class Preprocess(ABC):
         """Channels of every tensor."""
         return len(self.mean)
 
+    @property
+    def raw_size(self) -> tuple[int, ...]:
+        """Size of raw examples that are read as they are, one number for each axis."""
+        return self.size
+
+    @property
+    def raw_channels(self) -> int:
+        """Channels of raw examples."""
+        return self.channels
+
     @abstractmethod
     def __call__(self, raw: Raw) -> Tensor:
         """Return (channels, *size) float32; raises a ValueError for an example that is not fully observed."""
@@ -90,9 +114,29 @@ class Preprocess(ABC):
         """Whether an example, or a file by its header, is not longer than `size`; True for pictures of any size."""
         return True
 
+    def misfit(self, item: Any) -> str | None:
+        """Why an example, or a file by its header, cannot be an input; None if it may be one."""
+        return None
+
+    def too_long(self, item: Any) -> str | None:
+        """How much an example, or a file by its header, is too long to be resampled to `size`; None if it is not."""
+        return None
+
+    def admitting(self, long: bool) -> "Preprocess":
+        """The same preprocessing; with `long`, one that resamples signals of any length."""
+        return self
+
     def unlike_training(self, examples: Sequence[Raw]) -> list[str]:
         """Describe how new examples differ from the training data in a way that makes answers doubtful."""
         return []
+
+    @abstractmethod
+    def extents(self, raw: Raw) -> tuple[Extent, ...]:
+        """Where each axis of the tensor lies in an example; raises the errors of a call."""
+
+    @abstractmethod
+    def upright(self, raw: Raw) -> np.ndarray:
+        """Return the values of an example as `extents` counts them: (channels, *grid), in the units of the example."""
 
     def view(self, raw: Raw) -> Raw:
         """Return the example as the network reads it, in the units of the raw one."""
@@ -113,7 +157,26 @@ class Preprocess(ABC):
         return [channel for channel in range(self.channels) if channel not in self.unused_channels]
 
 
-_LATER = ("unused_channels", "levels")
+_LATER = ("unused_channels", "levels", "longest", "any_length")
+MOST_RESAMPLED = 2.0
+"""How many times longer than the training examples a signal may be. What is longer would be played too fast."""
+LONG = 4096
+"""Samples of an axis up to which the longest example decides the length of the input."""
+USUAL = 95
+"""Percentile of the lengths that decides where examples are longer."""
+
+
+def usual_length(lengths: Sequence[int]) -> int:
+    """The length of a network's input axis for examples of these lengths: that of the longest, if it is short.
+
+    Otherwise it is the 95th percentile, because a single long recording would make every step as expensive; but at
+    least two thirds of the longest, so that new examples may be a third longer than it before they are refused for
+    being resampled by more than 2.
+    """
+    longest = max(lengths)
+    if longest <= LONG:
+        return longest
+    return max(math.ceil(np.percentile(lengths, USUAL)), math.ceil(longest * 2 / 3))
 
 
 def short(value: object) -> str:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from ndvit.config.recipe import Resize
 from ndvit.data.examples import Examples, Raw
-from ndvit.data.preprocess.base import Moments, Preprocess, is_list, is_number, is_whole, short
+from ndvit.data.preprocess.base import Extent, Moments, Preprocess, is_list, is_number, is_whole, short
 from ndvit.data.sources.files import header_of
 from ndvit.data.sources.pictures import plain
 
@@ -151,7 +151,19 @@ class ImagePreprocess(Preprocess):
 
     def resized(self, image: Image.Image) -> Image.Image:
         """Return the picture resized and cropped to `size`; with "pad", it may be smaller, see `standardised`."""
-        (height, width), (tall, wide) = self.size, (image.height, image.width)
+        full, box = self._geometry(image.width, image.height)
+        kept, (wide, tall) = (box[2] - box[0], box[3] - box[1]), image.size
+        smooth = Image.Resampling[self.interpolation.upper()]
+        if math.prod(full) > _WASTE * math.prod(kept):  # 1 x 30,000 pixels would become 224 x 6,720,000
+            x, y = wide / full[0], tall / full[1]
+            return image.resize(kept, smooth, (box[0] * x, box[1] * y, min(wide, box[2] * x), min(tall, box[3] * y)))
+        if full != image.size:
+            image = image.resize(full, smooth)
+        return image.crop(box)
+
+    def _geometry(self, wide: int, tall: int) -> tuple[tuple[int, int], tuple[int, int, int, int]]:
+        """The size (width, height) of a resized picture, and the box (left, top, right, bottom) that is cut from it."""
+        height, width = self.size
         # torchvision and timm round down; 1e-6 is for quotients slightly below a whole number
         over_h, over_w = int(height / self.crop_fraction + 1e-6), int(width / self.crop_fraction + 1e-6)
         if self.resize == "squash":
@@ -165,14 +177,23 @@ class ImagePreprocess(Preprocess):
             full = (over_w, tall * over_w // wide)
         kept = (min(width, full[0]), min(height, full[1]))
         left, top = (round((whole - part) / 2) for whole, part in zip(full, kept))
-        box = (left, top, left + kept[0], top + kept[1])
-        smooth = Image.Resampling[self.interpolation.upper()]
-        if math.prod(full) > _WASTE * math.prod(kept):  # 1 x 30,000 pixels would become 224 x 6,720,000
-            x, y = wide / full[0], tall / full[1]
-            return image.resize(kept, smooth, (box[0] * x, box[1] * y, min(wide, box[2] * x), min(tall, box[3] * y)))
-        if full != image.size:
-            image = image.resize(full, smooth)
-        return image.crop(box)
+        return full, (left, top, left + kept[0], top + kept[1])
+
+    def extents(self, raw: Raw) -> tuple[Extent, ...]:
+        """Where height and width of the tensor lie in an upright picture, as in `Preprocess`."""
+        wide, tall = plain(_as_image(raw)).size
+        full, (left, top, right, bottom) = self._geometry(wide, tall)
+        found = []
+        axes = zip(self.size, (tall, wide), (full[1], full[0]), (top, left), (bottom, right))
+        for size, length, resized, first, last in axes:
+            first -= (size - (last - first)) // 2  # padding comes on both sides, an odd pixel at the end
+            found.append(Extent(first * length / resized, (first + size) * length / resized, length))
+        return tuple(found)
+
+    def upright(self, raw: Raw) -> np.ndarray:
+        """Return the picture as (3 or 1 channels, height, width), upright and of 8 bits."""
+        pixels = np.array(self.converted(raw))
+        return pixels.reshape(*pixels.shape[:2], self.channels).transpose(2, 0, 1)
 
     def standardised(self, image: Image.Image) -> Tensor:
         """Return the tensor of a picture of `mode`; one that is smaller than `size` is padded with the mean, 0."""
@@ -211,8 +232,8 @@ class ImagePreprocess(Preprocess):
                 )
         for channel in self.unused_channels:
             usual = 255 * self.mean[channel]
-            shown = (np.asarray(self.converted(image)).reshape(-1, self.channels)[:, channel] for image in pictures)
-            if any(abs(float(values.mean()) - usual) > 4 for values in shown):
+            of_one = (np.asarray(self.converted(image)).reshape(-1, self.channels)[:, channel] for image in pictures)
+            if any(abs(float(values.mean()) - usual) > 4 for values in of_one):
                 doubts.append(f"channel {channel} was constant in training, differs here, and is not used")
         return doubts
 

@@ -3,7 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any, ClassVar, Literal
 
@@ -13,7 +13,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ndvit.data.examples import Examples, Raw, Recording
-from ndvit.data.preprocess.base import Moments, Preprocess, is_number, is_whole, short
+from ndvit.data.preprocess.base import (
+    MOST_RESAMPLED,
+    Extent,
+    Moments,
+    Preprocess,
+    is_list,
+    is_number,
+    is_whole,
+    short,
+    usual_length,
+)
 from ndvit.data.sources.arrays import numbers, value_fault, with_channels
 from ndvit.data.sources.files import header_of
 
@@ -28,7 +38,8 @@ class SignalPreprocess(Preprocess):
 
     Length. An axis shorter than `size` is padded at its end with missing values. An axis longer than `size` is
     resampled down to it, linearly and antialiased, one axis at a time. With `resize="resample"` every axis is
-    resampled to `size`, and nothing is padded.
+    resampled to `size`, and nothing is padded. What is more than twice as long as `size`, or with "resample" as
+    `longest`, is refused unless `any_length`, because it would be played too fast.
 
     Missing values (NaN). A position is observed if any channel is. Missing values are interpolated linearly along the
     last axis between the observed neighbours of the same channel; before the first and after the last, they repeat it.
@@ -51,6 +62,10 @@ class SignalPreprocess(Preprocess):
     """Average the channels of recordings."""
     resize: Literal["pad", "resample"] = "pad"
     """Treatment of an axis shorter than `size`."""
+    longest: tuple[int, ...] | None = field(default=None, kw_only=True)
+    """Length of each axis of the longest training example, with "resample"; None if it is not known."""
+    any_length: bool = field(default=False, kw_only=True)
+    """Resample signals of any length."""
 
     def __post_init__(self) -> None:
         if is_whole(self.size):
@@ -63,8 +78,15 @@ class SignalPreprocess(Preprocess):
                 f"sample_rate must be above 0 ({_RATES[0]:g} to {_RATES[1]:g} Hz), or None for plain arrays; got "
                 f"{short(self.sample_rate)}"
             )
-        if not isinstance(self.mono, bool):
-            raise ValueError(f"mono must be true or false; got {short(self.mono)}")
+        for name in ("mono", "any_length"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be true or false; got {short(getattr(self, name))}")
+        if self.longest is not None:
+            if not is_list(self.longest) or any(not is_whole(n) or n < 1 for n in self.longest):
+                raise ValueError(f"longest must be whole numbers of at least 1; got {short(self.longest)}")
+            if len(self.longest) != len(self.size):
+                raise ValueError(f"longest has {len(self.longest)} axes, size has {len(self.size)}")
+            object.__setattr__(self, "longest", tuple(map(int, self.longest)))
         if self.mono and self.channels != 1:
             raise ValueError(f"mono means 1 channel; got {self.channels} means")
 
@@ -77,8 +99,8 @@ class SignalPreprocess(Preprocess):
 
         Args:
             examples: the training examples.
-            size: one number for each axis, to which every example is then resampled; None takes the longest of each
-                axis, and pads.
+            size: one number for each axis, to which every example is then resampled; None takes the usual length of
+                each axis, see `usual_length`, and pads.
 
         Raises:
             ValueError: for examples with different numbers of axes or channels, a size that does not fit them, or if no
@@ -92,7 +114,7 @@ class SignalPreprocess(Preprocess):
         if len(axes) != 1 or (len(channels) != 1 and rate is None):
             raise ValueError(f"all examples need the same axes and channels; got {axes} axes, {channels} channels")
         grids = [tuple(_length(n, header.rate, rate) for n in header.grid) for header in headers]
-        grid = (size,) if isinstance(size, int) else tuple(size or np.max(grids, axis=0).tolist())
+        grid = (size,) if isinstance(size, int) else tuple(size or map(usual_length, zip(*grids)))
         if len(grid) != len(grids[0]):
             raise ValueError(f"size {grid} has {len(grid)} axes, the examples have {len(grids[0])}")
         mono = len(channels) > 1
@@ -107,7 +129,8 @@ class SignalPreprocess(Preprocess):
                 "small variations around a large value are lost: subtract the mean first)"
             )
         resize: Literal["pad", "resample"] = "pad" if size is None else "resample"
-        return cls(grid, moments.mean(), moments.std(), rate, mono, resize, unused_channels=unused)
+        longest = None if size is None else tuple(map(max, zip(*grids)))
+        return cls(grid, moments.mean(), moments.std(), rate, mono, resize, longest=longest, unused_channels=unused)
 
     def __call__(self, raw: Raw) -> Tensor:
         """Return (channels, *size) float32; raises the errors of `masked`, and a ValueError for missing values."""
@@ -128,17 +151,19 @@ class SignalPreprocess(Preprocess):
                 channels, or a recording if the training data are plain arrays.
         """
         values = self._checked(raw)
+        if fault := self._length_fault(values.shape[1:]):
+            raise ValueError(fault)
         observed = (~np.isnan(values[self._used])).any(axis=0, keepdims=True).astype(np.float32)
         per_channel = (-1,) + (1,) * len(self.size)
         mean, std = np.reshape(self.mean, per_channel), np.reshape(self.std, per_channel)
-        x = _filled(((values - mean) / std).astype(np.float32))
+        x = filled(((values - mean) / std).astype(np.float32))
         x[list(self.unused_channels)] = 0
         for axis, new in enumerate(self.size, start=1):
             if x.shape[axis] > new or (x.shape[axis] < new and self.resize == "resample"):
                 x, observed = _along(axis, x, linear, new), _along(axis, observed, F.adaptive_max_pool1d, new)
         short = [(0, new - old) for old, new in zip(x.shape[1:], self.size)]
         along_last = [(0, 0)] * len(short) + [short[-1]]
-        x = np.pad(x, along_last, mode="edge")  # as in `_filled`, a line repeats its last observed value
+        x = np.pad(x, along_last, mode="edge")  # as in `filled`, a line repeats its last observed value
         x = np.pad(x, [(0, 0), *short[:-1], (0, 0)])  # whole lines of padding are the mean
         mask = np.pad(observed[0] > 0, short)
         return torch.from_numpy(np.ascontiguousarray(x)), None if mask.all() else torch.from_numpy(mask)
@@ -147,6 +172,43 @@ class SignalPreprocess(Preprocess):
         """Whether no axis of an example, or of a file by its header, is longer than `size`."""
         header = header_of(item)
         return all(_length(n, header.rate, self.sample_rate) <= new for n, new in zip(header.grid, self.size))
+
+    def misfit(self, item: Any) -> str | None:
+        """Why the header of an example shows that it cannot be an input; None if it may be one."""
+        header = header_of(item)
+        if len(header.grid) != len(self.size):
+            return f"has {len(header.grid)} axes, expected {len(self.size)}"
+        if header.rate is not None and self.sample_rate is None:
+            return f"is a recording at {header.rate:g} Hz, and the training data have no sample rate"
+        mixed = self.mono and header.rate is not None
+        if header.channels != self.channels and not mixed:
+            return f"has {header.channels} channels, expected {self.channels}: choose or average channels to match"
+        return self.too_long(item)
+
+    def too_long(self, item: Any) -> str | None:
+        """How much an example, or a file by its header, is too long to be resampled; None if it is not."""
+        header = header_of(item)
+        return self._length_fault([_length(n, header.rate, self.sample_rate) for n in header.grid])
+
+    def admitting(self, long: bool) -> "SignalPreprocess":
+        """The same preprocessing; with `long`, one that resamples signals of any length."""
+        return replace(self, any_length=True) if long else self
+
+    def _length_fault(self, grid: Sequence[int]) -> str | None:
+        """How much longer than those of the training an example of this grid is, if that is too much."""
+        if self.any_length or (self.resize == "resample" and self.longest is None) or len(grid) != len(self.size):
+            return None
+        known = self.size if self.longest is None else self.longest
+        times = [n / usual for n, usual in zip(grid, known)]
+        if max(times) <= MOST_RESAMPLED:
+            return None
+        n, usual = grid[worst := int(np.argmax(times))], known[worst]
+        seconds = "" if self.sample_rate is None else f" ({n / self.sample_rate:.3g} s)"
+        return (
+            f"has {n:,} samples{seconds}, {times[worst]:.3g} times as many as the {usual:,} that the model takes, and "
+            f"would be played too fast. Cut it into windows (--window {usual}, window={usual}), or resample it all "
+            "the same (--resample-long, resample_long=True)"
+        )
 
     def unlike_training(self, examples: Sequence[Raw]) -> list[str]:
         """Describe channels that were constant or never observed in training and are not so here."""
@@ -159,6 +221,19 @@ class SignalPreprocess(Preprocess):
                     f"channel {channel} was constant or never observed in training, differs here, and is not used"
                 )
         return doubts
+
+    def extents(self, raw: Raw) -> tuple[Extent, ...]:
+        """Where each axis of the tensor lies in an example, as in `Preprocess`; a recording counts its own samples."""
+        read = self._checked(raw).shape[1:]
+        grid = self.upright(raw).shape[1:]
+        resampled = [old > new or self.resize == "resample" for old, new in zip(read, self.size)]
+        ends = [n if all_of_it else n * new / old for n, old, new, all_of_it in zip(grid, read, self.size, resampled)]
+        return tuple(Extent(0.0, float(end), n) for end, n in zip(ends, grid))
+
+    def upright(self, raw: Raw) -> np.ndarray:
+        """Return the values (channels, *grid) of an example, of recordings at their own rate."""
+        values = numbers(raw.values if isinstance(raw, Recording) else raw, "the example")
+        return values[None] if values.ndim == len(self.size) else values
 
     def view(self, raw: Raw) -> Raw:
         """Return the values that the network reads, NaN where nothing was observed; of recordings, in Hz and channels.
@@ -237,7 +312,7 @@ def _values(raw: Raw, rate: float | None, mono: bool) -> np.ndarray:
     return np.asarray(resampled, dtype=np.float32)
 
 
-def _filled(values: np.ndarray) -> np.ndarray:
+def filled(values: np.ndarray) -> np.ndarray:
     """Fill NaN along the last axis: interpolate, repeat the edges; 0 for a line without observed values."""
     lines = values.reshape(-1, values.shape[-1])
     time = np.arange(lines.shape[1])

@@ -13,19 +13,41 @@ from pathlib import Path
 
 from ndvit.data.examples import Part
 from ndvit.data.messages import Doubt, listing, unread
+from ndvit.data.sources.columns import NO_ROLES, Roles
+from ndvit.data.sources.split_names import split_of
 from ndvit.data.sources.tables import TABLES, read_table
 
 
-def read_set(path: Path) -> tuple[str, dict[str, Part], list[str]]:
+def read_set(
+    path: Path, roles: Roles = NO_ROLES, *, with_targets: bool = True
+) -> tuple[str, dict[str, Part], list[str]]:
     """Read a file of examples, and for a _TRAIN file the _TEST file beside it; return name, parts and notes."""
-    (parts, notes), other = read_table(path), _test_file(path)
+    (parts, notes), other = read_table(path, roles, with_targets=with_targets), _test_file(path)
     if other and "test" not in parts:
-        found, more = read_table(other)
+        found, more = read_table(other, roles, with_targets=with_targets)
         parts["test"] = found[next(split for split in ("test", "train", "val") if split in found)]
         note = f"the archive's own split: {path.name} to train, {other.name} to test"
         return path.stem[: -len("_train")], parts, [note, *dict.fromkeys([*notes, *more])]
     beside = f", and not {other.name}" if other else ""
     return path.stem, parts, ([f"the split in {path.name}{beside}"] if "test" in parts else []) + notes
+
+
+def read_split_files(folder: Path, roles: Roles) -> tuple[dict[str, Part], list[str]]:
+    """Read train.csv, test.csv and the like, one file for each split; nothing where that is not the layout."""
+    files = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in TABLES and path.is_file()]
+    splits = {split: path for path in files if (split := split_of(path.stem))}
+    if "train" not in splits or len(splits) < 2 or len(splits) < len(files):
+        return {}, []
+    parts: dict[str, Part] = {}
+    notes: dict[str, None] = {}
+    for split, path in splits.items():
+        found, more = read_table(path, roles)
+        if "train" not in found or len(found) > 1:
+            raise ValueError(f"{path}: has splits inside ({', '.join(found)}); pass this file alone")
+        parts[split] = found["train"]
+        notes |= dict.fromkeys(more)
+    listed = ", ".join(f"{path.name} is the {split} set" for split, path in splits.items())
+    return parts, [f"splits by the names of the files: {listed}", *notes]
 
 
 def _test_file(path: Path) -> Path | None:
@@ -38,8 +60,10 @@ def _test_file(path: Path) -> Path | None:
 
 
 def find_training_file(folder: Path) -> Path | None:
-    """The training file in a folder of the UCR archive; .ts before .tsv, the folder's own name first."""
-    found = [path for ending in (".ts", ".tsv") for path in sorted(folder.glob(f"*{ending}")) if _test_file(path)]
+    """The training file in a folder of the UCR archive; .ts before .arff and .tsv, the folder's own name first."""
+    found = [
+        path for ending in (".ts", ".arff", ".tsv") for path in sorted(folder.glob(f"*{ending}")) if _test_file(path)
+    ]
     own = [path for path in found if path.stem[: -len("_train")] == folder.name]
     names = {path.stem for path in found}
     if len(names) > 1 and not own:
@@ -66,12 +90,12 @@ def unread_beside(table: Path) -> list[str]:
 
 @cache
 def bundled() -> dict[str, Path]:
-    """The classification sets in aeon's package, found without importing it (which takes seconds)."""
+    """The sets with classes or numbers in aeon's package, found without importing it (which takes seconds)."""
     spec = importlib.util.find_spec("aeon")
     if spec is None or spec.origin is None:
         return {}
     sets = _sets(Path(spec.origin).parent / "datasets" / "data")
-    return {name: train for name, train in sets.items() if _has_classes(train)}
+    return {name: train for name, train in sets.items() if _has_targets(train)}
 
 
 def _sets(folder: Path) -> dict[str, Path]:
@@ -80,10 +104,10 @@ def _sets(folder: Path) -> dict[str, Path]:
     return {p.parent.name.lower(): p for p in found if p.name == f"{p.parent.name}_TRAIN.ts" and _test_file(p)}
 
 
-def _has_classes(path: Path) -> bool:
+def _has_targets(path: Path) -> bool:
     with path.open(encoding="utf-8", errors="replace") as lines:
         tags = takewhile(lambda line: not line.startswith("@data"), map(str.lower, lines))
-        return any(tag.startswith("@classlabel true") for tag in tags)
+        return any(tag.startswith(("@classlabel true", "@targetlabel true")) for tag in tags)
 
 
 def download(name: str) -> Path:

@@ -15,6 +15,7 @@ from ndvit.data.sources.containers import (
     check_names,
     is_array_like,
     is_missing,
+    named_rows,
     plain_array,
     plain_labels,
     read_container,
@@ -23,17 +24,20 @@ from ndvit.data.sources.containers import (
 from ndvit.data.sources.pictures import plain
 
 _FLOAT = re.compile(r"[-+]?\d+\.\d*(e[-+]?\d+)?", re.IGNORECASE)
-_MISSING_WORDS = frozenset(
+MISSING_WORDS = frozenset(
     {"?", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A", "NA"}
     | {"NULL", "NaN", "NAN", "NaT", "None", "n/a", "nan", "null"}
 )
 """Labels that stand for a missing one: "?" of the UCR archive, and what pandas reads as missing."""
 
 
-def read_arrays(source: tuple[Any, ...] | Mapping[str, Any]) -> tuple[dict[str, Part], list[str]]:
+def read_arrays(
+    source: tuple[Any, ...] | Mapping[str, Any], columns: Sequence[str] = ()
+) -> tuple[dict[str, Part], list[str]]:
     """Return the parts of (X, y), (X_train, y_train, X_test, y_test) or a dict with such keys, and notes.
 
-    A dict may also have X_val and y_val. Its other keys are not read, with a doubt.
+    A dict may also have X_val and y_val, and each of `columns` under its name, or under name_train, name_test and so
+    on. Its other keys are not read, with a doubt.
     """
     names = {2: ("X", "y"), 4: ("X_train", "y_train", "X_test", "y_test")}.get(len(source))
     if isinstance(source, tuple):
@@ -49,15 +53,48 @@ def read_arrays(source: tuple[Any, ...] | Mapping[str, Any]) -> tuple[dict[str, 
     parts: dict[str, Part] = {}
     notes: list[str] = []
     first: tuple[str, ...] | None = None
-    for x, y in zip(names[::2], names[1::2]):
-        part, columns, doubts = _read_part(found[x], found[y], x, y)
-        check_names(columns, first, x, names[0])
-        first = columns if first is None else first
-        parts[x.partition("_")[2] or "train"] = part
+    for x, y in list(zip(names[::2], names[1::2])):
+        part, channels, doubts = _read_part(found[x], found[y], x, y)
+        check_names(channels, first, x, names[0])
+        first = channels if first is None else first
+        beside, used = columns_beside(x[1:], columns, found, len(part.items))
+        parts[x.partition("_")[2] or "train"] = part._replace(columns=beside)
+        names = (*names, *used)
         notes += [doubt for doubt in doubts if doubt not in notes]
     if unread := [name for name in found if name not in names]:
         notes.append(Doubt(f"arrays not read: {listing(list(map(printable, unread)), 10)}"))
     return parts, notes
+
+
+def columns_beside(
+    suffix: str, columns: Sequence[str], arrays: Mapping[str, Any], count: int
+) -> tuple[dict[str, list[Any]], list[str]]:
+    """The values of columns that stand beside X or X_train, as NAME or NAME_train, and the keys that were read.
+
+    Args:
+        suffix: "" or, for example, "_train".
+        columns: names of the columns.
+        arrays: arrays by name; columns that it lacks are left out.
+        count: number of examples.
+
+    Raises:
+        ValueError: unless there is one value for each example.
+    """
+    found: dict[str, list[Any]] = {}
+    used: list[str] = []
+    for column in columns:
+        for key in (column + suffix, column):
+            if key in arrays:
+                values = np.asarray(plain_labels(arrays[key], key))
+                if values.shape != (count,):
+                    raise ValueError(
+                        f"{key} has shape {values.shape}; expected one value for each of the {count:,} examples "
+                        f"of X{suffix}"
+                    )
+                found[column] = values.tolist()
+                used.append(key)
+                break
+    return found, used
 
 
 def read_examples(x: Any) -> tuple[Part, list[str]]:
@@ -112,14 +149,24 @@ def _read_part(
 def raw_targets(y: Any, where: str) -> list[Any]:
     """Return targets as a list: text without outer spaces and control characters, numbers, None for missing ones.
 
+    Several targets of an example are a tuple of such values, and those of a table a dict with the names of its columns.
+
     Raises:
-        ValueError: if there is not one target for each example, or for bytes that are not UTF-8.
+        ValueError: if there is not one row of targets for each example, or for bytes that are not UTF-8.
     """
     shape = getattr(y, "shape", (len(y),) if isinstance(y, list | tuple) else ())
+    if (rows := named_rows(y)) is not None:
+        return [{name: raw_target(value) for name, value in row.items()} for row in rows]
     values = plain_labels(y, where)
-    if not isinstance(values, list | tuple) or any(isinstance(value, list | tuple) for value in values):
-        raise ValueError(f"{where} has shape {shape}; expected one target for each example, (n,)")
+    nested = isinstance(values, list | tuple) and any(isinstance(value, list | tuple | np.ndarray) for value in values)
+    if not isinstance(values, list | tuple) or (nested and np.ndim(values[0]) > 1):
+        raise ValueError(f"{where} has shape {shape}; expected one target for each example, (n,), or a row of them")
     try:
+        if nested:
+            return [
+                tuple(map(raw_target, value)) if isinstance(value, list | tuple | np.ndarray) else raw_target(value)
+                for value in values
+            ]
         return [raw_target(value) for value in values]
     except UnicodeDecodeError as error:
         raise ValueError(f"{where} has bytes that are not UTF-8, {error.object!r}; pass text") from error
@@ -132,6 +179,8 @@ def raw_target(value: Any) -> Any:
     """
     if is_missing(value):
         return None
+    if isinstance(value, set | frozenset | Mapping):
+        return value
     value = value.decode() if isinstance(value, bytes) else value.item() if isinstance(value, np.generic) else value
     if not isinstance(value, str):
         return value
@@ -144,7 +193,7 @@ def raw_target(value: Any) -> Any:
 def missing_labels(targets: Sequence[Any]) -> list[int]:
     """Indices of the raw targets that are missing: None, or a word such as "?" or "NA" that is no `ClassName`."""
     return [
-        i for i, target in enumerate(targets) if target is None or (type(target) is str and target in _MISSING_WORDS)
+        i for i, target in enumerate(targets) if target is None or (type(target) is str and target in MISSING_WORDS)
     ]
 
 

@@ -154,6 +154,14 @@ def one_column(y: Any, where: str) -> Any:
     return y
 
 
+def named_rows(y: Any) -> list[dict[str, Any]] | None:
+    """The rows of a table of several columns as dicts with their names; None for any other container."""
+    if (frame := _as_frame(y)) is None or len(frame.names) == 1:
+        return None
+    columns = {_text(name): plain_labels(frame.column(i), "y") for i, name in enumerate(frame.names)}
+    return [dict(zip(columns, row)) for row in zip(*columns.values(), strict=True)]
+
+
 def plain_labels(y: Any, where: str) -> Any:
     """Return labels of any container as a list, with None, NaN and the like for missing ones; nested if there are many.
 
@@ -355,9 +363,14 @@ def _role(name: Any) -> str | None:
     return next((role for role, known in _ROLES.items() if words & known), None)
 
 
+def is_xarray(x: Any) -> bool:
+    """Whether an object is a DataArray or a Dataset of xarray."""
+    return hasattr(x, "dims") and _library(x, "xarray")
+
+
 def _named_dimensions(x: Any) -> Any:
     """The xarray DataArray of an object, whose variables are channels if it is a Dataset; None for other objects."""
-    if not hasattr(x, "dims") or not _library(x, "xarray"):
+    if not is_xarray(x):
         return None
     return x.to_array("channel") if hasattr(x, "data_vars") else x
 

@@ -4,7 +4,7 @@ import os
 import stat
 from collections import Counter
 from collections.abc import Iterable
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,12 +13,16 @@ from PIL import Image, UnidentifiedImageError
 
 from ndvit.data.examples import EncodedPicture, Kind, Raw, Recording
 from ndvit.data.messages import printable
-from ndvit.data.sources.npy import npy_shape, read_npy
+from ndvit.data.sources.column_files import COLUMN_FILES
+from ndvit.data.sources.edf import EDF_FILES
+from ndvit.data.sources.named_arrays import ARRAY_FILES
+from ndvit.data.sources.npy import npy_shape, read_npy, read_npy_slice
 from ndvit.data.sources.pictures import USUAL_PICTURES, image_size, picture_endings, read_image
 from ndvit.data.sources.rasters import raster_shape, read_raster
 from ndvit.data.sources.sounds import SOUNDS, USUAL_SOUNDS, read_audio, sound_header
 
 _ARRAYS = {".npy": "npy files", ".npz": "npz files"}
+_RECORDINGS = dict.fromkeys(COLUMN_FILES, "tables") | dict.fromkeys((*ARRAY_FILES, *EDF_FILES), "recordings")
 
 
 class Header(NamedTuple):
@@ -30,15 +34,35 @@ class Header(NamedTuple):
     rate: float | None = None
 
 
+class Excerpt(NamedTuple):
+    """The samples `start` to `stop` of a file along its last axis: some of its channels (None: all), or if `mono` their
+    mean. `header` is that of the excerpt.
+    """
+
+    path: str
+    start: int
+    stop: int
+    channels: tuple[int, ...] | None
+    mono: bool
+    header: Header
+
+    def __str__(self) -> str:
+        return f"{self.path}[{self.start}:{self.stop}]"
+
+
 def medium(path: str | Path) -> str | None:
-    """Return the kind of a file by its ending: images, sound files, npy files or npz files; None for other files."""
+    """Return the kind of a file by its ending; None for other files.
+
+    The kinds are images, sound files, npy files, npz files, tables (such as .csv), recordings (.mat, .h5, .edf).
+    """
     return _media().get(os.path.splitext(path)[1].lower())
 
 
 def known_endings() -> str:
     """The usual endings of files with one example, for messages."""
-    others = len(_media()) - len(USUAL_PICTURES + USUAL_SOUNDS) - len(_ARRAYS)
-    return ", ".join([*USUAL_PICTURES, *USUAL_SOUNDS, *_ARRAYS]) + f" and {others} more that PIL or libsndfile read"
+    usual = [*USUAL_PICTURES, *USUAL_SOUNDS, *_ARRAYS, *_RECORDINGS]
+    others = len(_media()) - len(usual)
+    return ", ".join(usual) + f" and {others} more that PIL or libsndfile read"
 
 
 def _media() -> dict[str, str]:
@@ -48,7 +72,7 @@ def _media() -> dict[str, str]:
 
 @cache
 def _kinds(pictures: tuple[str, ...]) -> dict[str, str]:
-    return dict.fromkeys(pictures, "images") | dict.fromkeys(SOUNDS, "sound files") | _ARRAYS
+    return dict.fromkeys(pictures, "images") | dict.fromkeys(SOUNDS, "sound files") | _ARRAYS | _RECORDINGS
 
 
 def short(text: str, most: int = 200) -> str:
@@ -66,6 +90,8 @@ def check_one_medium(paths: Iterable[str], root: Path) -> None:
 
 def header_of(item: Any) -> Header:
     """Return the header of an example in memory, or of a file or stored picture without decoding it."""
+    if isinstance(item, Header):
+        return item
     if isinstance(item, Image.Image):
         return Header("image", 0, (item.height, item.width))
     if isinstance(item, EncodedPicture):
@@ -74,6 +100,8 @@ def header_of(item: Any) -> Header:
         return Header("signal", len(item.values), item.values.shape[1:], item.rate)
     if isinstance(item, np.ndarray):
         return Header("signal", len(item), item.shape[1:])
+    if isinstance(item, Excerpt):
+        return item.header
     _check_file(item)
     kind = medium(item)
     if kind == "sound files":
@@ -83,7 +111,7 @@ def header_of(item: Any) -> Header:
     return Header("image", 0, image_size(item)) if shape is None else Header("signal", shape[0], shape[1:])
 
 
-def read_example(item: str | EncodedPicture) -> Raw:
+def read_example(item: str | EncodedPicture | Excerpt) -> Raw:
     """Read one file or stored picture; raise ValueErrors with the name of the file and its fault."""
     try:
         return decode(item)
@@ -91,16 +119,55 @@ def read_example(item: str | EncodedPicture) -> Raw:
         raise ValueError(f"{printable(str(item))}: {describe_fault(error)}") from error
 
 
-def decode(item: str | EncodedPicture) -> Raw:
-    """Read one file or stored picture, and raise the errors of its decoder, see `describe_fault`."""
+def decode(item: str | EncodedPicture | Excerpt) -> Raw:
+    """Read one file, a part of one, or a stored picture; raise the errors of its decoder, see `describe_fault`."""
     if isinstance(item, EncodedPicture):
         return read_image(item.open())
+    if isinstance(item, Excerpt):
+        return _decode_part(item)
     _check_file(item)
     kind = medium(item)
     if kind == "images":
         raster = read_raster(item)
         return read_image(item) if raster is None else raster
     return read_audio(item) if kind == "sound files" else read_npy(item)
+
+
+def mix_channels(values: np.ndarray, channels: tuple[int, ...] | None, mono: bool) -> np.ndarray:
+    """Some channels of (channels, *grid), by default all; if `mono`, the mean (1, *grid) of their observed values."""
+    values = values if channels is None else values[list(channels)]
+    if not mono:
+        return values
+    observed = ~np.isnan(values)
+    with np.errstate(invalid="ignore"):  # 0 / 0 is NaN
+        mean = np.where(observed, values, 0).sum(axis=0, keepdims=True) / observed.sum(axis=0, keepdims=True)
+    return np.asarray(mean, dtype=np.float32)
+
+
+def _decode_part(item: Excerpt) -> Raw:
+    _check_file(item.path)
+    raw = _read_part(item)
+    if isinstance(raw, Recording):
+        return raw._replace(values=mix_channels(raw.values, item.channels, item.mono))
+    return mix_channels(np.asarray(raw), item.channels, item.mono)
+
+
+def _read_part(item: Excerpt) -> Raw:
+    kind = medium(item.path)
+    if kind == "sound files":
+        return read_audio(item.path, item.start, item.stop)
+    if kind == "npy files":
+        return read_npy_slice(item.path, item.start, item.stop)
+    status = os.stat(item.path)  # the other formats have no access to their middle
+    whole = _decode_whole(item.path, status.st_mtime_ns, status.st_size)
+    values = whole.values if isinstance(whole, Recording) else np.asarray(whole)
+    part = np.ascontiguousarray(values[..., item.start : item.stop])
+    return whole._replace(values=part) if isinstance(whole, Recording) else part
+
+
+@lru_cache(maxsize=4)  # the windows of a recording are mostly read one after the other
+def _decode_whole(path: str, modified: int, size: int) -> Raw:
+    return decode(path)
 
 
 def _check_file(path: str) -> None:

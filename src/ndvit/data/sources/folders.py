@@ -20,6 +20,8 @@ _NOT_CLASSES = (
     "with the columns path and label"
 )
 _BESIDE = "beside train/"
+_BESIDE_OTHERS = ("tables", "npz files", "recordings")
+"""Kinds of files that are ignored beside others, such as lists, features and annotations of pictures."""
 _DEEPEST = 100  # folders below each other
 _LISTED = 20  # inner folders in a note
 _SYSTEM = {
@@ -161,16 +163,18 @@ class _Scanner:
         return [path for path in files if medium(path)]
 
     def has_examples(self, folder: Path) -> bool:
-        """Whether there are examples directly in a folder."""
-        return any(medium(path) for path in self.children(folder)[1])
+        """Whether there are examples directly in a folder; tables beside folders are lists and metadata."""
+        folders, files = self.children(folder)
+        return any(medium(path) not in (None, *(("tables",) if folders else ())) for path in files)
 
     def without_tables(self, files: list[Path]) -> list[Path]:
-        """Ignore .npz files beside examples of another kind: they are seldom examples themselves."""
-        tables = [path for path in files if medium(path) == "npz files"]
-        if len(tables) in (0, len(files)):
-            return files
-        self.ignore("beside files of another kind", tables)
-        return [path for path in files if path not in set(tables)]
+        """Ignore tables, .npz files and recordings beside examples of another kind: they seldom are examples, too."""
+        for kind in _BESIDE_OTHERS:
+            tables = [path for path in files if medium(path) == kind]
+            if len(tables) not in (0, len(files)):
+                self.ignore("beside files of another kind", tables)
+                files = [path for path in files if path not in set(tables)]
+        return files
 
     def walk(self, folder: Path) -> list[Path]:
         """The examples in a folder and in those below it, without masks that lie beside pictures."""

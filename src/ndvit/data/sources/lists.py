@@ -1,11 +1,10 @@
 """Lists of files: a .csv with one line per example, its path, its target, and optionally its split."""
 
-import codecs
 import csv
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -13,32 +12,48 @@ from typing import Any
 from ndvit.data.examples import Part
 from ndvit.data.messages import cannot_be_used, listing, unread
 from ndvit.data.sources.arrays import raw_target
+from ndvit.data.sources.column_files import is_table_of_values
+from ndvit.data.sources.columns import PATHS, matching
 from ndvit.data.sources.files import check_one_medium, known_endings, medium, short
 from ndvit.data.sources.split_names import split_of
+from ndvit.files import text_encoding
 
-_PATHS = ("path", "file", "filename", "image", "file_name", "filepath", "file_path", "image_path")
 _LABELS = ("label", "class", "target", "labels")
-_COLUMNS = {"path": _PATHS, "label": _LABELS, "split": ("split",)}
+_COLUMNS = {"path": PATHS, "label": _LABELS, "split": ("split",)}
 _LONGEST_LINE = 2**18  # letters
+_LONGEST_FIELD = 2**17  # letters
 _MOST_COLUMNS = 10_000
 _MOST_BAD = 100_000  # fields of unusable lines after which a file without any example is read no further
 _PEEK = 20  # lines in which a column of paths without a usual name is searched
 _UNDECODED = re.compile("[\udc80-\udcff]")
 _HEADER = (
-    f"expected a header with a column of paths ({', '.join(_PATHS)}) and one of labels ({', '.join(_LABELS)}); "
-    "a table of values is read from an .npz with X and y, a .ts, or UCR's .tsv (label first, tabs, no header)"
+    f"expected a header with a column of paths ({', '.join(PATHS)}) and one of labels ({', '.join(_LABELS)}), or a "
+    "table of values, with columns of numbers"
 )
 
 
 def is_list(path: Path) -> bool:
-    """Whether a file is a list of files: any .csv, and a .tsv with a column of paths in its first line."""
-    if path.suffix.lower() != ".tsv":
-        return path.suffix.lower() == ".csv"
-    with path.open(encoding=_encoding(path), errors="replace") as file:
-        return _has_paths(file.readline(_LONGEST_LINE), "\t")[0]
+    """Whether a file is a list of files: a .csv that is no table of values, and a .tsv with a column of paths.
+
+    A .csv with a column of numbers is a list if all values of another one, in the first lines, are files beside it.
+    """
+    if path.suffix.lower() == ".tsv":
+        with path.open(encoding=text_encoding(path), errors="replace") as file:
+            return _has_paths(file.readline(_LONGEST_LINE), "\t")[0]
+    if path.suffix.lower() != ".csv":
+        return False
+    if not is_table_of_values(path):
+        return True
+    try:
+        rows = [row for _, row in islice(_rows(path), _PEEK + 1)]
+    except ValueError:
+        return False
+    return _column_of_files(_Finder(path.parent), rows[1:], len(rows[0]), set()) is not None
 
 
-def read_list(path: Path, *, with_targets: bool, skip_bad: bool) -> tuple[dict[str, Part], list[str]]:
+def read_list(
+    path: Path, *, with_targets: bool, skip_bad: bool, labels: Sequence[str] = (), columns: Sequence[str] = ()
+) -> tuple[dict[str, Part], list[str]]:
     """Find the examples of a list: {"train": ...}, or the splits of its column `split`.
 
     The first line names the columns, in any order, separated by commas, semicolons or tabs. If none has a usual name of
@@ -49,6 +64,8 @@ def read_list(path: Path, *, with_targets: bool, skip_bad: bool) -> tuple[dict[s
         path: the list.
         with_targets: whether every line needs a target.
         skip_bad: leave unusable lines out instead of raising.
+        labels: names of the columns of targets, if they are not a usual one; of several, a target is a dict.
+        columns: names of other columns that are read, where the list has them.
 
     Returns:
         The parts, with paths as items, and notes on ignored lines and columns.
@@ -61,28 +78,33 @@ def read_list(path: Path, *, with_targets: bool, skip_bad: bool) -> tuple[dict[s
     header = [name.strip() for name in next(rows, (0, []))[1]]
     if len(header) > _MOST_COLUMNS:
         raise ValueError(f"{path}: has {len(header):,} columns; {_HEADER}")
-    columns = {what: _column(path, header, names) for what, names in _COLUMNS.items()}
+    places = {what: _column(path, header, names) for what, names in _COLUMNS.items() if what != "label" or not labels}
+    targets_at = {name: header.index(name) for name in matching(labels, header, str(path), "--label")}
+    places |= dict(zip(["label"], targets_at.values()))
+    beside = {name: header.index(name) for name in columns if name in header}
     names = [short(name, 60) or "(without a name)" for name in header]
     finder = _Finder(path.parent)
     notes: list[str] = []
-    if columns["path"] is None:
+    if places["path"] is None:
         first = list(islice(rows, _PEEK))
         rows = chain(first, rows)
         no_header = any(finder.is_example(field) for field in header)
         if not no_header:
-            taken = set(columns.values())
-            columns["path"] = _column_of_files(finder, [row for _, row in first], len(header), taken)
-        if columns["path"] is None:
+            taken = set(places.values())
+            places["path"] = _column_of_files(finder, [row for _, row in first], len(header), taken)
+        if places["path"] is None:
             found = f"its first line is '{short(','.join(header), 60)}'" if header else "it is empty"
             found += ", which names a file instead of the columns" * no_header
             raise ValueError(f"{path}: {found}; {_HEADER}")
-        notes.append(f"paths from the column {names[columns['path']]}, whose values are files")
-    if with_targets and columns["label"] is None:
+        notes.append(f"paths from the column {names[places['path']]}, whose values are files")
+    if with_targets and places["label"] is None:
         raise ValueError(
-            f"{path}: has no column of labels but {listing(names, 20)}; name the one with labels {' or '.join(_LABELS)}"
+            f"{path}: has no column of labels but {listing(names, 20)}; name the one with labels "
+            f"{' or '.join(_LABELS)}, or set --label (label= in Python)"
         )
     faults: list[str] = []
     examples: dict[str, list[tuple[str, Any, str]]] = defaultdict(list)
+    read: dict[str, dict[str, list[str]]] = defaultdict(lambda: {name: [] for name in beside})
     lines = fields_read = 0
     for number, row in rows:
         if fields_read > _MOST_BAD and not examples:
@@ -92,10 +114,12 @@ def read_list(path: Path, *, with_targets: bool, skip_bad: bool) -> tuple[dict[s
         if len(row) != len(header):
             faults.append(f"line {number}: has {len(row)} fields, the header has {len(header)}")
             continue
-        fields = {what: row[at].strip() if at is not None else "" for what, at in columns.items()}
+        fields = {what: row[at].strip() if at is not None else "" for what, at in places.items()}
         file = finder.path(fields["path"], f"{path}, line {number}")
         target = raw_target(fields["label"])
-        split = split_of(fields["split"]) if columns["split"] is not None else "train"
+        if len(targets_at) > 1:
+            target = {name: raw_target(row[at]) for name, at in targets_at.items()}
+        split = split_of(fields["split"]) if places["split"] is not None else "train"
         fault = finder.fault(file, number)
         if fault is None and split is None:
             fault = f"split is {short(fields['split'], 60)!r}; expected train, val or test"
@@ -103,20 +127,25 @@ def read_list(path: Path, *, with_targets: bool, skip_bad: bool) -> tuple[dict[s
             faults.append(f"line {number}: {fault}")
         elif split is not None:
             examples[split].append((str(file), target, fields["path"]))
+            for name, at in beside.items():
+                read[split][name].append(row[at].strip())
     if faults and not (skip_bad and examples):
         raise cannot_be_used(str(path), faults, lines, "lines")
     if not examples:
         raise ValueError(f"{path}: lists no files below its header")
     if set(examples) & {"test", "val"}:
         notes.append(f"the split in {path.name}")
-    notes += unread("columns", (name for i, name in enumerate(names) if i not in columns.values()))
+    notes += unread(
+        "columns",
+        (name for i, name in enumerate(names) if i not in (*places.values(), *targets_at.values(), *beside.values())),
+    )
     if faults:
         notes.append(f"{len(faults):,} of {lines:,} lines left out: {listing(faults, 20)}")
     check_one_medium([file for part in examples.values() for file, _, _ in part], path)
     parts = {}
     for split, rows_of_split in examples.items():
         files, targets, written = map(list, zip(*rows_of_split, strict=True))
-        parts[split] = Part(files, None if columns["label"] is None else targets, written)
+        parts[split] = Part(files, None if places["label"] is None else targets, written, read[split])
     return parts, notes
 
 
@@ -151,6 +180,7 @@ def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
             delimiter = delimiter or max(",;\t", key=lambda sign: _has_paths(line, sign))
             break
     reader = csv.reader(chain(before, lines), delimiter=delimiter or ",", strict=True)
+    limit = csv.field_size_limit(_LONGEST_FIELD)  # pandas lifts it, and a quote may never end
     try:
         for row in reader:
             if any(field.strip() for field in row):
@@ -159,11 +189,13 @@ def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
         raise ValueError(f"{path}, line {reader.line_num}: {error}; quotes must enclose whole fields") from error
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+    finally:
+        csv.field_size_limit(limit)
 
 
 def _lines(path: Path) -> Iterator[str]:
     """The lines of a text; ValueErrors for other files."""
-    encoding = _encoding(path)
+    encoding = text_encoding(path)
     number, offset = 0, 3 * (encoding == "utf-8-sig")
     with path.open(encoding=encoding, newline="", errors="surrogateescape") as file:
         try:
@@ -180,19 +212,10 @@ def _lines(path: Path) -> Iterator[str]:
             raise ValueError(f"{path}, line {number + 1}: is not {encoding} text; save it as UTF-8") from error
 
 
-def _encoding(path: Path) -> str:
-    """The encoding of a text by its byte order mark."""
-    with path.open("rb") as file:
-        start = file.read(3)
-    if start == codecs.BOM_UTF8:
-        return "utf-8-sig"
-    return "utf-16" if start[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8"
-
-
 def _has_paths(header: str, delimiter: str) -> tuple[bool, int]:
     """Whether a header with this delimiter has a column of paths, and its number of columns."""
     names = [name.strip().strip('"').lower() for name in header.split(delimiter)]
-    return any(name in _PATHS for name in names), len(names)
+    return any(name in PATHS for name in names), len(names)
 
 
 class _Finder:

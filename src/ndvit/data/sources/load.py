@@ -12,18 +12,26 @@ import numpy as np
 from PIL import Image
 
 from ndvit.config.bounds import nearest
+from ndvit.config.reading import PATH, FileOptions, ReadingOptions
 from ndvit.data.checking import Checked, check_examples
 from ndvit.data.examples import EncodedPicture, Examples, Kind, Part, Source
+from ndvit.data.groups import describe_groups, groups_of, names_in_paths, sample_weights, suspected_groups
 from ndvit.data.messages import Doubt, Ungrouped, listing, printable, ungrouped, warn_of_doubts
 from ndvit.data.sources import folders
-from ndvit.data.sources.archives import bundled, download, find_training_file, read_set, unread_beside
-from ndvit.data.sources.arrays import as_part, labels_are_missing, missing_labels, read_arrays, read_examples
+from ndvit.data.sources.archives import bundled, download, find_training_file, read_set, read_split_files, unread_beside
+from ndvit.data.sources.arrays import as_part, labels_are_missing, missing_labels, raw_target, read_arrays
+from ndvit.data.sources.columns import Roles
 from ndvit.data.sources.files import known_endings, medium, read_example
 from ndvit.data.sources.hub import is_hub, read_hub
+from ndvit.data.sources.labelled_arrays import has_labels_inside, read_labelled, read_unlabelled
 from ndvit.data.sources.lists import is_list, read_list
+from ndvit.data.sources.named_arrays import ARRAY_FILES, holds_many
 from ndvit.data.sources.npy import has_many_examples
+from ndvit.data.sources.recordings import is_recording, load_recordings
+from ndvit.data.sources.split_files import divide_by_file
 from ndvit.data.sources.tables import TABLES, read_table
 from ndvit.data.splits import hold_out
+from ndvit.data.windows import cut
 from ndvit.files import check_regular
 from ndvit.tasks import Task, task_class
 from ndvit.tasks.classification import literal_names
@@ -42,47 +50,43 @@ def load_source(
     source: Any,
     *,
     task: str | type[Task] = "classification",
-    test_fraction: float = 0.2,
     seed: int = 0,
-    skip_bad: bool = False,
-    literal_labels: bool = False,
-    drop_copies: bool = False,
     progress: bool = True,
     to_train: bool = True,
+    **options: Any,
 ) -> Source:
     """Load a data set with targets, or for a task that learns without them, the training examples of any data.
 
     Args:
         source: the name of a built-in set; `ucr:NAME`; `hf:owner/name`, a data set of pictures on the Hugging Face hub
-            (see `read_hub`); a folder of class folders; a .csv with the columns path and label (see `read_list`); a
-            .ts, .tsv, .npz or .npy file; or in Python `(X, y)`, `(X_train, y_train, X_test, y_test)` or a dict with
-            such keys, where each X is any container that `read_container` reads. Without targets also a folder of
-            files, or X alone.
+            (see `read_hub`); a folder of class folders; a .csv with the columns path and label (see `read_list`);
+            a table of values, wide or long (.csv, .parquet, .arff; see `layouts`); a .ts, .tsv, .npz, .npy, .mat or .h5
+            file; or in Python a table with labels, a data set of xarray, `(X, y)`, `(X_train, y_train, X_test, y_test)`
+            or a dict with such keys, where each X is any container that `read_container` reads. Without targets also a
+            folder of files, or X alone.
         task: meaning of the targets, by name or class.
-        test_fraction: share of the examples (of each class) that is held out for testing if the data has no test set; 0
-            leaves `test` empty.
-        seed: seed of that split.
-        skip_bad: leave bad examples and those without a label out, with a note, instead of raising.
-        literal_labels: take every label as the name of a class, also NA, null and the like, which otherwise stand for
-            missing labels, and numbers with fractions, which otherwise are refused as continuous. Names of folders are
-            always taken so.
-        drop_copies: leave out exact copies, so that no content occurs twice: those of test examples leave the other
-            splits. Equal examples with different labels are all left out. Without it, copies are only reported.
+        seed: seed of the split at random where the data has no test set.
         progress: show a progress bar while many files are checked.
         to_train: whether a training set, sufficient for the task, is required; otherwise `train` may be empty.
+        **options: fields of `ReadingOptions`. With test_fraction=0, nothing is held out and `test` is empty.
 
     Raises:
         FileNotFoundError: if the source is neither a name nor a path.
         ValueError: for faults of the data, with the place and the remedy.
     """
-    if not 0 <= test_fraction < 1:
-        raise ValueError(f"test_fraction must be at least 0 and below 1, got {test_fraction}")
+    reading = ReadingOptions.from_dict(options)
+    test_fraction, skip_bad = reading.test_fraction, reading.skip_bad
     kind_of_task = task_class(task)
     if kind_of_task.learns_from_targets:
-        name, parts, notes = _find(source, skip_bad, progress)
+        name, parts, notes = _find(source, reading, progress)
     else:
-        name, parts, notes = _find_any(source, skip_bad, progress)
+        name, parts, notes = _find_any(source, reading, progress)
     where = printable(str(source)) if isinstance(source, str | Path) else name
+    parts, read = _opened(parts, reading, where, progress)
+    notes += read
+    if reading.split_file is not None and kind_of_task.learns_from_targets:
+        parts, note = divide_by_file(parts, reading.split_file, where)
+        notes.append(note)
     if to_train and "train" not in parts:
         raise ValueError(
             f"{where}: has {' and '.join(parts)} but no training set (X_train, a folder train/, or lines with train in "
@@ -94,12 +98,13 @@ def load_source(
     parts = {split: _printable(parts[split]) for split in ("train", "test", "val") if split in parts}
     if kind_of_task.learns_from_targets:
         for split, part in parts.items():
-            parts[split], unlabelled = _with_targets(part, split, where, notes, skip_bad, literal_labels)
+            parts[split], unlabelled = _with_targets(part, split, where, notes, reading, kind_of_task)
             notes += unlabelled
     else:
         notes += [f"the {split} examples of {name} are not used" for split in parts if split != "train"]
-        parts, test_fraction = {"train": _with_known_targets(parts["train"], literal_labels)}, 0.0
-    checked = check_examples(parts, where, skip_bad, progress, drop_copies=drop_copies)
+        parts, test_fraction = {"train": _with_known_targets(parts["train"], reading.literal_labels)}, 0.0
+    windowed = reading.window is not None
+    checked = check_examples(parts, where, skip_bad, progress, drop_copies=reading.drop_copies, windowed=windowed)
     notes += checked.notes
     if any(checked.faults.values()):
         _check_strata_remain(kind_of_task, parts, checked, where)
@@ -107,20 +112,36 @@ def load_source(
     targets = {split: part.targets or [] for split, part in parts.items()}
     fitted = kind_of_task.from_targets(targets, where, to_train=bool(to_train and test_fraction))
     notes += map(Doubt, kind_of_task.doubts(targets))
-    if "test" not in parts and test_fraction:  # the split at random may separate the examples of a group
-        notes = [ungrouped(note) if isinstance(note, Ungrouped) else note for note in notes]
+    groups: dict[str, list[str]] = {}
+    if reading.group_by is not None and kind_of_task.learns_from_targets:
+        groups = groups_of(reading.group_by, parts, where)
+        notes += describe_groups(groups, reading.group_by)
+    elif kind_of_task.learns_from_targets:
+        notes += suspected_groups(parts)
+        if "test" not in parts and test_fraction:  # the split at random may separate the examples of a group
+            notes = [ungrouped(note) if isinstance(note, Ungrouped) else note for note in notes]
     notes = [printable(note) for note in notes]
     warn_of_doubts(notes)  # before the split, which such data may fail
     made = {
-        split: _examples(part, fitted.encode(targets[split]), checked.copies.get(split))
+        split: _examples(part, fitted.encode(targets[split]), checked.copies.get(split), groups.get(split))
         for split, part in parts.items()
     }
+    if reading.sample_weight is not None and "train" in parts and kind_of_task.learns_from_targets:
+        made["train"].weights = sample_weights(reading.sample_weight, parts["train"], where)
+        notes.append(f"training examples are weighted by {reading.sample_weight}")
+    made, windows = _cut(made, reading, where, named=not isinstance(source, tuple | dict))
+    notes += windows
     made.setdefault("train", next(iter(made.values())).subset([]))
     if "test" not in made and test_fraction:
         keep, held = hold_out(made["train"], fitted, test_fraction, seed, where)
         made |= {"train": made["train"].subset(keep), "test": made["train"].subset(held)}
         share = f"{test_fraction:.0%} held out for testing ({len(held):,} examples)"
-        notes.append(f"no test set in the data: {share}, stratified, seed {seed}")
+        kept = ""
+        kept_groups, held_groups = made["train"].groups, made["test"].groups
+        if kept_groups is not None and held_groups is not None:
+            known = len(set(held_groups) | set(kept_groups))
+            kept = f", {len(set(held_groups)):,} of {known:,} {'groups' if groups else 'recordings'}"
+        notes.append(f"no test set in the data: {share}{kept}, stratified, seed {seed}")
     made.setdefault("test", made["train"].subset([]))
     return Source(
         name=printable(name),
@@ -134,25 +155,30 @@ def load_source(
     )
 
 
-def load_examples(path: Any, *, skip_bad: bool = False, dims: int | None = None, channels: int = 0) -> LoadedExamples:
+def load_examples(path: Any, *, dims: int | None = None, in_channels: int = 0, **options: Any) -> LoadedExamples:
     """Load examples without targets: one file, a folder of files, or arrays.
 
     Args:
-        path: a picture, a sound file, an .npy or .npz of one example, a table (.ts, .tsv, .npz with X or X_test), a
-            .csv with a column path, `hf:owner/name`, or a folder of files; or in Python an array (n, time) or
-            (n, channels, time, ...), a list of arrays of any length, a list of PIL images, or another container that
-            `read_container` reads.
-        skip_bad: leave bad examples out, with a note, instead of raising.
+        path: a picture, a sound file, an .npy or .npz of one example, a table (.ts, .tsv, .csv, .parquet, .arff, or
+            .npz, .mat and .h5 with X or X_test), a recording (.csv, .parquet, .mat, .h5, .edf), a .csv with a column
+            path, `hf:owner/name`, or a folder of files; or in Python an array (n, time) or (n, channels, time, ...), a
+            list of arrays of any length, a list of PIL images, or another container that `read_container` reads.
         dims: number of axes of the model's input, without the channels. An .npy with `dims` + 2 axes, or with `dims` +
             1 for a model of one channel, has many examples; without `dims`, every .npy is one.
-        channels: channels of the model's input.
+        in_channels: channels of the model's input.
+        **options: fields of `FileOptions`.
 
     Raises:
         FileNotFoundError: if there is no such path.
         ValueError: for faults of the data, with the name of the file.
     """
+    reading = FileOptions.from_dict(options)
+    roles = Roles.of(reading)
+    of_table = 0 if reading.mono else in_channels  # columns that are read; other files have their channels chosen later
+    in_channels = 0 if reading.mono or reading.channels else in_channels
     if not isinstance(path, str | Path):
-        return _loaded(*read_examples(path), "X", skip_bad, channels)
+        named = not isinstance(path, np.ndarray)
+        return _loaded(*read_unlabelled(path, roles, of_table), "X", reading, in_channels, named)
     if path == "":
         raise ValueError("the path is empty; the current folder is written .")
     text, path = os.fspath(path), Path(path).expanduser()
@@ -168,13 +194,13 @@ def load_examples(path: Any, *, skip_bad: bool = False, dims: int | None = None,
     else:
         _check_file(path)
         folder = os.path.dirname(text)
-        many = medium(path) in ("npy files", "npz files") and has_many_examples(path, dims, channels)
+        many = _holds_many(path, roles, dims, in_channels)
         if is_list(path):
-            tables, notes = read_list(path, with_targets=False, skip_bad=skip_bad)
+            tables, notes = read_list(path, with_targets=False, skip_bad=reading.skip_bad)
         elif medium(path) and not many:
             part = Part([str(path)], None, [path.name])
         else:
-            tables, notes = read_table(_check_table(path))
+            tables, notes = read_table(_check_table(path), roles, with_targets=False, channels=of_table)
         if medium(path) == "npy files" and dims is not None:
             items = tables["train"].items if many else []
             count = f"{len(items):,} examples" if many else "one example"
@@ -189,8 +215,10 @@ def load_examples(path: Any, *, skip_bad: bool = False, dims: int | None = None,
             *others, last = tables
             name = text if is_hub(text) else path.name
             notes.append(f"{name} has {', '.join(others)} and {last}: the {split} set is used")
+    opened, read = _opened({"test": part}, reading, printable(text), progress=True)
+    part, notes = opened["test"], [*notes, *read]
     part = part._replace(targets=None, names=[os.path.join(folder, name) for name in part.names])
-    return _loaded(_printable(part), notes, printable(text), skip_bad, channels)
+    return _loaded(_printable(part), notes, printable(text), reading, in_channels)
 
 
 def builtin_sources() -> tuple[str, ...]:
@@ -198,25 +226,44 @@ def builtin_sources() -> tuple[str, ...]:
     return "digits", *bundled()
 
 
-def _loaded(part: Part, notes: list[str], where: str, skip_bad: bool, channels: int) -> LoadedExamples:
-    checked = check_examples({"test": part}, where, skip_bad, progress=True, channels=channels)
-    notes = [printable(note) for note in (*notes, *checked.notes)]
+def _loaded(
+    part: Part, notes: list[str], where: str, reading: FileOptions, channels: int, named: bool = True
+) -> LoadedExamples:
+    windowed = reading.window is not None
+    found = check_examples({"test": part}, where, reading.skip_bad, progress=True, channels=channels, windowed=windowed)
+    notes = [printable(note) for note in (*notes, *found.notes)]
     warn_of_doubts(notes)
-    return LoadedExamples(checked.kind, checked.dims, _examples(checked.parts["test"], None), tuple(notes))
+    examples, windows = cut(_examples(found.parts["test"], None), reading, where, named=named)
+    examples.left_out = tuple(found.faults["test"].values())
+    return LoadedExamples(found.kind, found.dims, examples, (*notes, *windows))
+
+
+def _cut(
+    made: dict[str, Examples], reading: FileOptions, where: str, named: bool
+) -> tuple[dict[str, Examples], list[str]]:
+    """The windows of the examples of each split, see `cut`, and notes."""
+    found = {split: cut(part, reading, where, named=named) for split, part in made.items()}
+    several = len(found) > 1
+    notes = [f"{split}: {note}" if several else note for split, (_, own) in found.items() for note in own]
+    return {split: part for split, (part, _) in found.items()}, notes
 
 
 def _find(
-    source: Any, skip_bad: bool, progress: bool, with_targets: bool = True
+    source: Any, reading: ReadingOptions, progress: bool, with_targets: bool = True
 ) -> tuple[str, dict[str, Part], list[str]]:
     """Return name, parts ("train", and "test" and "val" if the data has them) and notes of a source.
 
     Without `with_targets`, a folder unlabelled/ beside those of the classes belongs to the training set.
     """
+    roles = Roles.of(reading)
     if isinstance(source, tuple | dict):
-        return "arrays", *read_arrays(source)
+        return "arrays", *read_arrays(source, reading.columns)
+    if has_labels_inside(source):
+        return "arrays", *read_labelled(source, roles, with_targets=with_targets)
     if not isinstance(source, str | Path):
         raise ValueError(
-            f"a source is a name, a path, (X, y) or (X_train, y_train, X_test, y_test); got a {type(source).__name__}"
+            "a source is a name, a path, (X, y), (X_train, y_train, X_test, y_test), or a table or data set of xarray "
+            f"with the labels; got a {type(source).__name__}"
         )
     if source == "":
         raise ValueError("the source is an empty text; pass a name or a path (the current folder is written .)")
@@ -225,25 +272,35 @@ def _find(
         notes = [f"the built-in {text.lower()}; for the files at that path, write ./{text}"] if path.exists() else []
         if text.lower() == "digits":
             return "digits", {"train": _digits()}, notes
-        name, parts, more = read_set(bundled()[text.lower()])
+        name, parts, more = read_set(bundled()[text.lower()], roles)
         return name.lower(), parts, notes + more
     if text.lower().startswith("ucr:"):
-        return read_set(download(text[4:].strip()))
+        return read_set(download(text[4:].strip()), roles)
     if is_hub(text):
         return text.partition("?")[0], *read_hub(text, with_targets=True, progress=progress)
     if path.is_dir():
         table = find_training_file(path)
         if table:
-            name, parts, notes = read_set(table)
+            name, parts, notes = read_set(table, roles)
             return name, parts, notes + unread_beside(table)
+        if with_targets and _labels_need_no_folders(path, reading):
+            parts, notes = read_split_files(path, roles)
+            if not parts:
+                part, notes = folders.read_flat_folder(path)
+                parts = {"train": part}
+            return path.resolve().name, parts, notes
         parts, notes = folders.read_folder(path, with_unlabelled=not with_targets)
         named = {split: part._replace(targets=literal_names(part.targets or [])) for split, part in parts.items()}
         return path.resolve().name, named, notes
     if path.exists():
         _check_file(path)
         if is_list(path):
-            return path.stem, *read_list(path, with_targets=True, skip_bad=skip_bad)
-        return read_set(_check_table(path))
+            columns, labels_inside = reading.columns, not _is_pattern(reading.label)
+            found = read_list(
+                path, with_targets=labels_inside, skip_bad=reading.skip_bad, labels=roles.label, columns=columns
+            )
+            return path.stem, *found
+        return read_set(_check_table(path), roles, with_targets=with_targets)
     close = nearest(text.lower(), builtin_sources())
     raise FileNotFoundError(
         f"{printable(text)}: no such file or folder, and no built-in source."
@@ -253,28 +310,63 @@ def _find(
     )
 
 
-def _find_any(source: Any, skip_bad: bool, progress: bool) -> tuple[str, dict[str, Part], list[str]]:
+def _find_any(source: Any, reading: ReadingOptions, progress: bool) -> tuple[str, dict[str, Part], list[str]]:
     """As `_find`, for data with labels or without: also a folder of files, a list of paths, or X alone."""
-    if not isinstance(source, str | Path | tuple | dict):
-        part, notes = read_examples(source)
+    if not isinstance(source, str | Path | tuple | dict) and not has_labels_inside(source):
+        part, notes = read_unlabelled(source, Roles.of(reading), 0)
         return "arrays", {"train": part}, notes
-    path = None if isinstance(source, tuple | dict) else Path(source).expanduser()
+    path = Path(source).expanduser() if isinstance(source, str | Path) else None
     builtin = isinstance(source, str) and source.lower() in builtin_sources()
     flat = path is not None and path.is_dir() and not any(inner.is_dir() for inner in path.iterdir())
     if path is not None and flat and not builtin and find_training_file(path) is None:
         part, notes = folders.read_flat_folder(path)
         return path.resolve().name, {"train": part}, notes
     try:
-        return _find(source, skip_bad, progress, with_targets=False)
+        return _find(source, reading, progress, with_targets=False)
     except ValueError as error:
         if path is None or not is_list(path):
             raise
         fault = error
     try:
-        parts, notes = read_list(path, with_targets=False, skip_bad=skip_bad)
+        parts, notes = read_list(path, with_targets=False, skip_bad=reading.skip_bad)
     except ValueError:
         raise fault from None
     return path.stem, parts, notes
+
+
+def _opened(
+    parts: dict[str, Part], reading: FileOptions, where: str, progress: bool
+) -> tuple[dict[str, Part], list[str]]:
+    """The parts with labels from the files' paths, if that is how they are named, and with their recordings read."""
+    roles = Roles.of(reading)
+    if _is_pattern(reading.label) and isinstance(reading, ReadingOptions):
+        labels = names_in_paths(str(reading.label), parts, where, "label")
+        parts = {split: part._replace(targets=list(map(raw_target, labels[split]))) for split, part in parts.items()}
+    if not any(is_recording(part.items[0], roles) for part in parts.values() if part.items):
+        return parts, []
+    return load_recordings(parts, roles, where, skip_bad=reading.skip_bad, progress=progress)
+
+
+def _is_pattern(label: Any) -> bool:
+    return isinstance(label, str) and label.startswith(PATH)
+
+
+def _labels_need_no_folders(path: Path, reading: ReadingOptions) -> bool:
+    """Whether a folder without folders has recordings, which may have labels inside, or labels are parts of paths."""
+    inside = [inner for inner in path.iterdir() if not inner.name.startswith(".")]
+    if not inside or any(inner.is_dir() for inner in inside):
+        return False
+    media = {medium(inner) for inner in inside} - {None}
+    return _is_pattern(reading.label) or bool(media and media <= {"tables", "recordings"})
+
+
+def _holds_many(path: Path, roles: Roles, dims: int | None, in_channels: int) -> bool:
+    """Whether a file has many examples, for a model with `dims` axes and `in_channels`."""
+    if path.suffix.lower() in ARRAY_FILES or (path.suffix.lower() == ".npz" and roles.array):
+        return holds_many(path, roles, dims, in_channels)
+    if medium(path) in ("npy files", "npz files"):
+        return has_many_examples(path, dims, in_channels)
+    return medium(path) == "tables"
 
 
 def _digits() -> Part:
@@ -308,27 +400,40 @@ def _printable(part: Part) -> Part:
 
 
 def _with_targets(
-    part: Part, split: str, where: str, notes: list[str], skip_bad: bool, literal_labels: bool
+    part: Part, split: str, where: str, notes: list[str], reading: ReadingOptions, kind_of_task: type[Task]
 ) -> tuple[Part, list[str]]:
-    """Return the examples that have a target, and notes on those that do not; a ValueError unless `skip_bad`."""
+    """Return the examples that have a target, and notes on those that do not; a ValueError unless `skip_bad`.
+
+    The targets are those that the task has read.
+    """
     if part.targets is None:
         unread = "".join(f"; {note}" for note in notes if "not read" in note)
         raise ValueError(
             f"{where}: the {split} set has no labels; every example needs one"
-            f" (.ts: @classLabel true; .npz: y; .npy: NAME_labels.npy or .txt beside it; .csv: a column label){unread}"
+            " (.ts: @classLabel or @targetLabel true; .npz: y; .npy: NAME_labels.npy or .txt beside it; tables: a "
+            "column label, or --label NAME; files: folders of classes, or --label path:PATTERN for a part of their "
+            f"names){unread}"
         )
-    if literal_labels:
+    if reading.literal_labels:
         part = part._replace(targets=literal_names(part.targets))
-    missing = missing_labels(part.targets or [])
+    missing, empty = missing_labels(part.targets or []), list[str]()
+    if kind_of_task.may_be_empty:
+        without = sum(target is None for target in part.targets or ())
+        missing = [i for i in missing if (part.targets or [])[i] is not None]
+        if without:
+            empty.append(
+                f"{without:,} of {len(part.items):,} {split} examples have no label: none of the classes is there"
+            )
     if not missing:
-        return part, []
-    if not skip_bad or len(missing) == len(part.items):
+        return part._replace(targets=kind_of_task.read(part.targets or [], where)), empty
+    if not reading.skip_bad or len(missing) == len(part.items):
         how = "--skip-bad, skip_bad=True in Python"
         error = labels_are_missing(f"the {split} set", part.names, part.targets or [], missing, how)
         raise ValueError(f"{where}: {error}")
     names, left_out = listing([part.names[i] for i in missing]), set(missing)
     kept = part.take([i for i in range(len(part.items)) if i not in left_out])
-    return kept, [f"{len(missing):,} of {len(part.items):,} {split} examples left out without a label: {names}"]
+    kept = kept._replace(targets=kind_of_task.read(kept.targets or [], where))
+    return kept, [*empty, f"{len(missing):,} of {len(part.items):,} {split} examples left out without a label: {names}"]
 
 
 def _with_known_targets(part: Part, literal_labels: bool) -> Part:
@@ -355,6 +460,11 @@ def _check_strata_remain(kind_of_task: type[Task], parts: dict[str, Part], check
             raise ValueError(f"{where}: every example of {names} in the {split} set is bad; the first: {first}")
 
 
-def _examples(part: Part, targets: np.ndarray | None, copies: np.ndarray | None = None) -> Examples:
+def _examples(
+    part: Part,
+    targets: np.ndarray | None,
+    copies: np.ndarray | None = None,
+    groups: list[str] | None = None,
+) -> Examples:
     stored = isinstance(part.items[0], str | EncodedPicture)
-    return Examples(part.items, targets, part.names, read_example if stored else None, copies)
+    return Examples(part.items, targets, part.names, read_example if stored else None, copies, groups)

@@ -113,6 +113,14 @@ def read_npy(path: str | Path) -> np.ndarray:
     return with_channels(numbers(load_array(path), "the array"), "the array")
 
 
+def read_npy_slice(path: str | Path, start: int, stop: int) -> np.ndarray:
+    """Read the samples `start` to `stop` of the last axis of an .npy file, as (channels, *grid) float32."""
+    with _opened(path, _NPY) as file, _described():
+        _read_header(file, os.fstat(file.fileno()).st_size)
+    mapped = np.load(path, mmap_mode="r", allow_pickle=False)
+    return with_channels(numbers(np.array(mapped[..., start:stop]), "the array"), "the array")
+
+
 def npy_shape(path: str | Path) -> tuple[int, ...]:
     """Return (channels, *grid) from the header of an .npy or .npz file with one example."""
     array = array_header(path).empty()

@@ -59,6 +59,29 @@ def check_examples(X: Any) -> Checked:
     return Checked(values, None if values.ndim == 2 else names, values.ndim == 2)
 
 
+def indicators(y: Any) -> tuple[np.ndarray, tuple[str, ...] | None] | None:
+    """A matrix of labels (n, labels) of 0 and 1, and the names of its columns if it has them; None for other targets.
+
+    Raises:
+        ValueError: for several targets that are no matrix of 0 and 1.
+    """
+    raw = raw_targets(y.toarray() if hasattr(y, "toarray") else y, "y")
+    if not raw or not isinstance(raw[0], dict | tuple):
+        return None
+    named = isinstance(raw[0], dict)
+    rows = [tuple(row.values()) if isinstance(row, dict) else row for row in raw]
+    if any(not isinstance(row, tuple) or len(row) != len(rows[0]) for row in rows) or any(
+        value not in (0, 1) for row in rows for value in row
+    ):
+        raise ValueError(
+            f"Unknown label type: y has {len(rows[0])} columns, and of several labels a matrix of 0 and 1 is expected; "
+            "pass one column with one label for each example, y[NAME] or y[:, 0], or numbers to a ViTRegressor"
+        )
+    dtype = getattr(y, "dtype", None)
+    kept = dtype if isinstance(dtype, np.dtype) and dtype.kind in "biuf" else np.dtype(np.int64)
+    return np.array(rows).astype(kept), tuple(raw[0]) if named else None
+
+
 @np.errstate(invalid="ignore")  # NaN is refused
 def check_labels(y: Any, literal: bool = False) -> np.ndarray:
     """Return labels as an array (n,).

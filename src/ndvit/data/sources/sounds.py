@@ -22,16 +22,18 @@ SOUNDS = (
 _FASTEST = 10**8  # samples in a second (Hz); sound and ultrasound have at most 10**7
 
 
-def read_audio(path: str | Path) -> Recording:
-    """Read a sound file completely.
+def read_audio(path: str | Path, start: int = 0, stop: int | None = None) -> Recording:
+    """Read the frames `start` to `stop` of a sound file, by default all.
 
     Raises:
         soundfile.LibsndfileError: if the file is damaged or not a sound file.
         ValueError: if it is cut off, has infinite or missing samples, or an absurd header.
     """
     with _opened(path) as file:
-        expected, rate = file.frames, file.samplerate
-        values = file.read(dtype="float32", always_2d=True).T
+        expected, rate = (file.frames if stop is None else stop) - start, file.samplerate
+        if start:
+            file.seek(start)
+        values = file.read(expected, dtype="float32", always_2d=True).T
         # libsndfile shortens a truncated WAV without an error and only logs it. Programs that write WAV to a pipe do
         # not know the length and state 2 or 4 GiB: those files are complete.
         cut = re.search(r"data : (\d+) \(should be (\d+)\)", file.extra_info)

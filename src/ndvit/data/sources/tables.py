@@ -1,8 +1,12 @@
-"""Files of many examples with their targets: .ts, .tsv, .npz, .npy with targets beside it."""
+"""Files of many examples with their targets: .ts, .tsv, .npz, .npy with targets beside it.
+
+Tables with named columns, .mat and .h5 files, and named arrays of .npz files have readers of their own, called here.
+"""
 
 import codecs
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,12 +14,16 @@ import numpy as np
 
 from ndvit.data.examples import Part
 from ndvit.data.messages import Doubt, listing, printable, unread
-from ndvit.data.sources.arrays import as_part, missing_labels, raw_target, raw_targets
+from ndvit.data.sources.arrays import as_part, columns_beside, missing_labels, raw_target, raw_targets
+from ndvit.data.sources.column_files import COLUMN_FILES, is_table_of_values, read_columns
+from ndvit.data.sources.columns import NO_ROLES, Roles
+from ndvit.data.sources.layouts import parts_of, read_examples
+from ndvit.data.sources.named_arrays import ARRAY_FILES, read_many
 from ndvit.data.sources.npy import ArrayHeader, array_header, load_array, open_archive
 from ndvit.data.sources.split_names import split_of
 from ndvit.files import bounded_lines, check_regular
 
-TABLES = (".ts", ".tsv", ".npz", ".npy")
+TABLES = (".ts", ".tsv", ".npz", ".npy", ".csv", ".parquet", ".arff", *ARRAY_FILES)
 """Endings of files of many examples."""
 _LONGEST_LABEL = 1000  # characters
 _MOST_TAGS = 1000
@@ -33,17 +41,44 @@ class Table(NamedTuple):
     notes: list[str]
 
 
-def read_table(path: Path) -> Table:
-    """Read a file of many examples; raise a ValueError with its name and its fault."""
-    reader = {".ts": _read_ts, ".tsv": _read_tsv, ".npz": _read_npz, ".npy": _read_npy}[path.suffix.lower()]
+def read_table(path: Path, roles: Roles = NO_ROLES, *, with_targets: bool = True, channels: int = 0) -> Table:
+    """Read a file of many examples, or a table of one recording.
+
+    Args:
+        path: the file.
+        roles: names of columns or arrays.
+        with_targets: whether targets are needed.
+        channels: channels of the model that reads the examples; 0 without a model.
+
+    Raises:
+        ValueError: with the name of the file and its fault.
+    """
+    ending = path.suffix.lower()
+    npz = partial(_read_npz, columns=roles.columns)
+    readers: dict[str, Callable[[Path], Table]]
+    readers = {".ts": _read_ts, ".tsv": _read_tsv, ".npz": npz, ".npy": _read_npy}
     try:
         check_regular(path)
-        return reader(path)
+        if ending in COLUMN_FILES and (ending != ".tsv" or is_table_of_values(path)):
+            read = read_examples(read_columns(path, roles), roles, with_targets=with_targets, channels=channels)
+            return Table(parts_of(read), read.notes)
+        if ending in ARRAY_FILES or (ending == ".npz" and (roles.array or roles.label)):
+            return Table(*read_many(path, roles, with_targets=with_targets))
+        if with_targets:
+            _check_no_columns(roles)
+        return readers[ending](path)
     except (OSError, ValueError) as error:
         message = printable(str(error))
         raise ValueError(
             message if printable(path.name) in message else f"{printable(str(path))}: {message}"
         ) from error
+
+
+def _check_no_columns(roles: Roles) -> None:
+    """Raise a ValueError for names of columns if a file has none, so that they are not ignored."""
+    flags = {"label": roles.label, "id": roles.id, "time": roles.time, "channels": roles.channels, "array": roles.array}
+    if named := [f"--{flag}" for flag, value in flags.items() if value]:
+        raise ValueError(f"has no names for {' and '.join(named)}, which are of columns or named arrays; leave it out")
 
 
 # Text
@@ -86,13 +121,14 @@ def _series(text: str, separator: str, where: str) -> np.ndarray:
 
 
 def _read_ts(path: Path) -> Table:
-    """Read the format of the UCR/UEA archives: @tags, then one line per example, channel:channel:label, with commas."""
+    """Read the format of the UCR/UEA/TSER archives: @tags, then one line per example, channel:channel:label."""
     # The reader of aeon changes labels to lower case ("banana" for "baNaNa"), drops the minus signs of series with time
     # stamps, and stops at channels of unequal length, which end in missing values here.
     tags: dict[str, list[str]] = {}
     items: list[np.ndarray] = []
     labels: list[str] = []
     padded = stored = 0
+    labelled = False  # whether each line ends with a label, or the number that a regression predicts
     comma = True  # whether each channel of each line ends with a comma
     for number, line in _lines(path):
         where = f"{path}, line {number}"
@@ -107,10 +143,9 @@ def _read_ts(path: Path) -> Table:
                 raise ValueError(f"{where}: more than {_MOST_TAGS:,} tags and no @data line")
             if _is_true(tags, "timestamps"):
                 raise ValueError(f"{where}: time stamps are not supported; save plain values (@timeStamps false)")
-            if _is_true(tags, "targetlabel"):
-                raise ValueError(f"{where}: the set is for regression (@targetLabel), which is not supported")
+            labelled = _is_true(tags, "classlabel") or _is_true(tags, "targetlabel")
             continue
-        if _is_true(tags, "classlabel"):
+        if labelled:
             line, colon, label = line.rpartition(":")
             if not colon:
                 raise ValueError(f"{where}: expected values, a colon and a label, got {label[:40]!r}")
@@ -137,7 +172,7 @@ def _read_ts(path: Path) -> Table:
         items.append(values)
     if "data" not in tags:
         raise ValueError(f"{path}: no @data line; the file is not a .ts file or was cut off")
-    targets = raw_targets(labels, f"the labels in {path.name}") if _is_true(tags, "classlabel") else None
+    targets = raw_targets(labels, f"the labels in {path.name}") if labelled else None
     notes = _unlike_tags(path, tags, items, targets)
     if comma and items:
         items = [item[:, :-1] for item in items]
@@ -209,7 +244,7 @@ def _train_part(path: Path, items: list[np.ndarray], targets: list[Any] | None) 
 # Arrays
 
 
-def _read_npz(path: Path) -> Table:
+def _read_npz(path: Path, columns: Sequence[str]) -> Table:
     with open_archive(path) as archive:
         keys: dict[str, str] = {}
         for key in archive.keys:
@@ -229,8 +264,11 @@ def _read_npz(path: Path) -> Table:
             where = path.name if len(splits) == 1 and not name else f"{path.name}:X{name or '_train'}"
             _check_count(archive.header(keys[x]), where)
             targets = archive.read(keys[y]) if y in keys else None
-            parts[split] = as_part(archive.read(keys[x]), targets, where, f"{y} in {path.name}")
-            used |= {x, y}
+            part = as_part(archive.read(keys[x]), targets, where, f"{y} in {path.name}")
+            wanted = {key: archive.read(key) for key in archive.keys if key.removesuffix(name) in columns}
+            beside, read = columns_beside(name, columns, wanted, len(part.items))
+            parts[split] = part._replace(columns=beside)
+            used |= {x, y, *map(str.lower, read)}
         if not parts:
             found = f"{listing([key[:40] for key in keys.values()], 10)}; rename them" if keys else "no array"
             raise ValueError(f"{path}: expected arrays X and y, or X_train, y_train, X_test, y_test; got {found}")

@@ -34,6 +34,8 @@ TIMM = {
 }
 
 _MANTIS = {"transf_num_heads": "num_heads", "transf_depth": "depth", "hidden_dim": "embed_dim"}
+PROBLEMS = {"multi_label_classification": "multilabel", "regression": "regression"}
+"""Names of transformers for tasks beside classification."""
 _AST, _AUDIOSET = "audio-spectrogram-transformer", 527  # classes of AudioSet
 
 
@@ -46,6 +48,7 @@ class Sidecars:
     classes: tuple[Any, ...]  # in the order of outputs; empty if there are none, or only "LABEL_0" and so on
     preprocess: dict[str, Any]  # fields of `ImagePreprocess`
     no_task: str = ""  # why the outputs belong to no task that ndvit has; empty if nothing says so
+    task: str = ""  # name of the task of the outputs, if it is stated and is no classification
 
 
 def read_sidecars(sidecars: Mapping[str, dict[str, Any]]) -> Sidecars:
@@ -83,10 +86,10 @@ def _transformers(config: dict[str, Any], processor: dict[str, Any]) -> Sidecars
     classes = () if generic else tuple(names)
     architecture = next((name for name in config.get("architectures") or () if isinstance(name, str)), None)
     preprocess = _processor(processor, str(model_type))
-    no_task = why_no_task(config.get("problem_type"), "config.json")
-    if model_type == _AST and len(labels) == _AUDIOSET:
-        no_task = _no_softmax("its outputs are the 527 classes of AudioSet, of which a recording has several")
-    return Sidecars(architecture, found, classes, preprocess, no_task)
+    no_task, task = task_of(config.get("problem_type"), "config.json")
+    if model_type == _AST and len(labels) == _AUDIOSET:  # a recording has several of these classes
+        no_task, task = "", "multilabel"
+    return Sidecars(architecture, found, classes, preprocess, no_task, task)
 
 
 def _processor(processor: dict[str, Any], model_type: str) -> dict[str, Any]:
@@ -180,18 +183,18 @@ def fields_of_name(name: str) -> dict[str, Any]:
     return found
 
 
-def why_no_task(problem_type: Any, where: str) -> str:
-    """Why the outputs of a model with this problem_type of transformers are not those of a classification."""
+def task_of(problem_type: Any, where: str) -> tuple[str, str]:
+    """Why a model with this problem_type of transformers has no task here, and the name of its task if it has another
+    than classification; empty texts otherwise.
+    """
     if problem_type in (None, "single_label_classification"):
-        return ""
-    return _no_softmax(f"{where} states problem_type {str(problem_type)[:40]!r}")
-
-
-def _no_softmax(reason: str) -> str:
+        return "", ""
+    if isinstance(problem_type, str) and problem_type in PROBLEMS:
+        return "", PROBLEMS[problem_type]
     return (
-        f"{reason}, so a softmax over the outputs would be wrong, and ndvit has no such task yet: fine-tune the model "
-        "(ndvit train SOURCE --weights FILE), embed data with it, or apply your own activation to model(x)"
-    )
+        f"{where} states problem_type {str(problem_type)[:40]!r}, which is none of {', '.join(PROBLEMS)}: fine-tune "
+        "the model (ndvit train SOURCE --weights FILE), embed data with it, or apply your own activation to model(x)"
+    ), ""
 
 
 def _renamed(stated: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from ndvit.weights.reading.sidecars import (
     fields_of_name,
     moments_of,
     pair_of,
-    why_no_task,
+    task_of,
 )
 
 # Names of the values there, which may be nested in args, hyper_parameters and the like: fields of `ViTConfig` as above.
@@ -93,7 +93,7 @@ def read_values(values: Mapping[str, Any], actual: Mapping[str, Any]) -> tuple[S
         notes.append(f"taken from the file: {', '.join(dict.fromkeys(used))}")
     if left:
         notes.append(f"left out: {'; '.join(left[:5])}")
-    return Sidecars(architecture, config, classes, preprocess, why_no_task(problem, "the file")), notes
+    return Sidecars(architecture, config, classes, preprocess, *task_of(problem, "the file")), notes
 
 
 def _leaves(values: Mapping[str, Any]) -> list[dict[str, Any]]:

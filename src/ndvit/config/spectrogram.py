@@ -1,0 +1,38 @@
+"""Options of spectrograms: signals of one axis as pictures of time and frequency."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from annotated_types import Ge
+
+from ndvit.config.bounds import Cap, Options
+from ndvit.config.reading import Length
+
+Scale = Literal["mel", "linear"]
+BandsAs = Literal["picture", "channels"]
+FOR_CHANNELS = ("signal_", "encoder_", "closed_form")
+"""Families of networks that read the bands as channels."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpectrogramOptions(Options):
+    """Spectrogram."""
+
+    spectrogram: Literal["off", "mel", "linear"] | None = None
+    """Read signals of one axis as the logarithm of their power in bands of frequency over time: mel (bands as wide as
+    hearing resolves them, for a known sample rate), linear (bands of equal width), or off. The default is mel for sound
+    files, else off."""
+    bands_as: BandsAs | None = None
+    """What the network reads: a picture of frequency and time, or a signal over time with a channel for each band. The
+    default is channels for networks of signals (signal_SIZE, closed_form and their presets), else picture."""
+    bands: Annotated[int, Ge(2), Cap(4096)] | None = None
+    """Number of bands; the default is 40, or fewer where a frame resolves fewer."""
+    frame: Length = None
+    """Length of the frames whose power is measured: samples (256), or seconds where the sample rate is known (32ms).
+    The default is 32 ms of sound, and about four times the square root of the length of other signals."""
+    frame_step: Length = None
+    """Distance between the starts of two frames: samples, seconds, or a share of the frame (50%). The default is 16 ms
+    of sound and a quarter of the frame of other signals, and more where that makes over 256 frames."""
+
+
+SPECTROGRAM_FIELDS = frozenset(SpectrogramOptions.__dataclass_fields__)

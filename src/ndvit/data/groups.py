@@ -1,0 +1,212 @@
+"""Columns beside inputs and targets: groups of examples, such as patients, which no split divides; and weights."""
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from ndvit.config.reading import PATH
+from ndvit.data.examples import Part, are_streamed
+from ndvit.data.messages import Doubt, Ungrouped, listing, printable
+from ndvit.data.sources.containers import is_missing
+
+_FIELD = re.compile(r"\{(\w*)\}|\*")
+_FEWEST_EACH = 3  # examples that a group has on average where a part of the names is suspected to be one
+_WORDS = re.compile(r"[^\W\d_]+\d*")
+_SEPARATORS = re.compile(r"[_\-. ]+")
+_LONGEST = 40  # letters of the name of a group in a message
+
+
+def groups_of(group_by: str, parts: dict[str, Part], where: str) -> dict[str, list[str]]:
+    """The name of the group of each example.
+
+    Args:
+        group_by: a column that the parts have, or path:PATTERN, see `ReadingOptions`.
+        parts: the examples of each split.
+        where: name of the source in messages.
+
+    Raises:
+        ValueError: if the source has no such column, the pattern does not fit the names of all files, or an example has
+            no group.
+    """
+    if group_by.startswith(PATH):
+        return names_in_paths(group_by, parts, where, "group_by")
+    if lacking := [split for split, part in parts.items() if group_by not in part.columns]:
+        raise ValueError(
+            f"{where}: the {lacking[0]} set has no column or array {printable(group_by)!r} to group by; for a part of "
+            "the files' paths use path:PATTERN, for example path:{speaker}_{take} (--group-by, group_by=)"
+        )
+    found: dict[str, list[str]] = {}
+    for split, part in parts.items():
+        values = part.columns[group_by]
+        if missing := [part.names[i] for i, value in enumerate(values) if is_missing(value) or not str(value).strip()]:
+            raise ValueError(
+                f"{where}: {len(missing):,} examples have no {printable(group_by)}: {listing(missing)}. Add it, or "
+                "remove these examples"
+            )
+        found[split] = [printable(_plain(value)) for value in values]
+    return found
+
+
+def names_in_paths(text: str, parts: dict[str, Part], where: str, option: str) -> dict[str, list[str]]:
+    """The first name in braces of path:PATTERN, in the path of each example.
+
+    Args:
+        text: path:PATTERN, see `ReadingOptions`.
+        parts: the examples of each split.
+        where: name of the source in messages.
+        option: name of the option in messages.
+
+    Raises:
+        ValueError: if the pattern does not fit the names of all files.
+    """
+    pattern = _pattern(text.removeprefix(PATH), option)
+    return {split: _in_names(part, *pattern, text, where, option) for split, part in parts.items()}
+
+
+def sample_weights(column: str, part: Part, where: str) -> np.ndarray:
+    """The weights in a column, divided by their mean, (n,).
+
+    Raises:
+        ValueError: if the source has no such column, or a weight is no finite number of at least 0, or all are 0; and
+            for streamed examples.
+    """
+    if column not in part.columns:
+        raise ValueError(f"{where}: the train set has no column or array {printable(column)!r} with sample weights")
+    if are_streamed(part.items):
+        raise ValueError(f"{where}: is streamed, and its examples cannot be weighted: leave streaming=1 out")
+    try:
+        weights = np.array([float(value) for value in part.columns[column]])
+    except (TypeError, ValueError):
+        weights = np.array([np.nan])
+    return relative_weights(weights, f"{where}: the sample weights in {printable(column)}")
+
+
+def relative_weights(weights: np.ndarray, where: str) -> np.ndarray:
+    """Weights divided by their mean, (n,).
+
+    Raises:
+        ValueError: unless they are finite numbers of at least 0, some above 0.
+    """
+    if not np.isfinite(weights).all() or (weights < 0).any() or not weights.any():
+        raise ValueError(
+            f"{where} must be finite numbers, none below zero and some above zero; remove examples that have none"
+        )
+    scaled: np.ndarray = weights / weights.mean()
+    return scaled
+
+
+def describe_groups(groups: dict[str, list[str]], group_by: str) -> list[str]:
+    """Notes on the number of groups, and a doubt about groups that several splits of the source share."""
+    sets = {split: set(names) for split, names in groups.items()}
+    counts = ", ".join(f"{split} {len(found):,}" for split, found in sets.items())
+    first = listing([name[:_LONGEST] for name in sorted(set().union(*sets.values()))])
+    notes = [f"groups by {group_by}: {counts} ({first})"]
+    for split, found in sets.items():
+        for other, names in sets.items():
+            if split < other and (both := sorted(found & names)):
+                notes.append(
+                    Doubt(
+                        f"{len(both):,} groups are in the {split} set and in the {other} set of the source "
+                        f"({listing([name[:_LONGEST] for name in both])}), so that results are too good: provide a "
+                        "split by groups, or none, and one is made"
+                    )
+                )
+    return notes
+
+
+def _plain(value: Any) -> str:
+    """The text of a group: 3.0, as tables with missing values hold whole numbers, is 3."""
+    value = value.item() if isinstance(value, np.generic) else value
+    value = value.decode(errors="replace") if isinstance(value, bytes) else value
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()
+
+
+def _pattern(text: str, option: str) -> tuple[re.Pattern[str], int]:
+    """A pattern as a regular expression for the last parts of a path, and their number.
+
+    A field matches everything but slashes and the separators of the pattern, so that it fits in one way.
+
+    Raises:
+        ValueError: for a pattern without a field in braces.
+    """
+    if "{" not in text or not (fields := list(_FIELD.finditer(text))):
+        raise ValueError(
+            f"{option} has the pattern {text!r}, which names no {option.removesuffix('_by')}: put it in braces, as in "
+            "path:{speaker}_{take} or path:{subject}/*/*"
+        )
+    separators = {letter for letter in _FIELD.sub("", text) if not letter.isalnum()} | {"/"}
+    any_text = f"[^{re.escape(''.join(sorted(separators)))}]+"
+    expression, end, group = "", 0, False
+    for field in fields:
+        captured = field[0] != "*" and not group  # the first name in braces is the group
+        group |= captured
+        expression += re.escape(text[end : field.start()]) + (f"({any_text})" if captured else any_text)
+        end = field.end()
+    return re.compile(expression + re.escape(text[end:])), text.count("/") + 1
+
+
+def _in_names(part: Part, pattern: re.Pattern[str], levels: int, text: str, where: str, option: str) -> list[str]:
+    groups: list[str] = []
+    for name in part.names:
+        path = PurePosixPath(name)
+        last = "/".join(path.parts[-levels:])
+        found = pattern.fullmatch("/".join(path.with_suffix("").parts[-levels:])) or pattern.fullmatch(last)
+        if found is None:
+            raise ValueError(
+                f"{where}: the name {name[-80:]!r} does not fit the pattern of {option} {text!r}, in which a name "
+                "in braces and * stand for text without the pattern's separators; change it so that it fits "
+                "every file, or use a .csv with a column of paths"
+            )
+        groups.append(found[1])
+    return groups
+
+
+def suspected_groups(parts: dict[str, Part]) -> list[str]:
+    """Notes on a part of the files' names that looks like a group, for a source that is split at random.
+
+    Such a part is a word (subject1, anna) at a fixed place of the name, with several examples for each of its values,
+    which is not the label.
+    """
+    if set(parts) != {"train"} or not (part := parts["train"]).items or not isinstance(part.items[0], str):
+        return []
+    stems = [_SEPARATORS.split(PurePosixPath(name).stem) for name in part.names]
+    (length, count), *_ = Counter(map(len, stems)).most_common(1)
+    if length < 2 or count < len(stems):
+        return []
+    labels = [str(target) for target in part.targets or [""] * len(stems)]
+    for place in range(length):
+        values = [stem[place] for stem in stems]
+        if _looks_like_groups(values, labels):
+            example = listing([value[:_LONGEST] for value in dict.fromkeys(values)])
+            pattern = "_".join("{group}" if i == place else "*" for i in range(length))
+            joined = _rejoined(PurePosixPath(part.names[0]).stem, pattern)
+            return [
+                Ungrouped(
+                    f"the names of the files have a part that may be a group ({example}), which is not read; to keep "
+                    f"its examples on one side, use --group-by '{PATH}{joined}' (group_by=)"
+                )
+            ]
+    return []
+
+
+def _rejoined(stem: str, pattern: str) -> str:
+    """The pattern with the separators of a name instead of underscores."""
+    separators = iter(_SEPARATORS.findall(stem))
+    return re.sub("_", lambda _: next(separators, "_"), pattern)
+
+
+def _looks_like_groups(values: Sequence[str], labels: Sequence[str]) -> bool:
+    """Whether values are few words with several examples each, and neither decide the label nor follow from it."""
+    distinct = set(values)
+    if not 2 <= len(distinct) <= len(values) / _FEWEST_EACH or not all(map(_WORDS.fullmatch, distinct)):
+        return False
+    if any(value.lower() in {label.lower() for label in labels} for value in distinct):
+        return False
+    classes: dict[str, set[str]] = defaultdict(set)
+    for value, label in zip(values, labels):
+        classes[value].add(label)
+    return any(len(found) > 1 for found in classes.values())

@@ -1,0 +1,366 @@
+"""Cross-validation: every example is answered by models that were trained without it and without its group.
+
+`ndvit crossvalidate` and `ndvit.cross_validate` are the same function. Each fold is a run with a folder of its own, so
+that an interrupted cross-validation continues with the fold that it was in.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import shlex
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+
+from ndvit import __version__
+from ndvit.config.bounds import checked
+from ndvit.config.options import split_options
+from ndvit.config.reading import take_reading_options
+from ndvit.config.validation import Folds, Repeats
+from ndvit.data.examples import Source
+from ndvit.data.loading import Inputs
+from ndvit.data.sources.load import load_source
+from ndvit.data.splits import folds as divide
+from ndvit.evaluation.base import Evaluation
+from ndvit.evaluation.folds import FoldScores
+from ndvit.evaluation.report import Report, write_report
+from ndvit.files import csv_text, make_folder, replace_file, sole_process
+from ndvit.inference.answers import answer_rows
+from ndvit.inference.batches import predict_answers
+from ndvit.inference.recordings import WholeRecordings, evaluate_answers
+from ndvit.model import Model, load_model
+from ndvit.training.fit import fit
+from ndvit.training.isolation import isolated
+from ndvit.training.plan import Plan, Request, plan
+from ndvit.training.run import (
+    PREDICTIONS_FILE,
+    REPORT_FILE,
+    RESULTS_FILE,
+    begin_folder,
+    new_folder,
+    resume,
+    start_run,
+)
+from ndvit.training.settings import CONFIG_FILE, HEAD, read_config, request_of, settings_of
+from ndvit.weights.file import MODEL_FILE
+
+FOLDS_FOLDER = "folds"
+_OWN = ("folds", "repeats", "refit")
+"""Settings in config.yaml beside those of a run."""
+_SECONDS_BETWEEN = 1.0  # of folds that are so short that no estimate of the rest is printed
+
+
+@dataclass(frozen=True, eq=False)
+class CrossValidation:
+    """A finished or interrupted cross-validation.
+
+    Attributes:
+        folder: its folder with report.html, results.json, predictions.csv (out-of-fold answers), config.yaml and one
+            run folder a fold in folds/; with `refit` also model.safetensors.
+        scores: metrics of each fold, their means and intervals.
+        evaluation: out-of-fold answers of all examples; with repeats, the mean of their answers. None if interrupted.
+        model: the model that was trained on all examples; None without `refit`.
+    """
+
+    folder: Path
+    scores: FoldScores
+    evaluation: Evaluation | None
+    model: Model | None = None
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether Ctrl-C ended it; `resume_cross_validation(folder)` continues it."""
+        return self.evaluation is None
+
+    @property
+    def report(self) -> Path:
+        """The report page."""
+        return self.folder / REPORT_FILE
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What is to be done in one folder."""
+
+    request: Request
+    folds: int
+    repeats: int
+    refit: bool
+    folder: Path
+    log: Callable[[str], Any]
+
+
+def cross_validate(
+    source: Any,
+    *,
+    folds: int = 5,
+    repeats: int = 1,
+    refit: bool = False,
+    output: str | Path | None = None,
+    force: bool = False,
+    progress: bool = True,
+    log: Callable[[str], Any] = print,
+    **arguments: Any,
+) -> CrossValidation:
+    """Train and test on the folds of a source, and write a report.
+
+    The folds are stratified as far as groups allow; examples of one group (`group_by`), and exact copies, are in one
+    fold. Within each fold, the validation set of its training is made of the other folds, by groups too. A test set
+    of the source is left out of all of this.
+
+    Args:
+        source: as in `train`.
+        folds: number of folds.
+        repeats: how many times everything is divided again, with the seeds seed, seed + 1, ...
+        refit: train a model on all examples in the end, whose file keeps the out-of-fold results.
+        output: the folder; None creates a new one under `runs/`.
+        force: replace an existing run folder.
+        progress: show progress bars.
+        log: receives each line about the progress.
+        **arguments: as in `train`.
+
+    Raises:
+        ValueError, FileExistsError: as in `train`, and for more folds than examples or groups.
+    """
+    checked("folds", Folds, folds)
+    checked("repeats", Repeats, repeats)
+    if idle := [name for name in ("test_fraction", "split_file") if name in arguments]:
+        raise ValueError(f"{idle[0]} does nothing in a cross-validation, in which every fold is tested: leave it out")
+    own = {name: arguments.pop(name) for name in Request.__dataclass_fields__ if name in arguments}
+    reading, options = take_reading_options(arguments)
+    request = Request(source=source, reading=reading, options=options, progress=progress, **own)
+    if not request.learns_from_targets:
+        raise ValueError(f"{request.task} learns without targets, and there is nothing to cross-validate")
+    folder = new_folder(request, output, force, ending="-folds")
+    data = _load(request)
+    divided = [_divide(data, request, folds, repeat) for repeat in range(repeats)]
+    settings = {**settings_of(request), **request.options, "folds": folds, "repeats": repeats, "refit": refit}
+    del settings["test_fraction"]
+    make_folder(folder)
+    with sole_process(folder):
+        begin_folder(folder, _config_text(settings), force)
+        for note in data.decisions:
+            log(note)
+        return _run(_Task(request, folds, repeats, refit, folder, log), data, divided)
+
+
+def resume_cross_validation(
+    folder: str | Path, *, source: Any = None, progress: bool = True, log: Callable[[str], Any] = print
+) -> CrossValidation:
+    """Continue an interrupted cross-validation.
+
+    Args:
+        folder: its folder.
+        source: the same arrays again, if it was of arrays.
+        progress: show progress bars.
+        log: receives each line about the progress.
+
+    Raises:
+        FileNotFoundError: if the folder holds none.
+        ValueError: if it is finished, or its data or settings have changed.
+    """
+    folder = Path(folder)
+    if not (folder / CONFIG_FILE).is_file():
+        raise FileNotFoundError(f"{folder} holds no cross-validation to resume: it has no {CONFIG_FILE}")
+    with sole_process(folder):
+        if (folder / RESULTS_FILE).is_file():
+            raise ValueError(f"{folder} is finished: it has a {RESULTS_FILE}. Start again with another output folder")
+        settings = read_config(folder / CONFIG_FILE)
+        if missing := [name for name in _OWN if name not in settings]:
+            raise ValueError(
+                f"{folder} is no cross-validation, its {CONFIG_FILE} has no {missing[0]}: use train --resume"
+            )
+        folds, repeats = checked("folds", Folds, settings["folds"]), checked("repeats", Repeats, settings["repeats"])
+        rest = {name: value for name, value in settings.items() if name not in _OWN}
+        request = request_of(
+            {"test_fraction": 0.2, "model": None, **rest}, folder / CONFIG_FILE, source, None, progress
+        )
+        data = _load(request)
+        divided = [_divide(data, request, folds, repeat) for repeat in range(repeats)]
+        return _run(_Task(request, folds, repeats, settings["refit"] is True, folder, log), data, divided)
+
+
+def _load(request: Request) -> Source:
+    """The examples to divide, all in the training set, and the test set of the source, if it has one."""
+    if isinstance(request.source, Source):
+        return request.source
+    recipe, _, _ = split_options(request.options)
+    reading = replace(request.reading, test_fraction=0).to_dict()
+    return load_source(request.source, task=request.task, seed=recipe.seed, progress=request.progress, **reading)
+
+
+def _divide(data: Source, request: Request, count: int, repeat: int) -> list[np.ndarray]:
+    seed = split_options(request.options)[0].seed + repeat
+    return divide(data.train, data.task, count, seed, data.name)
+
+
+def _config_text(settings: dict[str, Any]) -> str:
+    plain = {name: list(v) if isinstance(v, tuple) else v for name, v in settings.items()}
+    command = f"ndvit crossvalidate --config {CONFIG_FILE} --output NEW_FOLDER"
+    return f"{HEAD}{__version__}. Rerun: {command}\n{yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)}"
+
+
+def _run(task: _Task, data: Source, divided: list[list[np.ndarray]]) -> CrossValidation:
+    """Train and test every fold, then all together; write the results."""
+    started = time.perf_counter()
+    train, log = data.train, task.log
+    assert train.targets is not None
+    answers = [np.empty(0)] * task.repeats
+    windows = train.places
+    scores = FoldScores(len(train) if windows is None else len({window.recording for window in windows}))
+    done = 0
+    for repeat, places in enumerate(divided):
+        for number, held in enumerate(places):
+            found = _fold(task, data, held, repeat, number)
+            if found is None:
+                log(f"stopped; continue with: ndvit crossvalidate --resume {shlex.quote(str(task.folder))}")
+                return CrossValidation(task.folder, scores, None)
+            evaluation, rows = found
+            if not answers[repeat].size:
+                answers[repeat] = np.zeros((len(train), rows.shape[1]), dtype=rows.dtype)
+            answers[repeat][held] = rows
+            scores.add(repeat, number, evaluation)
+            done += 1
+            passed = time.perf_counter() - started
+            total = task.repeats * task.folds
+            left = f"; about {_duration(passed / done * (total - done))} left" * (passed / done > _SECONDS_BETWEEN)
+            name = f"fold {number + 1} of {task.folds}"
+            name = name if task.repeats == 1 else f"repeat {repeat + 1} of {task.repeats}, {name}"
+            log(f"{name}: {evaluation.headline(train.targets)}{left if done < total else ''}")
+    together = np.mean(answers, axis=0)
+    evaluation = evaluate_answers(data.task, [together], [train])
+    scores.whole = evaluation
+    for line in scores.lines():
+        log(line)
+    model = _refitted(task, data, scores) if task.refit else None
+    if task.refit and model is None:
+        return CrossValidation(task.folder, scores, None)
+    _write(task, data, scores, together, divided, time.perf_counter() - started)
+    if model is not None:
+        model.save(task.folder / MODEL_FILE)
+        log(f"model trained on all examples: {task.folder / MODEL_FILE}")
+    log(f"report: {task.folder / REPORT_FILE}")
+    return CrossValidation(task.folder, scores, evaluation, model)
+
+
+def _fold(
+    task: _Task, data: Source, held: np.ndarray, repeat: int, number: int
+) -> tuple[Evaluation, np.ndarray] | None:
+    """Results and answers for the examples of a fold; None if its training was interrupted."""
+    kept = np.setdiff1d(np.arange(len(data.train)), held)
+    of_fold = replace(data, train=data.train.subset(kept), test=data.train.subset(held), val=None, notes=())
+    folder = task.folder / FOLDS_FOLDER / (f"{number}" if task.repeats == 1 else f"{repeat}-{number}")
+    recipe = split_options(task.request.options)[0]
+    options = {**task.request.options, "seed": recipe.seed + repeat}
+    request = replace(task.request, source=of_fold, options=options)
+    quiet: dict[str, Any] = {"log": _ignore}
+    if not (folder / MODEL_FILE).is_file():
+        if (folder / CONFIG_FILE).is_file():
+            run = resume(folder, source=of_fold, progress=request.progress, **quiet)
+        else:
+            run = start_run(request, folder, False, _ignore)
+        if run.interrupted:
+            return None
+    model = load_model(folder)
+    assert model.preprocess is not None
+    assert of_fold.test.targets is not None
+    inputs = Inputs(of_fold.test, model.preprocess)
+    answers = predict_answers(model, inputs, recipe.batch_size, recipe.device, request.progress, log=_ignore)
+    return evaluate_answers(model.task or data.task, [answers], [of_fold.test]), answers
+
+
+def _refitted(task: _Task, data: Source, scores: FoldScores) -> Model | None:
+    """A model trained on all examples, with the out-of-fold results in its provenance; None if interrupted."""
+    task.log("training on all examples")
+    planned = plan(replace(task.request, source=replace(data, notes=())))
+    folder = task.folder / FOLDS_FOLDER / "all"
+    trained = fit(
+        planned, folder, resume=(folder / "checkpoints").is_dir(), progress=task.request.progress, log=_ignore
+    )
+    if trained.interrupted:
+        task.log(f"stopped; continue with: ndvit crossvalidate --resume {shlex.quote(str(task.folder))}")
+        return None
+    model = trained.model.to("cpu")
+    settings = settings_of(task.request)
+    model.provenance |= {"source": settings["source"], "reading": task.request.reading.set_options()}
+    model.provenance["cross_validation"] = {"folds": task.folds, "repeats": task.repeats, **scores.means()}
+    if len(data.test):
+        task.log(f"test set of the source: {_test(planned, model, data).headline(data.train.targets)}")
+    return model
+
+
+def _test(planned: Plan, model: Model, data: Source) -> Evaluation:
+    recipe = planned.recipe
+    inputs = Inputs(data.test, planned.preprocess)
+    answers = predict_answers(model, inputs, recipe.batch_size, recipe.device, False, log=_ignore)
+    return evaluate_answers(model.task or data.task, [answers], [data.test])
+
+
+@isolated()  # matplotlib, which draws the report, is not made for several threads
+def _write(
+    task: _Task,
+    data: Source,
+    scores: FoldScores,
+    answers: np.ndarray,
+    divided: list[list[np.ndarray]],
+    seconds: float,
+) -> None:
+    """Write predictions, report and results; results.json comes last, because with it all is finished."""
+    folder, train = task.folder, data.train
+    assert scores.whole is not None
+    first = load_model(folder / FOLDS_FOLDER / ("0" if task.repeats == 1 else "0-0"))
+    assert first.preprocess is not None
+    rows = answer_rows(data.task, answers, train)
+    fold_of = np.zeros(len(train), dtype=np.int64)
+    for number, held in enumerate(divided[0]):
+        fold_of[held] = number
+    rows = [[*row, "fold" if i == 0 else int(fold_of[i - 1])] for i, row in enumerate(rows)]
+    replace_file(folder / PREDICTIONS_FILE, csv_text(rows))
+    groups = "" if train.groups is None else f", {len(set(train.groups)):,} groups"
+    summary = {
+        "model": str(first.provenance["model"]),
+        "examples": f"{len(train):,}{groups}, each answered by a model that was trained without it",
+        "folds": f"{task.folds}" + f", repeated {task.repeats} times" * (task.repeats > 1),
+        **scores.summary(),
+        "time": f"{_duration(seconds)} in all",
+        "versions": f"ndvit {__version__}, torch {torch.__version__}, Python {platform.python_version()}",
+    }
+    if len(data.test):
+        summary["test set"] = f"{len(data.test):,} examples of the source, not used"
+    config = (folder / CONFIG_FILE).read_text(encoding="utf-8")
+    written = settings_of(task.request)["source"]
+    command = f"ndvit crossvalidate --config {shlex.quote(str(folder / CONFIG_FILE))} --output NEW_FOLDER"
+    page = Report(
+        title=f"{data.name} · {first.provenance['model']}",
+        summary=summary,
+        notes=data.notes,
+        history=None,
+        evaluation=scores.whole,
+        examples=train if train.places is None else WholeRecordings(train),
+        view=first.preprocess.view if train.places is None else None,
+        config=config,
+        command=command if written else "# in Python, on the same arrays: cross_validate(arrays, ...)",
+        on="out-of-fold",
+        tables=(scores.table(),),
+    )
+    write_report(page, folder / REPORT_FILE)
+    replace_file(folder / RESULTS_FILE, json.dumps(scores.to_dict(), indent=1, ensure_ascii=False))
+
+
+def _duration(seconds: float) -> str:
+    """Seconds as text, in the unit that suits."""
+    if seconds < 100:
+        return f"{math.ceil(seconds)} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def _ignore(line: str) -> None:
+    """Discard a line."""
