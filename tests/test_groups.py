@@ -60,6 +60,12 @@ def test_a_group_with_all_examples_of_a_class_is_kept():
         hold_out(examples(np.array(list("aaaa")), [0, 1, 0, 1]), TWO, 0.5, seed=0)
 
 
+def test_a_large_share_of_groups_is_half_of_them():
+    groups = np.array(list("aabbccdd"))
+    kept, held = hold_out(examples(groups, [0, 1] * 4), TWO, 0.8, seed=0)
+    assert (len(kept), len(held)) == (4, 4)
+
+
 def test_copies_join_groups():
     groups = np.array(list("aabbccdd"))
     copies = np.array([0, 1, 1, 3, 4, 5, 6, 7])  # the second example of a is the first of b
@@ -239,3 +245,17 @@ def test_weights_that_mean_nothing_are_refused(weights):
     x, y = toy()
     with pytest.raises(ValueError, match="weights in w must be finite numbers, none below zero and some above zero"):
         load_source({"X": x, "y": y, "w": weights}, sample_weight="w")
+
+
+def test_a_plan_writes_the_split_that_a_run_reads(tmp_path, capsys):
+    x, y = toy()
+    np.savez(tmp_path / "a.npz", X=x, y=y)
+    split = tmp_path / "split.csv"
+    flags = ["--model", TINY["model"], "--steps", 1, "--no-progress"]
+    assert command("train", tmp_path / "a.npz", *flags, "--seed", 3, "--write-split", split, "--dry-run") == 0
+    assert f"the split is in {split}" in " ".join(capsys.readouterr().out.split())
+    first = load_source(tmp_path / "a.npz", seed=3)
+    again = load_source(tmp_path / "a.npz", split_file=str(split))
+    assert again.test.names == first.test.names
+    assert command("train", tmp_path / "a.npz", *flags, "--write-split", split) == 2
+    assert "split.csv" in capsys.readouterr().err

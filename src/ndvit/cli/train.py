@@ -19,6 +19,7 @@ def train(
     teacher: str | None = None,
     output: Path | None = None,
     force: bool = False,
+    write_split: Path | None = None,
     resume: Path | None = None,
     dry_run: Annotated[bool, Parameter(negative=())] = False,
     progress: bool = True,
@@ -44,6 +45,7 @@ def train(
         teacher: Teacher for distillation: minirocket, multirocket, an earlier run, or weights as above.
         output: The run folder. [default: a new one under runs/]
         force: Replace an existing run folder.
+        write_split: A .csv to write the split of each example to, also with --dry-run, for runs with a split file.
         resume: Continue the interrupted run in this folder; every other setting is the run's own.
         dry_run: Print the plan (data, split, network, steps, estimated time and memory) and stop.
         progress: Show progress bars.

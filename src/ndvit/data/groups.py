@@ -171,7 +171,7 @@ def suspected_groups(parts: dict[str, Part]) -> list[str]:
     Such a part is a word (subject1, anna) at a fixed place of the name, with several examples for each of its values,
     which is not the label.
     """
-    if set(parts) != {"train"} or not (part := parts["train"]).items or not isinstance(part.items[0], str):
+    if set(parts) != {"train"} or not (part := parts["train"]).items:
         return []
     stems = [_SEPARATORS.split(PurePosixPath(name).stem) for name in part.names]
     (length, count), *_ = Counter(map(len, stems)).most_common(1)

@@ -114,7 +114,7 @@ def _strata(examples: Examples, task: Task) -> np.ndarray:
 def _hold_out_groups(
     examples: Examples, task: Task, strata: np.ndarray, fraction: float, seed: int, where: str
 ) -> np.ndarray:
-    """(n,) whether examples are held out, whole groups only: the fold with the share closest to `fraction`.
+    """(n,) whether examples are held out, whole groups only: the fold with the share closest to `fraction`, or to half.
 
     Groups with all examples of a stratum are kept, because it could not be learned without them.
     """
@@ -135,7 +135,7 @@ def _hold_out_groups(
     most = int(len(names) - pinned.sum())
     target = fraction * len(units)
     best, closest = np.zeros(len(units), dtype=bool), np.inf
-    for fold in _group_folds(strata[free], units[free], max(1, min(most, round(1 / fraction))), seed):
+    for fold in _group_folds(strata[free], units[free], min(most, max(2, round(1 / fraction))), seed):
         chosen = np.flatnonzero(free)[fold]
         keeps_all = len(np.unique(strata[np.delete(np.arange(len(units)), chosen)])) == len(np.unique(strata))
         distance = abs(len(chosen) - target) + (0 if keeps_all else len(units))

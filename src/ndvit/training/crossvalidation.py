@@ -132,7 +132,7 @@ def cross_validate(
     """
     checked("folds", Folds, folds)
     checked("repeats", Repeats, repeats)
-    if idle := [name for name in ("test_fraction", "split_file") if name in arguments]:
+    if idle := [name for name in ("test_fraction", "split_file", "write_split") if name in arguments]:
         raise ValueError(f"{idle[0]} does nothing in a cross-validation, in which every fold is tested: leave it out")
     own = {name: arguments.pop(name) for name in Request.__dataclass_fields__ if name in arguments}
     reading, options = take_reading_options(arguments)

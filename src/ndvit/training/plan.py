@@ -61,6 +61,8 @@ class Request:
         members: networks in the ensemble.
         teacher: what the networks also learn from, see `make_teacher`.
         reading: how the source is read and split.
+        write_split: a file to write the split to, as `ReadingOptions.split_file` reads it; None writes it into the run
+            folder only.
         options: fields of `Recipe`, `ViTConfig` and `SolvedOptions`; and of `PretrainingOptions` for a task without
             targets.
         usual_val_fraction: `val_fraction` where neither the user nor the preset sets it; None leaves it to the number
@@ -77,6 +79,7 @@ class Request:
     members: int = 1
     teacher: Any = None
     reading: ReadingOptions = field(default_factory=ReadingOptions)
+    write_split: str | Path | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     usual_val_fraction: float | None = None
     progress: bool = True

@@ -25,7 +25,7 @@ from ndvit.config.options import split_options
 from ndvit.config.presets import check_preset
 from ndvit.config.pretraining import Objective, take_pretraining_options
 from ndvit.config.reading import take_reading_options
-from ndvit.data.examples import Examples
+from ndvit.data.examples import Examples, Source
 from ndvit.data.loading import Inputs
 from ndvit.data.messages import warn
 from ndvit.data.preprocess.base import Preprocess
@@ -110,6 +110,7 @@ def train(
     teacher: Any = None,
     output: str | Path | None = None,
     force: bool = False,
+    write_split: str | Path | None = None,
     progress: bool = True,
     log: Callable[[str], Any] = print,
     **options: Any,
@@ -132,6 +133,8 @@ def train(
             anything that `load_model` takes, a torch module, or a classifier with the interface of scikit-learn.
         output: the run folder; None creates a new one under `runs/`.
         force: replace an existing run folder.
+        write_split: a .csv to write the split of each example to, before the training; `split_file` reads it. The run
+            folder has the same as split.csv.
         progress: show progress bars.
         log: receives each line about the run.
         **options: fields of `ReadingOptions` (test_fraction, group_by, skip_bad, ...), of `Recipe` (seed, steps, ...),
@@ -156,6 +159,7 @@ def train(
         ema=ema,
         members=members,
         teacher=teacher,
+        write_split=write_split,
         reading=reading,
         options=options,
         progress=progress,
@@ -224,6 +228,8 @@ def _pretraining_task(objective: str) -> type[Task]:
 def start_run(request: Request, output: str | Path | None, force: bool, log: Callable[[str], Any]) -> Run:
     """Plan, train and write a new run."""
     folder = new_folder(request, output, force)
+    if request.write_split is not None:
+        refuse_existing(request.write_split, force)
     started = time.perf_counter()
     settings = settings_of(request)
     planned = _planned(request, settings, None, log)
@@ -237,6 +243,8 @@ def start_run(request: Request, output: str | Path | None, force: bool, log: Cal
             make_folder(folder)
             held.enter_context(sole_process(folder))
             begin_folder(folder, text, force)
+            if request.write_split is not None:
+                write_split_of(planned.data, Path(request.write_split))
 
         return _run(planned, request, folder, text, started, resume=False, log=log, begin=begin)
 
@@ -256,7 +264,13 @@ def describe_plan(source: Any, *, output: str | Path | None = None, force: bool 
     reading, options = take_reading_options(arguments)
     request = Request(source=source, reading=reading, options=options, **fields)
     folder = new_folder(request, output, force)
-    return f"{plan(request)}\n\nNothing was trained or written; without --dry-run, the run would be in {folder}."
+    planned, written = plan(request), "trained or written"
+    text = str(planned)
+    if request.write_split is not None:
+        refuse_existing(request.write_split, force)
+        write_split_of(planned.data, Path(request.write_split))
+        written = f"trained; the split is in {request.write_split}"
+    return f"{text}\n\nNothing was {written}; without --dry-run, the run would be in {folder}."
 
 
 def resume(
@@ -442,10 +456,15 @@ def _write_results(run: Run, planned: Plan, trained: Trained, time_in_words: str
     )
     write_report(page, run.report)
     if data.task.learns_from_targets:
-        splits = {"train": data.train, "val": data.val, "test": data.test}
-        write_split(run.folder / SPLIT_FILE, {name: part for name, part in splits.items() if part is not None})
+        write_split_of(data, run.folder / SPLIT_FILE)
     replace_file(run.folder / RESULTS_FILE, json.dumps(evaluation.to_dict(), indent=1, ensure_ascii=False))
     run.model.save(run.folder / MODEL_FILE)
+
+
+def write_split_of(data: Source, path: Path) -> None:
+    """Write the split of a source, with the validation set that was held out."""
+    splits = {"train": data.train, "val": data.val, "test": data.test}
+    write_split(path, {name: part for name, part in splits.items() if part is not None})
 
 
 def _reasons(
