@@ -120,3 +120,10 @@ def test_the_command(tmp_path, capsys):
     assert "mean over folds: accuracy" in printed
     assert command("crossvalidate", "--resume", tmp_path / "cv") == 2
     assert "is finished" in capsys.readouterr().err
+
+
+def test_groups_that_are_not_read_are_doubted(tmp_path):
+    x, y = toy()
+    np.savez(tmp_path / "a.npz", X=x, y=y, patient=np.repeat(np.arange(10), 4))
+    with pytest.warns(ndvit.DataWarning, match="not read: patient.*can be on both sides"):
+        cross_validate(tmp_path / "a.npz", folds=2, output=tmp_path / "cv", **SMALL)

@@ -41,13 +41,7 @@ def groups_of(group_by: str, parts: dict[str, Part], where: str) -> dict[str, li
         )
     found: dict[str, list[str]] = {}
     for split, part in parts.items():
-        values = part.columns[group_by]
-        if missing := [part.names[i] for i, value in enumerate(values) if is_missing(value) or not str(value).strip()]:
-            raise ValueError(
-                f"{where}: {len(missing):,} examples have no {printable(group_by)}: {listing(missing)}. Add it, or "
-                "remove these examples"
-            )
-        found[split] = [printable(_plain(value)) for value in values]
+        found[split] = group_names(part.columns[group_by], part.names, where, printable(group_by))
     return found
 
 
@@ -65,6 +59,25 @@ def names_in_paths(text: str, parts: dict[str, Part], where: str, option: str) -
     """
     pattern = _pattern(text.removeprefix(PATH), option)
     return {split: _in_names(part, *pattern, text, where, option) for split, part in parts.items()}
+
+
+def group_names(values: Sequence[Any], names: Sequence[str], where: str, what: str) -> list[str]:
+    """Groups as text.
+
+    Args:
+        values: one for each example.
+        names: names of the examples.
+        where: name of the data in messages.
+        what: name of the groups in messages.
+
+    Raises:
+        ValueError: for examples without a group.
+    """
+    if missing := [names[i] for i, value in enumerate(values) if is_missing(value) or not str(value).strip()]:
+        raise ValueError(
+            f"{where}: {len(missing):,} examples have no {what}: {listing(missing)}. Add it, or remove these examples"
+        )
+    return [printable(_plain(value)) for value in values]
 
 
 def sample_weights(column: str, part: Part, where: str) -> np.ndarray:

@@ -10,10 +10,10 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state
-from sklearn.utils.validation import check_consistent_length, check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ndvit.data.examples import Source
-from ndvit.data.groups import relative_weights
+from ndvit.data.groups import group_names, relative_weights
 from ndvit.data.loading import Inputs
 from ndvit.data.preprocess import describe_resampling, warn_if_unlike_training
 from ndvit.data.sources.containers import check_names
@@ -65,8 +65,10 @@ class ViTEstimator(BaseEstimator):
                 raise ValueError(f"sample_weight has shape {weights.shape}, expected ({len(source.train)},)")
             source.train.weights = relative_weights(weights, "sample_weight")
         if groups is not None:
-            check_consistent_length(source.train, groups)
-            source.train.groups = np.asarray(groups).astype(np.str_)
+            values = np.asarray(groups, dtype=object)
+            if values.shape != (len(source.train),):
+                raise ValueError(f"groups have shape {values.shape}, expected ({len(source.train)},)")
+            source.train.groups = np.array(group_names(values.tolist(), source.train.names, "groups", "group"))
         request = Request(
             source=source,
             preset=self.preset,

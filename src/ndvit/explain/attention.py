@@ -47,7 +47,7 @@ def rollout(
     """Attention multiplied through all blocks ("Quantifying Attention Flow in Transformers", Abnar & Zuidema, 2020).
 
     Half of each block's output is its input, which the residual connection adds. (B, N), with the sum 1 without
-    prefix tokens. Blocks that are not among `layers` count as if they left each token as it is.
+    prefix tokens. Blocks outside `layers` are treated as the identity.
     """
     with torch.no_grad():
         return _rolled_out(network, network.stages(x, mask, traced=_traced(network, layers)), layers, heads)

@@ -27,6 +27,7 @@ from ndvit.config.reading import take_reading_options
 from ndvit.config.validation import Folds, Repeats
 from ndvit.data.examples import Source
 from ndvit.data.loading import Inputs
+from ndvit.data.messages import Ungrouped, ungrouped, warn_of_doubts
 from ndvit.data.sources.load import load_source
 from ndvit.data.splits import folds as divide
 from ndvit.evaluation.base import Evaluation
@@ -194,7 +195,11 @@ def _load(request: Request) -> Source:
         return request.source
     recipe, _, _ = split_options(request.options)
     reading = replace(request.reading, test_fraction=0).to_dict()
-    return load_source(request.source, task=request.task, seed=recipe.seed, progress=request.progress, **reading)
+    data = load_source(request.source, task=request.task, seed=recipe.seed, progress=request.progress, **reading)
+    # The folds are drawn at random, as a test set is, so that groups which are not read matter as much.
+    notes = tuple(ungrouped(note) if isinstance(note, Ungrouped) else note for note in data.notes)
+    warn_of_doubts(note for note, before in zip(notes, data.notes) if note is not before)
+    return replace(data, notes=notes)
 
 
 def _divide(data: Source, request: Request, count: int, repeat: int) -> list[np.ndarray]:
