@@ -28,7 +28,7 @@ from ndvit import ViTClassifier, create_model, load_model, save_model
 from ndvit.config.presets import PRESETS
 from ndvit.data.sources.sklearn_inputs import check_examples
 from ndvit.network.committee import solved_networks
-from tinyruns import QUIET, run_tiny, toy
+from tinyruns import QUIET, make_fast_quick, run_tiny, toy
 
 OPTIONS = {"embed_dim": 16, "depth": 1, "num_heads": 2, "mixup": 0.0, "crop": 1.0, "label_smoothing": 0.0}
 
@@ -58,7 +58,7 @@ FAILING = {
 )
 @pytest.mark.filterwarnings("ignore")  # the checks provoke warnings
 def test_scikit_learns_checks(estimator, check, monkeypatch):
-    monkeypatch.setattr("ndvit.config.solved.DEFAULT_FEATURES", 168)  # of 10,000, each check takes seconds
+    make_fast_quick(monkeypatch)
     check(estimator)
 
 

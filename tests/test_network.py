@@ -391,9 +391,12 @@ def test_gradient_checkpointing_changes_nothing(size):
         torch.testing.assert_close(a, b)
 
 
-@pytest.mark.parametrize("variant", [dict(), dict(distilled=True), dict(pooling="map", activation="swiglu")])
-@dims
-def test_exports(size, variant):
+@pytest.mark.parametrize(
+    ("dimension", "variant"),
+    [("1d", dict()), ("2d", dict(distilled=True)), ("3d", dict(pooling="map", activation="swiglu"))],
+)
+def test_exports(dimension, variant):
+    size = SIZES[dimension]
     model = spread(build(size, depth=1, **variant)).eval()
     x, mask = batch(model, 4), patches_to_mask(model, torch.rand(4, model.config.num_patches) > 0.4)
     any_batch = {0: torch.export.Dim("batch", min=1, max=64)}

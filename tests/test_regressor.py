@@ -12,7 +12,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import ndvit.estimator.regressor
 from ndvit import ViTClassifier, ViTRegressor, load_model
-from tinyruns import toy
+from tinyruns import make_fast_quick, toy
 
 OPTIONS = {"embed_dim": 16, "depth": 1, "num_heads": 2, "mixup": 0.0, "crop": 1.0}
 
@@ -35,7 +35,8 @@ FAILING = {
     expected_failed_checks=lambda estimator: FAILING,
 )
 @pytest.mark.filterwarnings("ignore")  # the checks provoke warnings
-def test_scikit_learns_checks(estimator, check):
+def test_scikit_learns_checks(estimator, check, monkeypatch):
+    make_fast_quick(monkeypatch)
     check(estimator)
 
 

@@ -397,9 +397,8 @@ def test_merging_costs_less():
     assert whole / less > 1.8
 
 
-@pytest.mark.parametrize("dimension", ["1d", "2d"])
-def test_merging_exports_and_compiles(dimension):
-    model = build(SIZES[dimension], depth=2, merge_tokens=3, drop_path_rate=0.2).float()
+def test_merging_exports_and_compiles():
+    model = build(SIZES["2d"], depth=2, merge_tokens=3, drop_path_rate=0.2).float()
     x = batch(model, 4)
     expected = model.eval()(x)
     exported = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=64)},))

@@ -1,6 +1,6 @@
 """Tiny runs for tests: a network of a few thousand weights, data of a few numbers, and comparisons of results."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import nn
 
 from ndvit.cli import main
 from ndvit.config.reading import ReadingOptions, take_reading_options
+from ndvit.training import presets
 from ndvit.training.fit import Trained, fit
 from ndvit.training.plan import Request, plan
 from ndvit.training.run import Run, resume, train
@@ -20,6 +21,12 @@ from ndvit.weights.file import MODEL_FILE
 TINY: dict[str, Any] = {"model": "vit_pico", "embed_dim": 16, "depth": 2, "num_heads": 2}
 QUIET: dict[str, Any] = {"progress": False, "log": lambda line: None}
 UNSPLIT = ReadingOptions(test_fraction=0)
+
+
+def make_fast_quick(monkeypatch):
+    """Preset fast with 168 of 10,000 random convolutions, and with fewer steps for signals that are too short."""
+    monkeypatch.setattr("ndvit.config.solved.DEFAULT_FEATURES", 168)
+    monkeypatch.setattr(presets, "_SHORTEST", replace(presets._SHORTEST, recipe={"steps": 40, "learning_rate": 1e-2}))
 
 
 def toy(n=40, shape=(2, 16), classes=2, shift=0.5):
