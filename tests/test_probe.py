@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression, Ridge
 
 from ndvit.config import ViTConfig
 from ndvit.config.recipe import Recipe
@@ -15,7 +15,7 @@ from ndvit.model import Model
 from ndvit.network import VisionTransformer
 from ndvit.network.committee import Committee
 from ndvit.tasks import Classification
-from ndvit.tasks.solvers import _folds, logistic_regression, nearest_neighbours
+from ndvit.tasks.solvers import _folds, linear_regression, logistic_regression, nearest_neighbours
 from ndvit.training.closed_form import solve_head
 from tinyruns import different, fit_tiny, toy
 
@@ -164,13 +164,43 @@ def test_weights_are_those_of_scikit_learn():
     random = np.random.default_rng(0)
     y = np.arange(60) % 3
     x, weights = random.normal(size=(60, 4)) + 0.5 * y[:, None], np.array([0.5, 1.0, 3.0])
-    found = torch.from_numpy(logistic_regression(x, y, 3, weights=weights).outputs(x)).softmax(1).numpy()
+    found = torch.from_numpy(logistic_regression(x, y, 3, class_weights=weights).outputs(x)).softmax(1).numpy()
     standard = (x - x.mean(0)) / x.std(0)
     fits = [
         LogisticRegression(C=c, max_iter=1000, class_weight=dict(enumerate(weights))).fit(standard, y)
         for c in (1e-3, 1e-2, 0.1, 1.0, 10.0)
     ]
     assert min(np.abs(fit.predict_proba(standard) - found).max() for fit in fits) < 1e-4
+
+
+def test_weights_of_examples_are_those_of_scikit_learn():
+    random = np.random.default_rng(0)
+    y = np.arange(60) % 3
+    x, weights = random.normal(size=(60, 4)) + 0.5 * y[:, None], random.uniform(0.1, 3, 60)
+    found = torch.from_numpy(logistic_regression(x, y, 3, weights=weights).outputs(x)).softmax(1).numpy()
+    standard = (x - x.mean(0)) / x.std(0)
+    fits = [LogisticRegression(C=c, max_iter=1000).fit(standard, y, weights) for c in (1e-3, 1e-2, 0.1, 1.0, 10.0)]
+    assert min(np.abs(fit.predict_proba(standard) - found).max() for fit in fits) < 1e-4
+    targets = x[:, :1] + 0.1 * random.normal(size=(60, 1))
+    line = linear_regression(x, targets, weights=weights).outputs(x)[:, 0]
+    fits = [Ridge(alpha=60 * a).fit(standard, targets[:, 0], weights) for a in np.logspace(-6, 3, 19)]
+    assert min(np.abs(fit.predict(standard) - line).max() for fit in fits) < 1e-6
+
+
+@pytest.mark.parametrize("solver", ["logistic", "ridge"])
+def test_what_only_tells_groups_is_no_reason_to_trust_features(solver):
+    groups = np.repeat(np.arange(16), 4)
+    y = groups % 2
+    x = np.eye(16)[groups] + 0.01 * np.random.default_rng(0).normal(size=(64, 16))
+
+    def size(of):
+        if solver == "logistic":
+            return np.abs(logistic_regression(x, y, 2, groups=of).weight).sum()
+        return np.abs(linear_regression(x, y[:, None].astype(float), groups=of).weight).sum()
+
+    assert size(groups) < 0.2 * size(None)
+    for kept, held in _folds(y, 0, groups):
+        assert not set(groups[kept]) & set(groups[held])
 
 
 def test_the_strength_is_chosen_by_what_is_held_out():

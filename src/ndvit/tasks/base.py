@@ -288,6 +288,8 @@ class Task(ABC):
         targets: np.ndarray,
         recipe: Recipe,
         val: tuple[np.ndarray, np.ndarray] | None = None,
+        weights: np.ndarray | None = None,
+        groups: np.ndarray | None = None,
     ) -> Linear:
         """Fit a linear head to frozen features, for `Recipe.head = "solved"`.
 
@@ -296,6 +298,8 @@ class Task(ABC):
             targets: their encoded targets.
             recipe: options of the loss, and the seed.
             val: features and targets to choose the regularisation by; None chooses on the training examples.
+            weights: (n,) weights of the training examples; None weighs all equally.
+            groups: (n,) integers of the groups of the training examples, which choosing does not divide; None without.
 
         Raises:
             ValueError: if the task has no such solver.

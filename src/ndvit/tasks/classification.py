@@ -232,11 +232,14 @@ class Classification(Task):
         targets: np.ndarray,
         recipe: Recipe,
         val: tuple[np.ndarray, np.ndarray] | None = None,
+        weights: np.ndarray | None = None,
+        groups: np.ndarray | None = None,
     ) -> Linear:
         """Logistic regression."""
         weight = class_weights(recipe, torch.from_numpy(targets), len(self.classes))
-        weights = None if weight is None else weight.numpy().astype(np.float64)
-        return logistic_regression(features, targets, len(self.classes), weights=weights, val=val, seed=recipe.seed)
+        by_class = None if weight is None else weight.numpy().astype(np.float64)
+        options: dict[str, Any] = {"weights": weights, "groups": groups, "val": val, "seed": recipe.seed}
+        return logistic_regression(features, targets, len(self.classes), class_weights=by_class, **options)
 
     def solve_ridge(
         self,

@@ -318,14 +318,17 @@ class Multilabel(Task):
         targets: np.ndarray,
         recipe: Recipe,
         val: tuple[np.ndarray, np.ndarray] | None = None,
+        weights: np.ndarray | None = None,
+        groups: np.ndarray | None = None,
     ) -> Linear:
         """A logistic regression for each label."""
         rows = []
-        weights = self._weights(recipe, torch.from_numpy(targets))
+        of_labels = self._weights(recipe, torch.from_numpy(targets))
+        options: dict[str, Any] = {"weights": weights, "groups": groups, "seed": recipe.seed}
         for i, column in enumerate(targets.T):
             held = None if val is None else (val[0], val[1][:, i])
-            weight = None if weights is None else np.array([1.0, float(weights[i])])
-            found = logistic_regression(features, column, 2, weights=weight, val=held, seed=recipe.seed)
+            weight = None if of_labels is None else np.array([1.0, float(of_labels[i])])
+            found = logistic_regression(features, column, 2, class_weights=weight, val=held, **options)
             rows.append((found.weight[1] - found.weight[0], found.bias[1] - found.bias[0]))
         return Linear(np.stack([weight for weight, _ in rows]), np.array([bias for _, bias in rows]))
 

@@ -360,10 +360,13 @@ class Regression(Task):
         targets: np.ndarray,
         recipe: Recipe,
         val: tuple[np.ndarray, np.ndarray] | None = None,
+        weights: np.ndarray | None = None,
+        groups: np.ndarray | None = None,
     ) -> Linear:
         """Ridge regression of standardised targets."""
         known, *held = (self._standard(torch.from_numpy(t)).numpy() for t in (targets, *([val[1]] if val else [])))
-        return linear_regression(features, known, val=(val[0], held[0]) if val else None)
+        held_out = (val[0], held[0]) if val else None
+        return linear_regression(features, known, weights=weights, groups=groups, val=held_out)
 
     def solve_ridge(
         self,

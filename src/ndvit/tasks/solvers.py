@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +29,9 @@ def logistic_regression(
     labels: np.ndarray,
     classes: int,
     *,
+    class_weights: np.ndarray | None = None,
     weights: np.ndarray | None = None,
+    groups: np.ndarray | None = None,
     val: tuple[np.ndarray, np.ndarray] | None = None,
     seed: int = 0,
 ) -> Linear:
@@ -36,13 +39,15 @@ def logistic_regression(
 
     The strength of the regularisation is chosen by the loss on validation examples. Without those, it is chosen by
     stratified five-fold cross-validation on the training examples, or for more than 1,000 examples by a single fold of
-    at most 5,000 of them. The final fit uses all training examples.
+    at most 5,000 of them. No group is divided by a fold. The final fit uses all training examples.
 
     Args:
         features: (n, width).
         labels: (n,) integers from 0; classes may be absent.
         classes: number of classes.
-        weights: (classes,) weights of the classes in the loss.
+        class_weights: (classes,) weights of the classes in the loss, also on validation examples.
+        weights: (n,) weights of the examples in the loss.
+        groups: (n,) integers of the groups.
         val: features and labels to choose the strength by.
         seed: seed of the folds.
 
@@ -51,17 +56,23 @@ def logistic_regression(
     """
     mean, std = _moments(features)
     x, y = (np.asarray(features, dtype=np.float64) - mean) / std, np.asarray(labels)
+    by_class = np.ones(classes) if class_weights is None else class_weights
+    each = by_class[y] * (1.0 if weights is None else weights)
     if val is None:
-        trials = [(x[kept], y[kept], x[held], y[held]) for kept, held in _folds(y, seed)]
+        trials = [
+            (x[kept], y[kept], each[kept], x[held], y[held], each[held]) for kept, held in _folds(y, seed, groups)
+        ]
     else:
-        trials = [(x, y, (val[0] - mean) / std, np.asarray(val[1]))]
+        labels_held = np.asarray(val[1])
+        trials = [(x, y, each, (val[0] - mean) / std, labels_held, by_class[labels_held])]
     losses = np.zeros(len(_STRENGTHS))
-    for x_fit, y_fit, x_held, y_held in trials:
+    for x_fit, y_fit, each_fit, x_held, y_held, each_held in trials:
         for i, strength in enumerate(_STRENGTHS):
-            logits = _fit_logistic(x_fit, y_fit, classes, strength, weights).outputs(x_held)
-            losses[i] += cross_entropy(logits, y_held, weights, reduction="sum")
+            logits = torch.from_numpy(_fit_logistic(x_fit, y_fit, classes, strength, each_fit).outputs(x_held))
+            lost = F.cross_entropy(logits, torch.from_numpy(y_held), reduction="none").numpy()
+            losses[i] += float(each_held @ lost)
     best = _STRENGTHS[int(losses.argmin())] if trials else 1.0
-    weight, bias = _fit_logistic(x, y, classes, best, weights)
+    weight, bias = _fit_logistic(x, y, classes, best, each)
     return Linear(weight / std, bias - weight @ (mean / std))
 
 
@@ -74,25 +85,33 @@ def _moments(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return mean, np.where(std > 1e-6 * max(1e-12, float(std.max())), std, 1.0)
 
 
-def cross_entropy(
-    logits: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None, reduction: str = "mean"
-) -> float:
-    """Cross-entropy of logits (n, classes) and integer labels (n,)."""
-    weight = None if weights is None else torch.from_numpy(weights)
-    return float(F.cross_entropy(torch.from_numpy(logits), torch.from_numpy(labels), weight, reduction=reduction))
-
-
-def _folds(y: np.ndarray, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Stratified indices to fit to and to hold out; none where a single class would be left to fit to."""
+def _folds(y: np.ndarray, seed: int, groups: np.ndarray | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Stratified indices to fit to and to hold out; none where a single class or group would be left to fit to."""
     drawn = np.random.default_rng(seed).permutation(len(y))[:_TRIED]
     drawn = drawn[np.argsort(y[drawn], kind="stable")]  # sorted by class, every fifth example is a stratified fold
+    fold_of = np.arange(len(drawn)) % _FOLDS if groups is None else _fold_of_groups(y[drawn], groups[drawn], seed)
     for fold in range(_FOLDS if len(drawn) <= _FEW else 1):
-        held = np.arange(len(drawn)) % _FOLDS == fold
+        held = fold_of == fold
         if held.any() and len(np.unique(y[drawn[~held]])) > 1:
             yield drawn[~held], drawn[held]
 
 
-def _fit_logistic(x: np.ndarray, y: np.ndarray, classes: int, strength: float, weights: np.ndarray | None) -> Linear:
+def _fold_of_groups(y: np.ndarray, groups: np.ndarray, seed: int) -> np.ndarray:
+    """Number of the fold of each example (n,), in which all of its group are; -1 for all of fewer than two groups."""
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    fold_of, count = np.full(len(y), -1), min(_FOLDS, len(np.unique(groups)))
+    if count < 2:
+        return fold_of
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=UserWarning)  # classes with fewer examples than folds
+        split = StratifiedGroupKFold(count, shuffle=True, random_state=seed).split(y, y, groups)
+        for fold, (_, held) in enumerate(split):
+            fold_of[held] = fold
+    return fold_of
+
+
+def _fit_logistic(x: np.ndarray, y: np.ndarray, classes: int, strength: float, weights: np.ndarray) -> Linear:
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
@@ -104,7 +123,7 @@ def _fit_logistic(x: np.ndarray, y: np.ndarray, classes: int, strength: float, w
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=ConvergenceWarning)  # a thousand iterations are close enough
         model = LogisticRegression(C=strength, max_iter=_MOST_STEPS)
-        model.fit(x, y, sample_weight=None if weights is None else weights[y])
+        model.fit(x, y, sample_weight=weights)
     if len(present) == 2:  # scikit-learn has one row for two classes; half of it for each gives the same probabilities
         weight[present] = np.concatenate([-model.coef_, model.coef_]) / 2
         bias[present] = np.concatenate([-model.intercept_, model.intercept_]) / 2
@@ -316,15 +335,23 @@ def ridge_of_labels(
 
 
 def linear_regression(
-    features: np.ndarray, targets: np.ndarray, *, val: tuple[np.ndarray, np.ndarray] | None = None
+    features: np.ndarray,
+    targets: np.ndarray,
+    *,
+    weights: np.ndarray | None = None,
+    groups: np.ndarray | None = None,
+    val: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> Linear:
     """Fit ridge regression to standardised features with scikit-learn.
 
-    The penalty has the least squared error on validation examples, or without those of leaving one example out.
+    The penalty has the least squared error on validation examples; without those, of leaving one example out, or of
+    holding out groups in five folds.
 
     Args:
         features: (n, width).
         targets: (n, outputs), standardised.
+        weights: (n,) weights of the examples; None weighs all equally.
+        groups: (n,) integers of the groups, which no fold divides.
         val: features and targets to choose the penalty by.
 
     Raises:
@@ -332,14 +359,26 @@ def linear_regression(
     """
     from sklearn.linear_model import Ridge as Model
     from sklearn.linear_model import RidgeCV
+    from sklearn.model_selection import GroupKFold
 
     mean, std = _moments(features)
     x, penalties = (np.asarray(features, dtype=np.float64) - mean) / std, len(features) * _WIDE
-    if val is None:
-        model = RidgeCV(alphas=penalties, alpha_per_target=targets.shape[1] > 1).fit(x, targets)
+    each = np.ones(len(x)) if weights is None else np.asarray(weights, dtype=np.float64)
+    known = 0 if groups is None else len(np.unique(groups))
+    trials: list[tuple[Any, ...]] = []
+    if val is not None:
+        trials = [(x, targets, each, (val[0] - mean) / std, val[1], np.ones(len(val[1])))]
+    elif known > 1:
+        for kept, held in GroupKFold(min(_FOLDS, known)).split(x, groups=groups):
+            trials.append((x[kept], targets[kept], each[kept], x[held], targets[held], each[held]))
+    if trials:
+        errors = np.zeros(len(penalties))
+        for x_fit, y_fit, each_fit, x_held, y_held, each_held in trials:
+            for i, penalty in enumerate(penalties * len(x_fit) / len(x)):
+                answers = Model(alpha=penalty).fit(x_fit, y_fit, each_fit).predict(x_held).reshape(y_held.shape)
+                errors[i] += float(each_held @ np.square(answers - y_held).mean(1))
+        model = Model(alpha=penalties[int(errors.argmin())]).fit(x, targets, each)
     else:
-        held = (val[0] - mean) / std
-        tried = [Model(alpha=penalty).fit(x, targets) for penalty in penalties]
-        model = min(tried, key=lambda one: float(np.square(one.predict(held).reshape(val[1].shape) - val[1]).mean()))
+        model = RidgeCV(alphas=penalties, alpha_per_target=targets.shape[1] > 1).fit(x, targets, each)
     weight = np.atleast_2d(model.coef_)
     return Linear(weight / std, np.atleast_1d(model.intercept_) - weight @ (mean / std))

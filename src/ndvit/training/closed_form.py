@@ -82,16 +82,20 @@ def solve_networks(
     if log is not None and len(sample) >= _LONG:
         heads = f"{len(networks)} heads" if len(networks) > 1 else "the head"
         log(f"solving {heads} on {len(sample):,} examples, which takes up to a minute{' each' * (len(networks) > 1)}")
-    labels, groups = targets[sample].to(device), None
-    if inputs.examples.groups is not None:
-        names = inputs.examples.groups[sample.numpy()]
-        groups = torch.from_numpy(np.unique(names, return_inverse=True)[1]).to(device)
+    labels, numbers = targets[sample].to(device), _group_numbers(inputs)
+    groups = None if numbers is None else torch.from_numpy(numbers[sample.numpy()]).to(device)
     each = inputs.examples.weights
     weights = None if each is None else torch.from_numpy(each[sample.numpy()]).to(device)
     return [
         Solved(labels, _solve(*pair, labels, task, recipe, targets, groups, weights))
         for pair in zip(networks, map(torch.cat, rows))
     ]
+
+
+def _group_numbers(inputs: Inputs) -> np.ndarray | None:
+    """(n,) integers of the groups of examples; None without groups."""
+    groups = inputs.examples.groups
+    return None if groups is None else np.unique(groups, return_inverse=True)[1]
 
 
 def _solve(
@@ -274,11 +278,12 @@ def solve_head(
         if inputs is not None and inputs.targets is not None:
             features = predict_features(network, inputs, recipe.batch_size, recipe.device, progress, log)
             parts[name] = features, inputs.targets
-    if train.examples.weights is not None:
-        raise ValueError("head='solved' takes no sample weights: train the head (head='trained'), or leave them out")
     held = parts.get("val")
     features, targets = parts["train"]
-    solution = task.solve_head(features, targets.numpy(), recipe, None if held is None else (held[0], held[1].numpy()))
+    validated = None if held is None else (held[0], held[1].numpy())
+    solution = task.solve_head(
+        features, targets.numpy(), recipe, validated, train.examples.weights, _group_numbers(train)
+    )
     heads = [network.head, *([network.head_dist] if network.config.distilled else [])]
     with torch.no_grad():
         # A distilled network returns the mean of its heads, so each gets its part of the weights times their number.
