@@ -47,6 +47,15 @@ def test_the_interval_allows_for_the_overlap_of_training_sets():
     assert mean.high - mean.mean == pytest.approx(2.776445 * spread, rel=1e-6)
 
 
+def test_a_few_long_recordings_cut_all_into_windows(tmp_path):
+    x, y = toy(24, shape=(1, 300))
+    long = np.tile(x[0], (1, 14))  # (1, 4200)
+    result = cross_validate(([long, *x[1:]], y), folds=2, output=tmp_path / "cv", **SMALL, patch_size=30)
+    assert len(result.evaluation) == 24  # recordings, of which the first is in 14 windows
+    assert "window: 300" in (tmp_path / "cv" / "config.yaml").read_text()
+    assert load_model(tmp_path / "cv" / "folds" / "0").config.input_size == (300,)
+
+
 def test_repeats_divide_differently_and_their_answers_are_averaged(tmp_path):
     result = cross_validate(toy(), folds=2, repeats=2, output=tmp_path / "cv", **SMALL)
     assert [(row["repeat"], row["fold"]) for row in result.scores.rows] == [(0, 0), (0, 1), (1, 0), (1, 1)]

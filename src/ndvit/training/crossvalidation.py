@@ -30,6 +30,7 @@ from ndvit.data.loading import Inputs
 from ndvit.data.messages import Ungrouped, ungrouped, warn_of_doubts
 from ndvit.data.sources.load import load_source
 from ndvit.data.splits import folds as divide
+from ndvit.data.windows import cut_outliers
 from ndvit.evaluation.base import Evaluation
 from ndvit.evaluation.folds import FoldScores
 from ndvit.evaluation.report import Report, write_report
@@ -141,7 +142,7 @@ def cross_validate(
     if not request.learns_from_targets:
         raise ValueError(f"{request.task} learns without targets, and there is nothing to cross-validate")
     folder = new_folder(request, output, force, ending="-folds")
-    data = _load(request)
+    data, request = _load(request)
     divided = [_divide(data, request, folds, repeat) for repeat in range(repeats)]
     settings = {**settings_of(request), **request.options, "folds": folds, "repeats": repeats, "refit": refit}
     del settings["test_fraction"]
@@ -184,22 +185,28 @@ def resume_cross_validation(
         request = request_of(
             {"test_fraction": 0.2, "model": None, **rest}, folder / CONFIG_FILE, source, None, progress
         )
-        data = _load(request)
+        data, request = _load(request)
         divided = [_divide(data, request, folds, repeat) for repeat in range(repeats)]
         return _run(_Task(request, folds, repeats, settings["refit"] is True, folder, log), data, divided)
 
 
-def _load(request: Request) -> Source:
-    """The examples to divide, all in the training set, and the test set of the source, if it has one."""
+def _load(request: Request) -> tuple[Source, Request]:
+    """The examples to divide, all in the training set, and the test set of the source, if it has one.
+
+    The request has the window that a few long recordings made necessary, see `cut_outliers`.
+    """
     if isinstance(request.source, Source):
-        return request.source
-    recipe, _, _ = split_options(request.options)
-    reading = replace(request.reading, test_fraction=0).to_dict()
-    data = load_source(request.source, task=request.task, seed=recipe.seed, progress=request.progress, **reading)
+        return request.source, request
+    recipe, overrides, _ = split_options(request.options)
+    undivided = replace(request.reading, test_fraction=0).to_dict()
+    data = load_source(request.source, task=request.task, seed=recipe.seed, progress=request.progress, **undivided)
     # The folds are drawn at random, as a test set is, so that groups which are not read matter as much.
     notes = tuple(ungrouped(note) if isinstance(note, Ungrouped) else note for note in data.notes)
     warn_of_doubts(note for note, before in zip(notes, data.notes) if note is not before)
-    return replace(data, notes=notes)
+    data, reading = replace(data, notes=notes), request.reading
+    if "input_size" not in overrides:
+        data, reading = cut_outliers(data, request.reading)
+    return data, replace(request, reading=reading)
 
 
 def _divide(data: Source, request: Request, count: int, repeat: int) -> list[np.ndarray]:
