@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from ndvit.evaluation.calibration import Calibration, calibrate, fit_temperature
-from ndvit.evaluation.classification import calibration_error
+from ndvit.evaluation.reliability import calibration_error
 
 
 def sample(n, sharper, classes=4):

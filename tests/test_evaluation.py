@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from sklearn import metrics
 
-from ndvit.evaluation.base import Evaluation, percent
+from ndvit.evaluation.base import Evaluation, percent, wilson_interval
 from ndvit.evaluation.classification import ClassificationEvaluation, unbalanced
 
 # Six examples of three classes; the predictions 0 0 1 1 0 2 contain two mistakes, 0→1 and 1→0.
@@ -41,15 +41,17 @@ def test_numbers_by_hand():
     assert ev.caption(4) == {"true": "y", "predicted": "x", "confidence": "70.0\N{NBSP}%"}
     assert ev.log_loss == pytest.approx(-np.log([0.8, 0.5, 0.3, 0.9, 0.2, 0.8]).mean())
     x, y, z = ev.per_class
-    assert x == ("x", 3, pytest.approx(2 / 3), pytest.approx(2 / 3), pytest.approx(2 / 3))
-    assert (y, z) == (("y", 2, 0.5, 0.5, 0.5), ("z", 1, 1.0, 1.0, 1.0))
+    assert x[:5] == ("x", 3, pytest.approx(2 / 3), pytest.approx(2 / 3), pytest.approx(2 / 3))
+    assert (y[:5], z[:5]) == (("y", 2, 0.5, 0.5, 0.5), ("z", 1, 1.0, 1.0, 1.0))
+    assert [row.specificity for row in ev.per_class] == pytest.approx([2 / 3, 3 / 4, 1])
+    assert x.recall_interval == pytest.approx(wilson_interval(2, 3))
 
 
 def test_agrees_with_sklearn():
     ev = random(5, 300)
     labels, predicted = ev.labels, ev.predicted
     precision, recall, f1, count = metrics.precision_recall_fscore_support(labels, predicted)
-    assert np.allclose([row[1:] for row in ev.per_class], np.stack([count, recall, precision, f1]).T)
+    assert np.allclose([row[1:5] for row in ev.per_class], np.stack([count, recall, precision, f1]).T)
     assert ev.accuracy == pytest.approx(metrics.accuracy_score(labels, predicted))
     assert ev.balanced_accuracy == pytest.approx(metrics.balanced_accuracy_score(labels, predicted))
     assert ev.log_loss == pytest.approx(metrics.log_loss(labels, ev.probabilities))
@@ -100,9 +102,9 @@ def test_wilson_interval(label, expected):
 def test_classes_without_examples_or_predictions():
     w, x, y, z = (ev := make(np.array([0, 0, 1]), np.eye(4)[[0, 2, 0]])).per_class
     assert (w.recall, w.precision) == (0.5, 0.5)
-    assert x[2:] == (0.0, None, 0.0)  # no predictions
-    assert y[1:] == (0, None, 0.0, 0.0)  # no examples
-    assert z[2:] == (None, None, None)  # neither
+    assert x[2:5] == (0.0, None, 0.0)  # no predictions
+    assert y[1:] == (0, None, 0.0, 0.0, None, pytest.approx(2 / 3), None, None)  # no examples
+    assert z[2:] == (None, None, None, None, 1.0, None, None)  # neither
     assert ev.balanced_accuracy == 0.25
 
 
@@ -135,21 +137,21 @@ def test_texts():
     assert even.headline() == even.headline(np.array([0, 1])) == line
     assert even.headline(np.array([0, 0, 1])) == f"{line}, balanced accuracy 0.5000"
     assert ev.metadata() == {"test_accuracy": ev.accuracy}
-    assert ev.table().splitlines() == [
-        "accuracy           0.6667  (4 of 6)",
-        "95 % interval      0.3000 to 0.9032",
-        "balanced accuracy  0.7222",
-        "log loss           0.6764",
-        "ECE                0.3833  (expected calibration error, 15 bins)",
+    lines = ev.table().splitlines()
+    assert lines[:3] == [
+        "                           95 % interval",
+        "examples           6",
+        "accuracy           0.6667  0.3000 to 0.9032   (4 of 6)",
+    ]
+    assert lines[12:16] == [
+        "ECE                0.3833                     (expected calibration error, 15 bins)",
         "",
-        "class  examples  recall  precision      f1",
-        "x             3   0.667      0.667   0.667",
-        "y             2   0.500      0.500   0.500",
-        "z             1   1.000      1.000   1.000",
+        "class  examples  recall  95 % interval  precision     f1  AUROC  average precision",
+        "x             3   0.667    0.208–0.939      0.667  0.667  0.778              0.806",
     ]
 
 
-@pytest.mark.parametrize(("absent", "lines"), [(20, 29), (21, 10)])
+@pytest.mark.parametrize(("absent", "lines"), [(20, 37), (21, 18)])
 def test_table_leaves_out_many_classes_without_examples(absent, lines):
     width = absent + 2
     got = make(np.array([0, 1]), np.eye(width)[:2], tuple(map(str, range(width)))).table().splitlines()
@@ -161,7 +163,10 @@ def test_to_dict_is_json():
     got = json.loads(json.dumps(make().to_dict(), allow_nan=False))
     assert (got["examples"], got["mistakes"]) == (6, 2)
     assert got["ece"] == pytest.approx(2.3 / 6, abs=1e-6)
-    assert got["per_class"][2] == {"name": "z", "examples": 1, "recall": 1.0, "precision": 1.0, "f1": 1.0}
+    z = got["per_class"][2]
+    assert (z["name"], z["examples"], z["recall"], z["specificity"], z["auroc"]) == ("z", 1, 1.0, 1.0, 1.0)
+    assert got["intervals_95"]["accuracy"] == got["accuracy_interval_95"] == pytest.approx([0.3, 0.9032], abs=1e-4)
+    assert (got["resampled"], got["positive"]) == ("examples", None)
 
 
 @pytest.mark.parametrize(

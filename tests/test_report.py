@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ndvit.evaluation.cards import draw_example
+from ndvit.evaluation.cards import cards_of, draw_example
 from ndvit.evaluation.classification import ClassificationEvaluation
 from ndvit.evaluation.figures import thin
 from ndvit.evaluation.report import Report, render, write_report
@@ -41,16 +41,18 @@ def evaluation(n=12, classes=3, wrong=4, names=None, class_names=None):
     return ClassificationEvaluation(class_names, labels, p, names or tuple(f"file_{i}.wav" for i in range(n)))
 
 
-def report(ev=None, examples=(), history=(), notes=(), **changes):
+def report(ev=None, examples=(), history=(), notes=(), view=None, **changes):
     """A report; `examples` are the worst ones, and the others are empty."""
     ev = ev or evaluation()
+    all_examples = dict.fromkeys(range(len(ev)), EMPTY) | dict(zip(ev.worst(), examples))
     fields = {
         "title": "gunpoint · vit_nano",
         "summary": {"model": "vit_nano", "time": "31 s"},
         "notes": tuple(notes),
         "history": list(history),
         "evaluation": ev,
-        "examples": dict.fromkeys(range(len(ev)), EMPTY) | dict(zip(ev.worst(), examples)),
+        "cards": cards_of(ev, all_examples, view),
+        "viewed": view is not None,
         "config": "seed: 0\n",
         "command": "ndvit train gunpoint --seed 0",
     }
@@ -172,8 +174,8 @@ def test_mistakes_are_drawn():
     assert "file_0.wav 20 samples" in got.text
     assert "4 of 4, the most confident first" in got.text
     assert [label for label in got.labels if "file_" in label] == [
-        "test example file_0.wav against sample",
-        "test example file_1.wav against sample",
+        "example file_0.wav against sample",
+        "example file_1.wav against sample",
     ]
     got = page(ev=evaluation(n=60, wrong=50))
     assert "24 of 50, the most confident first" in got.text
@@ -211,7 +213,7 @@ def test_reliability():
     p = np.array([[0.95, 0.05]] * 14 + [[0.55, 0.45]] * 3)
     ev = ClassificationEvaluation(("x", "y"), labels, p, tuple(map(str, range(17))))
     got = page(ev=ev, summary={"probabilities": "not calibrated: no validation data"})
-    assert got.labels[0].endswith("confidence 55 %: accuracy 33 % of 3; confidence 95 %: accuracy 86 % of 14")
+    assert got.labels[-1].endswith("confidence 55 %: accuracy 33 % of 3; confidence 95 %: accuracy 86 % of 14")
     assert "The probabilities are not calibrated: no validation data." in got.text
     figure = re.search('<figure class="reliability">.*?</figure>', got.source, re.S)[0]
     assert re.findall("fill: var\\(--c0\\); opacity: ([0-9.]+)", figure) == ["0.2", "0.4", "0.4", "0.8"]  # faint first
@@ -230,6 +232,8 @@ def test_curves():
         "loss against the training step: training and validation",
         "accuracy (%) against the training step: training and validation",
         "learning rate against the training step: training",
+        "ROC curves; areas: class 0 0.469; class 1 0.562; class 2 0.688",
+        "precision-recall curves; areas: class 0 0.450; class 1 0.442; class 2 0.570",
         "reliability diagram. confidence 79 %: accuracy 100 % of 1; confidence 83 %: accuracy 100 % of 4; "
         "confidence 89 %: accuracy 75 % of 4; confidence 95 %: accuracy 0 % of 3",
     ]
@@ -321,7 +325,7 @@ def test_pictures(mode, size, drawn):
     got, note = card(Image.new(mode, size))
     (img,) = got.all("img")
     assert decode(img).size == drawn
-    assert img["alt"] == "test example file"
+    assert img["alt"] == "example file"
     assert note == f"{size[0]} × {size[1]} pixels"
 
 
@@ -388,7 +392,7 @@ def test_figures_follow_the_theme():
         examples=[np.where(np.arange(30) == 9, 1, np.nan)[None]] * 4,
         history=[*HISTORY, HISTORY[0]],
     )
-    assert len(got.all("svg")) == 9
+    assert len(got.all("svg")) == 11
     svg = "".join(re.findall("<svg.*?</svg>", got.source, re.S))
     assert not re.search(r"#0|#f|black|white|rgb|font: ", svg.replace('"#', ""))
     assert "color: currentColor" not in svg
@@ -475,7 +479,7 @@ def test_a_failure_keeps_the_old_page(tmp_path, monkeypatch):
     path = tmp_path / "report.html"
     path.write_text("old")
     with pytest.raises(TypeError, match=r"'file_0.wav' cannot be drawn: it must be a PIL image, .*, got str"):
-        write_report(report(examples=["file_0.wav"]), path)
+        report(examples=["file_0.wav"])
 
     def full(self, data):
         self.write_text("half", encoding="utf-8")
@@ -496,7 +500,7 @@ def test_import_is_light():
         import sys
         import ndvit.evaluation.report
         print([name for name in ("matplotlib", "jinja2", "PIL", "sklearn", "torch") if name in sys.modules])
-        ndvit.evaluation.figures.learning_curves([{"step": 1, "train_loss": 1.0}])
+        ndvit.evaluation.charts.learning_curves([{"step": 1, "train_loss": 1.0}])
         print("matplotlib" in sys.modules, "matplotlib.pyplot" in sys.modules)
     """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -5,6 +5,7 @@ from cyclopts import Parameter
 
 from ndvit.cli.options import InferenceOptions
 from ndvit.cli.printing import out, remark
+from ndvit.config.names import Language
 
 
 def explain(
@@ -20,6 +21,7 @@ def explain(
     steps: int = 50,
     occlude: list[int] | None = None,
     bands: int | None = None,
+    language: Language = "en",
     force: bool = False,
     options: Annotated[InferenceOptions | None, Parameter(name="*")] = None,
 ) -> None:
@@ -37,10 +39,13 @@ def explain(
         steps: Steps of integrated gradients.
         occlude: Samples along each axis that occlusion replaces at a time. [default: 32 windows]
         bands: Number of octaves of frequency whose relevance is drawn, too. [default: up to 6 for signals, 0 for none]
+        language: Language of the page's words.
         force: Replace an existing output.
         options: How files are read, and where the model runs.
     """
     from ndvit import model
+    from ndvit.evaluation.words import language as written_in
+    from ndvit.evaluation.words import translated
     from ndvit.explain.bands import usual_bands
     from ndvit.explain.explain import reads_signals
     from ndvit.explain.page import write_explanations
@@ -64,5 +69,6 @@ def explain(
         log=remark,
         **others,
     )
-    write_explanations(explanations, output, f"What decided · {Path(run).name}")
+    with written_in(language):
+        write_explanations(explanations, output, f"{translated('What decided')} · {Path(run).name}")
     out(f"{output}: {len(explanations):,} examples explained")

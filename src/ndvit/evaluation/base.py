@@ -2,12 +2,36 @@
 
 from __future__ import annotations
 
+import copy
+import unicodedata
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
+
+import numpy as np
+
+from ndvit.evaluation.bootstrap import Interval, intervals
+from ndvit.evaluation.words import translated
 
 if TYPE_CHECKING:
-    import numpy as np
+    from markupsafe import Markup
+
+    from ndvit.evaluation.maps import FeatureMap, Method
+
+
+MAX_GROUPS = 50  # groups in tables before the rest are folded away or left out
+
+
+class GroupRow(NamedTuple):
+    """The result of one group of examples."""
+
+    name: str
+    examples: int
+    value: float
+    """Mean over the examples of the group, see `Evaluation.per_example`."""
+    interval: Interval | None
+    """95 % interval by Wilson of a share; None for other means."""
 
 
 class Evaluation(ABC):
@@ -18,11 +42,15 @@ class Evaluation(ABC):
 
     Attributes:
         names: one name per example: its file or its number.
+        groups: (n,) names of the groups of the examples, such as patients; None without groups. See `grouped`.
         template: file in ndvit/evaluation that extends `report.html.jinja`, the default page.
+        labels_of: how `numbers` are called on pages.
     """
 
     names: tuple[str, ...]
+    groups: np.ndarray | None = None
     template: ClassVar[str] = "report.html.jinja"
+    labels_of: ClassVar[Mapping[str, str]] = {}
 
     def __len__(self) -> int:
         return len(self.names)
@@ -36,9 +64,59 @@ class Evaluation(ABC):
         """Metrics by name."""
         return {"score": self.score}
 
+    def grouped(self, groups: Sequence[str] | np.ndarray | None) -> Self:
+        """The same with groups of examples: intervals then resample whole groups, and each group has a result.
+
+        Raises:
+            ValueError: unless there is one name for each example.
+        """
+        if groups is None:
+            return self
+        if len(groups) != len(self):
+            raise ValueError(f"groups must have one name for each of {len(self)} examples, got {len(groups)}")
+        made = copy.copy(self)
+        made.__dict__.pop("_bootstrap", None)
+        object.__setattr__(made, "groups", np.asarray(groups, dtype=np.str_))
+        return made
+
+    def resampled(self, weights: np.ndarray) -> dict[str, np.ndarray]:
+        """Metrics of weighted examples, for `intervals_95`: from (n, resamples) to (resamples,) by name."""
+        return {}
+
+    @property
+    def intervals_95(self) -> dict[str, Interval]:
+        """95 % intervals of metrics by the bootstrap over examples, or over whole groups where there are groups."""
+        return self._bootstrap
+
+    @cached_property
+    def _bootstrap(self) -> dict[str, Interval]:
+        return intervals(self.resampled, len(self), len(getattr(self, "classes", ())) or 1, self.groups)
+
+    def per_example(self) -> tuple[str, np.ndarray] | None:
+        """A metric that is a mean over examples, by name: (n,) of booleans or numbers; None if there is none."""
+        return None
+
+    def by_group(self) -> list[GroupRow]:
+        """The metric of `per_example` in each group, the worst first; none without groups."""
+        found = self.per_example()
+        if self.groups is None or found is None:
+            return []
+        values, rows = found[1], list[GroupRow]()
+        for name in np.unique(self.groups):
+            own = values[self.groups == name]
+            interval = wilson_interval(int(own.sum()), len(own)) if values.dtype == bool else None
+            rows.append(GroupRow(str(name), len(own), float(own.mean()), interval))
+        return sorted(rows, key=lambda row: row.value if values.dtype == bool else -row.value)
+
     def to_dict(self) -> dict[str, Any]:
         """The results as plain values for JSON."""
-        return {"examples": len(self), **self.numbers()}
+        found: dict[str, Any] = {"examples": len(self), **self.numbers()}
+        if self.intervals_95:
+            of = "examples" if self.groups is None else "groups"
+            found |= {"intervals_95": {name: list(ends) for name, ends in self.intervals_95.items()}, "resampled": of}
+        if rows := self.by_group():
+            found["by_group"] = [plain(row) for row in rows]
+        return found
 
     def headline(self, train_targets: np.ndarray | None = None) -> str:
         """The main result as part of the line that is printed after training.
@@ -50,9 +128,42 @@ class Evaluation(ABC):
 
     def table(self) -> str:
         """The results as lines of text, printed by `ndvit evaluate`."""
-        rows = {"examples": f"{len(self):,}"} | {name: f"{value:.4f}" for name, value in self.numbers().items()}
-        width = max(map(len, rows))
-        return "\n".join(f"{name:{width}}  {value}" for name, value in rows.items())
+        return "\n".join(self.lines({}))
+
+    def lines(self, notes: Mapping[str, str]) -> list[str]:
+        """The number of examples and `numbers` with their intervals, one line each; `notes` stand behind them."""
+        rows = [(translated("examples"), f"{len(self):,}", "", notes.get("examples", ""))]
+        for name, value in self.numbers().items():
+            ends = self.intervals_95.get(name)
+            text = "" if ends is None else translated("{low} to {high}", low=f"{ends[0]:.4f}", high=f"{ends[1]:.4f}")
+            rows.append((self.label(name), f"{value:.4f}", text, notes.get(name, "")))
+        if self.intervals_95:
+            rows.insert(0, ("", "", translated("95 % interval"), ""))
+        widths = [max(width_of(row[i]) for row in rows) for i in range(3)]
+        return [
+            f"{padded(name, widths[0])}  {padded(value, widths[1])}  {padded(ends, widths[2])}  {note}".rstrip()
+            for name, value, ends, note in rows
+        ]
+
+    def label(self, name: str) -> str:
+        """How a number is called on pages."""
+        per_window = name.removesuffix("_per_window")
+        return translated(self.labels_of.get(name, self.labels_of.get(per_window, name)))
+
+    def group_lines(self) -> list[str]:
+        """The results of the groups, one line each, after an empty one; none without groups."""
+        found, rows = self.per_example(), self.by_group()
+        if not rows or found is None:
+            return []
+        header = [translated(word) for word in ("group", "examples", found[0], "95 % interval")]
+        cells = [
+            [row.name, f"{row.examples:,}", f"{row.value:.4f}", interval_text(row.interval)]
+            for row in rows[:MAX_GROUPS]
+        ]
+        lines = ["", *aligned(header, cells)]
+        if len(rows) > MAX_GROUPS:
+            lines.append(translated("and {n} groups with better results", n=f"{len(rows) - MAX_GROUPS:,}"))
+        return lines
 
     def metadata(self) -> dict[str, Any]:
         """Results that are saved in the provenance of the model."""
@@ -65,6 +176,19 @@ class Evaluation(ABC):
     def caption(self, index: int) -> dict[str, str]:
         """Target, answer and what else the report prints beside an example, by name."""
         return {}
+
+    def references(self, index: int) -> np.ndarray:
+        """Indices of correctly answered examples of the same target as an example, for comparison; none by default."""
+        return np.zeros(0, dtype=np.int64)
+
+    def draw_map(self, found: FeatureMap, method: Method) -> tuple[Markup, dict[str, str]] | None:
+        """The embedding map and its legend; None if the targets have no colours.
+
+        Args:
+            found: features of some of the examples.
+            method: how they are placed.
+        """
+        return None
 
     def report_values(self) -> dict[str, Any]:
         """Values for `template`, beside `evaluation` and those of the default page."""
@@ -79,6 +203,41 @@ def percent(share: float | None) -> str:
     if 0 < share < 1 and text in ("0.0", "100.0"):
         text = "<\N{NBSP}0.1" if share < 0.5 else ">\N{NBSP}99.9"
     return f"{text}\N{NBSP}%"
+
+
+def plain(row: Any) -> dict[str, Any]:
+    """A named tuple as plain values for JSON."""
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in row._asdict().items()}
+
+
+def width_of(text: str) -> int:
+    """Columns of a terminal that a text takes: letters of East Asian scripts take two."""
+    return sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in text)
+
+
+def padded(text: str, width: int) -> str:
+    """A text with spaces up to this width."""
+    return text + " " * (width - width_of(text))
+
+
+def aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table as lines: the first column to the left, the others to the right, at least five letters wide."""
+    table = [header, *rows]
+    widths = [max(5, *(width_of(row[i]) for row in table)) for i in range(len(header))]
+    return [
+        "  ".join([padded(row[0], widths[0]), *(" " * (w - width_of(c)) + c for c, w in zip(row[1:], widths[1:]))])
+        for row in table
+    ]
+
+
+def interval_text(ends: Interval | None) -> str:
+    """An interval of numbers; None is a dash."""
+    return "–" if ends is None else f"{ends[0]:.3f}–{ends[1]:.3f}"
+
+
+def decimal(value: float | None) -> str:
+    """A number of three digits behind the point; None is a dash."""
+    return "–" if value is None else f"{value:.3f}"
 
 
 def wilson_interval(correct: int, examples: int) -> tuple[float, float]:

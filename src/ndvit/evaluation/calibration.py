@@ -7,7 +7,7 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
-from ndvit.evaluation.classification import calibration_error, calibration_gaps
+from ndvit.evaluation.reliability import calibration_error, calibration_gaps
 
 MIN_EXAMPLES = 50  # with fewer, the temperature would depend more on chance than on the model
 LOWEST, HIGHEST = 0.05, 20.0

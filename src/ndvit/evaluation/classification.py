@@ -7,19 +7,28 @@ is None. The metrics during training are those of `tasks/classification.py`.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import log
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from ndvit.evaluation.base import Evaluation, percent, wilson_interval
-from ndvit.evaluation.figures import ConfidenceBin
+from ndvit.evaluation.base import Evaluation, aligned, decimal, interval_text, percent, plain, wilson_interval
+from ndvit.evaluation.bootstrap import Interval, mean_of_defined
+from ndvit.evaluation.ranking import areas, resampled_areas
+from ndvit.evaluation.reliability import ConfidenceBin, calibration_error, reliability_bins
+from ndvit.evaluation.words import translated
 
-ECE_BINS = 15  # of equal width, as in Guo et al. (2017), so that values can be compared with published ones
+if TYPE_CHECKING:
+    from markupsafe import Markup
+
+    from ndvit.evaluation.maps import FeatureMap, Method
+
 MAX_ABSENT = 20  # classes without examples that the table prints a row for
 MAX_CONFUSION = 20  # classes up to which the report prints the confusion matrix as a table of counts
+MAX_PAIRS = 15  # of confused classes in the report
 MAX_ROWS = 50  # classes in the report before the rest are folded away
 
 
@@ -31,57 +40,12 @@ class ClassRow(NamedTuple):
     recall: float | None
     precision: float | None
     f1: float | None
-
-
-def calibration_error(probabilities: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None) -> float:
-    """Expected calibration error: the mean difference between confidence and accuracy, over 15 bins of equal width.
-
-    It takes the predicted class only ("On Calibration of Modern Neural Networks", Guo et al., 2017). It depends on the
-    bins, and few examples bias it upwards: even perfect probabilities then have an error above 0.
-
-    Args:
-        probabilities: (n, classes).
-        labels: (n,) integers from 0.
-        weights: (n,) weights of the examples; None weighs all equally.
-
-    Returns:
-        A number from 0 to 1.
-    """
-    places, gaps = calibration_gaps(probabilities, labels)
-    weights = np.ones(len(gaps)) if weights is None else weights
-    return float(abs(np.bincount(places, weights * gaps)).sum() / weights.sum())
-
-
-def calibration_gaps(probabilities: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The bin of each example by its confidence, (n,), and 1 or 0 for right or wrong minus the confidence, (n,)."""
-    confidence = _confidence(probabilities.max(1))
-    return _bins(confidence), (probabilities.argmax(1) == labels) - confidence.astype(np.float64)
-
-
-def reliability_bins(probabilities: np.ndarray, labels: np.ndarray) -> list[ConfidenceBin]:
-    """The bins of `calibration_error` that have examples, with their mean confidence and accuracy."""
-    edges, confidence = _edges(), _confidence(probabilities.max(1))
-    place = _bins(confidence)
-    sums = [np.bincount(place, values) for values in (confidence, probabilities.argmax(1) == labels)]
-    return [
-        ConfidenceBin(float(edges[i]), float(edges[i + 1]), int(n), float(sums[0][i] / n), float(sums[1][i] / n))
-        for i, n in enumerate(np.bincount(place))
-        if n
-    ]
-
-
-def _confidence(values: np.ndarray) -> np.ndarray:
-    """Confidences in the number type of the bins, without rounding above 1."""
-    return values.astype(np.float32).clip(max=1)
-
-
-def _edges() -> np.ndarray:
-    return np.linspace(0, 1, ECE_BINS + 1, dtype=np.float32)
-
-
-def _bins(confidence: np.ndarray) -> np.ndarray:
-    """Numbers of the bins of confidences (n,). A confidence of 1 is in the last bin."""
-    return np.digitize(confidence, _edges()[1:-1])
+    recall_interval: Interval | None = None
+    """95 % interval of the recall by Wilson."""
+    specificity: float | None = None
+    """Share of the examples of other classes that are not taken for this one."""
+    auroc: float | None = None
+    average_precision: float | None = None
 
 
 def unbalanced(labels: np.ndarray) -> bool:
@@ -109,6 +73,19 @@ class ClassificationEvaluation(Evaluation):
     probabilities: np.ndarray
     names: tuple[str, ...]
     template: ClassVar[str] = "classification.html.jinja"
+    labels_of: ClassVar[Mapping[str, str]] = {
+        "accuracy": "accuracy",
+        "balanced_accuracy": "balanced accuracy",
+        "majority_share": "majority class",
+        "macro_f1": "macro F1",
+        "mcc": "MCC",
+        "sensitivity": "sensitivity",
+        "specificity": "specificity",
+        "auroc": "AUROC",
+        "average_precision": "average precision",
+        "log_loss": "log loss",
+        "ece": "ECE",
+    }
 
     def __post_init__(self) -> None:
         labels, probabilities = np.asarray(self.labels), np.asarray(self.probabilities)
@@ -181,9 +158,17 @@ class ClassificationEvaluation(Evaluation):
     score = accuracy
 
     @property
-    def accuracy_interval(self) -> tuple[float, float]:
-        """95 % confidence interval of the accuracy."""
-        return wilson_interval(len(self) - len(self.mistakes), len(self))
+    def accuracy_interval(self) -> Interval:
+        """95 % interval of the accuracy: Wilson's; with groups, that of the bootstrap over groups where it is wider."""
+        low, high = wilson_interval(len(self) - len(self.mistakes), len(self))
+        if self.groups is not None and (ends := self._bootstrap.get("accuracy")):
+            low, high = min(low, ends[0]), max(high, ends[1])
+        return low, high
+
+    @property
+    def intervals_95(self) -> dict[str, Interval]:
+        """As in every evaluation; that of the accuracy is `accuracy_interval`."""
+        return self._bootstrap | {"accuracy": self.accuracy_interval}
 
     @property
     def balanced_accuracy(self) -> float:
@@ -202,6 +187,49 @@ class ClassificationEvaluation(Evaluation):
     def majority_share(self) -> float:
         """Accuracy of a classifier that always predicts the most frequent class."""
         return float(self.confusion.sum(axis=1).max() / len(self))
+
+    @property
+    def macro_f1(self) -> float:
+        """Mean F1 of the classes that have examples or predictions."""
+        return float(np.mean([row.f1 for row in self.per_class if row.f1 is not None]))
+
+    @property
+    def mcc(self) -> float:
+        """Matthews correlation coefficient of true and predicted classes; 0 is no better than chance."""
+        from sklearn.metrics import matthews_corrcoef
+
+        return float(matthews_corrcoef(self.labels, self.predicted))
+
+    @property
+    def positive(self) -> str | None:
+        """Of two classes the second one, whose sensitivity, specificity and areas are those of all; None of more."""
+        return self.classes[1] if len(self.classes) == 2 else None
+
+    def _of_classes(self, name: str) -> float | None:
+        """A metric of the positive class of two, or the mean over the classes that have examples."""
+        rows = [self.per_class[1]] if self.positive else [row for row in self.per_class if row.examples]
+        values = [value for row in rows if (value := getattr(row, name)) is not None]
+        return float(np.mean(values)) if values else None
+
+    @property
+    def sensitivity(self) -> float | None:
+        """Recall of the positive class of two; of more classes, the mean of each against the rest."""
+        return self._of_classes("recall")
+
+    @property
+    def specificity(self) -> float | None:
+        """Share of other examples that are not taken for the positive class; of more classes, their mean."""
+        return self._of_classes("specificity")
+
+    @property
+    def auroc(self) -> float | None:
+        """Area under the ROC curve of the positive class of two; of more, the mean of each against the rest."""
+        return self._of_classes("auroc")
+
+    @property
+    def average_precision(self) -> float | None:
+        """Area under the precision-recall curve, likewise."""
+        return self._of_classes("average_precision")
 
     @property
     def log_loss(self) -> float:
@@ -230,10 +258,55 @@ class ClassificationEvaluation(Evaluation):
         precision, recall, f1, examples = precision_recall_fscore_support(
             self.labels, self.predicted, labels=np.arange(len(self.classes)), zero_division=np.nan
         )
-        return [
-            ClassRow(name, int(n), *(None if np.isnan(value) else float(value) for value in values))
-            for name, n, *values in zip(self.classes, examples, recall, precision, f1)
-        ]
+        hits, n = self.confusion.diagonal(), len(self)
+        others, wrong = n - self.confusion.sum(axis=1), self.confusion.sum(axis=0) - hits
+        rows = []
+        for i, name in enumerate(self.classes):
+            found, right, both = (None if np.isnan(v[i]) else float(v[i]) for v in (recall, precision, f1))
+            interval = wilson_interval(int(hits[i]), int(examples[i])) if examples[i] else None
+            specificity = float(1 - wrong[i] / others[i]) if others[i] else None
+            ranked = areas(self.labels == i, self.probabilities[:, i])
+            rows.append(ClassRow(name, int(examples[i]), found, right, both, interval, specificity, *ranked))
+        return rows
+
+    def resampled(self, weights: np.ndarray) -> dict[str, np.ndarray]:
+        """Accuracy, the metrics of decisions, areas and log loss of weighted examples."""
+        from scipy.sparse import csr_matrix
+
+        n, width = len(self), len(self.classes)
+
+        def by_class(classes: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+            shape = (width, n)
+            summed: np.ndarray = csr_matrix((chosen.astype(np.float32), (classes, np.arange(n))), shape=shape) @ weights
+            return summed.astype(np.float64)
+
+        every, right = np.ones(n), self.predicted == self.labels
+        true, taken, hits = by_class(self.labels, every), by_class(self.predicted, every), by_class(self.labels, right)
+        total = weights.sum(axis=0, dtype=np.float64)
+        with np.errstate(all="ignore"):
+            recall, f1 = hits / true, 2 * hits / (true + taken)
+            specificity = np.where(true > 0, 1 - (taken - hits) / (total - true), np.nan)
+            spread = (total**2 - (true**2).sum(0)) * (total**2 - (taken**2).sum(0))
+            mcc = (hits.sum(0) * total - (true * taken).sum(0)) / np.sqrt(spread)
+        chosen = [1] if self.positive else np.unique(self.labels)
+        ranked = [resampled_areas(self.labels == i, self.probabilities[:, i], weights) for i in chosen]
+        true_class = self.probabilities[np.arange(n), self.labels].astype(np.float64)
+        losses = -np.log(true_class.clip(np.finfo(self.probabilities.dtype).eps, 1))
+        return {
+            "accuracy": hits.sum(0) / total,
+            "balanced_accuracy": mean_of_defined(recall),
+            "macro_f1": mean_of_defined(f1),
+            "mcc": np.where(spread > 0, mcc, 0.0),
+            "sensitivity": mean_of_defined(recall[chosen]),
+            "specificity": mean_of_defined(specificity[chosen]),
+            "auroc": mean_of_defined(np.array([one.auroc for one in ranked])),
+            "average_precision": mean_of_defined(np.array([one.average_precision for one in ranked])),
+            "log_loss": losses @ weights / total,
+        }
+
+    def per_example(self) -> tuple[str, np.ndarray]:
+        """Accuracy: whether each prediction is correct."""
+        return "accuracy", self.predicted == self.labels
 
     def headline(self, train_targets: np.ndarray | None = None) -> str:
         """Accuracy with its 95 % interval, and balanced accuracy if the test set or the training set is unbalanced."""
@@ -244,37 +317,38 @@ class ClassificationEvaluation(Evaluation):
         return line
 
     def table(self) -> str:
-        """Metrics of the whole set and of each class."""
-        low, high = self.accuracy_interval
+        """Metrics of the whole set, of each class and of each group."""
         rows = [row for row in self.per_class if row.examples]
         absent = len(self.per_class) - len(rows)
         if absent <= MAX_ABSENT:
             rows, absent = self.per_class, 0
-        width = max(5, *(len(row.name) for row in rows))
-        lines = [
-            f"accuracy           {self.accuracy:.4f}  ({len(self) - len(self.mistakes):,} of {len(self):,})",
-            f"95 % interval      {low:.4f} to {high:.4f}",
-            f"balanced accuracy  {self.balanced_accuracy:.4f}",
-            f"log loss           {self.log_loss:.4f}",
-            f"ECE                {self.ece:.4f}  (expected calibration error, 15 bins)\n",
-            f"{'class':{width}}  examples  recall  precision      f1",
-        ]
-        for name, examples, *values in rows:
-            recall, precision, f1 = ("–" if value is None else f"{value:.3f}" for value in values)
-            lines.append(f"{name:{width}}  {examples:>8,}  {recall:>6}  {precision:>9}  {f1:>6}")
-        return "\n".join([*lines, f"and {absent:,} classes without examples here"] if absent else lines)
+        correct, of = f"{len(self) - len(self.mistakes):,}", f"{len(self):,}"
+        positive = "" if self.positive is None else translated("(of the class {name})", name=self.positive)
+        notes = dict.fromkeys(("sensitivity", "specificity", "average_precision"), positive)
+        notes["accuracy"] = translated("({correct} of {n})", correct=correct, n=of)
+        notes["ece"] = translated("(expected calibration error, 15 bins)")
+        columns = ("class", "examples", "recall", "95 % interval", "precision", "f1", "AUROC", "average precision")
+        cells = []
+        for row in rows:
+            values = (row.precision, row.f1, row.auroc, row.average_precision)
+            first = [row.name, f"{row.examples:,}", decimal(row.recall), interval_text(row.recall_interval)]
+            cells.append([*first, *map(decimal, values)])
+        lines = [*self.lines(notes), "", *aligned(list(map(translated, columns)), cells)]
+        if absent:
+            lines.append(translated("and {n} classes without examples here", n=f"{absent:,}"))
+        return "\n".join([*lines, *self.group_lines()])
 
     def numbers(self) -> dict[str, float]:
-        """Metrics of the whole set."""
-        names = ("accuracy", "balanced_accuracy", "majority_share", "log_loss", "ece")
-        return {name: getattr(self, name) for name in names}
+        """Metrics of the whole set, without those that are undefined."""
+        return {name: value for name in self.labels_of if (value := getattr(self, name)) is not None}
 
     def to_dict(self) -> dict[str, Any]:
         """Metrics of the whole set and of each class, and the confusion matrix."""
         return super().to_dict() | {
             "accuracy_interval_95": list(self.accuracy_interval),
+            "positive": self.positive,
             "mistakes": len(self.mistakes),
-            "per_class": [row._asdict() for row in self.per_class],
+            "per_class": [plain(row) for row in self.per_class],
             "confusion": self.confusion.tolist(),
         }
 
@@ -291,14 +365,31 @@ class ClassificationEvaluation(Evaluation):
         true, predicted = self.classes[self.labels[index]], self.classes[self.predicted[index]]
         return {"true": true, "predicted": predicted, "confidence": percent(float(self.confidence[index]))}
 
+    def references(self, index: int) -> np.ndarray:
+        """Correctly answered examples of the same class."""
+        found = np.flatnonzero((self.labels == self.labels[index]) & (self.predicted == self.labels))
+        return found[found != index]
+
+    def draw_map(self, found: FeatureMap, method: Method) -> tuple[Markup, dict[str, str]]:
+        """The embedding map by true class, with mistakes marked."""
+        from ndvit.evaluation.maps import draw_map
+
+        labels = self.labels[found.indices]
+        return draw_map(found, labels, self.classes, self.predicted[found.indices] != labels, method)
+
     def report_values(self) -> dict[str, Any]:
-        """The confusion matrix, rows of classes and the reliability diagram."""
-        from ndvit.evaluation.figures import FEW, matrix, reliability_diagram
+        """The confusion matrix, rows of classes, ranking curves and the reliability diagram."""
+        from ndvit.evaluation.charts import FEW, matrix, ranking, reliability_diagram
+        from ndvit.evaluation.figures import are_saved
 
         many = len(self.classes) > MAX_CONFUSION
         shares = self.confusion / np.maximum(self.confusion.sum(axis=1, keepdims=True), 1)
         wrong = self.confusion * (1 - np.eye(len(self.classes), dtype=int))
-        pairs = np.transpose(np.unravel_index(np.argsort(-wrong, axis=None, kind="stable")[:10], wrong.shape))
+        found = np.argsort(-wrong, axis=None, kind="stable")[:MAX_PAIRS]
+        pairs = [pair for pair in np.transpose(np.unravel_index(found, wrong.shape)).tolist() if wrong[*pair]]
+        if are_saved() and not many:  # a table on the page
+            matrix(self.classes, shares, self.confusion)
+        ranked = [1] if self.positive else range(len(self.classes))
         rows = self.per_class
         if many:  # the lowest recall first, classes without examples last
             rows = sorted(rows, key=lambda row: 2.0 if row.recall is None else row.recall)
@@ -306,10 +397,11 @@ class ClassificationEvaluation(Evaluation):
             "many": many,
             "shares": shares,
             "matrix": matrix(self.classes, shares) if many else "",
-            "confused": [(self.classes[i], self.classes[j], wrong[i, j]) for i, j in pairs if wrong[i, j]],
+            "confused": [(self.classes[i], self.classes[j], int(wrong[i, j]), float(shares[i, j])) for i, j in pairs],
             "rows": rows,
             "max_rows": MAX_ROWS,
             "chance_loss": log(len(self.classes)),
             "reliability": reliability_diagram(self.reliability),
             "few": FEW,
+            **ranking({self.classes[i]: (self.labels == i, self.probabilities[:, i]) for i in ranked}),
         }

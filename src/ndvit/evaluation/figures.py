@@ -7,34 +7,42 @@ reader's light or dark theme. Names are untrusted: matplotlib escapes them.
 from __future__ import annotations
 
 import io
+import logging
 import re
-import unicodedata
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import partial
 from math import ceil
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ndvit.evaluation.base import wilson_interval
+from ndvit.files import replace_file
 
 if TYPE_CHECKING:
     from markupsafe import Markup
     from matplotlib.axes import Axes
 
 
-FEW = 10  # a bin with fewer examples is drawn faint, because its accuracy means little
-SPLITS = {"train": "training", "val": "validation"}  # first curves of the legend, and prefixes of metrics
-_PREFIXES = SPLITS | {"probe": "probe"}
-_DOTS = 1000  # examples in a scatter plot
 MAX_CURVES = 8  # in one chart: as many colours as the template has
 
-# matplotlib knows no CSS: each of these colours stands for one of the page and is replaced by it afterwards.
-CURVES = [f"#00fe0{i}" for i in range(MAX_CURVES)]
-TEXT, STRONG, GRID = "#00fe0a", "#00fe0b", "#00fe0c"
+# Colours have names for matplotlib, see `_named_colours`. On a page, which has light and dark colours, each stands for
+# a variable of CSS; in files of figures it is that of the light page.
+CURVES = [f"ndvit:c{i}" for i in range(MAX_CURVES)]
+TEXT, STRONG, GRID = "ndvit:text", "ndvit:strong", "ndvit:grid"
 INKS = {TEXT: "currentColor", STRONG: "var(--ink)", GRID: "var(--line)"}
 INKS |= {colour: f"var(--c{i})" for i, colour in enumerate(CURVES)}
-STYLE = {"svg.fonttype": "none", "font.sans-serif": ["DejaVu Sans"], "font.size": 12}
+_PAPER = ["#2563eb", "#d9560b", "#0d9467", "#d11a66", "#7c4ddb", "#a16d04", "#0789a3", "#6f6156"]
+_PAPER += ["#303840", "#000000", "#d5dbe1"]
+# matplotlib knows no CSS: on a page, these colours stand for those of `INKS`, by which they are replaced afterwards.
+_MARKS = [f"#00fe0{digit}" for digit in "01234567abc"]
+_MARKED = dict(zip(_MARKS, (INKS[name] for name in (*CURVES, TEXT, STRONG, GRID))))
+_FONTS = ["DejaVu Sans", "Noto Sans CJK SC", "Noto Sans SC", "Source Han Sans SC", "WenQuanYi Micro Hei", "SimHei"]
+_FONTS += ["Microsoft YaHei", "PingFang SC", "Heiti TC", "Arial Unicode MS"]
+STYLE: dict[str, Any] = {"svg.fonttype": "none", "font.sans-serif": ["DejaVu Sans"], "font.size": 12}
 STYLE |= {"text.parse_math": False, "figure.frameon": False, "axes.facecolor": "none"}  # $ is no formula
 STYLE |= {f"axes.spines.{side}": False for side in ("left", "right", "top")}
 STYLE |= {"ytick.left": False, "axes.xmargin": 0, "axes.ymargin": 0.06}
@@ -43,21 +51,52 @@ STYLE |= dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "xtick.color", "yti
 STYLE |= {"grid.color": GRID, "lines.linewidth": 1.6, "lines.marker": "o", "lines.markersize": 5}
 
 
-class ConfidenceBin(NamedTuple):
-    """Examples whose confidence lies in [low, high); the last bin includes 1."""
+class _Saving(NamedTuple):
+    """Where figures are saved: the folder, what was written, and figures with letters that no font has."""
 
-    low: float
-    high: float
-    examples: int
-    confidence: float
-    """Mean confidence."""
-    accuracy: float
-    """Share of correct predictions."""
+    folder: Path
+    files: list[Path]
+    missing: list[str]
 
-    @property
-    def interval(self) -> tuple[float, float]:
-        """95 % confidence interval of the accuracy."""
-        return wilson_interval(round(self.accuracy * self.examples), self.examples)
+
+_NO_FONT = (
+    "have letters that no font of this machine has, and boxes in their place: "
+    "install a font that has them, such as Noto Sans CJK"
+)
+_saved_to: ContextVar[_Saving | None] = ContextVar("saved_to", default=None)
+_alone: ContextVar[bool] = ContextVar("alone", default=False)
+
+
+@contextmanager
+def saving(folder: Path) -> Iterator[list[Path]]:
+    """Also write each figure that is drawn meanwhile to a folder, as SVG and PDF; the list has what was written."""
+    saved, missing = list[Path](), list[str]()
+    token = _saved_to.set(_Saving(folder, saved, missing))
+    try:
+        yield saved
+    finally:
+        _saved_to.reset(token)
+    if missing:
+        warnings.warn(f"{len(missing)} figures {_NO_FONT}", RuntimeWarning, stacklevel=3)
+
+
+def are_saved() -> bool:
+    """Whether figures that are drawn now are also written to files."""
+    return _saved_to.get() is not None
+
+
+def on_paper() -> bool:
+    """Whether the figure that is being drawn stands alone, in a file, without the legend of the page."""
+    return _alone.get()
+
+
+def add_legend(axes: Axes, names: Mapping[str, str]) -> None:
+    """Draw a legend, from names to colours, on a figure that stands alone; on a page it stands above the figures."""
+    from matplotlib.lines import Line2D
+
+    if on_paper() and names:
+        lines = [Line2D([], [], color=colour, label=name, marker="") for name, colour in names.items()]
+        axes.legend(handles=lines, frameon=False, fontsize=10)
 
 
 def draw(size: tuple[int, int], name: str, description: str, paint: Callable[[Any], None], **panels: Any) -> Markup:
@@ -74,12 +113,18 @@ def draw(size: tuple[int, int], name: str, description: str, paint: Callable[[An
     from matplotlib import style
     from matplotlib.figure import Figure
 
-    buffer = io.BytesIO()
-    with style.context(["default", STYLE | {"svg.hashsalt": name}]), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from")  # the browser has other fonts
+    def painted() -> Figure:
         figure = Figure(figsize=(size[0] / 72, size[1] / 72), layout="constrained")
         paint(figure.subplots(**panels))
-        figure.savefig(buffer, format="svg")
+        return figure
+
+    buffer = io.BytesIO()
+    _name_colours(_MARKS)
+    with style.context(["default", STYLE | {"svg.hashsalt": name}]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # the browser has other fonts
+        painted().savefig(buffer, format="svg")
+    if (target := _saved_to.get()) is not None:
+        _save(painted, name, target)
     svg = buffer.getvalue().decode()
     # Names stand between tags, with their < and > escaped, and never inside a tag, so only tags are rewritten.
     body = re.sub("<[^>]*>", _tidy, svg[svg.index("<g ") : svg.rindex("</svg>")])
@@ -88,9 +133,66 @@ def draw(size: tuple[int, int], name: str, description: str, paint: Callable[[An
     )
 
 
+def save_picture(pixels: np.ndarray, name: str) -> None:
+    """Write a picture (height, width, bands) as SVG and PDF if figures are saved; `name` is unique on the page."""
+    if (target := _saved_to.get()) is None:
+        return
+    from matplotlib.figure import Figure
+
+    def painted() -> Figure:
+        height, width = pixels.shape[:2]
+        figure = Figure(figsize=(4, 4 * height / width))
+        axes = figure.add_axes((0, 0, 1, 1))
+        axes.imshow(pixels[..., 0] if pixels.shape[-1] == 1 else pixels, cmap="gray", interpolation="none")
+        axes.set_axis_off()
+        return figure
+
+    _save(painted, name, target)
+
+
+def _name_colours(colours: Sequence[str]) -> None:
+    """Give matplotlib the colours of `CURVES`, `TEXT`, `STRONG` and `GRID`."""
+    from matplotlib.colors import get_named_colors_mapping
+
+    known = get_named_colors_mapping()
+    for name, colour in zip((*CURVES, TEXT, STRONG, GRID), colours):
+        known[name] = colour  # one by one, which also clears matplotlib's cache
+
+
+def _save(painted: Callable[[], Any], name: str, saving: _Saving) -> None:
+    """Write a figure that stands alone as SVG and PDF, in the colours of the light page."""
+    from matplotlib import style
+
+    _name_colours(_PAPER)
+    token = _alone.set(True)
+    rules = STYLE | {"svg.hashsalt": name, "svg.fonttype": "path", "pdf.fonttype": 42, "font.sans-serif": _FONTS}
+    try:
+        with style.context(["default", rules]), warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            logging.getLogger("matplotlib.font_manager").addFilter(_is_no_missing_font)
+            figure = painted()
+            for ending in ("svg", "pdf"):
+                path = saving.folder / f"{re.sub('[^0-9a-z]+', '-', name.lower()).strip('-')}.{ending}"
+                metadata = {"Date": None} if ending == "svg" else {"CreationDate": None}
+                save = partial(figure.savefig, format=ending, bbox_inches="tight", metadata=metadata)
+                replace_file(path, save)
+                saving.files.append(path)
+    finally:
+        logging.getLogger("matplotlib.font_manager").removeFilter(_is_no_missing_font)
+        _alone.reset(token)
+        _name_colours(_MARKS)
+    if any(str(one.message).startswith("Glyph ") for one in caught):
+        saving.missing.append(name)
+
+
+def _is_no_missing_font(record: logging.LogRecord) -> bool:
+    """Whether a line of matplotlib's log is no complaint about one of the fonts that are tried."""
+    return "not found" not in record.getMessage()
+
+
 def _tidy(match: re.Match[str]) -> str:
     """Rewrite a tag of matplotlib: colours of the page, no ids shared by figures, fewer digits."""
-    tag = re.sub("#00fe0[0-9a-c]", lambda colour: INKS[colour[0]], match[0].replace("xlink:href", "href"))
+    tag = re.sub("#00fe0[0-9a-c]", lambda colour: _MARKED[colour[0]], match[0].replace("xlink:href", "href"))
     tag = re.sub(' id="[^"]*"', "", tag) if tag.startswith("<g ") else tag
     return re.sub(r"\s*\n|(?<=\.\d)\d+" if tag.startswith(("<path", "<use")) else "\n", "", tag)
 
@@ -104,6 +206,7 @@ def chart(
     description: str,
     spans: Sequence[tuple[float, float]] = (),
     mark_steps: bool = True,
+    legend: Mapping[str, str] | None = None,
 ) -> Markup:
     """Draw curves on one pair of axes.
 
@@ -116,6 +219,7 @@ def chart(
         description: alternative text for screen readers.
         spans: begin and end of marked stretches along the x axis.
         mark_steps: mark each point of all curves but the first, if they are few and there is a title.
+        legend: names of curves with their colours, for a figure that stands alone.
     """
     from matplotlib.ticker import MaxNLocator
 
@@ -140,6 +244,7 @@ def chart(
         axes.xaxis.set_major_locator(MaxNLocator(size[0] // 60, steps=steps, integer="(s)" not in x_label))
         axes.xaxis.set_major_formatter("{x:,.10g}")
         axes.yaxis.set_major_locator(MaxNLocator(size[1] // 35, steps=steps))
+        add_legend(axes, legend or {})
 
     return draw(size, name, description, paint)
 
@@ -195,162 +300,3 @@ def thin(x: np.ndarray, y: np.ndarray, bins: int) -> tuple[np.ndarray, np.ndarra
     starts = np.arange(0, len(y), ceil(len(y) / bins))
     outline = np.stack([np.fmin.reduceat(y, starts), np.fmax.reduceat(y, starts)], axis=1)
     return x[starts].repeat(2), outline.ravel()
-
-
-def learning_curves(history: list[dict[str, float]]) -> tuple[list[Markup], int, dict[str, str]]:
-    """Draw a chart of each metric in `history`, and one of the learning rate.
-
-    A metric of training and the same metric of validation share a chart. A variant of a metric, such as
-    balanced_accuracy of accuracy, is one more curve in the same chart, and is left out if the two are equal.
-
-    Args:
-        history: rows with a "step" and any of train_*, val_*, probe_* and learning_rate; other columns are ignored.
-
-    Returns:
-        The charts; the number of values that are not finite and therefore not drawn; and the legend, which is the CSS
-        colour by kind of curve.
-
-    Raises:
-        ValueError: if a row has no step.
-    """
-    for row in history:
-        if "step" not in row:
-            raise ValueError(f"every row of the history needs a 'step', got one with {sorted(row)}")
-    curves = {}
-    for name in dict.fromkeys(name for row in history for name in row):
-        points = sorted((row["step"], row[name]) for row in history if row.get(name) is not None)
-        curves[name] = np.array(points, dtype=float).reshape(-1, 2).T
-    metrics = dict.fromkeys(name.partition("_")[2] for name in curves if name.partition("_")[0] in _PREFIXES)
-    plan: dict[str, dict[str, np.ndarray]] = {"loss": {}}  # title: {kind of curve: (step, value)}
-    for metric in metrics:
-        title = next((other for other in metrics if metric.endswith(f"_{other}")), metric)
-        variant = metric.removesuffix(title).rstrip("_")
-        for split, kind in _PREFIXES.items():
-            curve, base = curves.get(f"{split}_{metric}"), curves.get(f"{split}_{title}", np.empty(0))
-            if curve is not None and not (variant and np.array_equal(curve.round(6), base.round(6))):
-                plan.setdefault(title, {})[f"{kind}, {variant}" if variant else kind] = curve
-    plan["learning rate"] = {"training": curves["learning_rate"]} if "learning_rate" in curves else {}
-    kinds = dict.fromkeys([*SPLITS.values(), *(kind for chart in plan.values() for kind in chart)])
-    colours = {kind: CURVES[i % MAX_CURVES] for i, kind in enumerate(kinds)}
-
-    charts, hidden, used = [], 0, set[str]()
-    for title, drawn in plan.items():
-        scale, height = 100 if title.endswith("accuracy") else 1, 150 if title == "learning rate" else 230
-        title = title.replace("_", " ") + " (%)" * (scale == 100)
-        hidden += sum(int(np.count_nonzero(~np.isfinite(y))) for _, y in drawn.values())
-        finite = {kind: (x[ok], scale * y[ok]) for kind, (x, y) in drawn.items() if (ok := np.isfinite(y)).any()}
-        if finite:
-            description = f"{title} against the training step: {' and '.join(finite)}"
-            series = [(colours[kind], *curve) for kind, curve in finite.items()]
-            charts.append(chart(series, (360, height), "step", title, title, description))
-        used |= finite.keys()
-    return charts, hidden, {kind: INKS[colour] for kind, colour in colours.items() if kind in used}
-
-
-def reliability_diagram(bins: Sequence[ConfidenceBin]) -> Markup:
-    """Draw accuracy against confidence, and below it the number of examples in each bin.
-
-    A dot with the 95 % interval of its accuracy stands at the mean confidence of its bin, which need not be the middle.
-    """
-
-    def paint(panels: Sequence[Axes]) -> None:
-        upper, lower = panels
-        upper.plot([0, 100], [0, 100], color=TEXT, linewidth=1.2, linestyle=(0, (5, 4)), marker="", clip_on=False)
-        for one in bins:
-            x, at = 50 * (one.low + one.high), 100 * one.confidence
-            ink_alpha, bar_alpha, count_alpha = (1, 0.4, 0.8) if one.examples >= FEW else (0.4, 0.2, 0.4)
-            bar: dict[str, Any] = {"width": 92 * (one.high - one.low), "color": CURVES[0], "linewidth": 0}
-            ink: dict[str, Any] = {"color": STRONG, "alpha": ink_alpha, "clip_on": False}
-            upper.bar(x, 100 * one.accuracy, alpha=bar_alpha, clip_on=False, **bar)
-            upper.plot([at, at], [100 * share for share in one.interval], linewidth=1.3, marker="", **ink)
-            upper.plot([at], [100 * one.accuracy], markeredgewidth=0, linestyle="", **ink)
-            bars = lower.bar(x, one.examples, alpha=count_alpha, clip_on=False, **bar)
-            count = f"{one.examples}" if one.examples < 1000 else f"{one.examples / 1000:.3g}k"
-            lower.bar_label(bars, [count], padding=2, fontsize=10, color=TEXT)
-        upper.set(xlim=(0, 100), ylim=(0, 100), title="accuracy (%)")
-        upper.grid(axis="y", clip_on=False)
-        upper.set_axisbelow(True)
-        lower.set(xlabel="confidence (%)", title="examples", yticks=[])
-        lower.set_ylim(0, 1.25 * max(one.examples for one in bins))
-
-    description = "reliability diagram. " + "; ".join(
-        f"confidence {100 * one.confidence:.0f} %: accuracy {100 * one.accuracy:.0f} % of {one.examples}"
-        for one in bins
-    )
-    shape = {"nrows": 2, "sharex": True, "height_ratios": (3.4, 1)}
-    return draw((460, 500), "reliability", description, paint, **shape)
-
-
-def matrix(classes: Sequence[str], shares: np.ndarray) -> Markup:
-    """Draw a confusion matrix that is too large for a table: one pixel per cell, names of at most 25 classes.
-
-    Args:
-        classes: class names.
-        shares: (classes, classes): the confusion matrix, each row (true class) divided by its sum.
-    """
-    width = len(classes)
-    cells = np.empty((width, width, 4), dtype=np.uint8)
-    cells[..., :3] = (249, 115, 22)
-    cells[np.arange(width), np.arange(width), :3] = (59, 130, 246)
-    # A single mistake among hundreds must be seen in either theme, so its opacity is at least 0.4.
-    cells[..., 3] = np.where(shares > 0, 255 * (0.4 + 0.6 * shares), 0)
-    ticks = range(0, width, ceil(width / 25))
-    names = [_short(classes[i]) for i in ticks]
-
-    def paint(axes: Axes) -> None:
-        axes.figure.set(layout_engine="none")  # a layout engine measures names in a font that lacks their letters
-        axes.set_position((0.25, 0.25, 0.74, 0.74))
-        axes.imshow(cells, interpolation="none", clip_on=False)
-        axes.set_yticks(ticks, names)
-        axes.set_xticks(ticks, names, rotation=90, rotation_mode="anchor", ha="right", va="center")
-        axes.tick_params(length=0, labelsize=11)
-        axes.spines[:].set_visible(True)
-        axes.spines[:].set_color(GRID)
-        strong: dict[str, Any] = {"weight": "bold", "color": STRONG, "transform": axes.figure.transFigure}
-        axes.text(0.002, 0.976, "true", **strong)
-        axes.text(0.99, 0.008, "predicted", ha="right", **strong)
-
-    description = f"confusion matrix of {width} classes; the most frequent confusions are listed below"
-    return draw((700, 700), "matrix", description, paint)
-
-
-def _short(name: str) -> str:
-    """A name as one line that fits beside the matrix."""
-    name = " ".join(name.encode(errors="replace").decode().split())
-    most = 12 if any(unicodedata.east_asian_width(letter) in "WF" for letter in name) else 22
-    return name if len(name) <= most else f"{name[: most - 1]}…"
-
-
-def residuals(truth: np.ndarray, predicted: np.ndarray, target: str, name: str) -> Markup:
-    """Draw predicted against true numbers (n,), and beside it the errors; of more than 1,000 examples a sample."""
-    chosen = np.arange(len(truth))
-    if len(chosen) > _DOTS:
-        chosen = np.random.default_rng(0).permutation(len(chosen))[:_DOTS]
-    truth, predicted = truth[chosen], predicted[chosen]
-
-    def paint(panels: Sequence[Axes]) -> None:
-        from matplotlib.ticker import MaxNLocator
-
-        left, right = panels
-        dots: dict[str, Any] = {"linestyle": "", "markeredgewidth": 0, "color": CURVES[0], "clip_on": False}
-        dots |= {"alpha": 0.55, "markersize": 4.5 if len(chosen) > 100 else 6}
-        dash: dict[str, Any] = {"color": TEXT, "linewidth": 1.2, "linestyle": (0, (5, 4)), "marker": "", "zorder": 0}
-        both = min(truth.min(), predicted.min()), max(truth.max(), predicted.max())
-        left.plot(both, both, clip_on=False, **dash)
-        left.plot(truth, predicted, **dots)
-        right.axhline(0, clip_on=False, **dash)
-        right.plot(predicted, predicted - truth, **dots)
-        left.set(xlabel="true", title="predicted")
-        right.set(xlabel="predicted", title="predicted minus true")
-        for axes in panels:
-            axes.margins(x=0.03)
-            axes.grid(axis="y", clip_on=False)
-            axes.set_axisbelow(True)
-            axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
-            axes.yaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10]))
-
-    error = float(np.sqrt(np.square(predicted - truth).mean()))
-    description = (
-        f"predictions and errors of {_short(target)}: {len(truth)} examples, root mean squared error {error:.4g}"
-    )
-    return draw((820, 340), name, description, paint, ncols=2)

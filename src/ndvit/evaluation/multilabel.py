@@ -5,16 +5,24 @@ Metrics come from scikit-learn where it has them. A metric that is undefined for
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from ndvit.evaluation.base import Evaluation, percent
-from ndvit.evaluation.classification import MAX_ROWS, calibration_error, reliability_bins
-from ndvit.evaluation.figures import ConfidenceBin
+from ndvit.evaluation.base import Evaluation, aligned, decimal, interval_text, percent, plain, wilson_interval
+from ndvit.evaluation.bootstrap import Interval, mean_of_defined
+from ndvit.evaluation.classification import MAX_ROWS
+from ndvit.evaluation.ranking import areas, resampled_areas
+from ndvit.evaluation.reliability import ConfidenceBin, calibration_error, reliability_bins
+from ndvit.evaluation.words import translated
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
+
+    from ndvit.evaluation.maps import FeatureMap, Method
 
 
 class LabelRow(NamedTuple):
@@ -28,6 +36,9 @@ class LabelRow(NamedTuple):
     precision: float | None
     f1: float | None
     threshold: float
+    auroc: float | None = None
+    recall_interval: Interval | None = None
+    """95 % interval of the recall by Wilson."""
 
 
 def average_precisions(truth: np.ndarray, scores: np.ndarray) -> np.ndarray:
@@ -69,6 +80,16 @@ class MultilabelEvaluation(Evaluation):
     thresholds: Sequence[float]
     names: tuple[str, ...]
     template: ClassVar[str] = "multilabel.html.jinja"
+    labels_of: ClassVar[Mapping[str, str]] = {
+        "mean_average_precision": "mean average precision",
+        "auroc": "mean AUROC",
+        "f1_micro": "F1, micro",
+        "f1_macro": "F1, macro",
+        "subset_accuracy": "every label right",
+        "hamming_loss": "hamming loss",
+        "log_loss": "log loss",
+        "ece": "ECE",
+    }
 
     def __post_init__(self) -> None:
         shape = len(self.names), len(self.classes)
@@ -108,6 +129,8 @@ class MultilabelEvaluation(Evaluation):
                     precision=float(hits / taken) if taken else None,
                     f1=float(2 * hits / (there + taken)) if there + taken else None,
                     threshold=float(self.thresholds[j]),
+                    auroc=areas(truth, self.probabilities[:, j])[0],
+                    recall_interval=wilson_interval(int(hits), int(there)) if there else None,
                 )
             )
         return rows
@@ -119,6 +142,12 @@ class MultilabelEvaluation(Evaluation):
         return float(np.mean(found)) if found else float("nan")
 
     score = mean_average_precision
+
+    @property
+    def auroc(self) -> float | None:
+        """Mean area under the ROC curve of the labels that some examples have and some lack; None if there are none."""
+        found = [row.auroc for row in self.per_class if row.auroc is not None]
+        return float(np.mean(found)) if found else None
 
     @property
     def f1_micro(self) -> float:
@@ -164,12 +193,37 @@ class MultilabelEvaluation(Evaluation):
 
     def numbers(self) -> dict[str, float]:
         """Metrics of the whole set."""
-        names = ("mean_average_precision", "f1_micro", "f1_macro", "subset_accuracy", "hamming_loss", "log_loss", "ece")
-        return {name: getattr(self, name) for name in names}
+        return {name: value for name in self.labels_of if (value := getattr(self, name)) is not None}
+
+    def resampled(self, weights: np.ndarray) -> dict[str, np.ndarray]:
+        """The same metrics of weighted examples, but for the calibration error."""
+        columns = range(len(self.classes))
+        ranked = [resampled_areas(self.truth[:, j] > 0, self.probabilities[:, j], weights) for j in columns]
+        truth, decided = self.truth.astype(np.float32), self.decided.astype(np.float32)
+        hits, both = (truth * decided).T @ weights, (truth + decided).T @ weights
+        total = weights.sum(axis=0)
+        with np.errstate(all="ignore"):
+            f1, micro = 2 * hits / both, 2 * hits.sum(0) / both.sum(0)
+        right = np.where(self.truth > 0, self.probabilities, 1 - self.probabilities)
+        losses = -np.log(right.clip(np.finfo(np.float32).eps)).mean(1)
+        wrong = truth != decided
+        return {
+            "mean_average_precision": mean_of_defined(np.array([one.average_precision for one in ranked])),
+            "auroc": mean_of_defined(np.array([one.auroc for one in ranked])),
+            "f1_micro": micro,
+            "f1_macro": mean_of_defined(f1),
+            "subset_accuracy": (~wrong.any(1)).astype(np.float32) @ weights / total,
+            "hamming_loss": wrong.mean(1).astype(np.float32) @ weights / total,
+            "log_loss": losses @ weights / total,
+        }
+
+    def per_example(self) -> tuple[str, np.ndarray]:
+        """Whether every label of an example is decided correctly."""
+        return "every label right", (self.decided == self.truth).all(1)
 
     def to_dict(self) -> dict[str, Any]:
         """Metrics of the whole set and of each label."""
-        return super().to_dict() | {"per_class": [row._asdict() for row in self.per_class]}
+        return super().to_dict() | {"per_class": [plain(row) for row in self.per_class]}
 
     def headline(self, train_targets: np.ndarray | None = None) -> str:
         """Mean average precision and F1."""
@@ -180,22 +234,16 @@ class MultilabelEvaluation(Evaluation):
 
     def table(self) -> str:
         """Metrics of the whole set and of each label."""
-        width = max(5, *map(len, self.classes))
-        lines = [
-            f"mean average precision  {self.mean_average_precision:.4f}",
-            f"F1 micro, macro         {self.f1_micro:.4f}, {self.f1_macro:.4f}",
-            f"every label right       {self.subset_accuracy:.4f}  (of {len(self):,} examples)",
-            f"hamming loss            {self.hamming_loss:.4f}",
-            f"log loss                {self.log_loss:.4f}",
-            f"ECE                     {self.ece:.4f}  (expected calibration error of decisions, 15 bins)\n",
-            f"{'label':{width}}  examples     AP  recall  precision     f1  threshold",
-        ]
-        for name, examples, *values, threshold in self.per_class:
-            ap, recall, precision, f1 = ("–" if value is None else f"{value:.3f}" for value in values)
-            lines.append(
-                f"{name:{width}}  {examples:>8,}  {ap:>5}  {recall:>6}  {precision:>9}  {f1:>5}  {threshold:>9.3f}"
-            )
-        return "\n".join(lines)
+        columns = ("label", "examples", "average precision", "AUROC", "recall", "95 % interval", "precision")
+        words = [translated(word) for word in (*columns, "f1", "threshold")]
+        cells = []
+        for row in self.per_class:
+            first = [row.name, f"{row.examples:,}", *map(decimal, (row.average_precision, row.auroc, row.recall))]
+            rest = map(decimal, (row.precision, row.f1, row.threshold))
+            cells.append([*first, interval_text(row.recall_interval), *rest])
+        notes = {"ece": translated("(expected calibration error of decisions, 15 bins)")}
+        lines = [*self.lines(notes), "", *aligned(words, cells)]
+        return "\n".join([*lines, *self.group_lines()])
 
     def metadata(self) -> dict[str, Any]:
         """Mean average precision and micro F1."""
@@ -217,9 +265,22 @@ class MultilabelEvaluation(Evaluation):
             for what, row in rows.items()
         }
 
+    def references(self, index: int) -> np.ndarray:
+        """Examples with the same labels, every one of which is decided correctly."""
+        found = np.flatnonzero((self.truth == self.truth[index]).all(1) & (self.decided == self.truth).all(1))
+        return found[found != index]
+
+    def draw_map(self, found: FeatureMap, method: Method) -> tuple[Markup, dict[str, str]]:
+        """The embedding map by the number of labels, with wrong decisions marked."""
+        from ndvit.evaluation.maps import draw_map
+
+        counts = self.truth[found.indices].sum(1)
+        names = [translated("{n} labels", n=n) for n in range(int(counts.max(initial=0)) + 1)]
+        return draw_map(found, counts, names, (self.decided != self.truth).any(1)[found.indices], method)
+
     def report_values(self) -> dict[str, Any]:
         """Rows of labels and the reliability diagram."""
-        from ndvit.evaluation.figures import FEW, reliability_diagram
+        from ndvit.evaluation.charts import FEW, ranking, reliability_diagram
 
         rows = self.per_class
         if len(rows) > MAX_ROWS:  # the lowest average precision first, labels without examples last
@@ -232,4 +293,5 @@ class MultilabelEvaluation(Evaluation):
             "chance": percent(float(share[share > 0].mean()) if share.any() else 0.0),
             "reliability": reliability_diagram(self.reliability),
             "few": FEW,
+            **ranking({name: (self.truth[:, j] > 0, self.probabilities[:, j]) for j, name in enumerate(self.classes)}),
         }

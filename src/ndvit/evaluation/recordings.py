@@ -9,9 +9,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ndvit.evaluation.base import Evaluation
+from ndvit.evaluation.bootstrap import Interval
+from ndvit.evaluation.words import translated
 
 if TYPE_CHECKING:
     from markupsafe import Markup
+
+    from ndvit.evaluation.maps import FeatureMap, Method
 
 _LONGEST_NAME = 44  # letters of a recording above its chart
 
@@ -61,6 +65,21 @@ class RecordingEvaluation(Evaluation):
         return self.recordings.template
 
     @property
+    def groups(self) -> np.ndarray | None:  # type: ignore[override]
+        """The groups of the recordings."""
+        return self.recordings.groups
+
+    @property
+    def intervals_95(self) -> dict[str, Interval]:
+        """The intervals of both, with the names of `numbers`."""
+        per_window = {f"{name}_per_window": ends for name, ends in self.windows.intervals_95.items()}
+        return self.recordings.intervals_95 | per_window
+
+    def per_example(self) -> tuple[str, np.ndarray] | None:
+        """As of the recordings."""
+        return self.recordings.per_example()
+
+    @property
     def score(self) -> float:
         """The main metric per recording."""
         return self.recordings.score
@@ -81,10 +100,9 @@ class RecordingEvaluation(Evaluation):
 
     def table(self) -> str:
         """Both results as lines of text."""
-        return (
-            f"per recording ({len(self.recordings):,}, the mean of their windows)\n\n{self.recordings.table()}\n\n"
-            f"per window ({len(self.windows):,})\n\n{self.windows.table()}"
-        )
+        both = (len(self.recordings), "per recording ({n}, the mean of their windows)", self.recordings)
+        each = (len(self.windows), "per window ({n})", self.windows)
+        return "\n\n".join(f"{translated(title, n=f'{n:,}')}\n\n{one.table()}" for n, title, one in (both, each))
 
     def metadata(self) -> dict[str, Any]:
         """Both results, for the provenance of the model."""
@@ -98,6 +116,14 @@ class RecordingEvaluation(Evaluation):
     def caption(self, index: int) -> dict[str, str]:
         """What the report prints beside a recording."""
         return self.recordings.caption(index)
+
+    def references(self, index: int) -> np.ndarray:
+        """As of the recordings."""
+        return self.recordings.references(index)
+
+    def draw_map(self, found: FeatureMap, method: Method) -> tuple[Markup, dict[str, str]] | None:
+        """As of the recordings."""
+        return self.recordings.draw_map(found, method)
 
     def report_values(self) -> dict[str, Any]:
         """Values for the template, the result per window, and pictures of answers over time with their legend."""
@@ -117,8 +143,8 @@ class RecordingEvaluation(Evaluation):
         for number, track in enumerate(self.tracks):
             centre = track.spans.mean(axis=1)
             series = [(CURVES[i], centre, track.answers[:, output]) for i, output in enumerate(drawn)]
-            label = "time (s)" if track.in_seconds else "sample"
+            label = translated("time (s)" if track.in_seconds else "sample")
             name = track.name if len(track.name) <= _LONGEST_NAME else f"…{track.name[1 - _LONGEST_NAME :]}"
-            description = f"answers of the windows of {track.name} against {label}"
+            description = translated("answers of the windows of {name} against {axis}", name=track.name, axis=label)
             charts.append(chart(series, (360, 170), label, name, f"track {number}", description, mark_steps=False))
         return charts, {outputs[output]: INKS[CURVES[i]] for i, output in enumerate(drawn)}

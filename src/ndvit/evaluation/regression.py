@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from ndvit.evaluation.base import Evaluation, percent, wilson_interval
+from ndvit.evaluation.base import Evaluation, aligned, percent, wilson_interval
+from ndvit.evaluation.words import translated
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
+
+    from ndvit.evaluation.maps import FeatureMap, Method
 
 MAX_FIGURES = 6  # targets whose predictions the report draws
 
@@ -63,6 +70,14 @@ class RegressionEvaluation(Evaluation):
     level: float
     names: tuple[str, ...]
     template: ClassVar[str] = "regression.html.jinja"
+    labels_of: ClassVar[Mapping[str, str]] = {
+        "r2": "R2",
+        "rmse": "RMSE",
+        "mae": "MAE",
+        "coverage": "coverage",
+        "interval_level": "level of the intervals",
+        "interval_width": "interval width",
+    }
 
     def __post_init__(self) -> None:
         shape = len(self.names), len(self.targets)
@@ -142,6 +157,23 @@ class RegressionEvaluation(Evaluation):
             found |= {"interval_width": float(np.mean([row.width for row in self.per_target if row.width is not None]))}
         return found
 
+    def resampled(self, weights: np.ndarray) -> dict[str, np.ndarray]:
+        """R2, RMSE, MAE and coverage of weighted examples."""
+        total = weights.sum(axis=0, dtype=np.float64)
+        centred = self.truth - self.truth.mean(0)
+        squares, errors = np.square(self.errors).T @ weights, np.abs(self.errors).T @ weights  # (targets, resamples)
+        variance = np.square(centred).T @ weights - np.square(centred.T @ weights) / total
+        with np.errstate(all="ignore"):
+            r2 = np.where(variance > 0, 1 - squares / variance, np.nan)
+        found = {"r2": r2.mean(0), "rmse": np.sqrt(squares / total).mean(0), "mae": (errors / total).mean(0)}
+        if self.covered is not None:
+            found["coverage"] = self.covered.mean(1) @ weights / total
+        return found
+
+    def per_example(self) -> tuple[str, np.ndarray] | None:
+        """Absolute error of each example; None for several targets, whose units differ."""
+        return ("MAE", np.abs(self.errors[:, 0])) if len(self.targets) == 1 else None
+
     def to_dict(self) -> dict[str, Any]:
         """Metrics of the whole set and of each target."""
         return super().to_dict() | {"per_target": [row._asdict() for row in self.per_target]}
@@ -155,19 +187,18 @@ class RegressionEvaluation(Evaluation):
 
     def table(self) -> str:
         """Metrics of the whole set and of each target."""
-        lines = [f"examples  {len(self):,}", f"R2        {self.r2:.4f}"]
-        if self.coverage is not None and self.coverage_interval is not None:
-            low, high = self.coverage_interval
-            found = f"{self.coverage:.4f} of the targets are in their {100 * self.level:g} % intervals"
-            lines.append(f"coverage  {found} (95 % interval {low:.4f} to {high:.4f})")
-        width = max(6, *map(len, self.targets))
-        lines.append(f"\n{'target':{width}}      R2        RMSE         MAE  std of targets  coverage  interval width")
-        for row in self.per_target:
-            ends = f"{row.coverage:>8.4f}  {row.width:>14.5g}" if row.coverage is not None else f"{'–':>8}  {'–':>14}"
-            lines.append(
-                f"{row.name:{width}}  {row.r2:6.4f}  {row.rmse:>10.5g}  {row.mae:>10.5g}  {row.std:>14.5g}  {ends}"
+        notes = {}
+        if self.coverage is not None:
+            notes["coverage"] = translated(
+                "(of the targets are in their {level} % intervals)", level=f"{100 * self.level:g}"
             )
-        return "\n".join(lines)
+        columns = ("target", "R2", "RMSE", "MAE", "std of targets", "coverage", "interval width")
+        cells = []
+        for row in self.per_target:
+            first = [row.name, f"{row.r2:.4f}", f"{row.rmse:.5g}", f"{row.mae:.5g}", f"{row.std:.5g}"]
+            cells.append([*first, *("–" if value is None else f"{value:.4g}" for value in (row.coverage, row.width))])
+        lines = [*self.lines(notes), "", *aligned(list(map(translated, columns)), cells)]
+        return "\n".join([*lines, *self.group_lines()])
 
     def metadata(self) -> dict[str, Any]:
         """R2, RMSE and coverage."""
@@ -190,9 +221,15 @@ class RegressionEvaluation(Evaluation):
             found["interval"] = f"{self.intervals[0][index, j]:.5g} to {self.intervals[1][index, j]:.5g}"
         return found
 
+    def draw_map(self, found: FeatureMap, method: Method) -> tuple[Markup, dict[str, str]]:
+        """The embedding map by the first target."""
+        from ndvit.evaluation.maps import draw_target_map
+
+        return draw_target_map(found, self.truth[found.indices, 0], self.targets[0], method), {}
+
     def report_values(self) -> dict[str, Any]:
         """Pictures of predictions and residuals."""
-        from ndvit.evaluation.figures import residuals
+        from ndvit.evaluation.charts import residuals
 
         drawn = min(MAX_FIGURES, len(self.targets))
         return {

@@ -48,6 +48,7 @@ class Explanation:
         rate: samples per second of a recording; None for other examples.
         bands: relevance by frequency; None if it was not requested.
         exclusive: answers are probabilities of classes of which one is true.
+        channels: names of the channels of `values`; empty if unknown.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Explanation:
     rate: float | None = None
     bands: Bands | None = None
     exclusive: bool = True
+    channels: tuple[str, ...] = ()
 
     @property
     def total(self) -> np.ndarray:
@@ -104,8 +106,7 @@ def explain(
     **reading: Any,
 ) -> list[Explanation]:
     """Explain the answers for examples; arguments and errors as in `Model.explain`."""
-    if method is not None and method not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}, or None for the default; got {method!r}")
+    _check_method(method)
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
     task = check_ready(model, batch_size, device, log, raw=not any(isinstance(one, Tensor) for one in inputs))
@@ -141,15 +142,29 @@ def reads_signals(model: ModelParts) -> bool:
     return len(model.input_shape) == 2 and (model.preprocess is None or model.preprocess.kind == "signal")
 
 
-def explain_inputs(model: ModelParts, inputs: Inputs, bands: int | None = None) -> list[Explanation]:
-    """Explain answers for examples, or recordings in windows, that are read already, by the default method.
+def channel_names(model: ModelParts) -> tuple[str, ...]:
+    """Names of the channels of the examples that the model was trained on; empty if they had none."""
+    names = model.provenance.get("channel_names")
+    return tuple(map(str, names)) if isinstance(names, list | tuple) else ()
+
+
+def explain_inputs(
+    model: ModelParts,
+    inputs: Inputs,
+    bands: int | None = None,
+    *,
+    target: Target = None,
+    method: Method | None = None,
+) -> list[Explanation]:
+    """Explain answers for examples, or recordings in windows, that are read already; arguments as in `explain`.
 
     Raises:
         ValueError: for a model without a task, and as `methods.relevance`.
     """
     if model.task is None:
         raise ValueError("the model does not know what its outputs mean: set model.task")
-    question = _Question(None, None, Options(exclusive=isinstance(model.task, Classification)), bands)
+    _check_method(method)
+    question = _Question(target, method, Options(exclusive=isinstance(model.task, Classification)), bands)
     explained = _explain_inputs if inputs.examples.places is None else _explain_recordings
     return explained(model, model.task, inputs, question, batch_size=4)
 
@@ -270,6 +285,7 @@ def _explain_batch(
             values=values,
             bands=band,
             exclusive=isinstance(task, Classification),
+            channels=channel_names(model),
         )
         for target, row, text, values, band in zip(targets.tolist(), answers, _words(task, answers), found, bands)
     ]
@@ -305,6 +321,11 @@ def _words(task: Task, answers: np.ndarray) -> list[str]:
     if isinstance(task, Classification):
         return [task.classes[i] for i in answers.argmax(1)]
     return [one.text() for one in task.predictions(answers, [""] * len(answers))]
+
+
+def _check_method(method: str | None) -> None:
+    if method is not None and method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, or None for the default; got {method!r}")
 
 
 def _usual(target: Target, task: Task) -> Target:

@@ -11,7 +11,8 @@ from types import SimpleNamespace
 import numpy as np
 
 from ndvit.evaluation.base import percent
-from ndvit.evaluation.relevance import Reason, Relevance, reason_card
+from ndvit.evaluation.relevance import Reason, Relevance, RelevanceSketch, reason_card
+from ndvit.evaluation.report import page_environment
 from ndvit.explain.explain import Explanation
 from ndvit.files import make_folder, replace_file
 
@@ -38,24 +39,27 @@ def write_explanations(explanations: Sequence[Explanation], output: Path, title:
 
 def render(explanations: Sequence[Explanation], title: str) -> str:
     """The page as text."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
     cards = [reason_card(reason(one), f"example {number}") for number, one in enumerate(explanations[:MOST])]
-    loader = PackageLoader("ndvit.evaluation", "")
-    environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.get_template("explain.html.jinja").render(
-        report=SimpleNamespace(title=title),
-        reasons=cards,
-        total=len(explanations),
-        methods=sorted({one.method for one in explanations}),
-        signed=any(one.signed for one in explanations),
-        banded=any(one.bands is not None for one in explanations),
+    return (
+        page_environment()
+        .get_template("explain.html.jinja")
+        .render(
+            report=SimpleNamespace(title=title),
+            reasons=cards,
+            total=len(explanations),
+            methods=sorted({one.method for one in explanations}),
+            signed=any(one.signed for one in explanations),
+            banded=any(one.bands is not None for one in explanations),
+        )
     )
 
 
-def reason(one: Explanation, caption: dict[str, str] | None = None) -> Reason:
+def reason(
+    one: Explanation,
+    caption: dict[str, str] | None = None,
+    reference: RelevanceSketch | None = None,
+    reference_name: str = "",
+) -> Reason:
     """An explanation as a page prints it; the caption is by default the answer and what is explained."""
     example = Relevance(
         values=one.values,
@@ -63,6 +67,7 @@ def reason(one: Explanation, caption: dict[str, str] | None = None) -> Reason:
         rate=one.rate,
         band_edges=None if one.bands is None else one.bands.edges,
         bands=None if one.bands is None else one.bands.relevance,
+        channels=one.channels,
     )
     if caption is None:
         caption = {"answer": one.predicted}
@@ -72,7 +77,7 @@ def reason(one: Explanation, caption: dict[str, str] | None = None) -> Reason:
             caption["explained"] = one.label
         if one.label != one.predicted and one.exclusive:
             caption["its probability"] = percent(float(one.answers[one.target]))
-    return Reason(example, one.name, caption, one.signed)
+    return Reason(example, one.name, caption, one.signed, reference, reference_name)
 
 
 def _save(array: np.ndarray, path: Path) -> None:

@@ -15,6 +15,8 @@ from ndvit.data.loading import Inputs
 from ndvit.data.preprocess import check_kind, describe_resampling, warn_if_unlike_training
 from ndvit.data.sources.load import builtin_sources, load_source
 from ndvit.evaluation.base import Evaluation
+from ndvit.files import csv_text, refuse_existing, replace_file
+from ndvit.inference.answers import answer_rows
 from ndvit.inference.batches import Log, predict_answers
 from ndvit.inference.predict import check_ready
 from ndvit.inference.recordings import evaluate_answers
@@ -28,6 +30,8 @@ def evaluate(
     source: Any,
     *,
     split: Split = "auto",
+    predictions: str | Path | None = None,
+    force: bool = False,
     batch_size: int = 64,
     device: Device = "auto",
     progress: bool = True,
@@ -36,6 +40,8 @@ def evaluate(
 ) -> Evaluation:
     """Test a model; arguments and errors as in `Model.evaluate`."""
     check_split(split)
+    if predictions is not None:
+        refuse_existing(predictions, force)
     task = check_ready(model, batch_size, device, log)
     preprocess = model.preprocess
     assert preprocess is not None
@@ -67,7 +73,15 @@ def evaluate(
         predict_answers(model, Inputs(part, preprocess), batch_size, device, progress, task, log) for part in chosen
     ]
     targets = np.concatenate([part.targets for part in chosen if part.targets is not None])
-    return evaluate_answers(task, answers, chosen, targets if translate is None else translate(targets))
+    targets = targets if translate is None else translate(targets)
+    if predictions is not None:
+        rows, grouped, begin = list[list[Any]](), all(part.groups is not None for part in chosen), 0
+        for part, own in zip(chosen, answers):
+            mine = targets[begin : begin + len(part)]
+            rows += answer_rows(task, own, part, targets=mine, grouped=grouped)[1 if rows else 0 :]
+            begin += len(part)
+        replace_file(Path(predictions), csv_text(rows))
+    return evaluate_answers(task, answers, chosen, targets)
 
 
 def check_split(split: str) -> None:
@@ -104,7 +118,7 @@ class PastReading(NamedTuple):
     seed: int
 
 
-_OF_THE_SOURCE = ("skip_bad", "drop_copies", "group_by")
+_OF_THE_SOURCE = ("skip_bad", "drop_copies", "group_by", "label_file", "drop_suspected")
 """Options of the training that another source does not inherit."""
 
 

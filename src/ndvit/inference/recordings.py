@@ -121,7 +121,7 @@ def evaluate_answers(
     if targets is None:
         targets = np.concatenate([part.targets for part in parts if part.targets is not None])
     names = [name for part in parts for name in part.names]
-    each = task.evaluate(np.concatenate(answers), targets, names)
+    each = task.evaluate(np.concatenate(answers), targets, names).grouped(_groups(parts))
     if any(part.places is None for part in parts):
         return each
     means, recordings, offset = list[np.ndarray](), list[str](), 0
@@ -134,7 +134,10 @@ def evaluate_answers(
         means.append(mean)
         recordings += found
         offset += len(part)
-    whole = task.evaluate(np.concatenate(means), targets[[windows[0] for windows in members]], recordings)
+    firsts = [windows[0] for windows in members]
+    whole = task.evaluate(np.concatenate(means), targets[firsts], recordings)
+    if each.groups is not None and len(set(each.groups[firsts])) < len(firsts):  # not just the recordings
+        whole = whole.grouped(each.groups[firsts])
     places = [place for part in parts for place in part.places or ()]
     all_answers, outputs, worst = np.concatenate(answers), tuple(task.output_names()), list(whole.worst())
     tracks: list[Track] = []
@@ -144,3 +147,9 @@ def evaluate_answers(
             spans = np.array([place.span for place in own])
             tracks.append(Track(recordings[i], spans, all_answers[members[i]], outputs, own[0].rate is not None))
     return RecordingEvaluation(whole, each, tuple(tracks))
+
+
+def _groups(parts: Sequence[Examples]) -> np.ndarray | None:
+    """The groups of the examples of all parts, one after the other; None unless each part has groups."""
+    found = [part.groups for part in parts if part.groups is not None]
+    return np.concatenate(found) if len(found) == len(parts) else None
