@@ -62,12 +62,12 @@ def load_comparison_data(
     """
     count = _EXAMPLES_INT8 if int8 else _EXAMPLES
     if source is None:
-        source = _training_source(model)
+        source = training_source(model)
     if source is None:
         return random_data(model, count, mask), None
     if model.preprocess is None:
         raise ValueError("the model has no preprocessing, which data need: set model.preprocess")
-    data = _read(model, source)
+    data = read_source(model, source)
     check_kind(data.kind, model.preprocess, data.name)
     splits, notes = chosen_splits(data, "all"), data.notes
     warn_if_unlike_training(list(splits.values()), model.preprocess)
@@ -93,7 +93,21 @@ def load_comparison_data(
     return preprocess(test, count), calibration
 
 
-def _training_source(model: ModelParts) -> str | None:
+def load_test_set(model: ModelParts) -> Examples | None:
+    """The test set of the model's training, if its source is built in or the model is that of a run on this machine.
+
+    Raises:
+        ValueError: if the data are not what they were.
+    """
+    source = training_source(model)
+    if source is None or model.preprocess is None:
+        return None
+    data = read_source(model, source)
+    check_kind(data.kind, model.preprocess, data.name)
+    return data.test
+
+
+def training_source(model: ModelParts) -> str | None:
     """The source of the model's training if it is built in, or if the model was loaded from the folder of its run.
 
     Only the user's own runs have such a folder, so that no path in a file of somebody else is read.
@@ -106,10 +120,13 @@ def _training_source(model: ModelParts) -> str | None:
     return source if source.lower() in builtin_sources() or (own and Path(source).exists()) else None
 
 
-def _read(model: ModelParts, source: Any) -> Source:
-    """Data split as in the model's training; a file or folder without targets has no task, and is a test set."""
+def read_source(model: ModelParts, source: Any, **changed: Any) -> Source:
+    """Data split and read as in the model's training, except for the options in `changed`.
+
+    A file or folder without targets has no task, and is a test set.
+    """
     by_file = "split_file" in stored_reading(model.provenance)  # which the model does not hold: all examples then
-    past = past_reading(model, source, {"test_fraction": 0} if by_file else {})
+    past = past_reading(model, source, {**({"test_fraction": 0} if by_file else {}), **changed})
     task = "classification" if model.task is None else type(model.task)
     try:
         return load_source(source, task=task, seed=past.seed, progress=False, to_train=False, **past.options.to_dict())
@@ -120,7 +137,7 @@ def _read(model: ModelParts, source: Any) -> Source:
             channels, size = model.preprocess.raw_channels, list(model.preprocess.raw_size)
         dims = len(size) if signal else None
         try:
-            how = file_options(model.provenance, {}).to_dict()
+            how = file_options(model.provenance, changed).to_dict()
             found = load_examples(source, dims=dims, in_channels=channels, **how)
         except (ValueError, OSError):
             raise error from None

@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, get_args
@@ -23,7 +23,8 @@ _LEAST_ROUNDS = 3
 _NO_LIMIT = 1_000_000
 _BFLOAT16 = " in bfloat16"
 _LARGEST_BFLOAT16 = 0.3  # A larger difference, relative to the spread of the outputs, is not rounding to bfloat16.
-_FORMATS: dict[str, Format] = {"onnxruntime": "onnx", "openvino": "openvino"}
+GRAPHS: dict[str, Format] = {"onnxruntime": "onnx", "openvino": "openvino"}
+"""The runtimes that run a graph, and the format of its file."""
 
 
 class CompiledRuntime(Runtime):
@@ -96,8 +97,8 @@ def fastest(
 
     def build(name: str) -> Runtime:
         way, bfloat16 = name.removesuffix(_BFLOAT16), name.endswith(_BFLOAT16)
-        if way in _FORMATS:
-            run = _graph(model, options, _FORMATS[way], "bfloat16" if bfloat16 else "float32")
+        if way in GRAPHS:
+            run = _graph(model, options, GRAPHS[way], "bfloat16" if bfloat16 else "float32")
         elif way == "torch.compile":
             run = _torch_compile(network, batch, bfloat16)
         else:
@@ -131,7 +132,7 @@ def fastest(
             left_out[name] = (
                 f"differs by up to {comparison.difference:.2g}, and the spread of outputs is {comparison.spread:.2g}"
             )
-    medians = _measure(runtimes, batch, rounds, seconds)
+    medians = measure(runtimes, batch, rounds, seconds)
     way = min(medians, key=medians.__getitem__)
     run = runtimes[way].run
     compiled = CompiledRuntime(
@@ -145,14 +146,14 @@ def fastest(
 
 def _choose(ways: Sequence[str] | None, device: str) -> list[str]:
     """The ways to try on a device beside eager."""
-    available = ["torch.compile", *(_FORMATS if device == "cpu" else ())]
+    available = ["torch.compile", *(GRAPHS if device == "cpu" else ())]
     wanted = available if ways is None else list(ways)
     if isinstance(ways, str) or not set(wanted) <= {"eager", *available}:
         raise ValueError(f"ways must be a list of {', '.join(available)} on {device}, got {ways!r}")
     return [way for way in available if way in wanted]
 
 
-def _measure(runtimes: dict[str, Runtime], batch: Batch, rounds: int, seconds: float) -> dict[str, float]:
+def measure(runtimes: Mapping[str, Run], batch: Batch, rounds: int, seconds: float) -> dict[str, float]:
     """Median seconds for a batch of each runtime, in rounds that begin with another runtime each time."""
     names = list(runtimes)
     times: dict[str, list[float]] = {name: [] for name in names}
@@ -201,10 +202,19 @@ def _torch_compile(network: nn.Module, batch: Batch, bfloat16: bool) -> Run:
     return run
 
 
-def _graph(model: ModelParts, options: GraphOptions, format: Format, precision: Precision) -> Run:
+def write_graph(model: ModelParts, options: GraphOptions, format: Format, path: Path) -> None:
+    """Write the graph of a model, without metadata, for `open_graph`.
+
+    Raises:
+        ValueError: if a package that this needs is not installed.
+    """
     require(format, *PACKAGES[format])
     network = Deployed(model, options)
+    WRITERS[format](network, network.example_inputs(dynamic=True), True, path, "{}")
+
+
+def _graph(model: ModelParts, options: GraphOptions, format: Format, precision: Precision) -> Run:
     with TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # Windows does not delete files in use.
         path = Path(folder) / f"model{ENDINGS[format]}"
-        WRITERS[format](network, network.example_inputs(dynamic=True), True, path, "{}")
+        write_graph(model, options, format, path)
         return open_graph(format, path, precision)

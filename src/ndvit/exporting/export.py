@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ndvit.data.preprocess.spectrograms import SpectrogramPreprocess
 from ndvit.exporting.comparison import BATCH, Comparison, ComparisonData, compare, load_comparison_data, needs_mask
-from ndvit.exporting.formats import ENDINGS, OPSET, PACKAGES, WRITERS, Format, require
+from ndvit.exporting.formats import ENDINGS, OPSET, OPSETS, PACKAGES, WRITERS, Format, halve_weights, require
 from ndvit.exporting.graphs import Deployed, frozen_copy, quiet
 from ndvit.exporting.quantize import QUANTIZE, estimate_saving
 from ndvit.exporting.runtimes import GraphOptions, open_exported, sums_in_32_bits
@@ -36,6 +36,8 @@ MIN_SAVING = 0.25
 """Default of the least share of the file, and of the work, for which int8 is worth its minutes."""
 _LEAST_SAVED = 1_000_000
 """Bytes that int8 must save at least, as small networks are no faster with it."""
+_MOST_FP16 = 0.1
+"""Largest difference of an output with weights of 16 bits, relative to the spread of the outputs."""
 _VNNI_NOTE = (
     "its 8-bit weights are for CPUs with VNNI, like this one, and for ARM: for others, export it on one of them"
 )
@@ -55,14 +57,21 @@ class ExportReport:
     seconds: float  # for export and comparison
     notes: tuple[str, ...] = ()
     classifies: bool = True  # whether the model names one class for each example
+    opset: int = OPSET  # of an ONNX file
+    fp16: bool = False  # the weights are stored as 16-bit floating-point numbers
+
+    @property
+    def kind(self) -> str:
+        """Opset, precision, and whether there is a mask."""
+        kind = "int8" if self.options.int8 else "float32, weights of 16 bits" if self.fp16 else "float32"
+        kind += ", with a mask" * self.options.mask
+        return f"opset {self.opset}, {kind}" if self.format == "onnx" else kind
 
     def __str__(self) -> str:
         c, values = self.comparison, "answers" if self.options.softmax else "outputs"
-        kind = ("int8" if self.options.int8 else "float32") + (", with a mask" if self.options.mask else "")
-        opset = f"opset {OPSET}, " if self.format == "onnx" else ""
         batches = " and ".join(map(str, c.batches))
         lines = [
-            f"{self.path}: {self.format}, {opset}{kind}, {self.size / 1e6:.1f} MB",
+            f"{self.path}: {self.format}, {self.kind}, {self.size / 1e6:.1f} MB",
             f"run by {self.runtime} on {c.examples:,} examples at batch {batches}: {self.inputs}",
             f"largest difference of {values} {c.difference:.2g}, whose spread is {c.spread:.2g}",
         ]
@@ -79,6 +88,8 @@ def export(
     *,
     format: Format = "onnx",
     int8: bool = False,
+    fp16: bool = False,
+    opset: int | None = None,
     data: Any = None,
     dynamic_batch: bool = True,
     softmax: bool = False,
@@ -100,6 +111,9 @@ def export(
         format: "onnx", "openvino", "pt2" for torch.export, or "torchscript" for torch before pt2 and for C++.
         int8: static quantisation to 8-bit integers, for onnx and openvino. It needs `data`. A file made on a CPU with
             VNNI (Intel from 2019, AMD from 2022 on) is for such CPUs, as the report says.
+        fp16: store the weights of an ONNX file as 16-bit floating-point numbers, so that it is half as large. They are
+            computed with in float32.
+        opset: opset of an ONNX file, 18 to 23; None is 20.
         data: a source as in `train`, or files without labels as in `predict`. int8 is calibrated on 300 examples of its
             training set, and outputs are compared on its test set; by default on the test set of the run if that can
             be read, else on random inputs. The report says which.
@@ -112,20 +126,21 @@ def export(
             `predict` refuses examples with missing values or padding. By default models whose preprocessing pads
             signals have one, as signals are seldom exactly as long as the network's input.
         force: replace an existing file.
-        min_agreement: the least share of examples for which int8 must predict the same class as the model.
+        min_agreement: the least share of examples for which int8 or fp16 must predict the same class as the model.
         min_saving: the least share of the file, and of the multiply-adds, that int8 must save, by an estimate before
             anything is computed. Networks of mainly convolutions, random ones or a stem, have less, and so are those
             that it makes less than 1 MB smaller. 0 quantises every network.
         log: receives the estimate of what int8 saves.
 
     Raises:
-        ValueError: if the outputs differ by more than rounding, or int8 agrees or saves too little; nothing is written
-            then. Also for options that do not fit together, and for packages that are not installed.
+        ValueError: if the outputs differ by more than rounding, or int8 or fp16 agree or save too little; nothing is
+            written then. Also for options that do not fit together, and for packages that are not installed.
         FileExistsError: if the file exists and `force` is False.
         OSError: if the file cannot be written, for example on a full disk; an existing file stays as it is.
     """
     start = time.perf_counter()
     _check_options(model, format, int8, data, softmax, preprocess, min_agreement, min_saving)
+    _check_onnx_options(format, int8, fp16, opset)
     target = _target(model, path, format, int8, force)
     options = GraphOptions(
         softmax=softmax,
@@ -140,14 +155,17 @@ def export(
     with _folder_beside(target, network) as folder, quiet():
         file = folder / f"model{target.suffix}"
         inputs = network.example_inputs(dynamic_batch)
-        WRITERS[format](network, inputs, dynamic_batch, file, _metadata(model, options))
+        more = {"opset": opset or OPSET} if format == "onnx" else {}
+        WRITERS[format](network, inputs, dynamic_batch, file, _metadata(model, options), **more)
+        if fp16:
+            halve_weights(file)
         if calibration is not None:
             unquantized, (runtime, _) = file, open_exported(file)
             options = replace(options, int8=True, vnni=sums_in_32_bits())
             file = folder / f"int8{target.suffix}"
             QUANTIZE[format](unquantized, runtime, calibration, file, _metadata(model, options))
         comparison = _compare(model, file, examples, (1, BATCH) if dynamic_batch else (1,))
-        _refuse_differences(comparison, examples, options, min_agreement)
+        _refuse_differences(comparison, examples, "int8" if int8 else "fp16" if fp16 else "", min_agreement)
         parts = sorted(folder.glob(f"{file.stem}.*"))  # .bin comes before .xml, which needs it
         size = sum(part.stat().st_size for part in parts)
         for part in parts:
@@ -164,6 +182,8 @@ def export(
         seconds=time.perf_counter() - start,
         notes=(*examples.notes, *_note_units(model, softmax), *[_VNNI_NOTE] * options.vnni),
         classifies=model.task is None or model.task.name == "classification",
+        opset=opset or OPSET,
+        fp16=fp16,
     )
 
 
@@ -210,6 +230,15 @@ def _check_options(
         if not 0 <= share <= 1:
             raise ValueError(f"{name} is a share from 0 to 1, got {share}")
     require(f"export to {format}", *PACKAGES.get(format, ()), *(("nncf",) if int8 else ()))
+
+
+def _check_onnx_options(format: Format, int8: bool, fp16: bool, opset: int | None) -> None:
+    if format != "onnx" and (fp16 or opset is not None):
+        raise ValueError(f"{'fp16' if fp16 else 'opset'} is for ONNX files, and the format is {format}: leave it out")
+    if fp16 and int8:
+        raise ValueError("fp16 and int8 are two sizes of weights: choose one of them")
+    if opset is not None and not OPSETS[0] <= opset <= OPSETS[1]:
+        raise ValueError(f"opset must be from {OPSETS[0]} to {OPSETS[1]}, got {opset}")
 
 
 def _check_saving(network: Deployed, min_saving: float, log: Log) -> None:
@@ -306,20 +335,23 @@ def _compare(model: ModelParts, file: Path, data: ComparisonData, batches: tuple
     )
 
 
-def _refuse_differences(
-    comparison: Comparison, data: ComparisonData, options: GraphOptions, min_agreement: float
-) -> None:
-    """Raise a ValueError if the outputs are too far from the model's."""
-    if options.int8 and comparison.agreement < min_agreement:
+def _refuse_differences(comparison: Comparison, data: ComparisonData, rounded: str, min_agreement: float) -> None:
+    """Raise a ValueError if the outputs are too far from the model's; `rounded` names what rounds the weights."""
+    if rounded and comparison.agreement < min_agreement:
         scores = ""
         if comparison.scores is not None:
             scores = f" (score {comparison.scores[1]:.4f}, the model's {comparison.scores[0]:.4f})"
         raise ValueError(
-            f"int8 predicts the model's class for {100 * comparison.agreement:.2f} % of {comparison.examples} examples "
-            f"of {data.source}{scores}, less than {100 * min_agreement:g} %: nothing is written. Calibrate on data "
-            "like those of the training, take the other format, or lower --min-agreement"
+            f"{rounded} predicts the model's class for {100 * comparison.agreement:.2f} % of {comparison.examples} "
+            f"examples of {data.source}{scores}, less than {100 * min_agreement:g} %: nothing is written. Calibrate on "
+            "data like those of the training, take the other format, or lower --min-agreement"
         )
-    if not options.int8 and not comparison.same:
+    if rounded == "fp16" and comparison.difference > _MOST_FP16 * comparison.spread:
+        raise ValueError(
+            f"with weights of 16 bits, answers differ by up to {comparison.difference:.2g} of a spread of "
+            f"{comparison.spread:.2g}: nothing is written. Leave --fp16 out"
+        )
+    if not rounded and not comparison.same:
         raise ValueError(
             f"the exported file differs from the model by up to {comparison.difference:.2g}, and the spread of its "
             f"outputs is {comparison.spread:.2g}: nothing is written. Please report it with `ndvit info` of the model; "

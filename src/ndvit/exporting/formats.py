@@ -32,8 +32,11 @@ Inputs = tuple[Tensor, ...]
 """x alone, or x and the mask."""
 OPSET = 20
 """Opset of the ONNX files: the first one with GELU as one operator, and torch's default."""
+OPSETS = (18, 23)
+"""The first and the last opset that files can have."""
 MOST_BYTES = 2**31 - 2**24
 """Limit for the tensors of an ONNX file, as protobuf ends at 2 GiB."""
+_LEAST_HALVED = 1024  # numbers of a tensor
 
 
 def is_exported(source: object) -> bool:
@@ -57,7 +60,9 @@ def to_program(network: nn.Module, examples: Inputs, dynamic: bool) -> ExportedP
     return program
 
 
-def write_onnx(network: nn.Module, examples: Inputs, dynamic: bool, path: Path, metadata: str) -> None:
+def write_onnx(
+    network: nn.Module, examples: Inputs, dynamic: bool, path: Path, metadata: str, opset: int = OPSET
+) -> None:
     """Write an .onnx that contains its tensors."""
     size = sum(t.numel() * t.element_size() for t in network.state_dict().values())
     if size > MOST_BYTES:
@@ -65,7 +70,7 @@ def write_onnx(network: nn.Module, examples: Inputs, dynamic: bool, path: Path, 
     exported = torch.onnx.export(
         to_program(network, examples, dynamic),
         dynamo=True,
-        opset_version=OPSET,
+        opset_version=opset,
         input_names=["x", "mask"][: len(examples)],
         output_names=[_output_name(network)],
         verbose=False,
@@ -78,6 +83,34 @@ def write_onnx(network: nn.Module, examples: Inputs, dynamic: bool, path: Path, 
         node.metadata_props.clear()  # The exporter's remarks are twice as long as the graph.
     exported.model.metadata_props[METADATA] = metadata
     exported.save(path, external_data=False)
+
+
+def halve_weights(path: Path) -> None:
+    """Store the large tensors of an .onnx as 16-bit floating-point numbers, which are computed with as float32.
+
+    Runtimes convert them once, when they open the file. So the file is half as large, and no layer overflows.
+
+    Raises:
+        ValueError: for a weight beyond the range of 16 bits.
+    """
+    import onnx_ir as ir
+
+    model = ir.load(path)
+    graph = model.graph
+    for name, value in list(graph.initializers.items()):
+        tensor = value.const_value
+        if tensor is None or tensor.dtype != ir.DataType.FLOAT or tensor.size < _LEAST_HALVED:
+            continue
+        numbers = tensor.numpy()
+        if np.abs(numbers).max() > np.finfo(np.float16).max:
+            raise ValueError(f"{name} has weights beyond the range of 16-bit numbers: leave fp16 out")
+        half = ir.val(f"{name}_half", const_value=ir.tensor(numbers.astype(np.float16), name=f"{name}_half"))
+        node = ir.node("Cast", [half], {"to": ir.DataType.FLOAT.value})
+        value.replace_all_uses_with(node.outputs[0])
+        del graph.initializers[name]
+        graph.register_initializer(half)
+        graph.insert_before(graph[0], node)
+    ir.save(model, path)
 
 
 def _output_name(network: nn.Module) -> str:
@@ -129,7 +162,7 @@ def write_torchscript(network: nn.Module, examples: Inputs, dynamic: bool, path:
     torch.jit.save(traced, path, _extra_files={f"{METADATA}.json": metadata})
 
 
-WRITERS: dict[Format, Callable[[nn.Module, Inputs, bool, Path, str], None]] = {
+WRITERS: dict[Format, Callable[..., None]] = {
     "onnx": write_onnx,
     "openvino": write_openvino,
     "pt2": write_pt2,

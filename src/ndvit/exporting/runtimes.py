@@ -157,7 +157,10 @@ def open_exported(
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise ValueError(f"{path} cannot be read as {format}: {reason}") from error
     if not graph.metadata:
-        raise ValueError(f"{path} was not written by ndvit export: it has no metadata with classes and preprocessing")
+        raise ValueError(
+            f"{path} was not written by ndvit export: it has no metadata with classes and preprocessing. The graph of "
+            "a bundle is run by the predict.py beside it, and service/model.safetensors there is its model"
+        )
     try:
         metadata = json.loads(graph.metadata)
         options = GraphOptions(**metadata.pop("export"))

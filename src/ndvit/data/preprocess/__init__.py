@@ -12,7 +12,7 @@ from ndvit.data.preprocess.base import Preprocess, short
 from ndvit.data.preprocess.images import ImagePreprocess, picture_sizes
 from ndvit.data.preprocess.signals import SignalPreprocess
 from ndvit.data.preprocess.spectrograms import SpectrogramPreprocess
-from ndvit.data.sources.files import header_of
+from ndvit.data.sources.files import headers_of
 
 __all__ = [
     "Preprocess",
@@ -82,20 +82,25 @@ def describe_resampling(parts: Sequence[Examples], preprocess: Preprocess) -> st
         return ""
     longer = 0
     for part in parts:
-        headers = [header_of(item) for item in part.items]
-        long = [(name, fault) for name, one in zip(part.names, headers) if (fault := preprocess.too_long(one))]
+        headers = headers_of(part.items)
+        faults = {one: preprocess.too_long(one) for one in set(headers)}  # most examples share their shape
+        long = [(part.names[i], fault) for i, one in enumerate(headers) if (fault := faults[one])]
         if long:
             more = f" (and {len(long) - 1:,} more of {len(part):,} examples)" if len(long) > 1 else ""
             raise ValueError(f"{long[0][0]}{more} {long[0][1]}")
-        longer += sum(not preprocess.fits(one) for one in headers)
+        fits = {one: preprocess.fits(one) for one in set(headers)}
+        longer += sum(not fits[one] for one in headers)
     size, count = " x ".join(map(str, preprocess.raw_size)), f"{longer:,} of {sum(map(len, parts)):,} examples"
     return f"{count} {'is' if longer == 1 else 'are'} longer than {size}, and resampled to it" if longer else ""
 
 
 def find_unfit(examples: Examples, preprocess: Preprocess) -> dict[int, str]:
     """The examples that cannot be inputs by their headers, by index, and why."""
-    found = ((i, preprocess.misfit(item)) for i, item in enumerate(examples.items))
-    return {i: f"{examples.names[i]}: {fault}" for i, fault in found if fault}
+    if preprocess.kind == "image":  # pictures of any size are resized
+        return {}
+    headers = headers_of(examples.items)
+    faults = {one: preprocess.misfit(one) for one in set(headers)}
+    return {i: f"{examples.names[i]}: {faults[one]}" for i, one in enumerate(headers) if faults[one]}
 
 
 def describe_fit(source: Source, preprocess: Preprocess) -> list[str]:

@@ -152,7 +152,7 @@ class Preprocess(ABC):
         return {"kind": self.kind} | {k: list(v) if isinstance(v, tuple) else v for k, v in kept.items()}
 
     @property
-    def _used(self) -> list[int]:
+    def used(self) -> list[int]:
         """The channels that the network reads."""
         return [channel for channel in range(self.channels) if channel not in self.unused_channels]
 

@@ -21,7 +21,8 @@ _SAMPLE = 1_000  # pictures for statistics: more would change the third digit of
 _LARGEST = 224  # the shorter side by default; most published weights were trained at this size
 _FULL = (0.0, 65535.0)  # the range of 16 bits
 _NOISE = 0.5 / 255  # half a grey level of 8 bits: a channel that varies less holds rounding and compression noise
-_WASTE = 4  # a resized picture with more than this many times the pixels that are kept is resized in part only
+WASTE = 4
+"""A resized picture with more than this many times the pixels that are kept is resized in part only."""
 _TOO_DARK = 1 / 16  # of the range of the training data: 16 of 256 levels
 _ALIASES = {"cover": "crop", "stretch": "squash"}  # names of earlier versions
 
@@ -154,7 +155,7 @@ class ImagePreprocess(Preprocess):
         full, box = self._geometry(image.width, image.height)
         kept, (wide, tall) = (box[2] - box[0], box[3] - box[1]), image.size
         smooth = Image.Resampling[self.interpolation.upper()]
-        if math.prod(full) > _WASTE * math.prod(kept):  # 1 x 30,000 pixels would become 224 x 6,720,000
+        if math.prod(full) > WASTE * math.prod(kept):  # 1 x 30,000 pixels would become 224 x 6,720,000
             x, y = wide / full[0], tall / full[1]
             return image.resize(kept, smooth, (box[0] * x, box[1] * y, min(wide, box[2] * x), min(tall, box[3] * y)))
         if full != image.size:

@@ -25,7 +25,7 @@ from ndvit.data.preprocess.base import (
     usual_length,
 )
 from ndvit.data.sources.arrays import numbers, value_fault, with_channels
-from ndvit.data.sources.files import header_of
+from ndvit.data.sources.files import header_of, headers_of
 
 _SAMPLE = 2_000  # files for mean and standard deviation
 _RATES = (1e-3, 1e9)  # Hz: from a sample in a quarter of an hour to a fast oscilloscope
@@ -106,7 +106,7 @@ class SignalPreprocess(Preprocess):
             ValueError: for examples with different numbers of axes or channels, a size that does not fit them, or if no
                 channel varies.
         """
-        headers = [header_of(item) for item in examples.items]
+        headers = headers_of(examples.items)
         rates = Counter(header.rate for header in headers if header.rate is not None)
         rate = max(rates, key=lambda r: (rates[r], r)) if rates else None  # the most frequent, the higher of two
         channels = {header.channels for header in headers}
@@ -153,7 +153,7 @@ class SignalPreprocess(Preprocess):
         values = self._checked(raw)
         if fault := self._length_fault(values.shape[1:]):
             raise ValueError(fault)
-        observed = (~np.isnan(values[self._used])).any(axis=0, keepdims=True).astype(np.float32)
+        observed = (~np.isnan(values[self.used])).any(axis=0, keepdims=True).astype(np.float32)
         per_channel = (-1,) + (1,) * len(self.size)
         mean, std = np.reshape(self.mean, per_channel), np.reshape(self.std, per_channel)
         x = filled(((values - mean) / std).astype(np.float32))
@@ -269,7 +269,7 @@ class SignalPreprocess(Preprocess):
             )
         if fault := value_fault(values):
             raise ValueError(fault)
-        if self.unused_channels and np.isnan(values[self._used]).all():
+        if self.unused_channels and np.isnan(values[self.used]).all():
             unused = ", ".join(map(str, self.unused_channels))
             raise ValueError(f"nothing is observed in the channels that varied in training (unused: {unused})")
         return values

@@ -19,7 +19,8 @@ from ndvit.data.preprocess.signals import SignalPreprocess, filled, linear
 
 _SAMPLE = 2_000  # files for mean and standard deviation
 _BANDS = 40
-_RANGE = 80.0  # dB below the loudest band and frame of an example, where its floor is
+RANGE = 80.0
+"""Decibels below the loudest band and frame of an example, where its floor is."""
 _LEAST_FLOOR = -300.0  # dB: 80 below it is the smallest power that float32 holds
 _SOUND = 4_000.0  # Hz: signals at this rate and above are taken for sound
 _FRAME, _STEP = 0.032, 0.016  # s, of sound: pitch periods are shorter, phones longer
@@ -189,7 +190,7 @@ class SpectrogramPreprocess(Preprocess):
                 quietest = min(quietest, 10 * math.log10(loudest))
             values = made._decibels(power)[..., observed]
             moments.add((values if picture else values.reshape(channels, -1)).numpy())
-        floor = made.floor if math.isinf(quietest) else quietest - (_RANGE if made.relative else 0)
+        floor = made.floor if math.isinf(quietest) else quietest - (RANGE if made.relative else 0)
         floor = min(max(floor, _LEAST_FLOOR), -_LEAST_FLOOR)
         return replace(made, mean=moments.mean(), std=moments.std(), floor=floor)
 
@@ -240,48 +241,48 @@ class SpectrogramPreprocess(Preprocess):
         return np.asarray(700 * (10 ** (mel / 2595) - 1))
 
     @cached_property
-    def _filters(self) -> Tensor:
+    def filters(self) -> Tensor:
         """(bands, bins) triangles around each band, at least as wide as the distance of two bins."""
-        bins = np.linspace(0, (self.sample_rate or 1.0) / 2, self._points // 2 + 1)
+        bins = np.linspace(0, (self.sample_rate or 1.0) / 2, self.points // 2 + 1)
         low, centre, high = (self._edges[i : i + self.bands, None] for i in range(3))
         rising = (centre - bins) / np.maximum(centre - low, bins[1])
         falling = (bins - centre) / np.maximum(high - centre, bins[1])
         return torch.from_numpy((1 - np.maximum(rising, falling)).clip(0).astype(np.float32))
 
     @property
-    def _points(self) -> int:
+    def points(self) -> int:
         """Points of the Fourier transform: the next power of two."""
         return max(2, 1 << (self.window - 1).bit_length())
 
     def _power(self, raw: Raw) -> tuple[Tensor, np.ndarray]:
         """Power (inputs, bands, frames), and which frames (frames,) are observed."""
         values = self.waves.values(raw)
-        observed = ~np.isnan(values[self._used_inputs]).all(axis=0)
+        observed = ~np.isnan(values[self.used_inputs]).all(axis=0)
         if not observed.any():
             raise ValueError("nothing is observed in the channels that varied in training")
         n = int(np.flatnonzero(observed)[-1]) + 1
         frames = math.ceil(n / self.step)
-        if len(values) * frames * (self._points // 2 + 1) > _MOST_VALUES:
+        if len(values) * frames * (self.points // 2 + 1) > _MOST_VALUES:
             raise ValueError(
-                f"{n:,} samples have {frames:,} frames of {self._points:,} points, more than fit into memory: cut them "
+                f"{n:,} samples have {frames:,} frames of {self.points:,} points, more than fit into memory: cut them "
                 "into windows"
             )
         values, observed = filled(values[:, :n].copy()), observed[:n]
         values -= values.mean(axis=1, keepdims=True)
-        left = (self._points - self.step) // 2
-        padded = F.pad(torch.from_numpy(values), (left, (frames - 1) * self.step + self._points - left - n))
+        left = (self.points - self.step) // 2
+        padded = F.pad(torch.from_numpy(values), (left, (frames - 1) * self.step + self.points - left - n))
         hann = torch.hann_window(self.window)
         waves = torch.stft(
-            padded, self._points, self.step, self.window, hann, center=False, return_complex=True
+            padded, self.points, self.step, self.window, hann, center=False, return_complex=True
         )  # (inputs, bins, frames)
-        power = self._filters @ (waves.abs() / max(float(hann.sum()) / 2, 1e-12)) ** 2
+        power = self.filters @ (waves.abs() / max(float(hann.sum()) / 2, 1e-12)) ** 2
         steps = np.pad(observed, (0, frames * self.step - n)).reshape(frames, self.step)
         return power, np.asarray(steps.any(axis=1))
 
     def _decibels(self, power: Tensor) -> Tensor:
         """Decibels of power (inputs, bands, frames), down to 80 below the loudest place."""
         loudest = max(10 * math.log10(max(float(power.max()), 1e-300)), self.floor)
-        decibels = 10 * power.clamp_min(10 ** ((loudest - _RANGE) / 10)).log10()
+        decibels = 10 * power.clamp_min(10 ** ((loudest - RANGE) / 10)).log10()
         return decibels - loudest if self.relative else decibels
 
     def __call__(self, raw: Raw) -> Tensor:
@@ -360,10 +361,10 @@ class SpectrogramPreprocess(Preprocess):
         return super().to_dict() | {"kind": "spectrogram"}
 
     @property
-    def _used_inputs(self) -> list[int]:
+    def used_inputs(self) -> list[int]:
         """The channels of signals that the network reads."""
         bands = 1 if self.bands_as == "picture" else self.bands
-        return sorted({channel // bands for channel in self._used})
+        return sorted({channel // bands for channel in self.used})
 
 
 def plan_frames(options: SpectrogramOptions, rate: float | None, length: int) -> tuple[int, int]:
