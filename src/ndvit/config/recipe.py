@@ -13,6 +13,7 @@ from ndvit.config.spectrogram import SPECTROGRAM_FIELDS, SpectrogramOptions
 Optimizer = Literal["adamw", "sgd", "lamb"]
 Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
+Strategy = Literal["auto", "ddp", "fsdp"]
 Tracker = Literal["none", "tensorboard", "wandb"]
 Distillation = Literal["hard", "soft"]
 Policy = Literal["none", "randaugment", "trivialaugment", "3-augment"]
@@ -47,9 +48,10 @@ class DurationOptions(Options):
     epochs: Count | None = None
     """Passes over the training set, instead of steps."""
     batch_size: BatchSize = 32
-    """Examples in one forward pass."""
+    """Examples in one forward pass of each device."""
     accumulate: Count = 1
-    """Forward passes in one optimizer step; the effective batch is batch_size times this."""
+    """Forward passes of each device in one optimizer step; the effective batch is batch_size times this and the number
+    of devices."""
     repeats: Annotated[int, Ge(1), Cap(1000)] = 1
     """Copies of each training example in a pass, one after the other, each with its own augmentation (DeiT uses 3)."""
 
@@ -200,6 +202,17 @@ class HardwareOptions(Options):
     about twice as fast in bf16-mixed."""
     device: Device = "auto"
     """Device of the training."""
+    devices: Annotated[int, Ge(1), Cap(1024)] | Literal["auto"] | None = None
+    """Devices on each node that train together, one process each; auto is all GPUs of this machine. The default is one,
+    or as many processes as torchrun or SLURM have started."""
+    nodes: Annotated[int, Ge(1), Cap(100_000)] | None = None
+    """Machines that train together; torchrun or srun starts the command on each of them. The default is one, or as many
+    as those have started."""
+    strategy: Strategy = "auto"
+    """How several devices share the work. ddp: each has the whole network and a part of the batch; fsdp: each also has
+    a part of the weights, gradients and optimizer state, for networks that do not fit one device. auto is ddp."""
+    device_timeout: Positive = 1800.0
+    """Seconds that a device waits for the others before it gives up."""
     workers: Annotated[int, Ge(0), Cap(256)] | None = None
     """Processes that read files; the default is 0 for data in memory, else up to 4."""
     compile: bool = False
@@ -232,6 +245,16 @@ class Recipe(
 
     Raises:
         ValueError: for a value out of bounds or a combination without a meaning, with what is expected.
+
+    Example:
+        >>> from ndvit import Recipe
+        >>> recipe = Recipe(steps=200, batch_size=16, mixup=0.2)
+        >>> recipe.steps, recipe.optimizer
+        (200, 'adamw')
+        >>> Recipe(mixup=-1)
+        Traceback (most recent call last):
+        ...
+        ValueError: mixup must be ...
     """
 
     def __post_init__(self) -> None:
@@ -245,6 +268,17 @@ class Recipe(
                 [f.name for f in fields(self) if f.name not in SOLVED_BY and getattr(self, f.name) != f.default]
             )
 
+    @property
+    def replicas(self) -> int:
+        """Devices that train together on all nodes."""
+        devices = self.devices if isinstance(self.devices, int) else 1
+        return devices * (self.nodes or 1)
+
+    @property
+    def step_examples(self) -> int:
+        """Examples in one optimizer step on all devices, the effective batch."""
+        return self.batch_size * self.accumulate * self.replicas
+
     def peak_learning_rate(self, embed_dim: int, pretrained: bool = False) -> float:
         """Peak for a network of this width: wider ones take smaller steps ("Attention Is All You Need")."""
         usual = (0.0016 if pretrained else 0.016) * embed_dim**-0.5
@@ -253,7 +287,7 @@ class Recipe(
     def total_steps(self, examples: int) -> int:
         """Optimizer steps of a run over this many training examples."""
         if self.epochs is not None:
-            return math.ceil(self.epochs * examples / (self.batch_size * self.accumulate))
+            return math.ceil(self.epochs * examples / self.step_examples)
         return self.steps or DEFAULT_STEPS
 
     def checkpoint_interval(self, steps: int) -> int:
@@ -269,7 +303,7 @@ class Recipe(
         resumed run validates at the same steps. Early stopping counts validations, so it keeps all of them.
         """
         usual = self.checkpoint_interval(steps)
-        cost = PASSES * steps * self.batch_size * self.accumulate
+        cost = PASSES * steps * self.step_examples
         most = max(1, int(VALIDATION_SHARE * cost / max(examples, 1)))
         if self.val_every or self.early_stop or most >= math.ceil(steps / usual):
             return usual

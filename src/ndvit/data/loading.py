@@ -108,13 +108,24 @@ class Inputs(Dataset[Batch]):
         order = range(len(self)) if chosen is None else chosen
         return self._loader([list(order[i : i + batch_size]) for i in range(0, len(order), batch_size)], workers)
 
+    def batches(self, batches: Sequence[Sequence[int]], workers: int | None = None) -> "TimedLoader":
+        """Load batches of the examples with these indices."""
+        return self._loader(batches, workers)
+
     def stream(
-        self, batch_size: int, batches: int, seed: int, start: int, workers: int | None, repeats: int = 1
+        self,
+        batch_size: int,
+        batches: int,
+        seed: int,
+        start: int,
+        workers: int | None,
+        repeats: int = 1,
+        dealt: "Dealt | None" = None,
     ) -> "TimedLoader":
         """Load the training stream, see `ShuffledStream`."""
         varied, blocks = self.vary is not None, self.examples.blocks()
         weights = self.examples.weights
-        order = ShuffledStream(len(self), batch_size, batches, seed, start, repeats, varied, blocks, weights)
+        order = ShuffledStream(len(self), batch_size, batches, seed, start, repeats, varied, blocks, weights, dealt)
         return self._loader(order, workers)
 
     def _loader(self, batches: Any, workers: int | None) -> "TimedLoader":
@@ -161,11 +172,27 @@ class TimedLoader(DataLoader[Batch]):
 def _ignore_interrupts(worker: int) -> None:
     """Ignore Ctrl-C, which a terminal sends to all processes: the main one ends its workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the handler of the main process, if it was forked
 
 
 def _whole_batch(batch: Any) -> Any:
     """`__getitems__` returns whole batches, so there is nothing to collate."""
     return batch
+
+
+class Dealt(NamedTuple):
+    """How the batches of a stream are dealt to processes: each has an equal part of every batch.
+
+    Attributes:
+        parts: number of processes.
+        part: number of this process.
+        lane: rows that a lane of streamed data takes at a time, see `shuffled`. It is part of the order, so a run keeps
+            its value when it continues with other processes.
+    """
+
+    parts: int
+    part: int
+    lane: int
 
 
 @dataclass(eq=False)
@@ -185,6 +212,7 @@ class ShuffledStream(Sampler[list[Any]]):
         seeded: whether each index has a seed, a different one at every place of the stream.
         blocks: (n,) block of each example, see `shuffled`; None for local data.
         weights: (n,) how often examples are drawn, relative to each other; None draws each once in a pass.
+        dealt: the part of each batch that this process gets; None for all of it.
     """
 
     n: int
@@ -196,23 +224,26 @@ class ShuffledStream(Sampler[list[Any]]):
     seeded: bool = False
     blocks: np.ndarray | None = None
     weights: np.ndarray | None = None
+    dealt: Dealt | None = None
 
     def __len__(self) -> int:
         return self.batches
 
     def __iter__(self) -> Iterator[list[Any]]:
         order, current = np.empty(0, dtype=np.int64), -1
+        parts, part = (1, 0) if self.dealt is None else self.dealt[:2]
+        size = self.batch_size // parts
         for batch in range(self.start, self.batches):
             indices: list[int] = []
-            position = batch * self.batch_size
-            while len(indices) < self.batch_size:
+            position = batch * self.batch_size + part * size
+            while len(indices) < size:
                 turn, offset = divmod(position + len(indices), self.n * self.repeats)
                 if turn != current:
                     order, current = self._pass(turn).repeat(self.repeats), turn
-                indices += order[offset : offset + self.batch_size - len(indices)].tolist()
+                indices += order[offset : offset + size - len(indices)].tolist()
             if self.seeded:
-                seeds = np.random.SeedSequence((self.seed, batch)).generate_state(self.batch_size).tolist()
-                yield list(zip(indices, seeds, strict=True))
+                seeds = np.random.SeedSequence((self.seed, batch)).generate_state(self.batch_size)
+                yield list(zip(indices, seeds[part * size : (part + 1) * size].tolist(), strict=True))
             else:
                 yield indices
 
@@ -223,7 +254,8 @@ class ShuffledStream(Sampler[list[Any]]):
             return random.permutation(_drawn(self.weights, random.random()))
         if self.blocks is None:
             return random.permutation(self.n)
-        return shuffled(self.blocks, self.batch_size / self.repeats, turn * self.n, random)
+        lane = self.batch_size if self.dealt is None else self.dealt.lane
+        return shuffled(self.blocks, lane / self.repeats, turn * self.n, random)
 
 
 def _drawn(weights: np.ndarray, start: float) -> np.ndarray:

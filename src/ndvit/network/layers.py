@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ndvit.config import ViTConfig
+from ndvit.network.draws import for_each
 from ndvit.network.stems.convolutional import ConvStem
 from ndvit.network.stems.difference import DifferenceStem
 from ndvit.network.stems.mantis import MantisStem
@@ -343,7 +344,8 @@ class DropPath(nn.Module):
         keep = 1 - self.rate
         if torch.compiler.is_compiling():  # a compiled graph needs static shapes
             return x + branch(*inputs) * x.new_empty(len(x), 1, 1).bernoulli_(keep).div_(keep)
-        kept = torch.empty(len(x)).bernoulli_(keep).nonzero().flatten()  # on the CPU, to not synchronise with a GPU
+        drawn = for_each(lambda n: torch.empty(n).bernoulli_(keep), len(x))  # on the CPU, to not synchronise with a GPU
+        kept = drawn.nonzero().flatten()
         if len(kept) == len(x):
             return torch.add(x, branch(*inputs), alpha=1 / keep)
         kept = kept.to(x.device, non_blocking=x.is_cuda)  # Metal could read memory that is already freed

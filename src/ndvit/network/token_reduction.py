@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ndvit.network.draws import for_each
+
 
 def draw_tokens(x: Tensor, key_mask: Tensor | None, prefix: int, drop_rate: float) -> Tensor:
     """Choose the tokens that training keeps ("PatchDropout", Liu et al., 2022).
@@ -22,7 +24,7 @@ def draw_tokens(x: Tensor, key_mask: Tensor | None, prefix: int, drop_rate: floa
     """
     batch, patches = len(x), x.shape[1] - prefix
     keep = max(1, round(patches * (1 - drop_rate)))
-    scores = torch.rand(batch, patches, device=x.device)
+    scores = for_each(lambda n: torch.rand(n, patches, device=x.device), batch)
     if key_mask is not None:
         scores = scores + key_mask[:, 0, 0, prefix:]
     drawn = scores.topk(keep).indices.sort().values

@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ndvit.config import ViTConfig, named_config
 from ndvit.network import fast
 from ndvit.network.checkpointing import checkpointed
+from ndvit.network.draws import Dropout
 from ndvit.network.grid import observed_patches, patchify
 from ndvit.network.layers import (
     Attention,
@@ -68,6 +69,12 @@ def create_model(name: str, **overrides: Any) -> "VisionTransformer":
 
     Raises:
         ValueError: for an unknown name or field, or values that do not describe a network.
+
+    Example:
+        >>> from ndvit import create_model
+        >>> network = create_model("vit_tiny", input_size=(32, 64, 64), patch_size=16, in_channels=1, num_classes=4)
+        >>> network.config.grid  # of a volume
+        (2, 4, 4)
     """
     return VisionTransformer(named_config(name, **overrides))
 
@@ -84,6 +91,16 @@ class VisionTransformer(nn.Module):
             activations: less memory for a second forward pass. Default False.
         skip_unread_tokens: compute only the tokens that the heads read in the last block; outputs then differ by
             rounding at most, but forward hooks on that block see (B, 1, D). Default False, see `fast.only_read_tokens`.
+
+    Example:
+        >>> import torch
+        >>> from ndvit import ViTConfig, VisionTransformer
+        >>> config = ViTConfig(input_size=(64, 64), patch_size=16, embed_dim=48, depth=2, num_heads=4, num_classes=5)
+        >>> network = VisionTransformer(config).eval()
+        >>> network(torch.zeros(2, 3, 64, 64)).shape
+        torch.Size([2, 5])
+        >>> network.stages(torch.zeros(2, 3, 64, 64)).tokens.shape  # 16 patches and a class token
+        torch.Size([2, 17, 48])
     """
 
     rope_periods: Tensor
@@ -113,7 +130,7 @@ class VisionTransformer(nn.Module):
             self.register_buffer("rope_periods", torch.empty(config.head_width // (2 * len(config.input_size))))
             if config.pos_embed == "xpos":
                 self.register_buffer("xpos_decay", torch.empty(config.head_width))
-        self.pos_drop = nn.Dropout(config.drop_rate)
+        self.pos_drop = Dropout(config.drop_rate)
         self.norm_pre = make_norm(config) if config.pre_norm else nn.Identity()
 
         kind, last = MergingBlock if config.merge_tokens else Block, max(config.depth - 1, 1)
@@ -133,7 +150,7 @@ class VisionTransformer(nn.Module):
             self.head_norm = nn.BatchNorm1d(config.pooled_dim)
         elif config.head_norm == "layer":
             self.head_norm = nn.LayerNorm(config.pooled_dim, eps=config.norm_eps)
-        self.head_drop = nn.Dropout(config.head_drop)
+        self.head_drop = Dropout(config.head_drop)
         for name, width in self._head_widths().items():
             setattr(self, name, nn.Linear(width, config.num_classes) if config.num_classes else nn.Identity())
         self.init_weights()

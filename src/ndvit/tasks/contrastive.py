@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ndvit.processes import gathered_with_gradients, rank
 from ndvit.tasks.base import Drawn, Objective
 from ndvit.tasks.self_supervised import SelfSupervised
 
@@ -76,6 +77,8 @@ class InfoNCE(Objective):
 def info_nce(projected: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Cross-entropy of finding the other view of an example among all other rows, by cosine similarity.
 
+    Processes that share a batch compare their rows with those of all of them.
+
     Args:
         projected: (2 n, width); rows 2 i and 2 i + 1 are views of example i.
         temperature: divides the cosines.
@@ -84,6 +87,8 @@ def info_nce(projected: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         The mean loss, and the share of rows whose most similar row is the other view.
     """
     z = F.normalize(projected, dim=1)
-    logits = (z @ z.T / temperature).fill_diagonal_(-torch.inf)  # (2 n, 2 n)
-    other = torch.arange(len(z), device=z.device) ^ 1  # 1, 0, 3, 2, ...
+    whole = gathered_with_gradients(z)  # (2 n processes, width)
+    own = torch.arange(len(z), device=z.device) + rank() * len(z)
+    logits = (z @ whole.T / temperature).scatter(1, own[:, None], -torch.inf)  # (2 n, 2 n processes)
+    other = own ^ 1  # 1, 0, 3, 2, ...
     return F.cross_entropy(logits, other), (logits.detach().argmax(1) == other).float().mean()

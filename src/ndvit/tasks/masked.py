@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ndvit.network.draws import for_each
 from ndvit.network.grid import patchify
 from ndvit.network.layers import Block
 from ndvit.network.positions import sincos_positions
@@ -67,7 +68,8 @@ def choose_masked(observed: Tensor, ratio: float) -> Choice:
     count = observed.sum(1)  # (B,)
     wanted = (ratio * count).round().long().clamp(min=1)
     wanted = torch.minimum(wanted, (count - 1).clamp(min=0))
-    scores = torch.rand(observed.shape, device=observed.device).masked_fill(~observed, torch.inf)
+    scores = for_each(lambda n: torch.rand(n, observed.shape[1], device=observed.device), len(observed))
+    scores = scores.masked_fill(~observed, torch.inf)
     rank = scores.argsort(1).argsort(1)  # unobserved patches come last
     masked = (rank < wanted[:, None]) & observed
     kept = observed & ~masked

@@ -119,8 +119,10 @@ def foresee_needs(model: Model, recipe: Recipe, steps: int) -> Foreseen:
 
         per_example = _activation_bytes(network) / (1 if steps else max(1, config.depth))
         per_example /= 1 if pick_precision(recipe).startswith("32") else 2
+    shards = recipe.replicas if recipe.strategy == "fsdp" else 1
+    weights = (4 * total + 12 * trained) // shards
     return Foreseen(
-        bytes=max(solved.bytes, 4 * total + 12 * trained + int(per_example * recipe.batch_size)),
+        bytes=max(solved.bytes, weights + int(per_example * recipe.batch_size)),
         operations=2 * count_cost(config)[1] * (3 if steps else 1),
         once=solved.once,
         efficiency=_EFFICIENCY if config.stem == "none" else _OF_LIGHT,

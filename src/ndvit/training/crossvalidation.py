@@ -32,8 +32,10 @@ from ndvit.data.sources.load import load_source
 from ndvit.data.splits import folds as divide
 from ndvit.data.windows import cut_outliers
 from ndvit.evaluation.base import Evaluation
+from ndvit.evaluation.cards import cards_of
 from ndvit.evaluation.folds import FoldScores
 from ndvit.evaluation.report import Report, write_report
+from ndvit.evaluation.stored import STORED_FILE, store_report
 from ndvit.files import csv_text, make_folder, replace_file, sole_process
 from ndvit.inference.answers import answer_rows
 from ndvit.inference.batches import predict_answers
@@ -42,10 +44,8 @@ from ndvit.model import Model, load_model
 from ndvit.training.fit import fit
 from ndvit.training.isolation import isolated
 from ndvit.training.plan import Plan, Request, plan
+from ndvit.training.results import PREDICTIONS_FILE, REPORT_FILE, RESULTS_FILE
 from ndvit.training.run import (
-    PREDICTIONS_FILE,
-    REPORT_FILE,
-    RESULTS_FILE,
     begin_folder,
     new_folder,
     resume,
@@ -131,6 +131,15 @@ def cross_validate(
 
     Raises:
         ValueError, FileExistsError: as in `train`, and for more folds than examples or groups.
+
+    Example:
+        >>> import numpy as np
+        >>> import ndvit
+        >>> y = np.repeat(["low", "high"], 20)
+        >>> X = np.random.default_rng(0).normal(size=(40, 1, 32)) + (y == "high")[:, None, None]
+        >>> result = ndvit.cross_validate((X, y), folds=2, preset="fast", output="runs/folds", progress=False, log=str)
+        >>> len(result.evaluation)  # every example was answered by a model that was trained without it
+        40
     """
     checked("folds", Folds, folds)
     checked("repeats", Repeats, repeats)
@@ -138,6 +147,8 @@ def cross_validate(
         raise ValueError(f"{idle[0]} does nothing in a cross-validation, in which every fold is tested: leave it out")
     own = {name: arguments.pop(name) for name in Request.__dataclass_fields__ if name in arguments}
     reading, options = take_reading_options(arguments)
+    if more := [name for name in ("devices", "nodes", "strategy") if options.get(name) not in (None, 1)]:
+        raise ValueError(f"{more[0]}: a cross-validation trains its folds on one device: leave {more[0]} out")
     request = Request(source=source, reading=reading, options=options, progress=progress, **own)
     if not request.learns_from_targets:
         raise ValueError(f"{request.task} learns without targets, and there is nothing to cross-validate")
@@ -271,12 +282,12 @@ def _fold(
     of_fold = replace(data, train=data.train.subset(kept), test=data.train.subset(held), val=None, notes=())
     folder = task.folder / FOLDS_FOLDER / (f"{number}" if task.repeats == 1 else f"{repeat}-{number}")
     recipe = split_options(task.request.options)[0]
-    options = {**task.request.options, "seed": recipe.seed + repeat}
+    options = {**task.request.options, "seed": recipe.seed + repeat, "devices": 1}
     request = replace(task.request, source=of_fold, options=options)
     quiet: dict[str, Any] = {"log": _ignore}
     if not (folder / MODEL_FILE).is_file():
         if (folder / CONFIG_FILE).is_file():
-            run = resume(folder, source=of_fold, progress=request.progress, **quiet)
+            run = resume(folder, source=of_fold, progress=request.progress, devices=1, **quiet)
         else:
             run = start_run(request, folder, False, _ignore)
         if run.interrupted:
@@ -350,20 +361,22 @@ def _write(
     config = (folder / CONFIG_FILE).read_text(encoding="utf-8")
     written = settings_of(task.request)["source"]
     command = f"ndvit crossvalidate --config {shlex.quote(str(folder / CONFIG_FILE))} --output NEW_FOLDER"
+    view = first.preprocess.view if train.places is None else None
     page = Report(
         title=f"{data.name} · {first.provenance['model']}",
         summary=summary,
         notes=data.notes,
         history=None,
         evaluation=scores.whole,
-        examples=train if train.places is None else WholeRecordings(train),
-        view=first.preprocess.view if train.places is None else None,
+        cards=cards_of(scores.whole, train if view is not None else WholeRecordings(train), view, data.channels),
+        viewed=view is not None,
         config=config,
         command=command if written else "# in Python, on the same arrays: cross_validate(arrays, ...)",
         on="out-of-fold",
         tables=(scores.table(),),
     )
-    write_report(page, folder / REPORT_FILE)
+    write_report(page, folder / REPORT_FILE, task.request.language)
+    store_report(page, folder / STORED_FILE)
     replace_file(folder / RESULTS_FILE, json.dumps(scores.to_dict(), indent=1, ensure_ascii=False))
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ndvit import processes
 from ndvit.config.recipe import Recipe
 from ndvit.data.loading import Inputs
 from ndvit.evaluation.calibration import Calibration
@@ -12,8 +13,10 @@ from ndvit.files import make_folder
 from ndvit.inference.batches import Log, pick_device, predict_outputs
 from ndvit.model import Model, load_model
 from ndvit.network.committee import Committee, first_transformer, pruned, transformers
+from ndvit.processes import is_first
 from ndvit.training.adapters import only_trainable
 from ndvit.training.closed_form import check_solvers, left_out_outputs, solve_beside, solve_head, weigh_networks
+from ndvit.training.devices import refuse_without_others, share_solved
 from ndvit.training.distillation import Teacher, make_teacher
 from ndvit.training.isolation import isolated
 from ndvit.training.metrics import METRICS_FILE, FitResult, MetricRows
@@ -83,10 +86,14 @@ def fit(
         log: receives each line about the training.
         begin: called when everything that can be refused has been checked, before the first file is written.
 
+    Processes that have joined call it together, and the first one writes the files.
+
     Raises:
         ValueError: if a teacher cannot teach, the task has no solver for a part that is solved, or a checkpoint is
-            damaged or belongs to another run.
+            damaged or belongs to another run; also if the recipe has several devices and there is one process.
     """
+    if plan.recipe.replicas > 1 and processes.size() == 1 and not resume:
+        refuse_without_others(plan.recipe.to_dict())
     check_solvers(plan.task, plan.recipe, plan.first.network)
     train, val = plan.inputs()
     teacher = None
@@ -94,7 +101,7 @@ def fit(
         teacher = make_teacher(plan.teacher, plan.first, train, plan.recipe)
     if begin is not None:
         begin()
-    if folder is not None and plan.weights is not None and not resume:
+    if folder is not None and plan.weights is not None and not resume and is_first():
         plan.weights.write(folder)
     members: list[Model] = []
     fits: list[FitResult] = []
@@ -125,7 +132,9 @@ def fit(
         whole = Inputs(plan.held_out_of, plan.preprocess)
         for i, member in enumerate(model.members):
             recipe = replace(plan.recipe, seed=plan.recipe.seed + i)
-            solve_beside(member.network, whole, plan.task, recipe, plan.weigh_encoder, None if progress else log)
+            if is_first():
+                solve_beside(member.network, whole, plan.task, recipe, plan.weigh_encoder, None if progress else log)
+            share_solved(member.network)
     model.network = pruned(model.network)
     return replace(trained, calibration=calibration)
 
@@ -152,7 +161,7 @@ def _fit_member(
         rows = MetricRows(home / METRICS_FILE, up_to=steps).rows
         return model, FitResult(steps, False, 0.0, rows, "cpu")
     model = plan.build(recipe.seed)  # also the first, so that the plan is unchanged and can be used again
-    if home is not None:
+    if home is not None and is_first():
         make_folder(home)
     if recipe.head == "solved":
         result = _solve(model, inputs, recipe, plan.weigh_encoder, home, progress, log)
@@ -163,10 +172,12 @@ def _fit_member(
             result = descend(plan, model, inputs, recipe, home, resume, progress, log, teacher, frozen)
         if not result.interrupted and plan.task.learns_from_targets:
             train, val = inputs
-            if val is None:
-                solve_beside(model.network, train, plan.task, recipe, plan.weigh_encoder, None if progress else log)
-            elif plan.weigh:
-                weigh_networks(model.network, val, plan.task, recipe, train, log)
+            if is_first():  # the others wait
+                if val is None:
+                    solve_beside(model.network, train, plan.task, recipe, plan.weigh_encoder, None if progress else log)
+                elif plan.weigh:
+                    weigh_networks(model.network, val, plan.task, recipe, train, log)
+            share_solved(model.network)
     model.network.eval()
     model.untrained = ()
     if not plan.task.learns_from_targets:
@@ -174,7 +185,7 @@ def _fit_member(
     if model.load_report is not None:  # the training has settled what was assumed of the weights
         model.load_report = replace(model.load_report, assumed=(), no_task="")
     model.provenance = {**plan.provenance, **({} if alone else {"member": number}), "steps": result.steps}
-    if home is not None and not alone and not result.interrupted:
+    if home is not None and not alone and not result.interrupted and is_first():
         model.save(home / MODEL_FILE)
     return model, result
 
@@ -211,7 +222,7 @@ def _calibrate(
     if val is None or val.targets is None:
         return Calibration()
     assert model.task is not None
-    outputs = predict_outputs(model.network, val, recipe.batch_size, recipe.device, progress, log)
+    outputs = predict_outputs(model.network, val, recipe.batch_size, recipe.device, progress, log, shared=True)
     assert train.targets is not None
     weights = model.task.example_weights(recipe, val.targets, train.targets)
     calibration = model.task.calibrate(outputs, val.targets, weights) or Calibration()

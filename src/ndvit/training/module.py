@@ -12,13 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ndvit import processes
 from ndvit.config.recipe import Recipe
 from ndvit.data.loading import Batch
 from ndvit.network import VisionTransformer
 from ndvit.network.committee import Committee, first_transformer
+from ndvit.network.draws import sharing
 from ndvit.network.solved import SolvedNetwork
 from ndvit.tasks.base import Criterion, Objective, Task
-from ndvit.training.callbacks.checkpoints import rename_legacy
+from ndvit.training.callbacks.checkpoints import count_batches, rename_legacy
 from ndvit.training.distillation import Teacher
 from ndvit.training.optim import build_optimizer, build_schedule
 
@@ -79,6 +81,8 @@ class TrainingModule(pl.LightningModule):
         frozen: modules that are not trained and stay in eval mode.
         pretrained: whether the network starts with trained weights.
         objective: the loss of a task without targets, which is trained beside the network; None for all other tasks.
+        val_batches: number of examples in each batch of the validation set that processes share; empty if each process
+            validates by itself.
     """
 
     sums: Tensor
@@ -97,9 +101,10 @@ class TrainingModule(pl.LightningModule):
         frozen: Sequence[nn.Module] = (),
         pretrained: bool = False,
         objective: Objective | None = None,
+        val_batches: Sequence[int] = (),
     ) -> None:
         super().__init__()
-        self.model = network
+        self.model, self.val_batches = network, val_batches
         self._trained = (first_transformer(network),)  # in a tuple, because it is a submodule of `model` already
         self._frozen = tuple(frozen)
         self.task, self.recipe, self.steps = task, recipe, steps
@@ -139,11 +144,18 @@ class TrainingModule(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Compute the loss of an augmented batch."""
-        # Everything random in a step follows from (seed, step), so a resumed run repeats the unbroken one.
-        self._seed(int(np.random.SeedSequence((self.recipe.seed, batch_idx)).generate_state(1)[0]))
-        loss, metrics = self._loss(batch)
+        # Everything random in a step follows from (seed, step), so a resumed run repeats the unbroken one. Processes
+        # that share a batch draw in common what belongs to its examples, and by their ranks what only needs to differ.
+        generators = self._seed(self.recipe.seed, batch_idx)
+        if processes.size() == 1:
+            loss, metrics = self._loss(batch)
+        else:
+            with sharing(processes.rank(), processes.size(), generators):
+                self._seed(self.recipe.seed, batch_idx, processes.rank() + 1)
+                loss, metrics = self._loss(batch)
         with torch.no_grad():
-            self.sums += torch.stack([loss.detach(), *metrics.values(), loss.new_ones(())])
+            row = torch.stack([loss.detach(), *metrics.values(), loss.new_ones(())])
+            self.sums += processes.mean_of(row)
         if (batch_idx + 1) % self.log_every == 0:
             self._log_means()
         return loss
@@ -166,13 +178,17 @@ class TrainingModule(pl.LightningModule):
         with torch.no_grad():
             return loss, self._criterion.batch_metrics(_evaluation_output(output, distilled), targets)
 
-    def _seed(self, seed: int) -> None:
-        """Seed the generators in use. torch.manual_seed seeds all devices, which takes a millisecond."""
+    def _seed(self, *numbers: int) -> list[torch.Generator]:
+        """Seed the generators in use, and return them. torch.manual_seed seeds all devices, in a millisecond."""
+        seed = int(np.random.SeedSequence(numbers).generate_state(1)[0])
+        generators = [torch.default_generator]
         torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":
             torch.cuda.manual_seed(seed)
+            generators.append(torch.cuda.default_generators[torch.cuda.current_device()])
         elif self.device.type == "mps":
             torch.mps.manual_seed(seed)
+        return generators
 
     def recent_loss(self) -> float:
         """Mean training loss since the last row of metrics, or that of the last row if it was just logged."""
@@ -197,10 +213,16 @@ class TrainingModule(pl.LightningModule):
             )
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Add a batch to loss and metrics of the validation set; batches are weighted by their size."""
+        """Add a batch to loss and metrics of the validation set; batches are weighted by their size.
+
+        Processes share each batch, and each of them adds the whole of it.
+        """
         targets = batch.targets
         assert targets is not None
         outputs = self._validated(batch, batch_idx)
+        if self.val_batches:
+            count = self.val_batches[batch_idx]
+            outputs, targets = (processes.gathered_rows(rows, count) for rows in (outputs, targets))
         self.metrics.update(outputs, targets)
         if self.criterion is not None:
             loss = self.criterion.validation_loss(outputs, targets)
@@ -228,8 +250,9 @@ class TrainingModule(pl.LightningModule):
             self.log(f"{self.metrics.prefix}_{name}", value, prog_bar=i == 0)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Accept checkpoints of earlier versions."""
+        """Accept checkpoints of earlier versions, and of runs on another number of devices."""
         rename_legacy(checkpoint)
+        count_batches(checkpoint, self.recipe.accumulate)
 
     def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
         """Clip the norm of the gradient. Lightning would refuse fused optimizers in bf16, where nothing is scaled."""

@@ -65,6 +65,7 @@ class Request:
             folder only.
         options: fields of `Recipe`, `ViTConfig` and `SolvedOptions`; and of `PretrainingOptions` for a task without
             targets.
+        language: the language of the report's words.
         usual_val_fraction: `val_fraction` where neither the user nor the preset sets it; None leaves it to the number
             of examples.
         progress: show progress bars while reading.
@@ -81,6 +82,7 @@ class Request:
     reading: ReadingOptions = field(default_factory=ReadingOptions)
     write_split: str | Path | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    language: str = "en"
     usual_val_fraction: float | None = None
     progress: bool = True
 
@@ -162,7 +164,7 @@ class Plan:
 
     def inputs(self) -> tuple[Inputs, Inputs | None]:
         """Preprocessed training and validation examples."""
-        train = Inputs(self.data.train, self.preprocess, self.augmentation.per_example)
+        train = Inputs(self.data.train.counted(), self.preprocess, self.augmentation.per_example)
         return train, None if self.data.val is None else Inputs(self.data.val, self.preprocess)
 
     def facts(self) -> dict[str, str]:
@@ -192,8 +194,9 @@ class Plan:
         facts["steps"] = f"none: the {'head is' if trained else 'heads are'} solved on frozen features"
         if self.steps:
             peak = recipe.peak_learning_rate(trained[0].config.embed_dim, pretrained=report is not None)
-            batch = recipe.batch_size * recipe.accumulate
-            facts["steps"] = f"{self.steps:,} of {batch} examples, peak learning rate {peak:.2g}"
+            devices = f" on {recipe.replicas} devices" if recipe.replicas > 1 else ""
+            batch = recipe.step_examples
+            facts["steps"] = f"{self.steps:,} of {batch} examples{devices}, peak learning rate {peak:.2g}"
         return facts
 
     def lines(self) -> list[str]:
@@ -309,7 +312,7 @@ def plan(request: Request, *, resumed: Path | None = None) -> Plan:
     data = replace(data, notes=(*data.notes, *found))
     config = first.config if transformers(first.network) else None
     check_adapters(recipe, 0 if config is None else config.depth, taught=request.teacher is not None)
-    if recipe.batch_size == 1 and config is not None and config.head_norm == "batch":
+    if recipe.batch_size * recipe.replicas == 1 and config is not None and config.head_norm == "batch":
         raise ValueError(
             "batch_size is 1, but BatchNorm before the head needs at least 2: increase it, or set head_norm='none'"
         )
@@ -318,6 +321,8 @@ def plan(request: Request, *, resumed: Path | None = None) -> Plan:
     report = first.load_report
     provenance = {"model": name or source_name(report.source if report else ""), "seed": recipe.seed}
     provenance |= {"ndvit": __version__}
+    if data.channels:
+        provenance["channel_names"] = list(data.channels)
     if recipe.class_weight is not None:
         provenance["class_weight"] = recipe.to_dict()["class_weight"]
     if report is not None:
@@ -342,7 +347,7 @@ def plan(request: Request, *, resumed: Path | None = None) -> Plan:
         first=first,
         provenance=provenance,
         weights=adapted,
-        held_out_of=whole if weigh and data.train is not whole else None,
+        held_out_of=whole.counted() if weigh and data.train is not whole else None,
         weigh=weigh,
         weigh_encoder=weighable and solved_options.encoder_weight is None,
         pretraining=pretraining,
@@ -362,7 +367,7 @@ def hold_out_validation(data: Source, recipe: Recipe) -> Source:
     if fraction and data.train.streamed:
         raise ValueError(
             f"val_fraction {fraction}: {data.name} is streamed, and each validation would fetch all of it again: leave "
-            "val_fraction or streaming=1 out, or use data with a validation set of its own"
+            "val_fraction out, or use data with a validation set of its own (ndvit shard --val-fraction writes one)"
         )
     if fraction is None:
         fraction = 0.1 if len(data.train) >= 2000 and not data.train.streamed else 0.0

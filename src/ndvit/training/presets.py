@@ -105,12 +105,15 @@ def choose(
             f"{' and '.join(unused)} would do nothing: preset {name} solves {SOLVED}, and trains no network by steps. "
             f"Leave {'it' if len(unused) == 1 else 'them'} out, or set --preset signal (preset='signal')"
         )
+    devices = _devices(options)
     if preset.small_batches and "batch_size" not in own:
-        options["batch_size"] = min(Recipe.batch_size, max(8, len(data.train) // 8))
+        options["batch_size"] = math.ceil(min(Recipe.batch_size, max(8, len(data.train) // 8)) / devices)
     if objective is not None and "batch_size" not in own:  # no example twice, where that is possible
         options["batch_size"] = max(4, min(options["batch_size"], options.get("repeats", 1) * len(data.train)))
     if "batch_size" in own and "accumulate" not in own:
         options.pop("accumulate", None)  # the preset's value belongs to the preset's batch size
+    if "accumulate" in options and "accumulate" not in own:  # parts of a large batch go to devices first
+        options["accumulate"] = max(1, options["accumulate"] // devices)
     if not solved:
         _count_steps(options, preset, own, len(data.train))
         notes += _scale_learning_rate(options, name, preset, own)
@@ -171,7 +174,12 @@ def _scale_learning_rate(options: dict[str, Any], name: str, preset: Preset, own
 def _batch(options: Mapping[str, Any]) -> int:
     """Effective batch size."""
     size: int = options.get("batch_size", Recipe.batch_size) * options.get("accumulate", Recipe.accumulate)
-    return size
+    return size * _devices(options)
+
+
+def _devices(options: Mapping[str, Any]) -> int:
+    """Devices that share an optimizer step."""
+    return Recipe(**{name: options[name] for name in ("devices", "nodes") if name in options}).replicas
 
 
 def _shrink_input(options: dict[str, Any], data: Source, trained: ViTConfig) -> list[str]:

@@ -5,67 +5,44 @@
 
 from __future__ import annotations
 
-import json
-import math
-import platform
 import shlex
 import shutil
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
-from dataclasses import dataclass
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
-import numpy as np
-import torch
-
-from ndvit import __version__
+from ndvit import processes
 from ndvit.config.options import split_options
 from ndvit.config.presets import check_preset
 from ndvit.config.pretraining import Objective, take_pretraining_options
 from ndvit.config.reading import take_reading_options
-from ndvit.data.examples import Examples, Source
-from ndvit.data.loading import Inputs
-from ndvit.data.messages import warn
-from ndvit.data.preprocess.base import Preprocess
-from ndvit.data.sources.split_files import write_split
+from ndvit.config.recipe import Recipe, Strategy
 from ndvit.evaluation.base import Evaluation
-from ndvit.evaluation.pretraining import PretrainingEvaluation
-from ndvit.evaluation.relevance import Reason
-from ndvit.evaluation.report import Report, write_report
-from ndvit.explain.bands import usual_bands
-from ndvit.explain.explain import explain_inputs, reads_signals
-from ndvit.explain.page import reason
+from ndvit.evaluation.words import check_language
 from ndvit.files import contents, csv_text, make_folder, refuse_busy, refuse_existing, replace_file, sole_process
 from ndvit.inference.answers import answer_rows
-from ndvit.inference.batches import predict_answers
-from ndvit.inference.recordings import WholeRecordings, evaluate_answers, recording_of
 from ndvit.model import Model
-from ndvit.network.committee import first_transformer, transformers
+from ndvit.processes import Started, first_on_node, is_first, joined, was_restarted
 from ndvit.tasks.base import Task, task_class
-from ndvit.training.fit import FitResult, Trained, fit
-from ndvit.training.isolation import isolated
+from ndvit.training.devices import device_of, needs_others, refuse_without_others, resumed_devices, settle_devices
+from ndvit.training.fit import FitResult, fit
 from ndvit.training.plan import Plan, Request, plan, source_name
+from ndvit.training.results import PREDICTIONS_FILE, REPORT_FILE, pretrained, tested, write_results, write_split_of
 from ndvit.training.settings import (
     CONFIG_FILE,
     HEAD,
     command_of,
     parse_config,
+    read_config,
     read_text,
     request_of,
     settings_of,
     settings_text,
 )
 from ndvit.weights.file import MODEL_FILE
-from ndvit.weights.structure import describe_weights
-
-RESULTS_FILE, REPORT_FILE = "results.json", "report.html"
-SPLIT_FILE, PREDICTIONS_FILE = "split.csv", "predictions.csv"
-_DRAWN = 8  # examples in the report of a pretraining
-_MISTAKES, _CORRECT = 6, 3  # examples or recordings whose answers the report explains
-_MOST_WINDOWS = 256  # of these recordings
-_MOST_BANDED = 2**14  # values of a signal up to which the report has bands: each takes a forward pass
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,12 +50,12 @@ class Run:
     """A finished or interrupted training run.
 
     Attributes:
-        folder: the run folder with model.safetensors, config.yaml, report.html, results.json, predictions.csv (the
-            answers for the test set), split.csv, metrics.csv and checkpoints/; the members of an ensemble have theirs
-            in members/0, members/1, ...
+        folder: the run folder with model.safetensors, config.yaml, report.html, report.npz (what `ndvit report` writes
+            the page again from), results.json, predictions.csv (the answers for the test set), split.csv, metrics.csv
+            and checkpoints/; the members of an ensemble have theirs in members/0, members/1, ...
         model: the trained model.
         evaluation: its answers on the test set, or of a pretraining the loss and the probes; None if the run was
-            interrupted.
+            interrupted, and in all processes but the first.
         fit: steps, seconds and history of the training; for an ensemble see `Trained.fit`.
     """
 
@@ -111,6 +88,7 @@ def train(
     output: str | Path | None = None,
     force: bool = False,
     write_split: str | Path | None = None,
+    language: str = "en",
     progress: bool = True,
     log: Callable[[str], Any] = print,
     **options: Any,
@@ -135,6 +113,7 @@ def train(
         force: replace an existing run folder.
         write_split: a .csv to write the split of each example to, before the training; `split_file` reads it. The run
             folder has the same as split.csv.
+        language: the language of the report's words: "en" or "zh".
         progress: show progress bars.
         log: receives each line about the run.
         **options: fields of `ReadingOptions` (test_fraction, group_by, skip_bad, ...), of `Recipe` (seed, steps, ...),
@@ -143,6 +122,15 @@ def train(
     Raises:
         ValueError: for data, options or combinations that cannot work, with the remedy.
         FileExistsError: if `output` exists and `force` is not set.
+
+    Example:
+        >>> import numpy as np
+        >>> import ndvit
+        >>> y = np.repeat(["low", "high"], 20)
+        >>> X = np.random.default_rng(0).normal(size=(40, 1, 32)) + (y == "high")[:, None, None]
+        >>> run = ndvit.train((X, y), preset="fast", output="runs/train", progress=False, log=str)
+        >>> run.model.classes, len(run.evaluation)
+        (('high', 'low'), 8)
     """
     if not task_class(task).learns_from_targets:
         raise ValueError(
@@ -160,6 +148,7 @@ def train(
         members=members,
         teacher=teacher,
         write_split=write_split,
+        language=language,
         reading=reading,
         options=options,
         progress=progress,
@@ -204,6 +193,14 @@ def pretrain(
     Raises:
         ValueError: for data, options or combinations that cannot work, with the remedy.
         FileExistsError: if `output` exists and `force` is not set.
+
+    Example:
+        >>> import numpy as np
+        >>> import ndvit
+        >>> X = np.random.default_rng(0).normal(size=(40, 1, 64))
+        >>> run = ndvit.pretrain(X, model="vit_pico", steps=2, output="runs/encoder", progress=False, log=str)
+        >>> ndvit.load_model("runs/encoder").embed(X, progress=False).vectors.shape[0]
+        40
     """
     reading, options = take_reading_options({**options, "test_fraction": 0.0})
     request = Request(
@@ -226,13 +223,27 @@ def _pretraining_task(objective: str) -> type[Task]:
 
 
 def start_run(request: Request, output: str | Path | None, force: bool, log: Callable[[str], Any]) -> Run:
-    """Plan, train and write a new run."""
-    folder = new_folder(request, output, force)
-    if request.write_split is not None:
+    """Plan, train and write a new run; or continue it, if torchrun or SLURM has started this command again."""
+    device = device_of(request.options)
+    place, options = settle_devices(request.options, device)
+    if needs_others(place, options):
+        refuse_without_others(options)
+    request = replace(request, options=options)
+    with joined(place, device, options.get("device_timeout", Recipe.device_timeout)):
+        if output is not None and processes.broadcast(was_restarted() and _is_unfinished(Path(output))):
+            return _resume(Path(output), place, options, None, request.teacher, request.progress, log)
+        folder = processes.broadcast(new_folder(request, output, force) if is_first() else Path())
+        return _start(request, folder, place, force, log)
+
+
+def _start(request: Request, folder: Path, place: Started | None, force: bool, log: Callable[[str], Any]) -> Run:
+    """`start_run` in processes that have joined."""
+    if request.write_split is not None and is_first():
         refuse_existing(request.write_split, force)
     started = time.perf_counter()
+    request, log = _of_this_process(request, log)
     settings = settings_of(request)
-    planned = _planned(request, settings, None, log)
+    planned = _planned(request, settings, None, place, log)
     chosen = {name: value for name, value in (("preset", planned.preset), ("model", planned.model)) if name in settings}
     if planned.reading.window is not None:
         settings = {**settings, "window": planned.reading.window}
@@ -246,7 +257,22 @@ def start_run(request: Request, output: str | Path | None, force: bool, log: Cal
             if request.write_split is not None:
                 write_split_of(planned.data, Path(request.write_split))
 
-        return _run(planned, request, folder, text, started, resume=False, log=log, begin=begin)
+        return _run(planned, request, folder, text, started, resume=False, log=log, begin=begin if is_first() else None)
+
+
+def _of_this_process(request: Request, log: Callable[[str], Any]) -> tuple[Request, Callable[[str], Any]]:
+    """The request and the log of this process: of several, the first one alone shows progress."""
+    return (request, log) if is_first() else (replace(request, progress=False), _ignore)
+
+
+def _ignore(line: str) -> None:
+    """Print nothing."""
+
+
+def next_folder(command: str, source: Any, **arguments: Any) -> Path:
+    """The folder under `runs/` that `train` or `pretrain` would write with the same arguments."""
+    request, _, force = _request_of_arguments(source, arguments, pretrains=command == "pretrain")
+    return new_folder(request, None, force)
 
 
 def describe_plan(source: Any, *, output: str | Path | None = None, force: bool = False, **arguments: Any) -> str:
@@ -257,12 +283,9 @@ def describe_plan(source: Any, *, output: str | Path | None = None, force: bool 
     Raises:
         ValueError, FileExistsError: as `train` before it starts.
     """
-    fields = {name: arguments.pop(name) for name in Request.__dataclass_fields__ if name in arguments}
-    if "objective" in arguments:
-        fields["task"] = _pretraining_task(arguments.pop("objective"))
-        arguments["test_fraction"] = 0.0
-    reading, options = take_reading_options(arguments)
-    request = Request(source=source, reading=reading, options=options, **fields)
+    request, _, _ = _request_of_arguments(source, arguments, pretrains="objective" in arguments)
+    _, options = settle_devices(request.options, device_of(request.options))
+    request = replace(request, options=options)
     folder = new_folder(request, output, force)
     planned, written = plan(request), "trained or written"
     text = str(planned)
@@ -273,6 +296,18 @@ def describe_plan(source: Any, *, output: str | Path | None = None, force: bool 
     return f"{text}\n\nNothing was {written}; without --dry-run, the run would be in {folder}."
 
 
+def _request_of_arguments(source: Any, arguments: dict[str, Any], pretrains: bool) -> tuple[Request, Any, bool]:
+    """The request that the arguments of `train` or `pretrain` make, with the output, and whether it may be replaced."""
+    arguments = dict(arguments)
+    output, force = arguments.pop("output", None), arguments.pop("force", False)
+    fields = {name: arguments.pop(name) for name in Request.__dataclass_fields__ if name in arguments}
+    if pretrains:
+        fields["task"] = _pretraining_task(arguments.pop("objective", None) or "contrastive")
+        arguments["test_fraction"] = 0.0
+    reading, options = take_reading_options(arguments)
+    return Request(source=source, reading=reading, options=options, **fields), output, force
+
+
 def resume(
     folder: str | Path,
     *,
@@ -280,8 +315,15 @@ def resume(
     teacher: Any = None,
     progress: bool = True,
     log: Callable[[str], Any] = print,
+    devices: int | Literal["auto"] | None = None,
+    nodes: int | None = None,
+    strategy: Strategy | None = None,
+    device_timeout: float | None = None,
 ) -> Run:
     """Continue an interrupted run to the result of the unbroken run.
+
+    On another number of devices, the steps have the same examples, so that each is seen once in a pass; the result is
+    that of the unbroken run up to the precision of its numbers and to what is random in augmentation.
 
     Args:
         folder: the run folder.
@@ -289,34 +331,75 @@ def resume(
         teacher: the same teacher again, if it was a module or a classifier in memory.
         progress: show progress bars.
         log: receives each line about the run.
+        devices: devices on each node, which may be others than in the beginning, see `Recipe`.
+        nodes: likewise.
+        strategy: likewise.
+        device_timeout: likewise.
 
     Raises:
         FileNotFoundError: if the folder holds no run.
         ValueError: if the run is finished, or its data or settings have changed.
+
+    Example:
+        >>> import numpy as np
+        >>> import ndvit
+        >>> y = np.repeat(["low", "high"], 20)
+        >>> X = np.random.default_rng(0).normal(size=(40, 1, 32)) + (y == "high")[:, None, None]
+        >>> run = ndvit.train((X, y), model="vit_pico", steps=2, output="runs/done", progress=False, log=str)
+        >>> ndvit.resume("runs/done", source=(X, y))
+        Traceback (most recent call last):
+        ...
+        ValueError: ... is finished...
     """
     folder = Path(folder)
     if not (folder / CONFIG_FILE).is_file():
         raise FileNotFoundError(f"{folder} holds no run to resume: it has no {CONFIG_FILE}")
-    with sole_process(folder):
-        return _resume(folder, source, teacher, progress, log)
+    settings = {"devices": devices, "nodes": nodes, "strategy": strategy, "device_timeout": device_timeout}
+    settings = {name: value for name, value in settings.items() if value is not None}
+    wanted = resumed_devices(read_config(folder / CONFIG_FILE), settings)
+    device = device_of(wanted)
+    place, options = settle_devices(wanted, device)
+    if needs_others(place, options):
+        refuse_without_others(options)
+    with joined(place, device, options.get("device_timeout", Recipe.device_timeout)):
+        return _resume(folder, place, options, source, teacher, progress, log)
 
 
-def _resume(folder: Path, source: Any, teacher: Any, progress: bool, log: Callable[[str], Any]) -> Run:
-    """`resume` in a folder that no other process uses."""
-    if (folder / MODEL_FILE).is_file():
-        raise ValueError(f"{folder} is finished: it has a {MODEL_FILE}. Train again with another output folder")
-    started = time.perf_counter()
-    text = read_text(folder / CONFIG_FILE)
-    settings = parse_config(text, folder / CONFIG_FILE)
-    request = request_of(settings, folder / CONFIG_FILE, source, teacher, progress)
-    if (request.model is None) == (request.weights is None):
-        raise ValueError(f"{folder / CONFIG_FILE} has been changed: it must have either model or weights")
-    planned = _planned(request, settings, folder, log)
-    return _run(planned, request, folder, text, started, resume=True, log=log)
+def _is_unfinished(folder: Path) -> bool:
+    return (folder / CONFIG_FILE).is_file() and not (folder / MODEL_FILE).is_file()
 
 
-def _planned(request: Request, settings: dict[str, Any], resumed: Path | None, log: Callable[[str], Any]) -> Plan:
-    planned = plan(request, resumed=resumed)
+def _resume(
+    folder: Path,
+    place: Started | None,
+    device_options: dict[str, Any],
+    source: Any,
+    teacher: Any,
+    progress: bool,
+    log: Callable[[str], Any],
+) -> Run:
+    """`resume` in processes that have joined; the first one keeps others out of the folder."""
+    with sole_process(folder) if is_first() else nullcontext():
+        if processes.broadcast((folder / MODEL_FILE).is_file()):
+            raise ValueError(f"{folder} is finished: it has a {MODEL_FILE}. Train again with another output folder")
+        started = time.perf_counter()
+        text = read_text(folder / CONFIG_FILE)
+        settings = parse_config(text, folder / CONFIG_FILE)
+        # the numbers of devices and nodes are those of the beginning, which decide how many examples a step has
+        settings |= {name: device_options[name] for name in ("strategy", "device_timeout") if name in device_options}
+        request = request_of(settings, folder / CONFIG_FILE, source, teacher, progress)
+        if (request.model is None) == (request.weights is None):
+            raise ValueError(f"{folder / CONFIG_FILE} has been changed: it must have either model or weights")
+        request, log = _of_this_process(request, log)
+        planned = _planned(request, settings, folder, place, log)
+        return _run(planned, request, folder, text, started, resume=True, log=log)
+
+
+def _planned(
+    request: Request, settings: dict[str, Any], resumed: Path | None, place: Started | None, log: Callable[[str], Any]
+) -> Plan:
+    with first_on_node(place):
+        planned = plan(request, resumed=resumed)
     if planned.task.learns_from_targets:
         planned.provenance.update({"source": settings["source"], "reading": planned.reading.set_options()})
     else:  # under names of its own, because the data of a later training and its split are others
@@ -346,51 +429,22 @@ def _run(
     data, model = planned.data, trained.model
     if data.task.learns_from_targets:
         evaluation, answers = tested(planned, model, request.progress, log)
+        if not is_first():
+            return Run(folder, model.to("cpu"), None, trained.fit)
         replace_file(folder / PREDICTIONS_FILE, csv_text(answer_rows(model.task or data.task, answers, data.test)))
     else:
-        evaluation = _pretrained(planned, trained)
+        if not is_first():
+            return Run(folder, model.to("cpu"), None, trained.fit)
+        evaluation = pretrained(planned, trained)
     model.provenance |= evaluation.metadata()
     run = Run(folder, model.to("cpu"), evaluation, trained.fit)
     seconds = time.perf_counter() - started
-    _write_results(run, planned, trained, f"{seconds:.0f} s in all{' since the run was resumed' * resume}", config)
+    in_all = f"{seconds:.0f} s in all{' since the run was resumed' * resume}"
+    write_results(folder, evaluation, planned, trained, in_all, config, request.language)
     test = "test " if data.task.learns_from_targets else ""
     log(f"{test}{evaluation.headline(data.train.targets)} after {trained.fit.seconds:.0f} s of training")
     log(f"report: {run.report}")
     return run
-
-
-def tested(planned: Plan, model: Model, progress: bool, log: Callable[[str], Any]) -> tuple[Evaluation, np.ndarray]:
-    """The results of a trained model on the test set, and its answers (n, outputs)."""
-    data, recipe = planned.data, planned.recipe
-    inputs = Inputs(data.test, planned.preprocess)
-    answers = predict_answers(model, inputs, recipe.batch_size, recipe.device, progress, log=log)
-    assert model.task is not None
-    return evaluate_answers(model.task, [answers], [data.test]), answers
-
-
-@isolated()
-def _pretrained(planned: Plan, trained: Trained) -> PretrainingEvaluation:
-    """Loss and probes of a pretraining, and what its objective does to the first training examples."""
-    network, objective, preprocess = first_transformer(trained.model.network), trained.fit.objective, planned.preprocess
-    assert objective is not None
-    torch.manual_seed(planned.recipe.seed)
-    train, _ = planned.inputs()
-    rows = min(_DRAWN * planned.recipe.repeats, planned.recipe.batch_size)
-    stream = train.stream(rows, 1, planned.recipe.seed, 0, 0, planned.recipe.repeats)
-    x, mask, _ = next(iter(stream))
-    x, mask, _ = planned.augmentation.per_batch(x, mask, x.new_zeros(len(x), 0))
-    with torch.no_grad():
-        drawn = objective.show(network.cpu().eval(), x, mask)
-    shape = (-1, *[1] * len(preprocess.size))
-    mean, std = np.reshape(preprocess.mean, shape), np.reshape(preprocess.std, shape)
-    return PretrainingEvaluation(
-        names=tuple(planned.data.train.names),
-        history=trained.fit.history,
-        original=drawn.original.numpy() * std + mean,
-        made=drawn.made.numpy() * std + mean,
-        marked=None if drawn.marked is None else drawn.marked.numpy(),
-        about=drawn.about,
-    )
 
 
 def begin_folder(folder: Path, config: str, force: bool) -> None:
@@ -409,91 +463,6 @@ def begin_folder(folder: Path, config: str, force: bool) -> None:
     replace_file(folder / CONFIG_FILE, config)
 
 
-@isolated()  # matplotlib, which draws the report, is not made for several threads
-def _write_results(run: Run, planned: Plan, trained: Trained, time_in_words: str, settings: str) -> None:
-    """Write the files of a finished run. The model comes last, because a folder with a model is a finished run."""
-    evaluation, data, recipe = run.evaluation, planned.data, planned.recipe
-    assert evaluation is not None
-    config = run.folder / CONFIG_FILE
-    make_folder(run.folder)
-    if not config.is_file():  # somebody has removed it
-        replace_file(config, settings)
-    last_seed = recipe.seed + planned.members - 1
-    written = planned.provenance.get("source") or planned.provenance.get("pretrained_on")
-    command = f"ndvit {command_of(planned)} --config {shlex.quote(str(config))} --output NEW_FOLDER"
-    facts = planned.facts()
-    if data.task.learns_from_targets:
-        facts |= {"answer": describe_weights(run.model.network)}
-        if data.task.has_temperature:
-            solved = not (transformers(run.model.network) or trained.calibration.examples)
-            by_one = "calibrated by leaving one training example out"
-            facts["probabilities"] = by_one if solved else str(trained.calibration)
-        facts |= {} if run.model.task is None else run.model.task.facts()
-    history = run.fit.history
-    if not planned.steps and not transformers(planned.first.network):  # a single row is no curve
-        found = [f"{k.removeprefix('train_')} {v:.3g}" for row in history for k, v in row.items() if k != "step"]
-        facts["one left out"] = f"{', '.join(found)}, of the first part of the answer"
-        history = []
-    facts |= {
-        "time": f"{run.fit.seconds:.0f} s of training, {time_in_words}",
-        "device": f"{run.fit.device}, threads: {torch.get_num_threads()}",
-        "versions": f"ndvit {__version__}, torch {torch.__version__}, Python {platform.python_version()}",
-        "seed": f"{recipe.seed}" if last_seed == recipe.seed else f"{recipe.seed} to {last_seed}",
-    }
-    reasons, method = _reasons(run.model, evaluation, data.test, planned.preprocess)
-    page = Report(
-        title=f"{data.name} · {run.model.provenance['model']}",
-        summary=facts,
-        notes=data.notes,
-        history=history,
-        evaluation=evaluation,
-        examples=data.test if data.test.places is None else WholeRecordings(data.test),
-        view=planned.preprocess.view if data.test.places is None else None,
-        reasons=reasons,
-        method=method,
-        config=settings,
-        command=command if written else f"# in Python, on the same arrays: {command_of(planned)}(arrays, ...)",
-    )
-    write_report(page, run.report)
-    if data.task.learns_from_targets:
-        write_split_of(data, run.folder / SPLIT_FILE)
-    replace_file(run.folder / RESULTS_FILE, json.dumps(evaluation.to_dict(), indent=1, ensure_ascii=False))
-    run.model.save(run.folder / MODEL_FILE)
-
-
-def write_split_of(data: Source, path: Path) -> None:
-    """Write the split of a source, with the validation set that was held out."""
-    splits = {"train": data.train, "val": data.val, "test": data.test}
-    write_split(path, {name: part for name, part in splits.items() if part is not None})
-
-
-def _reasons(
-    model: Model, evaluation: Evaluation, test: Examples, preprocess: Preprocess
-) -> tuple[tuple[Reason, ...], str]:
-    """What decided the worst mistakes and some correct answers, and the method; nothing where it cannot be computed."""
-    if model.task is None or not model.task.learns_from_targets or not len(test):
-        return (), ""
-    if test.places is not None and preprocess.kind != "signal":  # spectrograms of windows do not fit together
-        return (), ""
-    owner = np.arange(len(test)) if test.places is None else recording_of(test.places)  # a recording has many windows
-    mistakes = list(evaluation.worst())
-    others = sorted(set(owner.tolist()) - set(mistakes))
-    wanted = mistakes[:_MISTAKES] + others[:: max(1, len(others) // _CORRECT)][:_CORRECT]
-    order = [np.flatnonzero(owner == i) for i in wanted]
-    kept = np.cumsum([len(windows) for windows in order]) <= _MOST_WINDOWS
-    chosen = [i for i, fits in zip(wanted, kept) if fits]
-    if not chosen:
-        return (), ""
-    some = Inputs(test.subset(np.concatenate([windows for windows, fits in zip(order, kept) if fits])), preprocess)
-    try:
-        banded = reads_signals(model) and math.prod(model.input_shape) <= _MOST_BANDED
-        found = explain_inputs(model, some, bands=usual_bands(model.input_shape[1]) if banded else None)
-    except (ValueError, RuntimeError) as error:  # such as too little memory: the run is finished all the same
-        warn(f"the report does not explain the answers: {error}", RuntimeWarning)
-        return (), ""
-    return tuple(reason(one, evaluation.caption(i)) for i, one in zip(chosen, found)), found[0].method
-
-
 def new_folder(request: Request, output: str | Path | None, force: bool, ending: str = "") -> Path:
     """The folder to write, which does not exist, is empty, or holds a run that may be replaced.
 
@@ -505,6 +474,7 @@ def new_folder(request: Request, output: str | Path | None, force: bool, ending:
         _, options = take_pretraining_options(options)
     split_options(options)
     check_preset(request.preset)
+    check_language(request.language)
     if not request.reading.test_fraction and not pretrains:
         raise ValueError("test_fraction must be above 0: a run ends with a test")
     if output is None:

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from ndvit import __version__
-from ndvit.config.pretraining import IDLE
+from ndvit.config.pretraining import IDLE, UNSPLIT
 from ndvit.config.reading import take_reading_options
 from ndvit.data.sources.load import builtin_sources
 from ndvit.training.plan import Plan, Request
@@ -29,8 +29,10 @@ _SETTINGS: dict[str, Any] = {  # settings of a run beside its options, with thei
     "ema": bool | None,
     "members": int,
     "teacher": str | None,
+    "language": str,
 }
 _DEFAULTS = {"task": "classification", "preset": "basic", "weights": None, "ema": None, "members": 1, "teacher": None}
+_DEFAULTS |= {"language": "en"}
 _DEFAULTS |= {"encoder": False, "solved_weight": "usual"}
 """Settings that runs of earlier versions lack."""
 _ALWAYS = ("test_fraction", "skip_bad")
@@ -49,13 +51,15 @@ def settings_of(request: Request) -> dict[str, Any]:
         "members": request.members,
         "teacher": teacher_as_written(request.teacher),
     }
+    settings |= {} if request.language == _DEFAULTS["language"] else {"language": request.language}
     reading = request.reading.set_options()
     if not request.learns_from_targets:
         settings = {"objective": settings.pop("task"), **settings}
         settings = {name: settings[name] for name in ("source", "objective", "model", "weights", "ema")}
-        reading.pop("test_fraction")
-    if (split := reading.get("split_file")) is not None:
-        reading["split_file"] = str(Path(split).expanduser().resolve())
+        reading = {name: value for name, value in reading.items() if name not in UNSPLIT}
+    for name in ("split_file", "label_file"):
+        if (path := reading.get(name)) is not None:
+            reading[name] = str(Path(path).expanduser().resolve())
     return settings | reading
 
 

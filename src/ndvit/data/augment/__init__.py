@@ -15,6 +15,7 @@ from ndvit.data.augment.pictures import Variation
 from ndvit.data.preprocess.base import Preprocess
 from ndvit.data.preprocess.images import ImagePreprocess
 from ndvit.data.preprocess.spectrograms import SpectrogramPreprocess
+from ndvit.network.draws import in_common
 
 _PICTURE_FIELDS = ("crop", "crop_prob", "flip", "policy", "operations", "magnitude", "jitter")  # of both classes
 
@@ -71,8 +72,8 @@ class BatchAugmentation:
         if recipe.mask_bands and self.bands is not None:
             x = batches.random_mask(x, self.bands, recipe.mask_bands)
         mixes = [(f, alpha) for f, alpha in ((batches.mixup, recipe.mixup), (batches.cutmix, recipe.cutmix)) if alpha]
-        if mixes and torch.rand(()) < recipe.mix_prob:
-            mix, alpha = mixes[int(torch.randint(len(mixes), ()))]
+        if mixes and in_common(lambda: torch.rand(())) < recipe.mix_prob:
+            mix, alpha = mixes[int(in_common(lambda: torch.randint(len(mixes), ())))]
             x, mask, targets = mix(x, mask, targets, alpha)
         return x, mask, targets
 

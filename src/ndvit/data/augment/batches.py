@@ -2,12 +2,16 @@
 
 Every function takes x (B, C, *size), and mask (B, *size) or None if it moves values, uses torch's default generator,
 and returns new tensors. A training step seeds that generator, so random choices are a function of (seed, step) alone.
+Several processes that share a batch draw in common, see `network.draws`.
 """
 
 import math
 
 import torch
 from torch import Tensor
+
+from ndvit.data.augment.mixing import Mixing
+from ndvit.network.draws import for_each, noise_like
 
 
 def random_crop_resize(
@@ -37,8 +41,8 @@ def random_crop_resize(
         if length == 1:
             continue
         places = torch.arange(length, device=x.device).expand(batch, length)
-        share = smallest + (1 - smallest) * torch.rand(batch, 1, device=x.device)
-        first = (1 - share) * torch.rand(batch, 1, device=x.device)  # both as shares of the observed part
+        share = smallest + (1 - smallest) * _rand(batch, 1, device=x.device)
+        first = (1 - share) * _rand(batch, 1, device=x.device)  # both as shares of the observed part
         low, high = _observed_range(mask, axis - 1, places)
         extent = high - low + 1
         time = (places - low + 0.5) / extent
@@ -52,7 +56,7 @@ def random_crop_resize(
             inside = inside.view(batch, *[length if i == axis - 1 else 1 for i in range(1, mask.ndim)])
             mask = (_sample_axis(mask[:, None].to(x.dtype), axis, position)[:, 0] > 0.5) & inside
     if probability < 1:
-        chosen = torch.rand(batch, device=x.device) < probability
+        chosen = _rand(batch, device=x.device) < probability
         x = torch.where(_per_example(chosen, x), x, original)
         if mask is not None and original_mask is not None:
             mask = torch.where(_per_example(chosen, mask), mask, original_mask)
@@ -64,7 +68,7 @@ _WINDOW = 0.1  # half the length of the warped window, as a share of the axis
 
 def _warped(time: Tensor, warp: float) -> Tensor:
     """Map times in [0, 1], (B, length), onto [0, 1] such that a random window is exp(U(-warp, warp)) times as steep."""
-    centre, draw = torch.rand(2, len(time), 1, device=time.device)
+    centre, draw = for_each(lambda n: torch.rand(2, n, 1, device=time.device), len(time), axis=1)
     begin = centre * (1 - 2 * _WINDOW)  # centres are in [.1, .9], so that no window is cut off
     faster = (warp * (2 * draw - 1)).expm1()
     return (time + faster * (time - begin).clamp(0, 2 * _WINDOW)) / (1 + faster * 2 * _WINDOW)
@@ -91,7 +95,7 @@ def _sample_axis(x: Tensor, axis: int, position: Tensor) -> Tensor:
 
 def random_flip(x: Tensor, mask: Tensor | None, probability: float) -> tuple[Tensor, Tensor | None]:
     """Mirror each example along its last axis with this probability."""
-    flip = torch.rand(len(x), device=x.device) < probability
+    flip = _rand(len(x), device=x.device) < probability
     x = torch.where(_per_example(flip, x), x.flip(-1), x)
     if mask is not None:
         mask = torch.where(_per_example(flip, mask), mask.flip(-1), mask)
@@ -105,15 +109,15 @@ def random_erase(x: Tensor, probability: float) -> Tensor:
     standard normal, as strong as standardised examples.
     """
     batch, dims = len(x), x.ndim - 2
-    share = 0.02 + (1 / 3 - 0.02) * torch.rand(batch, 1, device=x.device)
-    stretch = math.log(10 / 3) / 2 * (2 * torch.rand(batch, dims, device=x.device) - 1)
+    share = 0.02 + (1 / 3 - 0.02) * _rand(batch, 1, device=x.device)
+    stretch = math.log(10 / 3) / 2 * (2 * _rand(batch, dims, device=x.device) - 1)
     stretch = stretch - stretch.mean(1, keepdim=True)  # sides change, the volume does not
     side = (share ** (1 / dims) * stretch.exp()).clamp(max=1)
-    first = (1 - side) * torch.rand(batch, dims, device=x.device)
-    chosen = torch.rand(batch, 1, device=x.device) < probability
+    first = (1 - side) * _rand(batch, dims, device=x.device)
+    chosen = _rand(batch, 1, device=x.device) < probability
     sides = zip(_positions(x), first.split(1, 1), (first + side).split(1, 1))
     inside = _box([chosen & (begin <= position) & (position < end) for position, begin, end in sides])
-    return torch.where(inside[:, None], torch.randn_like(x), x)
+    return torch.where(inside[:, None], noise_like(x), x)
 
 
 def random_scale(x: Tensor, std: float) -> Tensor:
@@ -121,7 +125,8 @@ def random_scale(x: Tensor, std: float) -> Tensor:
 
     All channels get the same factor, because the ratio of two sensors may distinguish the classes.
     """
-    return x * torch.exp(std * torch.randn(len(x), *[1] * (x.ndim - 1), device=x.device))
+    drawn = for_each(lambda n: torch.randn(n, *[1] * (x.ndim - 1), device=x.device), len(x))
+    return x * torch.exp(std * drawn)
 
 
 def channel_drop(x: Tensor, probability: float) -> Tensor:
@@ -130,7 +135,7 @@ def channel_drop(x: Tensor, probability: float) -> Tensor:
     Each example keeps one channel at least, so a single channel is never dropped. A mask does not change: it marks
     positions that are observed in any channel.
     """
-    draw = torch.rand(*x.shape[:2], device=x.device)
+    draw = _rand(*x.shape[:2], device=x.device)
     keep = (draw >= probability) | (draw == draw.amax(1, keepdim=True))
     return torch.where(keep.view(*x.shape[:2], *[1] * (x.ndim - 2)), x, 0)
 
@@ -141,8 +146,8 @@ def random_mask(x: Tensor, axis: int, largest: float) -> Tensor:
     The stretch is the same in all other axes. Its share of the axis is uniform from 0 to `largest`, and so is its
     place.
     """
-    share = largest * torch.rand(len(x), 1, device=x.device)
-    first = (1 - share) * torch.rand(len(x), 1, device=x.device)
+    share = largest * _rand(len(x), 1, device=x.device)
+    first = (1 - share) * _rand(len(x), 1, device=x.device)
     places = (torch.arange(x.shape[axis], device=x.device) + 0.5) / x.shape[axis]
     hidden = (first <= places) & (places < first + share)  # (B, length)
     return torch.where(hidden.view([s if i in (0, axis) else 1 for i, s in enumerate(x.shape)]), 0, x)
@@ -150,7 +155,7 @@ def random_mask(x: Tensor, axis: int, largest: float) -> Tensor:
 
 def random_noise(x: Tensor, std: float) -> Tensor:
     """Add Gaussian noise of this standard deviation to every value."""
-    return x + std * torch.randn_like(x)
+    return x + std * noise_like(x)
 
 
 def mixup(x: Tensor, mask: Tensor | None, targets: Tensor, alpha: float) -> tuple[Tensor, Tensor | None, Tensor]:
@@ -158,9 +163,11 @@ def mixup(x: Tensor, mask: Tensor | None, targets: Tensor, alpha: float) -> tupl
 
     The weight of each example is drawn from Beta(alpha, alpha). A position is observed if it is in either example.
     """
-    other = torch.randperm(len(x), device=x.device)
+    mixing = Mixing(len(x), x.device)
     share = _beta(len(x), alpha, x)
-    return _mean(x, other, share), None if mask is None else mask | mask[other], _mean(targets, other, share)
+    masks = mixing.masks(mask, x)
+    mixed = _mean(x, mixing.others(x), share), _mean(targets, mixing.others(targets), share)
+    return mixed[0], None if masks is None else masks[0] | masks[1], mixed[1]
 
 
 def cutmix(x: Tensor, mask: Tensor | None, targets: Tensor, alpha: float) -> tuple[Tensor, Tensor | None, Tensor]:
@@ -169,21 +176,22 @@ def cutmix(x: Tensor, mask: Tensor | None, targets: Tensor, alpha: float) -> tup
     The volume is drawn from Beta(alpha, alpha), with sides in proportion to the axes and a uniform centre; targets use
     the volume inside the example.
     """
-    other = torch.randperm(len(x), device=x.device)
+    mixing = Mixing(len(x), x.device)
     side = (1 - _beta(len(x), alpha, x)[:, None]) ** (1 / (x.ndim - 2))  # (B, 1), share of each axis
-    centres = (torch.rand(len(x), 1, device=x.device) for _ in x.shape[2:])
+    centres = (_rand(len(x), 1, device=x.device) for _ in x.shape[2:])
     inside = _box([(position - centre).abs() < side / 2 for position, centre in zip(_positions(x), centres)])
     share = 1 - inside.flatten(1).to(x.dtype).mean(1)
-    x = torch.where(inside[:, None], x[other], x)
-    if mask is not None:
-        mask = torch.where(inside, mask[other], mask)
-    return x, mask, _mean(targets, other, share)
+    masks = mixing.masks(mask, x)
+    x = torch.where(inside[:, None], mixing.others(x), x)
+    if masks is not None:
+        mask = torch.where(inside, masks[1], masks[0])
+    return x, mask, _mean(targets, mixing.others(targets), share)
 
 
 def _mean(values: Tensor, other: Tensor, share: Tensor) -> Tensor:
-    """The mean of each example, which has the weight `share` (B,), and another."""
+    """The mean of each example, which has the weight `share` (B,), and of the other one."""
     weight = _per_example(share, values)
-    return values * weight + values[other] * (1 - weight)
+    return values * weight + other * (1 - weight)
 
 
 def _per_example(values: Tensor, like: Tensor) -> Tensor:
@@ -206,5 +214,14 @@ def _box(sides: list[Tensor]) -> Tensor:
 
 def _beta(count: int, alpha: float, like: Tensor) -> Tensor:
     """`count` draws from Beta(alpha, alpha) with the type and device of another tensor."""
-    a = torch.full((count,), alpha, dtype=torch.float32, device=like.device)
-    return torch.distributions.Beta(a, a).sample().to(like.dtype)
+
+    def draw(n: int) -> Tensor:
+        a = torch.full((n,), alpha, dtype=torch.float32, device=like.device)
+        return torch.distributions.Beta(a, a).sample()
+
+    return for_each(draw, count).to(like.dtype)
+
+
+def _rand(count: int, *shape: int, device: torch.device) -> Tensor:
+    """Uniform numbers (count, *shape) for the examples of a batch."""
+    return for_each(lambda n: torch.rand(n, *shape, device=device), count)

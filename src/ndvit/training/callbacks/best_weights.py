@@ -9,6 +9,8 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
+from ndvit.training.strategies import whole
+
 
 class BestWeights(Callback):
     """Keeps the weights of the lowest validation loss in memory and in checkpoints.
@@ -25,7 +27,9 @@ class BestWeights(Callback):
         loss = float(trainer.callback_metrics["val_loss"])
         if loss < self.loss:
             state = pl_module.model.state_dict()
-            self.loss, self.weights = loss, {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
+            # of a network in parts, the whole; all processes come here together
+            self.loss = loss
+            self.weights = {name: whole(tensor.detach()).cpu().clone() for name, tensor in state.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """State for the checkpoint."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from lightning.pytorch.loggers import Logger
 
+from ndvit.processes import is_first
 from ndvit.training.metrics import MetricRows
 
 
@@ -40,7 +41,8 @@ class MetricsLogger(Logger):
 
     def save(self) -> None:
         """Write the file. This happens with each checkpoint, because a resumed run needs the rows before it."""
-        self.metrics.write()
+        if is_first():
+            self.metrics.write()
 
     def finalize(self, status: str) -> None:
         """Write the rows since the last checkpoint, also when a run fails."""

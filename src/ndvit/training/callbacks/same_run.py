@@ -23,7 +23,13 @@ _ABSENT = {
     **ViTConfig().to_dict(),
     "encoder": False,
 }  # values of fields that earlier versions lack
-_FREE = ("device", "workers", "tracker")  # options that change where and how fast a run computes, not what
+_FREE = (
+    "device",
+    "workers",
+    "tracker",
+    "strategy",
+    "device_timeout",
+)  # options that change where and how fast a run computes, not what
 
 
 class SameRun(Callback):
