@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from ndvit.checking.check import check
     from ndvit.config import ViTConfig, list_models
     from ndvit.config.recipe import Recipe
     from ndvit.data.messages import DataWarning
+    from ndvit.data.sharding import shard
     from ndvit.data.sources.load import load_source
     from ndvit.estimator import ViTClassifier, ViTRegressor
     from ndvit.load_report import WeightsWarning
@@ -40,6 +42,7 @@ _HOMES = {
     "ViTConfig": "ndvit.config",
     "VisionTransformer": "ndvit.network",
     "WeightsWarning": "ndvit.load_report",
+    "check": "ndvit.checking.check",
     "compile": "ndvit.model",
     "create_model": "ndvit.network",
     "cross_validate": "ndvit.training.crossvalidation",
@@ -58,6 +61,7 @@ _HOMES = {
     "resume": "ndvit.training.run",
     "resume_cross_validation": "ndvit.training.crossvalidation",
     "save_model": "ndvit.model",
+    "shard": "ndvit.data.sharding",
     "train": "ndvit.training.run",
 }
 
@@ -74,6 +78,7 @@ __all__ = [
     "ViTRegressor",
     "VisionTransformer",
     "WeightsWarning",
+    "check",
     "compile",
     "create_model",
     "cross_validate",
@@ -92,6 +97,7 @@ __all__ = [
     "resume",
     "resume_cross_validation",
     "save_model",
+    "shard",
     "train",
 ]
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ndvit.config.reading import file_options
 from ndvit.config.recipe import Device
 from ndvit.evaluation.base import Evaluation
 from ndvit.explain import explain as _explain
@@ -25,6 +26,8 @@ from ndvit.inference import predict as _predict
 from ndvit.inference.embed import Embeddings
 from ndvit.inference.evaluate import Split
 from ndvit.inference.predict import Log
+from ndvit.inference.recordings import WindowPrediction
+from ndvit.inference.watching import INTERVAL, Row, watch
 from ndvit.network.committee import Committee
 from ndvit.network.fast import only_read_tokens
 from ndvit.parts import ModelParts, is_result
@@ -36,6 +39,7 @@ from ndvit.weights.file import write_model
 from ndvit.weights.opening import open_weights
 
 if TYPE_CHECKING:
+    from ndvit.exporting.bundle import BundleReport
     from ndvit.exporting.export import ExportReport
 
 
@@ -44,6 +48,16 @@ class Model(ModelParts):
 
     `model.network` is the plain `nn.Module`, for training loops of your own. Attributes that a model lacks, such as
     `eval`, `parameters` or `state_dict`, are those of its network.
+
+    Example:
+        >>> import torch
+        >>> import ndvit
+        >>> network = ndvit.create_model("vit_pico", input_size=(64,), patch_size=8, in_channels=1, num_classes=3)
+        >>> model = ndvit.Model(network)
+        >>> model(torch.zeros(2, 1, 64)).shape  # raw outputs of preprocessed inputs
+        torch.Size([2, 3])
+        >>> model.config.input_size
+        (64,)
     """
 
     def __repr__(self) -> str:
@@ -138,6 +152,98 @@ class Model(ModelParts):
         reading |= {"per_window": per_window, "on_fault": on_fault, "batch_size": batch_size}
         return _predict.predict(self, *inputs, device=self._device(device), progress=progress, log=log, **reading)
 
+    def watch(
+        self,
+        folder: str | Path,
+        output: str | Path,
+        *,
+        per_window: bool = False,
+        once: bool = False,
+        interval: float = INTERVAL,
+        log: Log = print,
+        **options: Any,
+    ) -> int:
+        """Predict each new file of a folder as soon as it is complete, and append its answers to a CSV.
+
+        Args:
+            folder: where files appear, also in folders below.
+            output: the CSV. One that exists is continued: what it has is not answered again.
+            per_window: as in `predict`.
+            once: stop after the files that are there.
+            interval: seconds between two looks at the folder.
+            log: receives a line for each file.
+            **options: batch_size, device, and fields of `FileOptions`, as in `predict`.
+
+        Returns:
+            The number of files that were answered. SIGINT and SIGTERM end the call after the file in work.
+
+        Raises:
+            ValueError: as in `predict` before the first file; for a CSV of something else.
+            FileExistsError: if another process writes to the CSV.
+            OSError: if the CSV cannot be written.
+        """
+        where = self._device(options.get("device", "auto"))
+        task = _predict.check_ready(self, options.get("batch_size", 64), where, log)
+        others = ("batch_size", "device", "progress")
+        file_options(self.provenance, {name: value for name, value in options.items() if name not in others})
+        sample = task.predictions(np.zeros((1, task.num_outputs), dtype=np.float32), [""])[0]
+        row = (WindowPrediction("", 0.0, 0.0, sample) if per_window else sample).row()
+        options = {"progress": False, **options, "log": lambda line: None}
+
+        def answer(path: Path) -> tuple[list[Row], list[str]]:
+            faults: list[str] = []
+            found = self.predict(path, per_window=per_window, on_fault=faults.append, **options)
+            rows = [dict(prediction.row()) for prediction in found]
+            names = [str(row["name"]).replace(str(path), path.name, 1) for row in rows]
+            return [list({**row, "name": name}.items()) for row, name in zip(rows, names)], faults
+
+        return watch(folder, output, [name for name, _ in row], answer, once=once, interval=interval, log=log)
+
+    def predict_to(
+        self,
+        *inputs: Any,
+        output: str | Path,
+        per_window: bool = False,
+        force: bool = False,
+        on_fault: Log | None = None,
+        batch_size: int = 64,
+        device: Device = "auto",
+        progress: bool = True,
+        log: Log = print,
+        **reading: Any,
+    ) -> int:
+        """Predict any number of examples into a table with one row each, in the order of the examples.
+
+        Answers are written in parts into a folder beside the output, so that a call that was killed continues when it
+        is repeated; parts of another model or of other examples are not used. The memory that is needed does not depend
+        on the number of answers. Several processes of torchrun or SLURM share the examples.
+
+        Args:
+            *inputs: as in `predict`.
+            output: a .parquet or a .csv.
+            per_window: as in `predict`.
+            force: replace an existing output.
+            on_fault: as in `predict`.
+            batch_size: examples per forward pass.
+            device: where to compute.
+            progress: show a progress bar.
+            log: receives each line about what was read.
+            **reading: as in `predict`.
+
+        Returns:
+            The number of rows; 0 in all processes but the first.
+
+        Raises:
+            ValueError: as in `predict`.
+            FileExistsError: if the output exists and `force` is not set, or another process writes it.
+        """
+        from ndvit.inference.to_file import predict_to
+
+        reading |= {"per_window": per_window, "force": force, "on_fault": on_fault, "batch_size": batch_size}
+        return predict_to(
+            self, *inputs, output=output, device=self._device(device), progress=progress, log=log, **reading
+        )
+
     def predict_proba(
         self,
         *inputs: Any,
@@ -188,6 +294,8 @@ class Model(ModelParts):
         source: Any,
         *,
         split: Split = "auto",
+        predictions: str | Path | None = None,
+        force: bool = False,
         batch_size: int = 64,
         device: Device = "auto",
         progress: bool = True,
@@ -203,6 +311,8 @@ class Model(ModelParts):
             source: as in `train`.
             split: "test", "train" or "all". "auto" is the test set if the source has one, or if the model was trained
                 on this very source, which is then split as in training; other data is tested as a whole.
+            predictions: a .csv to write name, target, group and answer of each example to.
+            force: replace that file if it exists.
             batch_size: examples per forward pass.
             device: where to compute.
             progress: show a progress bar.
@@ -217,6 +327,8 @@ class Model(ModelParts):
             self,
             source,
             split=split,
+            predictions=predictions,
+            force=force,
             batch_size=batch_size,
             device=self._device(device),
             progress=progress,
@@ -373,6 +485,8 @@ class Model(ModelParts):
         *,
         format: Format = "onnx",
         int8: bool = False,
+        fp16: bool = False,
+        opset: int | None = None,
         data: Any = None,
         dynamic_batch: bool = True,
         softmax: bool = False,
@@ -396,6 +510,8 @@ class Model(ModelParts):
             path,
             format=format,
             int8=int8,
+            fp16=fp16,
+            opset=opset,
             data=data,
             dynamic_batch=dynamic_batch,
             softmax=softmax,
@@ -406,6 +522,19 @@ class Model(ModelParts):
             min_saving=min_saving,
             log=log,
         )
+
+    def export_bundle(self, folder: str | Path, **options: Any) -> BundleReport:
+        """Write a folder that answers raw files without ndvit and torch, in Python and in a browser.
+
+        See `ndvit.exporting.bundle.export_bundle` for the options and errors.
+        """
+        from ndvit.exporting.formats import require
+
+        self._refuse_runtime("is exported already")
+        require("a bundle", "onnxruntime", "onnx", "onnxscript")
+        from ndvit.exporting.bundle import export_bundle
+
+        return export_bundle(self, folder, **options)
 
     def save(self, path: str | Path) -> None:
         """Write everything into one .safetensors file, which `load_model` reads.
@@ -477,6 +606,13 @@ def load_model(
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if the source is not a Vision Transformer, is damaged or unsafe, or cannot be adapted as requested.
+
+    Example:
+        >>> import ndvit
+        >>> ndvit.save_model(ndvit.create_model("vit_pico", input_size=(32, 32), num_classes=5), "pictures.safetensors")
+        >>> model = ndvit.load_model("pictures.safetensors", input_size=(128,), classes=("calm", "storm"))
+        >>> model.config.input_size, model.classes
+        ((128,), ('calm', 'storm'))
     """
     if is_exported(source):
         if not str(source).endswith(tuple(ENDINGS[format] for format in HARMLESS)):
@@ -536,6 +672,12 @@ def save_model(model: ModelParts | nn.Module, path: str | Path) -> None:
     """Write a model as `Model.save` does. A bare network is written without task and preprocessing.
 
     `classes`, `preprocess` and `temperature` that were set on a bare network, as earlier versions required, are kept.
+
+    Example:
+        >>> import ndvit
+        >>> ndvit.save_model(ndvit.create_model("vit_pico", num_classes=3), "three.safetensors")
+        >>> ndvit.load_model("three.safetensors").config.num_classes
+        3
     """
     if isinstance(model, ModelParts):
         as_model(model).save(path)
@@ -552,6 +694,13 @@ def compile(model: Model | nn.Module | str | Path, **options: Any) -> Model:
     """The model run in the fastest way on this machine that gives the same answers, found by measuring.
 
     See `ndvit.exporting.compiling.fastest` for the options and errors.
+
+    Example:
+        >>> import ndvit
+        >>> network = ndvit.create_model("vit_pico", input_size=(64,), patch_size=8, in_channels=1, num_classes=3)
+        >>> fast = ndvit.compile(ndvit.Model(network), batch_size=2, ways=("onnxruntime",), rounds=1, log=str)
+        >>> fast.config.num_classes
+        3
     """
     from ndvit.exporting.compiling import fastest
 
@@ -560,12 +709,37 @@ def compile(model: Model | nn.Module | str | Path, **options: Any) -> Model:
 
 
 def predict(model: Model | str | Path, *inputs: Any, ema: bool | None = None, **options: Any) -> list[Prediction]:
-    """`load_model(model, ema=ema).predict(*inputs, **options)`."""
+    """`load_model(model, ema=ema).predict(*inputs, **options)`.
+
+    Example:
+        >>> import numpy as np
+        >>> import ndvit
+        >>> y = np.repeat(["low", "high"], 20)
+        >>> X = np.random.default_rng(0).normal(size=(40, 1, 32)) + (y == "high")[:, None, None]
+        >>> run = ndvit.train((X, y), preset="fast", output="runs/predict", progress=False, log=str)
+        >>> ndvit.predict("runs/predict", X[:1])[0].label
+        'low'
+    """
     return _open(model, ema).predict(*inputs, **options)
 
 
+def predict_to(model: Model | str | Path, *inputs: Any, ema: bool | None = None, **options: Any) -> int:
+    """`load_model(model, ema=ema).predict_to(*inputs, **options)`."""
+    return _open(model, ema).predict_to(*inputs, **options)
+
+
 def evaluate(model: Model | str | Path, source: Any, *, ema: bool | None = None, **options: Any) -> Evaluation:
-    """`load_model(model, ema=ema).evaluate(source, **options)`."""
+    """`load_model(model, ema=ema).evaluate(source, **options)`.
+
+    Example:
+        >>> import numpy as np
+        >>> import ndvit
+        >>> y = np.repeat(["low", "high"], 20)
+        >>> X = np.random.default_rng(0).normal(size=(40, 1, 32)) + (y == "high")[:, None, None]
+        >>> run = ndvit.train((X, y), preset="fast", output="runs/evaluate", progress=False, log=str)
+        >>> ndvit.evaluate("runs/evaluate", (X, y), progress=False, log=str).accuracy > 0.9
+        True
+    """
     return _open(model, ema).evaluate(source, **options)
 
 
@@ -573,6 +747,15 @@ def embed(model: Model | str | Path, source: Any, *, ema: bool | None = None, **
     """`load_model(model, ema=ema).embed(source, **options)`; an output that cannot be written is refused first.
 
     A head that ndvit cannot compute does not matter.
+
+    Example:
+        >>> import numpy as np
+        >>> import ndvit
+        >>> y = np.repeat(["low", "high"], 20)
+        >>> X = np.random.default_rng(0).normal(size=(40, 1, 32)) + (y == "high")[:, None, None]
+        >>> run = ndvit.train((X, y), preset="fast", output="runs/embed", progress=False, log=str)
+        >>> ndvit.embed("runs/embed", X, progress=False).vectors.shape[0]
+        40
     """
     if options.get("output") is not None:
         _embed.check_output(Path(options["output"]), options.get("force", False))
@@ -583,8 +766,23 @@ def embed(model: Model | str | Path, source: Any, *, ema: bool | None = None, **
 def export(
     model: Model | str | Path, path: str | Path | None = None, *, ema: bool | None = None, **options: Any
 ) -> ExportReport:
-    """`load_model(model, ema=ema).export(path, **options)`; without a path, the file is written beside the weights."""
+    """`load_model(model, ema=ema).export(path, **options)`; without a path, the file is written beside the weights.
+
+    Example:
+        >>> import ndvit
+        >>> network = ndvit.create_model("vit_pico", input_size=(64,), patch_size=8, in_channels=1, num_classes=3)
+        >>> report = ndvit.export(ndvit.Model(network), "model.onnx")  # compared with the model before it is kept
+        >>> ndvit.load_model("model.onnx").config.num_classes
+        3
+    """
     return _open(model, ema).export(path, **options)
+
+
+def export_bundle(
+    model: Model | str | Path, folder: str | Path, *, ema: bool | None = None, **options: Any
+) -> BundleReport:
+    """`load_model(model, ema=ema).export_bundle(folder, **options)`."""
+    return _open(model, ema).export_bundle(folder, **options)
 
 
 def _open(source: Model | nn.Module | str | Path, ema: bool | None = None) -> Model:

@@ -3,6 +3,7 @@
 The modules of the commands import torch, and everything built on it, inside their functions, so that `--help` is quick.
 """
 
+import os
 import re
 import sys
 import warnings
@@ -14,6 +15,7 @@ from cyclopts import App, ArgumentCollection, CycloptsError, Parameter, UnknownO
 from cyclopts.config import Dict
 
 from ndvit import __version__
+from ndvit.cli.check import check
 from ndvit.cli.convert import convert
 from ndvit.cli.crossvalidate import crossvalidate
 from ndvit.cli.embed import embed
@@ -27,11 +29,16 @@ from ndvit.cli.presets import presets
 from ndvit.cli.pretrain import pretrain
 from ndvit.cli.printing import error_line, plain_streams, remark
 from ndvit.cli.push import push
+from ndvit.cli.report import report
+from ndvit.cli.serve import serve
+from ndvit.cli.shard import shard
+from ndvit.cli.starting import words
 from ndvit.cli.train import train
 from ndvit.cli.weights import weights
 from ndvit.config.options import DERIVED
 from ndvit.data.messages import DataWarning
 from ndvit.load_report import WeightsWarning
+from ndvit.processes import LOST, SUPERVISED, is_loss, started
 
 app = App(
     name="ndvit",
@@ -42,10 +49,13 @@ app = App(
 )
 app.suppress_keyboard_interrupt = app.meta.suppress_keyboard_interrupt = False  # `main` handles interruptions
 for _command in (
+    check,
     train,
     crossvalidate,
     pretrain,
+    shard,
     evaluate,
+    report,
     predict,
     explain,
     embed,
@@ -54,6 +64,7 @@ for _command in (
     weights,
     convert,
     export,
+    serve,
     push,
     info,
 ):
@@ -107,8 +118,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: words after `ndvit`; None takes those of the process.
     """
     tokens = list(sys.argv[1:] if arguments is None else arguments)
-    with plain_streams():
-        _run_command(tokens)
+    before = words.set(tuple(tokens))
+    try:
+        with plain_streams():
+            _run_command(tokens)
+    finally:
+        words.reset(before)
 
 
 def _run_command(tokens: list[str]) -> None:
@@ -128,17 +143,46 @@ def _run_command(tokens: list[str]) -> None:
         message = _message(error)
         if "--debug" in tokens or message is None:
             raise
+        if not message:
+            sys.exit(LOST)
         error_line(message)
         sys.exit(2)
 
 
 def _print_warning(message: Warning | str, *place: Any, **more: Any) -> None:
     """Print a warning as one line, without the line of code that raised it."""
-    remark(f"warning: {message}")
+    if _device() == 0:
+        remark(f"warning: {message}")
+
+
+def _device() -> int:
+    """Number of this process among those that train together."""
+    try:
+        place = started()
+    except ValueError:
+        return 0
+    return 0 if place is None else place.rank
 
 
 def _message(error: Exception) -> str | None:
-    """The message for an error in the user's input; None for an error in ndvit, which needs its traceback."""
+    """The message for an error in the user's input; None for an error in ndvit, which needs its traceback.
+
+    It is empty where another process prints the reason.
+    """
+    if "torch" in sys.modules and is_loss(error):
+        if SUPERVISED in os.environ or _device():
+            return ""
+        return (
+            "another process of this run has ended or does not answer, and its own message has the reason: continue "
+            "the run from its newest checkpoint with --resume"
+        )
+    if device := _device():
+        message = _own_message(error)
+        return None if message is None else f"device {device}: {message}"
+    return _own_message(error)
+
+
+def _own_message(error: Exception) -> str | None:
     if isinstance(error, MemoryError | RuntimeError):
         if not (isinstance(error, MemoryError) or "memory" in str(error)):
             return None

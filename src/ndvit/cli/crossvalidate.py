@@ -6,6 +6,7 @@ from cyclopts import Parameter
 
 from ndvit.cli.options import ValidationOptions, changed_arguments
 from ndvit.cli.printing import out
+from ndvit.config.names import Language
 
 
 def crossvalidate(
@@ -23,6 +24,7 @@ def crossvalidate(
     teacher: str | None = None,
     output: Path | None = None,
     force: bool = False,
+    language: Language = "en",
     resume: Path | None = None,
     progress: bool = True,
     options: Annotated[ValidationOptions | None, Parameter(name="*")] = None,
@@ -45,6 +47,7 @@ def crossvalidate(
         teacher: Teacher for distillation, as for train.
         output: The folder. [default: a new one under runs/]
         force: Replace an existing run folder.
+        language: Language of the report's words.
         resume: Continue the interrupted cross-validation in this folder; every other setting is its own.
         progress: Show progress bars.
         options: Fields of ReadingOptions, Recipe, ViTConfig and SolvedOptions.

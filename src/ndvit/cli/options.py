@@ -11,9 +11,10 @@ from docstring_parser import parse_from_object
 from ndvit.config import Recipe, SolvedOptions, ViTConfig
 from ndvit.config.bounds import Options
 from ndvit.config.options import DERIVED
-from ndvit.config.pretraining import IDLE, PretrainingOptions
+from ndvit.config.pretraining import IDLE, UNSPLIT, PretrainingOptions
 from ndvit.config.reading import FileOptions, ReadingOptions
 from ndvit.config.recipe import Device
+from ndvit.config.serving import ServingOptions
 
 Split = Literal["auto", "test", "train", "all"]
 
@@ -67,6 +68,7 @@ _INFERENCE = _InferenceOptions.__annotations__
 InferenceOptions = TypedDict(  # type: ignore[misc]
     "InferenceOptions", _flags(FileOptions, "") | _INFERENCE, total=False
 )
+ReadingFlags = TypedDict("ReadingFlags", _flags(ReadingOptions, "", defaults=True), total=False)  # type: ignore[misc]
 LabelledOptions = TypedDict("LabelledOptions", _READING | _INFERENCE, total=False)  # type: ignore[misc]
 _NETWORK = _flags(ViTConfig, "Network: ") | _flags(SolvedOptions, "Network: ")
 NetworkOptions = TypedDict("NetworkOptions", _NETWORK, total=False)  # type: ignore[misc]
@@ -77,11 +79,11 @@ ValidationOptions = TypedDict(  # type: ignore[misc]
     {name: flag for name, flag in _TRAINING.items() if name not in ("test_fraction", "split_file")},
     total=False,
 )
-_SPLIT = ("test_fraction", "split_file", "group_by")  # options of reading that pretraining, which has no test, lacks
-_PRETRAINING = {k: flag for k, flag in TrainingOptions.__annotations__.items() if k not in (*IDLE, *_SPLIT)}
+_PRETRAINING = {k: flag for k, flag in TrainingOptions.__annotations__.items() if k not in (*IDLE, *UNSPLIT)}
 PretrainingFlags = TypedDict(  # type: ignore[misc]
     "PretrainingFlags", _PRETRAINING | _flags(PretrainingOptions, "Pretraining: ", defaults=True), total=False
 )
+ServingFlags = TypedDict("ServingFlags", _flags(ServingOptions, "Service: ", defaults=True), total=False)  # type: ignore[misc]
 
 
 def changed_arguments(command: Callable[..., Any], values: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from cyclopts import Parameter
 
 from ndvit.cli.options import TrainingOptions, changed_arguments
 from ndvit.cli.starting import start
+from ndvit.config.names import Language
 
 
 def train(
@@ -20,6 +21,7 @@ def train(
     output: Path | None = None,
     force: bool = False,
     write_split: Path | None = None,
+    language: Language = "en",
     resume: Path | None = None,
     dry_run: Annotated[bool, Parameter(negative=())] = False,
     progress: bool = True,
@@ -46,6 +48,7 @@ def train(
         output: The run folder. [default: a new one under runs/]
         force: Replace an existing run folder.
         write_split: A .csv to write the split of each example to, also with --dry-run, for runs with a split file.
+        language: Language of the report's words.
         resume: Continue the interrupted run in this folder; every other setting is the run's own.
         dry_run: Print the plan (data, split, network, steps, estimated time and memory) and stop.
         progress: Show progress bars.

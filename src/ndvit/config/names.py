@@ -2,11 +2,13 @@
 
 import math
 import re
-from typing import Any
+from typing import Any, Literal
 
 from ndvit.config.bounds import Lengths, check_field_names, checked, nearest
 from ndvit.config.network import Stem, ViTConfig, stem_stride
 
+Language = Literal["en", "zh"]
+"""Languages of the words on pages: English and Chinese."""
 SIZES: dict[str, dict[str, Any]] = {
     # A size is a row. tiny to huge are those of ViT and DeiT; pico and nano are ours, for little data on a CPU.
     "pico": {"embed_dim": 64, "depth": 4, "num_heads": 4},
@@ -95,6 +97,11 @@ def list_models() -> list[str]:
     signals, `encoder_SIZE` for pretraining on signals, `compact_SIZE` for little data of two or three axes.
     `vit_SIZE_patchP_S` is the 2-D network for S x S images; any P that divides S is accepted, the usual ones are
     listed.
+
+    Example:
+        >>> from ndvit import list_models
+        >>> "vit_base_patch16_224" in list_models()
+        True
     """
     published = [size for size in SIZES if size not in ("pico", "nano")]
     return [

@@ -206,6 +206,16 @@ class ViTConfig(
 
     Raises:
         ValueError: for a value or a combination that does not describe a network, with the remedy.
+
+    Example:
+        >>> from ndvit import ViTConfig
+        >>> config = ViTConfig(input_size=(150,), patch_size=10, in_channels=1, embed_dim=48, num_heads=4)
+        >>> config.grid, config.num_patches
+        ((15,), 15)
+        >>> ViTConfig(input_size=(150,), patch_size=16)
+        Traceback (most recent call last):
+        ...
+        ValueError: ...
     """
 
     def __post_init__(self) -> None:

@@ -33,6 +33,8 @@ IDLE = (
     *("rocket_features", "rocket_weight", "compile"),
 )
 """Options of a training that concern targets or outputs, which pretraining does not have, or the compiled forward."""
+UNSPLIT = ("test_fraction", "split_file", "group_by", "label_file", "drop_suspected")
+"""Options of reading that pretraining, which has no test and no labels, lacks."""
 
 
 def take_pretraining_options(options: Mapping[str, Any]) -> tuple[PretrainingOptions, dict[str, Any]]:

@@ -60,6 +60,33 @@ Length = Annotated[
 ]
 """A length along the time axis, which `Span.parse` reads."""
 
+CACHE_SIZE = "10GB"
+_SIZE = re.compile(r"\s*(\d+(?:\.\d*)?)\s*([kMGT]?)B?\s*", re.IGNORECASE)
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+
+
+def byte_count(written: int | str) -> int:
+    """Read a number of bytes, such as 500MB or 20GB.
+
+    Raises:
+        ValueError: for any other text.
+    """
+    found = _SIZE.fullmatch(str(written)[:40])
+    if found is None or isinstance(written, bool):
+        raise ValueError(f"{brief(written)} is no number of bytes; write 500MB or 20GB")
+    return int(float(found[1]) * _UNITS[found[2].lower()])
+
+
+def _is_size(value: int | str | None) -> bool:
+    try:
+        return value is None or byte_count(value) >= 0
+    except ValueError:
+        return False
+
+
+Size = Annotated[str | int | None, Predicate(_is_size), DocInfo("a number of bytes (500MB, 20GB)")]
+"""A number of bytes, which `byte_count` reads."""
+
 Names = str | tuple[str, ...] | None
 """Names of columns or arrays: one, or several with commas between."""
 
@@ -96,6 +123,8 @@ class FileOptions(Options):
     array: Names = None
     """Arrays in .npz, .mat or .h5 files that are the channels, with commas between: names, or words in them, such as DE
     for X118_DE_time."""
+    cache_size: Size = None
+    """Space on the disk for the newest chunks of remote shards, such as 500MB. The default is 10GB."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +144,12 @@ class SplitOptions(Options):
     split_file: str | None = None
     """A .csv with the columns name and split (train, val or test) of every example, such as the split.csv that each run
     leaves in its folder. It replaces the splits of the source."""
+    label_file: str | None = None
+    """A .csv with the columns name and label, such as the suspects.csv that `ndvit check --labels` writes. Its labels
+    replace those of the source, and an example whose label in it is empty is left out."""
+    drop_suspected: bool = False
+    """Do not train on the examples that label_file has with the label of the source. They remain in validation and test
+    sets."""
     literal_labels: bool = False
     """Take every label as the name of a class, also NA, null and the like (otherwise missing labels) and numbers with
     fractions (otherwise refused as continuous). Names of folders are always taken so."""

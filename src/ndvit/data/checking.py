@@ -14,8 +14,8 @@ import numpy as np
 from PIL import Image
 
 from ndvit.data.copies import content_digest, file_digest, file_mark, find_copies, is_blank, repeated
-from ndvit.data.examples import EncodedPicture, Kind, Part, Raw, Recording, are_streamed
-from ndvit.data.messages import Doubt, cannot_be_used, listing
+from ndvit.data.examples import EncodedPicture, Kind, Part, Raw, Recording, StoredSignal, are_streamed
+from ndvit.data.messages import Doubt, LeftOut, cannot_be_used, listing
 from ndvit.data.sources.arrays import value_fault
 from ndvit.data.sources.files import Header, decode, describe_fault, header_of
 from ndvit.data.sources.pictures import HALVED
@@ -109,7 +109,7 @@ def check_examples(
     """Check every example of all parts that are not streamed, leave bad ones out, and find copies.
 
     Files are decoded completely; of more than 50,000, only the headers are read, and files are copies if all their
-    bytes are equal. Streamed parts, which are pictures, are not checked: that would fetch everything. Copies are not
+    bytes are equal. Streamed parts are not checked: that would fetch everything. Copies are not
     searched in examples without targets.
 
     Args:
@@ -154,7 +154,7 @@ def check_examples(
             "with equal bytes are found as copies"
         )
     if bad:
-        notes.append(f"{len(bad):,} of {total:,} examples left out as bad: {listing(bad, 20)}")
+        notes.append(LeftOut.of(f"{len(bad):,} of {total:,} examples left out as bad: {listing(bad, 20)}", bad))
     sound = {split: [findings[split][i] for i in kept[split]] for split in local}
     groups: dict[str, np.ndarray] = {}
     if compare:
@@ -173,9 +173,15 @@ def check_examples(
     notes += _blank(good, sound)
     if "train" in sound:
         notes += _mixed(sound) + _doubtful([one for found in sound.values() for one in found], stored)
-    header = next((found[0].header for found in sound.values()), Finding().header)
-    dims = 2 if header.kind == "image" else len(header.grid)  # streams, without a header, are pictures
+    header = next((found[0].header for found in sound.values()), None) or _streamed_header(parts)
+    dims = 2 if header.kind == "image" else len(header.grid)
     return Checked(good, header.kind, dims, faults, notes, groups)
+
+
+def _streamed_header(parts: dict[str, Part]) -> Header:
+    """The header of an example of a stream, as far as it is known without fetching anything."""
+    first = next((part.items[0] for part in parts.values() if part.items), None)
+    return header_of(first) if isinstance(first, StoredSignal) else Finding().header
 
 
 def _digests(parts: dict[str, Part], findings: dict[str, list[Finding]], whole: bool) -> dict[str, list[bytes]]:

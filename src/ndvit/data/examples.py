@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ndvit.tasks.base import Task
 
 Kind = Literal["signal", "image"]
+_EQUAL = 1e-9  # relative difference of weights that are the same but for rounding
 
 
 class Recording(NamedTuple):
@@ -51,40 +52,90 @@ Raw = np.ndarray | Image.Image | Recording
 """One raw example. Arrays are (channels, *grid) float32, with NaN for missing values."""
 
 
-class EncodedPicture(ABC):
-    """A picture in a table, as the bytes of its file; `str` names it."""
+class Stored(ABC):  # noqa: B024 (its two kinds have nothing else in common)
+    """An example in a table, or in a shard; `str` names it."""
+
+    def block(self) -> int | None:
+        """Number of the block that a streamed example is fetched with; None for other data."""
+        return None
+
+
+class EncodedPicture(Stored):
+    """A picture as the bytes of its file."""
 
     @abstractmethod
     def open(self) -> BinaryIO:
         """Return the bytes as an open file."""
 
-    def block(self) -> int | None:
-        """Number of the block that a remote picture is fetched with; None for local data."""
+
+class StoredSignal(Stored):
+    """An array of values, or a recording.
+
+    Attributes:
+        channels: number of channels.
+        grid: length of each axis.
+        rate: samples per second (Hz); None for an array.
+    """
+
+    channels: int
+    grid: tuple[int, ...]
+    rate: float | None
+
+    @abstractmethod
+    def load(self) -> np.ndarray | Recording:
+        """Return the values."""
+
+
+class StoredItems(Sequence[Any]):
+    """Streamed examples that are made when they are indexed, so that a million of them need little memory."""
+
+    @abstractmethod
+    def take(self, indices: np.ndarray) -> StoredItems:
+        """Return the items at these indices."""
+
+    @abstractmethod
+    def blocks(self) -> np.ndarray:
+        """(n,) number of the block that each item is fetched with."""
+
+    @abstractmethod
+    def shapes(self) -> np.ndarray:
+        """(n,) integers that items of the same shape share."""
+
+    def places(self) -> list[Place] | None:
+        """The windows of recordings that the items are; None if they are whole."""
         return None
 
 
 def are_streamed(items: Sequence[Any]) -> bool:
-    """Whether the items are remote and fetched each time they are read."""
-    return len(items) > 0 and isinstance(items[0], EncodedPicture) and items[0].block() is not None
+    """Whether the items are fetched in blocks each time they are read."""
+    return len(items) > 0 and isinstance(items[0], Stored) and items[0].block() is not None
+
+
+def taken(values: Sequence[Any], indices: Sequence[int] | np.ndarray) -> Sequence[Any]:
+    """The values at these indices, in this order."""
+    take = getattr(values, "take", None)
+    return [values[i] for i in indices] if take is None else take(np.asarray(indices, dtype=np.int64))
 
 
 class Part(NamedTuple):
     """A split as a source holds it.
 
     `targets` are raw, with None for a missing one; None if there are none at all. `columns` are the columns that
-    `ReadingOptions.columns` names, with a raw value for each example.
+    `ReadingOptions.columns` names, with a raw value for each example. `channels` are the names of the channels, if the
+    data have names.
     """
 
-    items: list[Any]
+    items: Sequence[Any]
     targets: list[Any] | None
-    names: list[str]
+    names: Sequence[str]
     columns: dict[str, list[Any]] = {}  # noqa: RUF012 (a default that nothing changes)
+    channels: tuple[str, ...] = ()
 
     def take(self, indices: Sequence[int]) -> Part:
         """Return the examples at these indices."""
         targets = None if self.targets is None else [self.targets[i] for i in indices]
         columns = {name: [values[i] for i in indices] for name, values in self.columns.items()}
-        return Part([self.items[i] for i in indices], targets, [self.names[i] for i in indices], columns)
+        return Part(taken(self.items, indices), targets, taken(self.names, indices), columns, self.channels)
 
 
 class Examples:
@@ -132,7 +183,9 @@ class Examples:
 
     def blocks(self) -> np.ndarray | None:
         """(n,) number of the block that each streamed example is fetched with; None if they are not streamed."""
-        return np.array([item.block() for item in self.items]) if self.streamed else None
+        if not self.streamed:
+            return None
+        return self.items.blocks() if isinstance(self.items, StoredItems) else np.array([i.block() for i in self.items])
 
     def sample(self, count: int) -> list[int]:
         """Draw sorted indices of at most `count` examples with a fixed seed; of a stream, from few whole blocks."""
@@ -159,9 +212,38 @@ class Examples:
         copies = None if self.copies is None else self.copies[chosen]
         groups = None if self.groups is None else self.groups[chosen]
         weights = None if self.weights is None else self.weights[chosen]
-        items, names = [self.items[i] for i in chosen], [self.names[i] for i in chosen]
+        items, names = taken(self.items, chosen), taken(self.names, chosen)
         places = None if self.places is None else [self.places[i] for i in chosen]
         return Examples(items, targets, names, self.read, copies, groups, weights, places)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Examples]) -> Examples:
+        """Return the examples of several splits of one source, one after the other, without their copies.
+
+        Groups, targets and windows are kept if all parts have them, weights if any has.
+        """
+
+        def together(values: list[Any]) -> Any:
+            return None if any(value is None for value in values) else [one for value in values for one in value]
+
+        targets, groups, places = (
+            together([getattr(part, name) for part in parts]) for name in ("targets", "groups", "places")
+        )
+        weights = None
+        if any(part.weights is not None for part in parts):
+            weights = np.concatenate([np.ones(len(part)) if part.weights is None else part.weights for part in parts])
+        items, names = [item for part in parts for item in part.items], [name for part in parts for name in part.names]
+        return cls(items, targets, names, parts[0].read, None, groups, weights, places)
+
+    def counted(self) -> Examples:
+        """Return the examples with a weight above 0; without weights if those of all are equal."""
+        if self.weights is None or (self.weights > 0).all():
+            return self
+        found = self.subset(np.flatnonzero(self.weights > 0))
+        assert found.weights is not None
+        equal = np.ptp(found.weights) < _EQUAL * found.weights.max()
+        found.weights = None if equal else found.weights / found.weights.mean()
+        return found
 
 
 @dataclass(frozen=True)
@@ -178,6 +260,7 @@ class Source:
         val: validation examples, if the data set has them.
         notes: decisions that the user should know of; those of the type `Doubt` were also raised as warnings.
         spectrogram: how a network reads the signals as spectrograms; None if it reads them as they are.
+        channels: names of the channels, if the data have names.
     """
 
     name: str
@@ -189,6 +272,7 @@ class Source:
     val: Examples | None
     notes: tuple[str, ...]
     spectrogram: SpectrogramOptions | None = None
+    channels: tuple[str, ...] = ()
 
     @property
     def input_dims(self) -> int:

@@ -2,14 +2,14 @@
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
 
 from ndvit.config.reading import PATH
-from ndvit.data.examples import Part, are_streamed
+from ndvit.data.examples import Examples, Part, are_streamed
 from ndvit.data.messages import Doubt, Ungrouped, listing, printable
 from ndvit.data.sources.containers import is_missing
 
@@ -90,12 +90,25 @@ def sample_weights(column: str, part: Part, where: str) -> np.ndarray:
     if column not in part.columns:
         raise ValueError(f"{where}: the train set has no column or array {printable(column)!r} with sample weights")
     if are_streamed(part.items):
-        raise ValueError(f"{where}: is streamed, and its examples cannot be weighted: leave streaming=1 out")
+        raise ValueError(f"{where}: is streamed, and its examples cannot be weighted: use data that are not")
     try:
         weights = np.array([float(value) for value in part.columns[column]])
     except (TypeError, ValueError):
         weights = np.array([np.nan])
     return relative_weights(weights, f"{where}: the sample weights in {printable(column)}")
+
+
+def without(examples: Examples, names: Container[str]) -> int:
+    """Set the weights of the examples with these names to 0, and return their number.
+
+    Raises:
+        ValueError: if none would remain.
+    """
+    chosen = np.array([name in names for name in examples.names], dtype=bool)
+    if chosen.any():
+        weights = np.ones(len(examples)) if examples.weights is None else examples.weights
+        examples.weights = relative_weights(np.where(chosen, 0.0, weights), "the weights of the examples that remain")
+    return int(chosen.sum())
 
 
 def relative_weights(weights: np.ndarray, where: str) -> np.ndarray:

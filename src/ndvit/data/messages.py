@@ -28,7 +28,14 @@ _LONGEST_LIST = 1200  # letters of a list of faults
 
 
 class DataWarning(UserWarning):
-    """Data may mean something else than they were read as; the message says how to make sure."""
+    """Data may mean something else than they were read as; the message says how to make sure.
+
+    Example:
+        >>> import warnings
+        >>> from ndvit import DataWarning
+        >>> warnings.simplefilter("error", DataWarning)  # stop at doubtful data
+        >>> warnings.simplefilter("default", DataWarning)  # print them, as usual
+    """
 
 
 class Doubt(str):
@@ -37,6 +44,23 @@ class Doubt(str):
 
 class Ungrouped(str):
     """A note that names groups of examples, such as subjects, which are not read; see `ungrouped`."""
+
+
+class LeftOut(str):
+    """A note that examples were left out.
+
+    Attributes:
+        faults: name and fault of each of them.
+    """
+
+    faults: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, text: str, faults: Iterable[str]) -> "LeftOut":
+        """The note with its faults."""
+        note = cls(text)
+        note.faults = tuple(faults)
+        return note
 
 
 def warn_of_doubts(notes: Iterable[str]) -> None:
@@ -96,6 +120,8 @@ def listing(names: Sequence[str], most: int = 3) -> str:
 def printable(text: str) -> str:
     """Escape line breaks, other control characters, undecodable bytes and changes of direction, as repr does."""
     escaped = _UNPRINTABLE.sub(lambda found: repr(found[0])[1:-1], text)
+    if isinstance(text, LeftOut):
+        return LeftOut.of(escaped, map(printable, text.faults))
     return type(text)(escaped) if isinstance(text, Doubt | Ungrouped) else escaped
 
 

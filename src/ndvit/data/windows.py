@@ -15,7 +15,7 @@ from ndvit.config.reading import FileOptions, ReadingOptions, Span, listed
 from ndvit.data.examples import Examples, Place, Recording, Source
 from ndvit.data.messages import listing
 from ndvit.data.preprocess.base import LONG, MOST_RESAMPLED, USUAL
-from ndvit.data.sources.files import Excerpt, Header, header_of, mix_channels, read_example
+from ndvit.data.sources.files import Excerpt, Header, header_of, headers_of, mix_channels, read_example
 
 _MOST_WINDOWS = 5_000_000
 
@@ -48,6 +48,11 @@ def cut(examples: Examples, reading: FileOptions, where: str, *, named: bool = F
         chosen = None  # they were chosen by their names, here or in the training data
     if reading.window is None and not reading.mono and chosen is None:
         return examples, []
+    if examples.streamed:
+        raise ValueError(
+            f"{where}: shards are read as they are: set window, mono and channels when they are written (ndvit shard "
+            "SOURCE OUT --window ...)"
+        )
     headers = [header_of(item) for item in examples.items]
     if headers[0].kind != "signal":
         option = "mono" if reading.mono else "channels" if chosen else f"window {reading.window}"
@@ -89,7 +94,7 @@ def usual_window(examples: Examples) -> int | str | None:
 
     It is their 95th percentile, in seconds if all have a sample rate.
     """
-    headers = [header_of(item) for item in examples.items]
+    headers = headers_of(examples.items)
     rates = {header.rate for header in headers}
     if not headers:
         return None

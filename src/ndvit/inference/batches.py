@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ndvit import processes
 from ndvit.data.loading import Inputs
 from ndvit.inference.progress import ProgressLines
 from ndvit.network.committee import solved_networks, transformers
@@ -40,17 +41,20 @@ def predict_answers(
     progress: bool = False,
     task: Task | None = None,
     log: Log | None = None,
+    shared: bool = False,
 ) -> np.ndarray:
     """Answers (n, outputs) of every example in order, float32; for classification, the probabilities.
 
     They are the activation of the task (by default the model's) of the outputs divided by the model's temperature.
-    With `progress` there is a progress bar; without, `log` receives lines about the progress of long work.
+    With `progress` there is a progress bar; without, `log` receives lines about the progress of long work. With
+    `shared`, all processes of the run call this, each computes a part, and all get the whole.
 
     Raises:
         ValueError: for an answer that is not finite, with the name of its example.
     """
-    answers = to_answers(model, predict_outputs(model.network, inputs, batch_size, device, progress, log), task)
-    _check_finite(answers, inputs.examples.names, "the answer")
+    outputs = predict_outputs(model.network, inputs, batch_size, device, progress, log, shared)
+    answers = to_answers(model, outputs, task)
+    check_finite(answers, inputs.examples.names, "the answer")
     return answers.numpy()
 
 
@@ -62,7 +66,7 @@ def answer_tensors(
     Raises:
         ValueError: for answers that are not finite.
     """
-    task, network = model.task, _on_device(model.network, device)
+    task, network = model.task, on_device(model.network, device)
     assert task is not None
     place = model.device
     with torch.no_grad(), only_read_tokens(network):
@@ -71,7 +75,7 @@ def answer_tensors(
             for start, part in zip(range(0, max(len(x), 1), batch_size), x.split(batch_size))
         ]
     answers = to_answers(model, torch.cat(rows), task)
-    _check_finite(answers, [f"x[{i}]" for i in range(len(x))], "the answer")
+    check_finite(answers, [f"x[{i}]" for i in range(len(x))], "the answer")
     return answers
 
 
@@ -89,11 +93,15 @@ def predict_outputs(
     device: str = "auto",
     progress: bool = False,
     log: Log | None = None,
+    shared: bool = False,
 ) -> Tensor:
-    """Raw outputs (n, outputs) of every example in order, float32 on the CPU. The network is put into eval mode."""
-    network = _on_device(network, device)
+    """Raw outputs (n, outputs) of every example in order, float32 on the CPU. The network is put into eval mode.
+
+    With `shared`, all processes of the run call this, each computes a part, and all get the whole.
+    """
+    network = on_device(network, device)
     with only_read_tokens(network):
-        return _over_batches(network, inputs, batch_size, progress, "predicting", log)
+        return _over_batches(network, inputs, batch_size, progress, "predicting", log, shared)
 
 
 def predict_features(
@@ -112,17 +120,18 @@ def predict_features(
     Raises:
         ValueError: for features that are not finite, with the name of their example.
     """
-    network = _on_device(network, device)
+    network = on_device(network, device)
     with only_read_tokens(network):
         readers: Sequence[Any] = transformers(network) or solved_networks(network)
         functions = [one.features for one in readers]
         rows = [_over_batches(one, inputs, batch_size, progress, "features", log) for one in functions]
     features = torch.cat(rows, dim=1)
-    _check_finite(features, inputs.examples.names, "the embedding")
+    check_finite(features, inputs.examples.names, "the embedding")
     return features.numpy()
 
 
-def _check_finite(rows: Tensor, names: Sequence[str], what: str) -> None:
+def check_finite(rows: Tensor, names: Sequence[str], what: str) -> None:
+    """Raise a ValueError with the name of the first example whose row is not finite."""
     bad = (~rows.isfinite().flatten(1).all(1)).nonzero().flatten().tolist()
     if bad:
         name, others = names[bad[0]], f" (and of {len(bad) - 1:,} others)" * (len(bad) > 1)
@@ -132,7 +141,8 @@ def _check_finite(rows: Tensor, names: Sequence[str], what: str) -> None:
         )
 
 
-def _on_device(network: nn.Module, device: str) -> nn.Module:
+def on_device(network: nn.Module, device: str) -> nn.Module:
+    """The network on a device, in eval mode."""
     return network.to(pick_device(device)).eval()
 
 
@@ -143,24 +153,28 @@ def _over_batches(
     progress: bool,
     title: str,
     log: Log | None,
+    shared: bool = False,
 ) -> Tensor:
-    """Apply a function of (x, mask) to all examples; the result is on the CPU."""
+    """Apply a function of (x, mask) to all examples; the result is on the CPU. See `predict_outputs` for `shared`."""
     from tqdm import tqdm
 
     owner = function if isinstance(function, nn.Module) else function.__self__  # type: ignore[attr-defined]
     device = next((p.device for p in owner.parameters()), torch.device("cpu"))
     rows = []
-    lines = None
+    lines, total = None, len(inputs)
+    parts, part = (processes.size(), processes.rank()) if shared else (1, 0)
+    own = processes.dealt(total, parts, part)
     if log is not None and not progress:
-        lines = ProgressLines(log, title + ": {done:,} of {total:,} examples", len(inputs))
+        lines = ProgressLines(log, title + ": {done:,} of {total:,} examples", total)
     with torch.inference_mode():
-        loader = inputs.loader(batch_size)
+        loader = inputs.loader(batch_size, chosen=own)
         for batch in tqdm(loader, desc=title, leave=False, disable=not progress or len(loader) < 10):
             mask = None if batch.mask is None else batch.mask.to(device)
             rows.append(function(batch.x.to(device), mask).float().cpu())
             if lines is not None:
-                lines.update(batch_size * len(rows))
+                lines.update(min(total, parts * batch_size * len(rows)))
         if not rows:  # the width of the result is that of one example of zeros
             x = torch.zeros(1, inputs.preprocess.channels, *inputs.preprocess.size, device=device)
-            return function(x, None).float().cpu()[:0]
-    return torch.cat(rows)
+            rows.append(function(x, None).float().cpu()[:0])
+    found = torch.cat(rows)
+    return processes.gathered_rows(found, total) if parts > 1 else found

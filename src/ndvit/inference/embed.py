@@ -25,6 +25,7 @@ from ndvit.data.preprocess.images import ImagePreprocess
 from ndvit.data.sources.files import medium
 from ndvit.data.sources.hub import is_hub
 from ndvit.data.sources.load import load_examples, load_source
+from ndvit.data.sources.shards import is_shards
 from ndvit.data.splits import hold_out
 from ndvit.evaluation.base import Evaluation
 from ndvit.files import refuse_existing, replace_file
@@ -235,7 +236,11 @@ def _load(
 def _has_folders(source: Any) -> bool:
     """Whether a source is a folder of folders, whose names are labels."""
     path = Path(source).expanduser()
-    return path.is_dir() and any(inner.is_dir() and not inner.name.startswith(".") for inner in path.iterdir())
+    return (
+        path.is_dir()
+        and not is_shards(path)
+        and any(inner.is_dir() and not inner.name.startswith(".") for inner in path.iterdir())
+    )
 
 
 def _mark_test(data: Source, fraction: float, seed: int) -> Source:

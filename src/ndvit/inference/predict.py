@@ -146,7 +146,7 @@ def read_inputs(
                 ]
             )
         try:
-            loaded = _load(source, preprocess, options, log)
+            loaded = load_fitting(source, preprocess, options, log)
         except (ValueError, OSError) as error:
             if on_fault is None:
                 raise
@@ -163,8 +163,12 @@ def read_inputs(
         yield Inputs(loaded.examples, preprocess)
 
 
-def _load(source: Any, preprocess: Preprocess, options: FileOptions, log: Log) -> LoadedExamples:
-    """The examples of one input that the model can answer; with `skip_bad`, those that do not fit it are left out."""
+def load_fitting(source: Any, preprocess: Preprocess, options: FileOptions, log: Log) -> LoadedExamples:
+    """The examples of one input that the model can answer; with `skip_bad`, those that do not fit it are left out.
+
+    Raises:
+        ValueError: if the input cannot be read, or is of another kind than the training data.
+    """
     dims = len(preprocess.raw_size) if preprocess.kind == "signal" else None
     loaded = load_examples(source, dims=dims, in_channels=preprocess.raw_channels, **options.to_dict())
     where = str(source) if isinstance(source, str | Path) else "X"

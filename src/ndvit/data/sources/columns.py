@@ -26,6 +26,7 @@ _IDS = {
 TIMES = {
     *("time", "t", "timestamp", "datetime", "date", "seconds", "elapsed", "elapsedtime", "timestep", "step", "tick"),
     *("reading", "moment", "timepoint", "sampleindex", "frame", "ms", "milliseconds", "timeindex"),
+    *("zeit", "zeitstempel", "temps", "tiempo", "czas", "时间"),
 }
 """Names of columns of times, as `word` returns them."""
 _KINDS = {"kind", "channel", "dim", "dimension", "variable", "sensor", "signal", "parameter"}
@@ -164,7 +165,7 @@ def assign(columns: Columns, roles: Roles, *, with_targets: bool = True) -> Assi
     in_order = dict.fromkeys(  # of the user's names, which is that of a model's channels
         name
         for pattern in roles.channels  # a pattern is for columns of numbers, a name also for one without
-        for name in matching([pattern], numeric if _is_pattern(pattern) else names, where, "--channels")
+        for name in matching([pattern], numeric if _is_pattern(pattern, names) else names, where, "--channels")
     )
     chosen = set(in_order)
     taken = {*found.label, found.time, *found.id} | chosen
@@ -198,7 +199,7 @@ def matching(patterns: Iterable[str], names: Sequence[str], where: str, flag: st
     """The names that fit the patterns, in the order of these; each must fit one or more, or be the stem of several."""
     found: dict[str, None] = {}
     for pattern in patterns:
-        if _is_pattern(pattern):
+        if _is_pattern(pattern, names):
             fitting = fnmatch.filter(names, pattern)
         elif pattern in names or not (fitting := [n for n in names if _stem(n) == pattern]):
             fitting = [find(pattern, names, where, flag)]
@@ -208,8 +209,9 @@ def matching(patterns: Iterable[str], names: Sequence[str], where: str, flag: st
     return list(found)
 
 
-def _is_pattern(name: str) -> bool:
-    return any(sign in name for sign in "*?[")
+def _is_pattern(name: str, names: Sequence[str]) -> bool:
+    """Whether a name is a pattern, and no column with brackets such as time [s]."""
+    return name not in names and any(sign in name for sign in "*?[")
 
 
 def _stem(name: str) -> str:

@@ -46,6 +46,7 @@ def read_edf(path: Path, roles: Roles) -> Recorded:
             if len(rates) > 1:
                 raise ValueError(f"the channels {listing(chosen, 10)} have different rates; choose others (--channels)")
             values = np.stack([signals[name].data for name in chosen]).astype(np.float32)
+            units = tuple(printable(str(signals[name].physical_dimension).strip())[:20] for name in chosen)
             continuous = "+D" not in str(file.reserved)
     except ValueError:
         raise
@@ -58,7 +59,7 @@ def read_edf(path: Path, roles: Roles) -> Recorded:
     notes.insert(0, f"one recording at {rate:g} Hz, channels: {listing(list(map(printable, chosen)), 12)}")
     if left:
         notes.append(f"channels not read: {listing(left, 12)}")
-    return Recorded(Series(values, None, path.name, rate), True, None, {}, tuple(chosen), notes)
+    return Recorded(Series(values, None, path.name, rate), True, None, {}, tuple(chosen), notes, units)
 
 
 def _usual(signals: dict[str, Any]) -> list[str]:

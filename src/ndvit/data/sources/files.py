@@ -3,7 +3,7 @@
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from ndvit.data.examples import EncodedPicture, Kind, Raw, Recording
+from ndvit.data.examples import EncodedPicture, Kind, Raw, Recording, Stored, StoredItems, StoredSignal
 from ndvit.data.messages import printable
 from ndvit.data.sources.column_files import COLUMN_FILES
 from ndvit.data.sources.edf import EDF_FILES
@@ -98,6 +98,8 @@ def header_of(item: Any) -> Header:
         return Header("image", 0, image_size(item.open()))
     if isinstance(item, Recording):
         return Header("signal", len(item.values), item.values.shape[1:], item.rate)
+    if isinstance(item, StoredSignal):
+        return Header("signal", item.channels, item.grid, item.rate)
     if isinstance(item, np.ndarray):
         return Header("signal", len(item), item.shape[1:])
     if isinstance(item, Excerpt):
@@ -111,20 +113,32 @@ def header_of(item: Any) -> Header:
     return Header("image", 0, image_size(item)) if shape is None else Header("signal", shape[0], shape[1:])
 
 
-def read_example(item: str | EncodedPicture | Excerpt) -> Raw:
-    """Read one file or stored picture; raise ValueErrors with the name of the file and its fault."""
+def headers_of(items: Sequence[Any]) -> list[Header]:
+    """Return the header of each example; items of a stream with the same shape share one."""
+    if not isinstance(items, StoredItems):
+        return [header_of(item) for item in items]
+    _, first, code = np.unique(items.shapes(), return_index=True, return_inverse=True)
+    known = [header_of(items[i]) for i in first.tolist()]
+    return [known[i] for i in code.tolist()]
+
+
+def read_example(item: str | Stored | Excerpt) -> Raw:
+    """Read one file or stored example; raise ValueErrors with the name of the file and its fault."""
     try:
         return decode(item)
     except Exception as error:  # decoders raise any error for a damaged file
         raise ValueError(f"{printable(str(item))}: {describe_fault(error)}") from error
 
 
-def decode(item: str | EncodedPicture | Excerpt) -> Raw:
-    """Read one file, a part of one, or a stored picture; raise the errors of its decoder, see `describe_fault`."""
+def decode(item: str | Stored | Excerpt) -> Raw:
+    """Read one file, a part of one, or a stored example; raise the errors of its decoder, see `describe_fault`."""
     if isinstance(item, EncodedPicture):
         return read_image(item.open())
+    if isinstance(item, StoredSignal):
+        return item.load()
     if isinstance(item, Excerpt):
         return _decode_part(item)
+    assert isinstance(item, str)
     _check_file(item)
     kind = medium(item)
     if kind == "images":

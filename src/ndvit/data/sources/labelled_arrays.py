@@ -43,7 +43,7 @@ def read_unlabelled(x: Any, roles: Roles, channels: int) -> tuple[Part, list[str
         columns = columns_of(x, "X")
         if roles.id or roles.time or roles.channels or is_long(columns, roles):
             read = read_table(columns, roles, with_targets=False, channels=channels)
-            return Part(read.items, None, read.names), read.notes
+            return Part(read.items, None, read.names, channels=read.channels), read.notes
     return read_examples(x)
 
 

@@ -14,6 +14,7 @@ from ndvit.data.sources.columns import (
     Columns,
     Roles,
     assign,
+    fits,
     is_missing_series,
     named,
     numbers_of,
@@ -58,6 +59,7 @@ class Recorded(NamedTuple):
     columns: dict[str, Any]
     channels: tuple[str, ...]
     notes: list[str]
+    units: tuple[str, ...] = ()  # of the channels, "" where a unit is unknown; empty where the format has none
 
 
 def read_examples(columns: Columns, roles: Roles, *, with_targets: bool, channels: int = 0) -> Examples:
@@ -125,7 +127,7 @@ def is_long(columns: Columns, roles: Roles) -> bool:
 
 def parts_of(read: Examples) -> dict[str, Part]:
     """The splits of a table."""
-    part = Part(read.items, read.targets, read.names, read.columns)
+    part = Part(read.items, read.targets, read.names, read.columns, tuple(map(printable, read.channels)))
     if read.splits is None:
         return {"train": part}
     order = [split for split in ("train", "val", "test") if split in read.splits]
@@ -151,7 +153,12 @@ def read_recording(columns: Columns, roles: Roles) -> Recorded:
     one = _recorded(columns, found, values)
     used = {*found.label, found.time, found.counter, *found.columns.values(), *values}
     left = [printable(name) for name in columns.values if name not in used]
-    return one._replace(notes=[*columns.notes, *one.notes, *unread("columns", left)])
+    notes = [*columns.notes, *one.notes, *unread("columns", left)]
+    if roles.time is not None and roles.time.lower() != "none" and not fits(roles.time, list(columns.values)):
+        notes.append(
+            Doubt(f"no column of times {printable(roles.time)[:60]!r} (--time); columns: {named(columns.values)}")
+        )
+    return one._replace(notes=notes)
 
 
 # ----------------------------------------------------------------------------------------------------------- wide

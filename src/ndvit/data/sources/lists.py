@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ndvit.data.examples import Part
-from ndvit.data.messages import cannot_be_used, listing, unread
+from ndvit.data.messages import LeftOut, cannot_be_used, listing, unread
 from ndvit.data.sources.arrays import raw_target
 from ndvit.data.sources.column_files import is_table_of_values
 from ndvit.data.sources.columns import PATHS, matching
@@ -140,7 +140,7 @@ def read_list(
         (name for i, name in enumerate(names) if i not in (*places.values(), *targets_at.values(), *beside.values())),
     )
     if faults:
-        notes.append(f"{len(faults):,} of {lines:,} lines left out: {listing(faults, 20)}")
+        notes.append(LeftOut.of(f"{len(faults):,} of {lines:,} lines left out: {listing(faults, 20)}", faults))
     check_one_medium([file for part in examples.values() for file, _, _ in part], path)
     parts = {}
     for split, rows_of_split in examples.items():

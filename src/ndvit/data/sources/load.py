@@ -12,22 +12,24 @@ import numpy as np
 from PIL import Image
 
 from ndvit.config.bounds import nearest
-from ndvit.config.reading import PATH, FileOptions, ReadingOptions
+from ndvit.config.reading import CACHE_SIZE, PATH, FileOptions, ReadingOptions, byte_count
 from ndvit.data.checking import Checked, check_examples
-from ndvit.data.examples import EncodedPicture, Examples, Kind, Part, Source
-from ndvit.data.groups import describe_groups, groups_of, names_in_paths, sample_weights, suspected_groups
-from ndvit.data.messages import Doubt, Ungrouped, listing, printable, ungrouped, warn_of_doubts
+from ndvit.data.examples import Examples, Kind, Part, Recording, Source, Stored, StoredItems, StoredSignal
+from ndvit.data.groups import describe_groups, groups_of, names_in_paths, sample_weights, suspected_groups, without
+from ndvit.data.messages import Doubt, LeftOut, Ungrouped, listing, printable, ungrouped, warn_of_doubts
 from ndvit.data.sources import folders
 from ndvit.data.sources.archives import bundled, download, find_training_file, read_set, read_split_files, unread_beside
 from ndvit.data.sources.arrays import as_part, labels_are_missing, missing_labels, raw_target, read_arrays
 from ndvit.data.sources.columns import Roles
-from ndvit.data.sources.files import known_endings, medium, read_example
+from ndvit.data.sources.files import header_of, known_endings, medium, read_example
 from ndvit.data.sources.hub import is_hub, read_hub
+from ndvit.data.sources.label_files import relabel
 from ndvit.data.sources.labelled_arrays import has_labels_inside, read_labelled, read_unlabelled
 from ndvit.data.sources.lists import is_list, read_list
 from ndvit.data.sources.named_arrays import ARRAY_FILES, holds_many
 from ndvit.data.sources.npy import has_many_examples
 from ndvit.data.sources.recordings import is_recording, load_recordings
+from ndvit.data.sources.shards import Texts, is_shards, read_shards
 from ndvit.data.sources.split_files import divide_by_file
 from ndvit.data.sources.tables import TABLES, read_table
 from ndvit.data.splits import hold_out
@@ -59,11 +61,11 @@ def load_source(
 
     Args:
         source: the name of a built-in set; `ucr:NAME`; `hf:owner/name`, a data set of pictures on the Hugging Face hub
-            (see `read_hub`); a folder of class folders; a .csv with the columns path and label (see `read_list`);
-            a table of values, wide or long (.csv, .parquet, .arff; see `layouts`); a .ts, .tsv, .npz, .npy, .mat or .h5
-            file; or in Python a table with labels, a data set of xarray, `(X, y)`, `(X_train, y_train, X_test, y_test)`
-            or a dict with such keys, where each X is any container that `read_container` reads. Without targets also a
-            folder of files, or X alone.
+            (see `read_hub`); a folder or an address of shards (see `read_shards`); a folder of class folders; a .csv
+            with the columns path and label (see `read_list`); a table of values, wide or long (.csv, .parquet, .arff;
+            see `layouts`); a .ts, .tsv, .npz, .npy, .mat or .h5 file; or in Python a table with labels, a data set of
+            xarray, `(X, y)`, `(X_train, y_train, X_test, y_test)` or a dict with such keys, where each X is any
+            container that `read_container` reads. Without targets also a folder of files, or X alone.
         task: meaning of the targets, by name or class.
         seed: seed of the split at random where the data has no test set.
         progress: show a progress bar while many files are checked.
@@ -73,6 +75,15 @@ def load_source(
     Raises:
         FileNotFoundError: if the source is neither a name nor a path.
         ValueError: for faults of the data, with the place and the remedy.
+
+    Example:
+        >>> import numpy as np
+        >>> import ndvit
+        >>> y = np.repeat(["low", "high"], 20)
+        >>> X = np.random.default_rng(0).normal(size=(40, 1, 32)) + (y == "high")[:, None, None]
+        >>> source = ndvit.load_source((X, y), test_fraction=0.25)
+        >>> len(source.train), len(source.test), source.classes
+        (30, 10, ('high', 'low'))
     """
     reading = ReadingOptions.from_dict(options)
     test_fraction, skip_bad = reading.test_fraction, reading.skip_bad
@@ -96,6 +107,12 @@ def load_source(
         parts["test"] = parts.pop("val")
         notes.append("no test set in the data: the validation set is the test set")
     parts = {split: _printable(parts[split]) for split in ("train", "test", "val") if split in parts}
+    unchanged: dict[str, set[str]] = {}
+    if reading.label_file is not None and kind_of_task.learns_from_targets:
+        parts, relabelled, unchanged = relabel(parts, reading.label_file, where)
+        notes += relabelled
+    if reading.drop_suspected and reading.label_file is None:
+        raise ValueError("drop_suspected needs the file with the suspected examples: set label_file (--label-file)")
     if kind_of_task.learns_from_targets:
         for split, part in parts.items():
             parts[split], unlabelled = _with_targets(part, split, where, notes, reading, kind_of_task)
@@ -129,6 +146,9 @@ def load_source(
     if reading.sample_weight is not None and "train" in parts and kind_of_task.learns_from_targets:
         made["train"].weights = sample_weights(reading.sample_weight, parts["train"], where)
         notes.append(f"training examples are weighted by {reading.sample_weight}")
+    if reading.drop_suspected and "train" in made:
+        count = without(made["train"], unchanged["train"])
+        notes.append(f"{count:,} examples with suspected labels are not trained on, see {reading.label_file}")
     made, windows = _cut(made, reading, where, named=not isinstance(source, tuple | dict))
     notes += windows
     made.setdefault("train", next(iter(made.values())).subset([]))
@@ -152,7 +172,19 @@ def load_source(
         test=made["test"],
         val=made.get("val"),
         notes=tuple(notes),
+        channels=_channel_names(parts["train"], reading) if "train" in parts else (),
     )
+
+
+def _channel_names(part: Part, reading: FileOptions) -> tuple[str, ...]:
+    """Names of the channels of the examples, if the data have names, and as many as there are channels."""
+    if not part.items or reading.mono or not part.channels:
+        return ()
+    item = part.items[0]
+    values = item.values if isinstance(item, Recording) else item
+    if isinstance(values, np.ndarray | StoredSignal):
+        return part.channels if header_of(values).channels == len(part.channels) else ()
+    return ()
 
 
 def load_examples(path: Any, *, dims: int | None = None, in_channels: int = 0, **options: Any) -> LoadedExamples:
@@ -185,7 +217,10 @@ def load_examples(path: Any, *, dims: int | None = None, in_channels: int = 0, *
     notes: list[str] = []
     tables: dict[str, Part] = {}
     folder = text  # part of the names of examples, so that a/0.wav and b/0.wav differ
-    if is_hub(text):
+    shards = is_shards(text)
+    if shards:
+        _, tables, notes = read_shards(text, _cache_size(reading), with_targets=False)
+    elif is_hub(text):
         tables, notes = read_hub(text, with_targets=False, progress=True)
     elif path.is_dir():
         part, notes = folders.read_flat_folder(path)
@@ -213,11 +248,12 @@ def load_examples(path: Any, *, dims: int | None = None, in_channels: int = 0, *
         part = tables[split]
         if len(tables) > 1:
             *others, last = tables
-            name = text if is_hub(text) else path.name
+            name = text if is_hub(text) or shards else path.name
             notes.append(f"{name} has {', '.join(others)} and {last}: the {split} set is used")
     opened, read = _opened({"test": part}, reading, printable(text), progress=True)
     part, notes = opened["test"], [*notes, *read]
-    part = part._replace(targets=None, names=[os.path.join(folder, name) for name in part.names])
+    names = part.names if shards else [os.path.join(folder, name) for name in part.names]
+    part = part._replace(targets=None, names=names)
     return _loaded(_printable(part), notes, printable(text), reading, in_channels)
 
 
@@ -276,6 +312,8 @@ def _find(
         return name.lower(), parts, notes + more
     if text.lower().startswith("ucr:"):
         return read_set(download(text[4:].strip()), roles)
+    if is_shards(text):
+        return read_shards(text, _cache_size(reading), with_targets=with_targets)
     if is_hub(text):
         return text.partition("?")[0], *read_hub(text, with_targets=True, progress=progress)
     if path.is_dir():
@@ -369,6 +407,10 @@ def _holds_many(path: Path, roles: Roles, dims: int | None, in_channels: int) ->
     return medium(path) == "tables"
 
 
+def _cache_size(reading: FileOptions) -> int:
+    return byte_count(CACHE_SIZE if reading.cache_size is None else reading.cache_size)
+
+
 def _digits() -> Part:
     from sklearn.datasets import load_digits
 
@@ -396,7 +438,7 @@ def _check_table(path: Path) -> Path:
 
 def _printable(part: Part) -> Part:
     """Escape names that could break a message or a table."""
-    return part._replace(names=list(map(printable, part.names)))
+    return part if isinstance(part.names, Texts) else part._replace(names=list(map(printable, part.names)))
 
 
 def _with_targets(
@@ -430,10 +472,11 @@ def _with_targets(
         how = "--skip-bad, skip_bad=True in Python"
         error = labels_are_missing(f"the {split} set", part.names, part.targets or [], missing, how)
         raise ValueError(f"{where}: {error}")
-    names, left_out = listing([part.names[i] for i in missing]), set(missing)
+    names, left_out = [part.names[i] for i in missing], set(missing)
     kept = part.take([i for i in range(len(part.items)) if i not in left_out])
     kept = kept._replace(targets=kind_of_task.read(kept.targets or [], where))
-    return kept, [*empty, f"{len(missing):,} of {len(part.items):,} {split} examples left out without a label: {names}"]
+    note = f"{len(missing):,} of {len(part.items):,} {split} examples left out without a label: {listing(names)}"
+    return kept, [*empty, LeftOut.of(note, (f"{name}: has no label" for name in names))]
 
 
 def _with_known_targets(part: Part, literal_labels: bool) -> Part:
@@ -466,5 +509,8 @@ def _examples(
     copies: np.ndarray | None = None,
     groups: list[str] | None = None,
 ) -> Examples:
-    stored = isinstance(part.items[0], str | EncodedPicture)
-    return Examples(part.items, targets, part.names, read_example if stored else None, copies, groups)
+    stored = isinstance(part.items[0], str | Stored)
+    places = part.items.places() if isinstance(part.items, StoredItems) else None
+    if places is not None and groups is None:
+        groups = [place.recording for place in places]
+    return Examples(part.items, targets, part.names, read_example if stored else None, copies, groups, places=places)

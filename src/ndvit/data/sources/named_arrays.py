@@ -81,7 +81,8 @@ def read_many(path: Path, roles: Roles, *, with_targets: bool) -> tuple[dict[str
             shape, items = _shape(part), part.items
             if rate is not None and all(item.ndim == 2 for item in items):
                 items = [as_item(item, rate) for item in items]
-            parts[split] = part._replace(items=items, targets=y, columns=columns)
+            channels = tuple(map(printable, examples)) if len(examples) > 1 else ()
+            parts[split] = part._replace(items=items, targets=y, columns=columns, channels=channels)
             read = {"label": ", ".join(target_keys), "group": ", ".join(beside.values()), "rate": rate_key}
             listed = ", ".join(f"{role}: {printable(key)}" for role, key in read.items() if key)
             names = "channels: " if len(examples) > 1 else "examples: "

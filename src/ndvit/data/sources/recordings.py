@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ndvit.data.examples import Part
-from ndvit.data.messages import cannot_be_used, listing, printable
+from ndvit.data.messages import LeftOut, cannot_be_used, listing, printable
 from ndvit.data.sources.clocks import on_grid
 from ndvit.data.sources.column_files import COLUMN_FILES, read_columns
 from ndvit.data.sources.columns import Roles, named
@@ -101,6 +101,8 @@ def load_recordings(
     in_seconds = bool(every) and all(one.recorded.in_seconds or one.recorded.series.rate for one in every)
     items, notes = on_grid([one.recorded.series for one in every], in_seconds, where)
     labelled = any(part.targets is not None for part in parts.values()) or any(one.target is not None for one in every)
+    same = len({one.recorded.channels for one in every}) == 1  # arrays may have other names in each file
+    channels = _with_units(every[0].recorded) if same else ()
     result: dict[str, Part] = {}
     for split, of_split in read.items():
         mine, items = items[: len(of_split)], items[len(of_split) :]
@@ -108,9 +110,9 @@ def load_recordings(
         columns = parts[split].take(kept[split]).columns
         inside = set.intersection(*(set(one.recorded.columns) for one in of_split)) if of_split else set()
         columns |= {name: [one.recorded.columns[name] for one in of_split] for name in inside - columns.keys()}
-        result[split] = Part(list(mine), targets, [one.name for one in of_split], columns)
+        result[split] = Part(list(mine), targets, [one.name for one in of_split], columns, channels)
     if faults:
-        notes.append(f"{len(faults):,} of {total:,} files left out as bad: {listing(faults, 20)}")
+        notes.append(LeftOut.of(f"{len(faults):,} of {total:,} files left out as bad: {listing(faults, 20)}", faults))
     return result, [*_summary(every), *notes]
 
 
@@ -127,6 +129,12 @@ def _check_channels(every: Sequence[_Read], where: str) -> None:
             f"{where}: {one.name} has the channels {named(mine)}, {first.name} has {named(expected)}; choose those "
             f"that all files have with {'--array' if _are_arrays(one.name) else '--channels'}"
         )
+
+
+def _with_units(recorded: Recorded) -> tuple[str, ...]:
+    """The names of the channels, with their units where the file has them."""
+    units = recorded.units or ("",) * len(recorded.channels)
+    return tuple(printable(f"{name} ({unit})" if unit else name) for name, unit in zip(recorded.channels, units))
 
 
 def _are_arrays(name: str) -> bool:

@@ -2,6 +2,7 @@
 
 import csv
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ndvit.data.examples import Examples, Part
@@ -74,33 +75,44 @@ def _joined(parts: list[Part]) -> Part:
     targets = None if any(part.targets is None for part in parts) else [t for part in parts for t in part.targets or []]
     columns = {name: [v for part in parts for v in part.columns.get(name, [])] for name in parts[0].columns}
     items, names = ([value for part in parts for value in getattr(part, field)] for field in ("items", "names"))
-    return Part(items, targets, names, columns)
+    return Part(items, targets, names, columns, parts[0].channels)
 
 
 def _read(path: Path) -> dict[str, str]:
     """The split of each name."""
+    found: dict[str, str] = {}
+    for number, row in named_rows(path, _HEADER):
+        name, split = row["name"], split_of(row["split"])
+        if split is None:
+            raise ValueError(f"{path}, line {number}: split is {row['split'][:40]!r}; expected train, val or test")
+        if found.setdefault(name, split) != split:
+            raise ValueError(f"{path}, line {number}: {printable(name[:80])} is in {found[name]} and in {split}")
+    return found
+
+
+def named_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
+    """The rows of a .csv about examples, with their line numbers.
+
+    Args:
+        path: the file.
+        columns: names of columns that it must have.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: for another file, or without the columns.
+    """
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file, expected a .csv with the columns {' and '.join(_HEADER)}")
+        raise FileNotFoundError(f"{path}: no such file, expected a .csv with the columns {' and '.join(columns)}")
     check_regular(path)
     if path.stat().st_size > _MOST_BYTES:
-        raise ValueError(f"{path} has {path.stat().st_size:,} bytes, at most {_MOST_BYTES:,} are read as a split")
-    found: dict[str, str] = {}
+        raise ValueError(f"{path} has {path.stat().st_size:,} bytes, at most {_MOST_BYTES:,} are read")
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = csv.DictReader(file)
-            if rows.fieldnames is None or not set(_HEADER) <= set(rows.fieldnames):
-                columns = listing([name[:40] for name in rows.fieldnames or ()], 10) or "none"
-                raise ValueError(f"{path} has the columns {printable(columns)}, expected {' and '.join(_HEADER)}")
-            for number, row in enumerate(rows, start=2):
-                name, split = row["name"], split_of(row["split"] or "")
-                if split is None:
-                    raise ValueError(
-                        f"{path}, line {number}: split is {(row['split'] or '')[:40]!r}; expected train, val or test"
-                    )
-                if found.setdefault(name, split) != split:
-                    raise ValueError(
-                        f"{path}, line {number}: {printable(name[:80])} is in {found[name]} and in {split}"
-                    )
+            rows = csv.DictReader(file, restval="")
+            if rows.fieldnames is None or not set(columns) <= set(rows.fieldnames):
+                found = listing([name[:40] for name in rows.fieldnames or ()], 10) or "none"
+                raise ValueError(f"{path} has the columns {printable(found)}, expected {' and '.join(columns)}")
+            for row in rows:
+                yield rows.line_num, row
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path} is not a readable .csv: {error}") from error
-    return found

@@ -1,8 +1,12 @@
-"""Rows of remote parquet files: blocks are fetched when they are needed, and not kept on the disk."""
+"""Streamed rows: blocks are fetched when they are needed, and the newest are kept in memory.
+
+`StreamedRows` has the rows of remote parquet files; those of `shards.py` are the others.
+"""
 
 import copy
 import math
 import os
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,11 +21,54 @@ LANES = 4
 """Lanes of a shuffled stream: the largest number of worker processes, see `Inputs`."""
 
 
-class StreamedRows:
-    """Rows of the parquet files of one split.
+class StreamedBlocks(ABC):
+    """Rows in blocks, each of which is fetched as a whole.
 
-    A block is a row group of a file (for pictures, usually 100 rows). It is fetched as a whole, and the newest blocks
-    are kept in memory, as many as `shuffled` mixes. Each process has its own blocks: pickled copies have none.
+    The newest blocks are kept in memory, as many as `shuffled` mixes. Each process has its own: pickled copies have
+    none.
+
+    Args:
+        counts: rows of each block, at least 1.
+    """
+
+    def __init__(self, counts: Sequence[int]) -> None:
+        self.starts = np.cumsum([0, *counts])
+        self._blocks: OrderedDict[int, Any] = OrderedDict()
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_blocks": OrderedDict()}
+
+    def block(self, i: int) -> int:
+        """Number of the block of a row."""
+        return int(np.searchsorted(self.starts, i, side="right")) - 1
+
+    @abstractmethod
+    def fetch(self, block: int) -> Any:
+        """Fetch a block."""
+
+    def fetched(self, block: int) -> Any:
+        """A block from memory, or fetched."""
+        if block not in self._blocks:
+            self._blocks[block] = self.fetch(block)
+            while len(self._blocks) > self._most():
+                self._blocks.popitem(last=False)
+        self._blocks.move_to_end(block)
+        return self._blocks[block]
+
+    def _most(self) -> int:
+        """Number of blocks to keep: those of the lanes that this process reads."""
+        from torch.utils.data import get_worker_info
+
+        worker = get_worker_info()
+        lanes = LANES if worker is None else math.ceil(LANES / worker.num_workers)
+        return lanes * (window(len(self) / (len(self.starts) - 1)) + 2)
+
+
+class StreamedRows(StreamedBlocks):
+    """Rows of the parquet files of one split. A block is a row group of a file (for pictures, usually 100 rows).
 
     Args:
         files: addresses of files on the hub, hf://..., or paths.
@@ -41,15 +88,8 @@ class StreamedRows:
         groups = [(f, g) for f, footer in enumerate(self.footers) for g in range(footer.num_row_groups)]
         counts = [self.footers[f].row_group(g).num_rows for f, g in groups]
         self.groups = [group for group, count in zip(groups, counts, strict=True) if count]
-        self.starts = np.cumsum([0, *(count for count in counts if count)])
+        super().__init__([count for count in counts if count])
         self.column = ""
-        self._blocks: OrderedDict[int, list[Any]] = OrderedDict()
-
-    def __len__(self) -> int:
-        return int(self.starts[-1])
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_blocks": OrderedDict()}
 
     @property
     def column_names(self) -> list[str]:
@@ -80,31 +120,18 @@ class StreamedRows:
         other.column = column
         return other
 
-    def block(self, i: int) -> int:
-        """Number of the block of a row."""
-        return int(np.searchsorted(self.starts, i, side="right")) - 1
+    def fetch(self, block: int) -> list[Any]:
+        """Fetch the pictures of a row group."""
+        f, group = self.groups[block]
+        with _opened(self.files[f], self.footers[f]) as file:
+            values: list[Any] = file.read_row_group(group, columns=[self.column])[self.column].to_pylist()
+        return values
 
     def __getitem__(self, i: int) -> dict[str, Any]:
         """Return a row as {column: {"bytes": ..., "path": ...}}, or {column: None} if it is empty."""
         block = self.block(i)
-        if block not in self._blocks:
-            f, group = self.groups[block]
-            with _opened(self.files[f], self.footers[f]) as file:
-                table = file.read_row_group(group, columns=[self.column])
-            self._blocks[block] = table[self.column].to_pylist()
-            while len(self._blocks) > self._most():
-                self._blocks.popitem(last=False)
-        self._blocks.move_to_end(block)
-        value = self._blocks[block][i - self.starts[block]]
+        value = self.fetched(block)[i - self.starts[block]]
         return {self.column: {"bytes": value, "path": None} if isinstance(value, bytes) else value}
-
-    def _most(self) -> int:
-        """Number of blocks to keep: those of the lanes that this process reads."""
-        from torch.utils.data import get_worker_info
-
-        worker = get_worker_info()
-        lanes = LANES if worker is None else math.ceil(LANES / worker.num_workers)
-        return lanes * (window(len(self) / len(self.groups)) + 2)
 
 
 def window(rows: float) -> int:
