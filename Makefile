@@ -1,11 +1,11 @@
-# Two commands for a fresh machine: `make demo` and `make test`. Each installs what it needs into .venv.
+# Commands for a fresh machine: `make demo`, `make test` and `make docs`. Each installs what it needs into .venv.
 PYTHON ?= python3
 BIN := .venv/bin
 
 # Compiling all 21,000 installed files takes longer than installing them; Python compiles those that it imports.
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 
-.PHONY: demo test lint pytest clean
+.PHONY: demo test lint pytest docs wheel clean
 
 demo: .venv/demo
 	$(BIN)/ndvit train gunpoint --preset fast --output runs/demo-gunpoint --force
@@ -26,8 +26,19 @@ lint: .venv/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: .venv/docs
+	$(BIN)/python docs/doctests.py
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going -b html docs docs/_build/html
+	@echo "Open docs/_build/html/index.html in a browser."
+
+# Build a wheel, install it into a clean environment, and use it.
+wheel:
+	rm -rf build dist
+	$(PYTHON) -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+	.ci/wheel $(PYTHON) dist/ndvit-*.whl
+
 clean:
-	rm -rf .venv
+	rm -rf .venv docs/_build
 
 .venv/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -42,3 +53,7 @@ clean:
 .venv/dev: .venv/python pyproject.toml constraints.txt
 	$(PIP) -e ".[dev]"
 	@touch .venv/demo $@
+
+.venv/docs: .venv/python pyproject.toml constraints.txt
+	$(PIP) -e ".[docs]"
+	@touch $@

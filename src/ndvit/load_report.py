@@ -7,7 +7,14 @@ from typing import Any
 
 
 class WeightsWarning(UserWarning):
-    """Something that weights do not state was assumed; the message says how to set it."""
+    """Something that weights do not state was assumed; the message says how to set it.
+
+    Example:
+        >>> import warnings
+        >>> from ndvit import WeightsWarning
+        >>> warnings.simplefilter("error", WeightsWarning)  # accept no assumption about weights
+        >>> warnings.simplefilter("default", WeightsWarning)
+    """
 
 
 @dataclass(frozen=True)

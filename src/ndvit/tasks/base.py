@@ -75,6 +75,11 @@ class Task(ABC):
         preset_changes: fields of `Recipe` that replace those of presets, because they do not suit the task.
         encoder_shares: weights of the encoder beside random convolutions, of which leaving one example out chooses one;
             empty for the usual weight.
+
+    Example:
+        >>> from ndvit import Classification, Regression, Task
+        >>> issubclass(Classification, Task), Regression.name
+        (True, 'regression')
     """
 
     name: ClassVar[str]

@@ -62,6 +62,14 @@ class Classification(Task):
 
     Args:
         classes: names of the classes in the order of the outputs.
+
+    Example:
+        >>> from ndvit import Classification
+        >>> task = Classification(("cat", "dog"))
+        >>> task.encode(["dog", "cat", "dog"])
+        array([1, 0, 1])
+        >>> task.num_outputs
+        2
     """
 
     name = "classification"

@@ -64,6 +64,12 @@ class Multilabel(Task):
         classes: names of the classes in the order of the outputs.
         thresholds: probabilities from which on an example belongs to each class; None is 0.5 for all.
         measured: number of examples that the thresholds were chosen on.
+
+    Example:
+        >>> from ndvit import Multilabel
+        >>> task = Multilabel(("rain", "wind"))
+        >>> task.encode(["rain;wind", "", "wind"]).tolist()
+        [[1, 1], [0, 0], [0, 1]]
     """
 
     name = "multilabel"

@@ -88,6 +88,12 @@ class Regression(Task):
         margins: what is added to each side of the interval of each target, in its units; the interval starts at the
             quantiles, or without them at the predicted number. None without examples to find them on.
         measured: number of those examples.
+
+    Example:
+        >>> from ndvit import Regression
+        >>> task = Regression(("speed", "load"))
+        >>> task.encode([(3.5, 10), "4;20"]).tolist()
+        [[3.5, 10.0], [4.0, 20.0]]
     """
 
     name = "regression"

@@ -42,6 +42,12 @@ def export_state_dict(
     Raises:
         FileExistsError: if the output exists and `force` is False.
         ValueError: if the library has no network that computes the same; the message names what it lacks.
+
+    Example:
+        >>> import ndvit
+        >>> network = ndvit.create_model("vit_pico", num_classes=3)
+        >>> "encoder.ln.weight" in ndvit.export_state_dict(network, "torchvision")
+        True
     """
     network = model if isinstance(model, nn.Module) else model.network
     if not isinstance(network, VisionTransformer):

@@ -65,12 +65,24 @@ class Weights:
 
 
 def list_weights() -> list[str]:
-    """Names for `find_weights`, in the order of the table: those of timm, then the original releases."""
+    """Names for `find_weights`, in the order of the table: those of timm, then the original releases.
+
+    Example:
+        >>> from ndvit import list_weights
+        >>> [name for name in list_weights() if name.startswith("deit_tiny")][0]
+        'deit_tiny_patch16_224.fb_in1k'
+    """
     return list(_table())
 
 
 def find_weights(name: str) -> Weights | None:
-    """The release of exactly this name, or None."""
+    """The release of exactly this name, or None.
+
+    Example:
+        >>> from ndvit import find_weights
+        >>> find_weights("deit_tiny_patch16_224.fb_in1k").input_size
+        (224, 224)
+    """
     return _table().get(name)
 
 
