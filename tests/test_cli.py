@@ -92,7 +92,7 @@ def test_every_option_is_a_flag_with_a_help_text(capsys, monkeypatch):
     assert {"Network: Stem", "Recipe: Augmentation"} < set(panels)
     groups = sum(len(options.__bases__) for options in (ReadingOptions, ViTConfig, Recipe))
     assert len(panels) == len(set(panels)) == 1 + groups + 1
-    assert re.search(r"--batch-size INT +Examples in one forward pass\. \[default: 32\]", text)
+    assert re.search(r"--batch-size INT +Examples in one forward pass of each device\. \[default: 32\]", text)
 
 
 def test_the_command_exports_every_format():
@@ -317,8 +317,9 @@ def test_evaluate_prints_a_table(capsys, at_home):
     stored = json.loads((at_home / "run" / "results.json").read_text())
     lines = printed.out.splitlines()
     right = 12 - stored["mistakes"]
-    assert lines[0] == f"accuracy           {stored['accuracy']:.4f}  ({right} of 12)"
-    assert lines[1].split()[-3:] == [f"{v:.4f}" if v != "to" else v for v in _interval(stored)]
+    accuracy = next(line.split() for line in lines if line.startswith("accuracy"))
+    low, to, high = (f"{v:.4f}" if v != "to" else v for v in _interval(stored))
+    assert accuracy == ["accuracy", f"{stored['accuracy']:.4f}", low, to, high, f"({right}", "of", "12)"]
     assert [line.split()[0] for line in lines[-3:-1]] == ["a", "b"]
     assert lines[-1].startswith("c, d")
     assert lines[-2].split()[1] == "4"

@@ -335,3 +335,25 @@ def test_names_of_columns_are_refused_where_a_file_has_none(tmp_path):
     (tmp_path / "a.tsv").write_text("1\t0.5\t1\n2\t1\t2\n")
     with pytest.raises(ValueError, match=r"a.tsv: has no names for --label"):
         load_source(tmp_path / "a.tsv", label="kind")
+
+
+def write_recordings(folder, head):
+    for name in ("a", "b"):
+        (folder / name).mkdir()
+        for i in range(4):
+            rows = "".join(f"{row / 100},{row % 7 + i}\n" for row in range(50))
+            (folder / name / f"{i}.csv").write_text(f"{head}\n{rows}")
+
+
+def test_names_with_brackets_are_names(tmp_path):
+    write_recordings(tmp_path, "clock [s],acc [g]")
+    data = load_source(tmp_path, progress=False, time="clock [s]", channels="acc [g]", test_fraction=0)
+    assert data.train[0].rate == 100
+    assert data.train[0].values.shape == (1, 50)
+    assert data.channels == ("acc [g]",)
+
+
+def test_a_column_of_times_that_files_lack_is_a_warning(tmp_path):
+    write_recordings(tmp_path, "time,acc")
+    with pytest.warns(DataWarning, match=r"no column of times 'Tiem' \(--time\); columns: time, acc"):
+        load_source(tmp_path, progress=False, time="Tiem", test_fraction=0)

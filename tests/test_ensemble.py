@@ -141,7 +141,7 @@ def test_the_answers_of_a_run_are_the_mean_of_its_members(run):
 
 def test_files_of_a_run(run):
     files = {path.name for path in run.folder.iterdir()}
-    results = {"report.html", "results.json", "predictions.csv", "split.csv"}
+    results = {"report.html", "report.npz", "results.json", "predictions.csv", "split.csv"}
     assert files == {"config.yaml", "members", "model.safetensors"} | results
     assert {p.name for p in (run.folder / "members").iterdir()} == {"0", "1"}
     assert "2 members of vit_pico" in run.report.read_text()

@@ -293,7 +293,7 @@ def test_int8_leaves_stems_and_random_convolutions_in_float(name, exported, tmp_
 def test_int8_that_disagrees_is_refused(exported, tmp_path, monkeypatch):
     _, path, _ = exported("signal")
     monkeypatch.setattr(exporting, "compare", lambda *arguments: replace(compare(*arguments), agreement=0.9))
-    monkeypatch.setitem(formats.WRITERS, "onnx", lambda *arguments: shutil.copy(path, arguments[3]))
+    monkeypatch.setitem(formats.WRITERS, "onnx", lambda *arguments, **options: shutil.copy(path, arguments[3]))
     monkeypatch.setitem(exporting.QUANTIZE, "onnx", lambda source, runtime, data, target, text: source.rename(target))
     options = {"int8": True, "data": toy(40, (2, 24)), "min_saving": 0, "log": QUIET["log"]}
     with pytest.raises(ValueError, match=r"int8 predicts the model's class for 90.00 % of 8 examples.*less than 98 %"):

@@ -133,7 +133,7 @@ def test_another_length_of_signal(tmp_path):
 def test_resuming_a_fine_tuned_run_is_exact(tmp_path, monkeypatch):
     weights = published(tmp_path / "w.safetensors")
     whole = tune(toy(), tmp_path / "whole", weights, steps=6, drop_rate=0.1)
-    monkeypatch.setattr("ndvit.training.run._write_results", lambda *args: None)  # it ends before the model is written
+    monkeypatch.setattr("ndvit.training.run.write_results", lambda *args: None)  # it ends before the model is written
     tune(toy(), tmp_path / "broken", weights, steps=6, drop_rate=0.1)
     monkeypatch.undo()
     resume_quietly(tmp_path / "broken", toy())
@@ -146,7 +146,7 @@ def test_resuming_a_fine_tuned_run_is_exact(tmp_path, monkeypatch):
 def test_resuming_needs_the_weights_no_more(tmp_path, monkeypatch):
     weights = published(tmp_path / "w.safetensors")
     whole = tune(toy(), tmp_path / "whole", weights, steps=6)
-    monkeypatch.setattr("ndvit.training.run._write_results", lambda *args: None)
+    monkeypatch.setattr("ndvit.training.run.write_results", lambda *args: None)
     tune(toy(), tmp_path / "broken", weights, steps=6)
     monkeypatch.undo()
     weights.unlink()

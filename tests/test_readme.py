@@ -15,7 +15,8 @@ import ndvit
 
 ROOT = Path(__file__).parents[1]
 GENERATED = ("weights_checked.md", "performance.md", "reading.md", "signal_length.md", "report.md")
-PAGES = [ROOT / "README.md", ROOT / "examples/README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+SITE = [page for page in sorted((ROOT / "docs").rglob("*.md")) if "_build" not in page.parts]
+PAGES = [ROOT / "README.md", ROOT / "examples/README.md", *SITE]
 LINKED = [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
 TEXTS = {str(page.relative_to(ROOT)): page.read_text(encoding="utf-8") for page in LINKED}
 WRITTEN = {name: text for name, text in TEXTS.items() if Path(name).name not in GENERATED}
@@ -111,3 +112,13 @@ def test_the_drawing_is_of_the_rooms(tmp_path):
     new, old = (path.read_text() for path in (tmp_path / "new.svg", ROOT / "docs/architecture.svg"))
     comments = partial(re.findall, r"<!-- (.*?) -->")  # matplotlib writes each text as a comment beside its outlines
     assert comments(new) == comments(old)
+
+
+def test_every_page_is_in_the_table_of_contents_of_the_site():
+    listed = ["index"]
+    for page in SITE:
+        for entries in re.findall(r"^```\{toctree\}\n(.*?)^```$", page.read_text(encoding="utf-8"), re.M | re.S):
+            lines = [line for line in entries.splitlines() if line and not line.startswith(":")]
+            names = [re.sub(r".* <(.*)>", r"\1", line) for line in lines]  # a page, or a title and <a page>
+            listed += [str((page.parent / name).resolve().relative_to(ROOT / "docs")) for name in names]
+    assert sorted(listed) == sorted(str(page.relative_to(ROOT / "docs").with_suffix("")) for page in SITE)

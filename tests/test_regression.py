@@ -15,7 +15,7 @@ from sklearn.metrics import mean_absolute_error, r2_score, root_mean_squared_err
 from datafiles import npy, ts
 from ndvit import Recipe, load_model, load_source
 from ndvit.data.messages import DataWarning
-from ndvit.evaluation.figures import residuals
+from ndvit.evaluation.charts import residuals
 from ndvit.evaluation.regression import RegressionEvaluation
 from ndvit.tasks import Regression, task_from_dict, task_to_dict
 from ndvit.tasks.solvers import linear_regression, ridge_regression
@@ -284,10 +284,10 @@ def test_evaluations_of_nothing_and_of_nan_are_refused():
 
 @pytest.mark.usefixtures("_drawn")
 def test_the_picture_of_residuals():
-    svg = residuals(np.arange(3000.0), np.arange(3000.0) + 1, "<b>", "r")
-    assert svg.startswith("<svg")
-    assert "errors of &lt;b&gt;: 1000 examples" in svg
-    assert "<b>" not in svg
+    predictions, errors = residuals(np.arange(3000.0), np.arange(3000.0) + 1, "<b>", "r")
+    assert predictions.startswith("<svg")
+    assert "errors of &lt;b&gt;: 1000 examples, root mean squared error 1" in errors
+    assert "<b>" not in predictions + errors
 
 
 # whole runs

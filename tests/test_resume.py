@@ -209,7 +209,7 @@ def test_sigkill_amid_a_pass(tmp_path, monkeypatch):
     steps = [int(line.split(",")[0]) for line in (run / "metrics.csv").read_text().splitlines()[1:]]
     assert steps == list(range(1, 51))
     files = ["checkpoints", "config.yaml", "metrics.csv", "model.safetensors", "predictions.csv", "report.html"]
-    files += ["results.json", "split.csv"]
+    files += ["report.npz", "results.json", "split.csv"]
     assert sorted(p.name for p in run.iterdir()) == files
 
 

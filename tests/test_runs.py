@@ -21,7 +21,7 @@ from ndvit.training.plan import Request, hold_out_validation, plan
 from tinyruns import QUIET, command, run_tiny, same_result, tensors, toy
 
 FILES = ["checkpoints", "config.yaml", "metrics.csv", "model.safetensors", "predictions.csv", "report.html"]
-FILES += ["results.json", "split.csv"]
+FILES += ["report.npz", "results.json", "split.csv"]
 
 
 def uneven():

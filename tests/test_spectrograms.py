@@ -69,7 +69,7 @@ def test_mel_bands_are_equally_wide_in_mel():
     preprocess = fitted([sine(440), sine(3000)], spectrogram="mel")
     mel = 2595 * np.log10(1 + preprocess.frequencies / 700)
     assert np.allclose(np.diff(mel), 2595 * math.log10(1 + 4000 / 700) / 41)
-    assert (preprocess._filters.sum(1) > 0.5).all()  # also where bands are narrower than the distance of two bins
+    assert (preprocess.filters.sum(1) > 0.5).all()  # also where bands are narrower than the distance of two bins
 
 
 def test_a_frame_is_around_the_middle_of_its_step():
