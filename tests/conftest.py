@@ -1,11 +1,17 @@
 """Shared by all tests: torchvision made importable before timm or lightning ask for it, one thread a process."""
 
 import os
+import signal
 import sys
+from contextlib import suppress
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # pytest-xdist runs one process a core
 os.environ.setdefault("NUMBA_NUM_THREADS", "1")  # else aeon gives torch more threads, too
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # else torch.compile starts processes that outlive its test
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell that runs the tests in the background ignores Ctrl-C
+    with suppress(ValueError):
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import ndvit._torchvision  # noqa: F401
 

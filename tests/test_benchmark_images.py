@@ -31,6 +31,7 @@ ROW = results.Row(
     "A", "ours", 0, "", "32x32", 48, 12, 0.5, 1.0, 10.0, 20.0, 300, 100, 32, 1, 1, "cpu", 2, "torch", "abc", "python"
 )
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:.*LeafSpec"),
     pytest.mark.filterwarnings("ignore:.*lr_scheduler.step:UserWarning"),
 ]

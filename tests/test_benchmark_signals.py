@@ -20,6 +20,7 @@ peers = importlib.import_module("signal_peers")
 report = importlib.import_module("signal_report")
 results = importlib.import_module("signal_results")
 
+pytestmark = pytest.mark.slow
 STEPS = 2
 ROW = results.Row("A", "ours", 0, 0, 1, 10, 20, 0.5, 10.0, 1.0, 100, 1, 1, 2, "torch", "abc", "python")
 

@@ -21,7 +21,7 @@ work = importlib.import_module("speed_work")
 TINY = (("input_size", (32, 32)), ("num_classes", 7), ("depth", 4))
 PEERS = ("timm", "ours", "transformers", "torchvision")
 QUICK = {"arguments": TINY, "seconds": 0.0, "rounds": 5}
-pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*LeafSpec")]
 
 
 @pytest.fixture(autouse=True)

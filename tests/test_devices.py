@@ -106,7 +106,10 @@ def distance(one, other):
     return max(weights, *(abs(row[name] - same[name]) for row, same in rows for name in row))
 
 
-@pytest.mark.parametrize("job", ["vit", "gaps", "signals", "contrastive", "masked"])
+SLOW = [pytest.param(job, marks=pytest.mark.slow) for job in ("gaps", "contrastive", "masked")]
+
+
+@pytest.mark.parametrize("job", ["vit", "signals", *SLOW])
 def test_two_processes_train_what_one_trains_with_their_whole_batch(two, alone, job):
     assert distance(two[job][0], alone(job)) < 1e-5
     assert distance(two[job][0], two[job][1]) < 1e-6  # both have the network, and the metrics of the whole batch

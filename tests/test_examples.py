@@ -70,6 +70,7 @@ def test_gaps_are_runs_of_the_requested_share():
         assert (np.diff(missing.astype(int), axis=1) == 1).sum() <= 3  # one run a channel
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:X. 1 of 370 examples is longer")  # the real data has such an example
 def test_unequal_lengths(tmp_path, capsys):
     load("unequal_lengths").main(output=tmp_path)

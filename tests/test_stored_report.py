@@ -123,6 +123,7 @@ def spread():
     return values
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_drawn")
 def test_figures_are_written_for_a_paper(made, stored, tmp_path, capsys):
     run, _ = made
