@@ -36,7 +36,7 @@ from ndvit.data.splits import hold_out
 from ndvit.data.windows import cut
 from ndvit.files import check_regular
 from ndvit.tasks import Task, task_class
-from ndvit.tasks.classification import literal_names
+from ndvit.tasks.class_names import literal_names
 
 
 class LoadedExamples(NamedTuple):
