@@ -10,6 +10,7 @@ import numpy as np
 
 from ndvit.config.reading import ReadingOptions, stored_reading
 from ndvit.config.recipe import Device
+from ndvit.data.channels import check_channels
 from ndvit.data.examples import Examples, Source
 from ndvit.data.loading import Inputs
 from ndvit.data.preprocess import check_kind, describe_resampling, warn_if_unlike_training
@@ -52,6 +53,7 @@ def evaluate(
     data = load_source(source, task=type(task), seed=past.seed, progress=progress, to_train=False, **options)
     preprocess = preprocess.admitting(past.options.resample_long)
     check_kind(data.kind, preprocess, data.name)
+    check_channels(data.channels, () if reading.get("channels") else model.channel_names, data.name)
     translate, assumed = task.align(data.task, data.name)
     for note in assumed:
         log(f"{data.name}: {note}")

@@ -13,6 +13,7 @@ from PIL import Image
 
 from ndvit.config.bounds import nearest
 from ndvit.config.reading import CACHE_SIZE, PATH, FileOptions, ReadingOptions, byte_count
+from ndvit.data.channels import check_channels
 from ndvit.data.checking import Checked, check_examples
 from ndvit.data.examples import Examples, Kind, Part, Recording, Source, Stored, StoredItems, StoredSignal
 from ndvit.data.groups import describe_groups, groups_of, names_in_paths, sample_weights, suspected_groups, without
@@ -149,6 +150,9 @@ def load_source(
     if reading.drop_suspected and "train" in made:
         count = without(made["train"], unchanged["train"])
         notes.append(f"{count:,} examples with suspected labels are not trained on, see {reading.label_file}")
+    channels = {split: _channel_names(part, reading) for split, part in parts.items()}
+    for split, names in channels.items():
+        check_channels(names, channels.get("train", ()), f"{where}, the {split} set", "and the training set has")
     made, windows = _cut(made, reading, where, named=not isinstance(source, tuple | dict))
     notes += windows
     made.setdefault("train", next(iter(made.values())).subset([]))
@@ -172,7 +176,7 @@ def load_source(
         test=made["test"],
         val=made.get("val"),
         notes=tuple(notes),
-        channels=_channel_names(parts["train"], reading) if "train" in parts else (),
+        channels=next(filter(None, channels.values()), ()),
     )
 
 
@@ -271,6 +275,7 @@ def _loaded(
     warn_of_doubts(notes)
     examples, windows = cut(_examples(found.parts["test"], None), reading, where, named=named)
     examples.left_out = tuple(found.faults["test"].values())
+    examples.channels = _channel_names(part, reading)
     return LoadedExamples(found.kind, found.dims, examples, (*notes, *windows))
 
 
