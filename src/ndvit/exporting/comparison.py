@@ -14,7 +14,8 @@ from ndvit.data.channels import check_channels
 from ndvit.data.examples import Examples, Source
 from ndvit.data.loading import Inputs
 from ndvit.data.preprocess import check_kind, warn_if_unlike_training
-from ndvit.data.sources.load import builtin_sources, load_examples, load_source
+from ndvit.data.sources.finding import builtin_sources
+from ndvit.data.sources.load import load_examples, load_source
 from ndvit.inference.evaluate import chosen_splits, past_reading
 from ndvit.parts import ModelParts
 from ndvit.tasks import Classification

@@ -14,7 +14,8 @@ from ndvit.data.channels import check_channels
 from ndvit.data.examples import Examples, Source
 from ndvit.data.loading import Inputs
 from ndvit.data.preprocess import check_kind, describe_resampling, warn_if_unlike_training
-from ndvit.data.sources.load import builtin_sources, load_source
+from ndvit.data.sources.finding import builtin_sources
+from ndvit.data.sources.load import load_source
 from ndvit.evaluation.base import Evaluation
 from ndvit.files import csv_text, refuse_existing, replace_file
 from ndvit.inference.answers import answer_rows
