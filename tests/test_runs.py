@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from datafiles import arrays, picture, pictures, sound, ts
-from ndvit import DataWarning, Model, create_model, evaluate, load_model, predict
+from ndvit import DataWarning, Model, create_model, evaluate, load_model, predict, train
 from ndvit.config.recipe import Recipe
 from ndvit.data.loading import Inputs
 from ndvit.data.sources.load import load_examples, load_source
@@ -128,6 +128,16 @@ def test_config_yaml_reruns_to_the_same_weights(tmp_path, monkeypatch):
     # the command in config.yaml's first line and in the report is this one
     first = Path("a/config.yaml").read_text().splitlines()[0]
     assert shlex.split(first.partition("Rerun: ")[2])[:3] == ["ndvit", "train", "--config"]
+
+
+def test_config_yaml_of_preset_fast_reruns(tmp_path, monkeypatch):
+    """It has the options of training by steps, too, which would do nothing if a user set them."""
+    monkeypatch.chdir(tmp_path)
+    np.savez("toy.npz", X=toy(shape=(1, 16))[0], y=toy()[1])
+    train("toy.npz", preset="fast", rocket_features=168, encoder=False, output="a", **QUIET)
+    assert command("train", "--config", "a/config.yaml", "--output", "b", "--no-progress") == 0
+    assert same_result(tmp_path / "a", tmp_path / "b")
+    assert command("train", "--config", "a/config.yaml", "--output", "c", "--mixup", "0.7", "--no-progress") == 2
 
 
 def test_the_seed_decides(tmp_path):

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from ndvit.config import Recipe, ViTConfig, named_config
@@ -97,9 +97,12 @@ def choose(
     solved = {**options, **own}.get("head") == "solved"
     if solved:
         options = {key: value for key, value in options.items() if key in SOLVED_BY}
+    usual = {field.name: field.default for field in fields(Recipe)} | options
     options |= own
     _check_adaptation(options, trained, model)
-    unused = sorted(key for key, value in own.items() if key in _DESCENT and value is not None)
+    unused = sorted(  # a config.yaml has every option, also those that were not set
+        key for key, value in own.items() if key in _DESCENT and value is not None and value != usual.get(key)
+    )
     if model == SOLVED and unused:
         raise ValueError(
             f"{' and '.join(unused)} would do nothing: preset {name} solves {SOLVED}, and trains no network by steps. "
