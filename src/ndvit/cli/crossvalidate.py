@@ -15,13 +15,6 @@ def crossvalidate(
     folds: int = 5,
     repeats: int = 1,
     refit: Annotated[bool, Parameter(negative=())] = False,
-    task: str = "classification",
-    preset: str = "auto",
-    model: str | None = None,
-    weights: str | None = None,
-    ema: bool | None = None,
-    members: int = 1,
-    teacher: str | None = None,
     output: Path | None = None,
     force: bool = False,
     language: Language = "en",
@@ -38,19 +31,12 @@ def crossvalidate(
         folds: Number of folds.
         repeats: How many times the data are divided, with the seeds seed, seed + 1, ...
         refit: Train a model on all examples in the end; its file keeps the out-of-fold results.
-        task: What the model learns, as for train.
-        preset: A network and a recipe that belong together, as for train.
-        model: A name that `ndvit models` lists. [default: the preset's, or the network of the weights]
-        weights: Trained weights to start from, as for train.
-        ema: Of several copies of a network in a file of weights, the averaged one, or the other one.
-        members: Networks in an ensemble.
-        teacher: Teacher for distillation, as for train.
         output: The folder. [default: a new one under runs/]
         force: Replace an existing run folder.
         language: Language of the report's words.
         resume: Continue the interrupted cross-validation in this folder; every other setting is its own.
         progress: Show progress bars.
-        options: Fields of ReadingOptions, Recipe, ViTConfig and SolvedOptions.
+        options: Task, preset, network and weights; fields of ReadingOptions, Recipe, ViTConfig and SolvedOptions.
     """
     values = changed_arguments(crossvalidate, locals())
     from ndvit.training import crossvalidation

@@ -28,6 +28,64 @@ class _InferenceOptions(TypedDict, total=False):
     ema: Annotated[bool, Parameter(help="Averaged weights of a file with several. [default: as its program evaluates]")]
 
 
+_LEARNER = Group.create_ordered("Task, preset, network and weights")
+
+
+def _learner(text: str) -> Parameter:
+    return Parameter(help=text, group=_LEARNER)
+
+
+class _LearnerFlags(TypedDict, total=False):
+    """Flags of the commands that train a model on targets."""
+
+    task: Annotated[
+        str,
+        _learner(
+            "What the model learns: classification, multilabel (several labels for each example), or regression (one "
+            "or several numbers). [default: classification]"
+        ),
+    ]
+    preset: Annotated[
+        str,
+        _learner(
+            "A network and a recipe that belong together; `ndvit presets` lists them. auto is signal for signals, "
+            "finetune for images with --weights, small_data for images without. Flags override the preset's values. "
+            "[default: auto]"
+        ),
+    ]
+    model: Annotated[
+        str | None,
+        _learner(
+            "A name that `ndvit models` lists; vit_SIZE, signal_SIZE and compact_SIZE take dimensions and patch from "
+            "the data. [default: the preset's, or the network of the weights]"
+        ),
+    ]
+    weights: Annotated[
+        str | None,
+        _learner(
+            "Trained weights to start from: a file, a run folder, a name that `ndvit weights` lists, or "
+            "hf:owner/name. FILE#PREFIX is the network under this prefix of a file with several."
+        ),
+    ]
+    ema: Annotated[
+        bool | None,
+        _learner(
+            "Of several copies of a network in a file of weights, the averaged one (a teacher, a moving average), or "
+            "the other one. [default: what the program that wrote the file evaluates]"
+        ),
+    ]
+    members: Annotated[
+        int,
+        _learner(
+            "Networks in an ensemble, trained one after the other from the seeds seed, seed + 1, ... [default: 1]"
+        ),
+    ]
+    teacher: Annotated[
+        str | None,
+        _learner("Teacher for distillation: minirocket, multirocket, an earlier run, or weights as above."),
+    ]
+
+
 def option_groups(options: type[Options]) -> list[type[Options]]:
     """The classes whose fields make up `options`, in the order of the fields."""
     return [cls for cls in reversed(options.__mro__) if issubclass(cls, Options) and get_annotations(cls)]
@@ -73,13 +131,14 @@ LabelledOptions = TypedDict("LabelledOptions", _READING | _INFERENCE, total=Fals
 _NETWORK = _flags(ViTConfig, "Network: ") | _flags(SolvedOptions, "Network: ")
 NetworkOptions = TypedDict("NetworkOptions", _NETWORK, total=False)  # type: ignore[misc]
 _TRAINING = _flags(ReadingOptions, "", defaults=True) | _NETWORK | _flags(Recipe, "Recipe: ", defaults=True)
-TrainingOptions = TypedDict("TrainingOptions", _TRAINING, total=False)  # type: ignore[misc]
+_TARGETED = _LearnerFlags.__annotations__ | _TRAINING
+TrainingOptions = TypedDict("TrainingOptions", _TARGETED, total=False)  # type: ignore[misc]
 ValidationOptions = TypedDict(  # type: ignore[misc]
     "ValidationOptions",
-    {name: flag for name, flag in _TRAINING.items() if name not in ("test_fraction", "split_file")},
+    {name: flag for name, flag in _TARGETED.items() if name not in ("test_fraction", "split_file")},
     total=False,
 )
-_PRETRAINING = {k: flag for k, flag in TrainingOptions.__annotations__.items() if k not in (*IDLE, *UNSPLIT)}
+_PRETRAINING = {k: flag for k, flag in _TRAINING.items() if k not in (*IDLE, *UNSPLIT)}
 PretrainingFlags = TypedDict(  # type: ignore[misc]
     "PretrainingFlags", _PRETRAINING | _flags(PretrainingOptions, "Pretraining: ", defaults=True), total=False
 )
