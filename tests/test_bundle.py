@@ -256,12 +256,14 @@ def test_a_table_of_other_columns_is_refused_and_times_are_no_channel(made, tmp_
     (tmp_path / "plain.csv").write_text("\n".join(line.partition(",")[2] for line in timed))
     (tmp_path / "more.csv").write_text("\n".join(["a,b,c", *(f"{a},{b},0" for a, b in rows)]))
     (tmp_path / "text.csv").write_text("\n".join(["a,b", "1,2", "3,4 g", "5,NA"]))
-    names = ("timed.csv", "plain.csv", "more.csv", "text.csv")
+    (tmp_path / "first.csv").write_text("\n".join(["1,2 g", "3,4"]))  # whose first row is no header
+    names = ("timed.csv", "plain.csv", "more.csv", "text.csv", "first.csv")
     status, found = run_program(report.path, *(tmp_path / name for name in names))
     assert status == 2
     assert found[0]["probabilities"] == found[1]["probabilities"]
     assert found[2]["error"] == "has the columns a, b, c, expected 2"
     assert "could not convert string to float: '4 g'" in found[3]["error"]  # it is no missing value
+    assert "could not convert string to float: '2 g'" in found[4]["error"]
 
 
 def write_table(path, names, columns):

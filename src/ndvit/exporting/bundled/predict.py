@@ -45,17 +45,25 @@ def number(field):  # words that pandas takes as missing, too; any other text is
     return float("nan" if field.lower() in ("", "na", "n/a", "null", "none", "?") else field)
 
 
+def is_number(field):
+    try:
+        number(field)
+    except ValueError:
+        return False
+    return True
+
+
 def read_table(path):  # a column is a channel, a row a moment; for one channel, rows of several numbers are examples
     with open(path, encoding="utf-8-sig", newline="") as file:
         rows = [[field.strip() for field in row] for row in csv.reader(file) if row]
+    check(rows, "is empty")
     names, wanted = [], INPUT["channel_names"]
-    try:
-        [number(field) for field in rows[0]]
-    except ValueError:
+    if (fields := list(filter(None, rows[0]))) and not any(map(is_number, fields)):
         names, rows = rows[0], rows[1:]
+    check(len({len(row) for row in rows}) == 1, "has rows of different lengths or none")
     x = np.array([[number(field) for field in row] for row in rows])
-    check(x.ndim == 2, "has rows of different lengths or none")
-    times = [i for i, name in enumerate(names) if name.lower().startswith("time") or name.lower() == "t"]
+    is_time = [name not in wanted and (name.lower() == "t" or name.lower().startswith("time")) for name in names]
+    times = np.flatnonzero(is_time)
     for t in x[:, times].T if INPUT["rate"] and len(x) > 1 else []:
         step = (t[-1] - t[0]) / (len(t) - 1)
         even = np.abs(t - t[0] - step * np.arange(len(t))).max() <= step / 4

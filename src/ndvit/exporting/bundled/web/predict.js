@@ -157,19 +157,26 @@ function number(field) { // words that pandas takes as missing, too; any other t
   return Number(field);
 }
 
+function isNumber(field) {
+  try {
+    number(field);
+    return true;
+  } catch {
+    return false;
+  }
+}
+
 // A column is a channel, a row a moment; for one channel, rows of several numbers are examples.
 function readCsv(bytes, input) {
   let rows = new TextDecoder().decode(bytes).split(/\r?\n/).filter((line) => line);
   rows = rows.map((line) => line.split(",").map((field) => field.replace(/^[\s"]+|[\s"]+$/g, "")));
-  let names = [], wanted = input.channel_names;
-  try {
-    rows[0].map(number);
-  } catch {
-    [names, ...rows] = rows;
-  }
+  if (!rows.length) throw new Error("is empty");
+  const wanted = input.channel_names, fields = rows[0].filter((field) => field);
+  let names = [];
+  if (fields.length && !fields.some(isNumber)) [names, ...rows] = rows;
   const numbers = rows.map((row) => row.map(number)), count = numbers[0]?.length;
   if (!count || numbers.some((row) => row.length !== count)) throw new Error("has rows of different lengths or none");
-  const column = (i) => numbers.map((row) => row[i]), isTime = (name) => /^(time.*|t)$/i.test(name ?? "");
+  const column = (i) => numbers.map((row) => row[i]), isTime = (name) => !wanted.includes(name) && /^(time.*|t)$/i.test(name ?? "");
   names.forEach((name, i) => {
     if (!isTime(name) || !input.rate || numbers.length < 2) return;
     const t = column(i), step = (t[t.length - 1] - t[0]) / (t.length - 1);
