@@ -1,9 +1,11 @@
 """Names of channels: new data whose channels stand in another order than in the training are refused on every door."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from exports import small_model
+from ndvit import ViTClassifier
 from ndvit.data.channels import check_channels
 from ndvit.data.messages import DataWarning
 from ndvit.data.sources.load import load_source
@@ -50,6 +52,16 @@ def test_data_sets_with_their_channels_in_another_order_are_refused(model, tmp_p
     with pytest.raises(ValueError, match=REFUSED):
         model.export(tmp_path / "model.onnx", data=source, log=str)
     assert len(model.embed(source, channels="acc,gyro", **QUIET)) == 2 * len(model.classes)
+
+
+def test_an_estimator_of_a_run_refuses_them_too(model, tmp_path):
+    model.save(tmp_path / "model.safetensors")
+    loaded = ViTClassifier.load(tmp_path / "model.safetensors")
+    assert loaded.feature_names_in_.tolist() == ["acc", "gyro"]
+    frames = {names: [pd.DataFrame(SIGNAL.T, columns=list(names))] * 2 for names in (("acc", "gyro"), ("gyro", "acc"))}
+    assert loaded.predict(frames["acc", "gyro"]).shape == (2,)
+    with pytest.raises(ValueError, match="X has the columns gyro, acc; expected acc, gyro in this order, as in fit"):
+        loaded.predict(frames["gyro", "acc"])
 
 
 def test_other_names_are_doubtful(model, tmp_path):

@@ -286,7 +286,7 @@ def test_evaluations_of_nothing_and_of_nan_are_refused():
 def test_the_picture_of_residuals():
     predictions, errors = residuals(np.arange(3000.0), np.arange(3000.0) + 1, "<b>", "r")
     assert predictions.startswith("<svg")
-    assert "errors of &lt;b&gt;: 1000 examples, root mean squared error 1" in errors
+    assert "errors of &lt;b&gt;: 3000 examples, root mean squared error 1" in errors
     assert "<b>" not in predictions + errors
 
 

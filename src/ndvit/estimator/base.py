@@ -160,7 +160,7 @@ class ViTEstimator(BaseEstimator):
     def _restore(self, model: Model, facts: Mapping[str, Any]) -> Self:
         """Set what `predict` needs from a file."""
         assert model.preprocess is not None
-        stored, names = facts.get("columns"), facts.get("names")
+        stored, names = facts.get("columns"), facts.get("names") or list(model.channel_names)
         columns = stored if type(stored) is int and stored > 0 else None
         if isinstance(names, list) and len(names) == (columns or model.preprocess.raw_channels):
             self.feature_names_in_ = np.array(list(map(str, names)), dtype=object)
