@@ -1,7 +1,7 @@
 """Run the examples in docstrings: `python docs/doctests.py`. Every public name must have one."""
 
 import doctest
-import importlib
+import importlib.util
 import os
 import pkgutil
 import sys
@@ -16,7 +16,7 @@ WITHOUT = {"push_to_hub", "resume_cross_validation", "shard"}  # they need the h
 
 
 def main() -> int:
-    """Run all of them in an empty folder, and return the exit status."""
+    """Run the examples of all modules in an empty folder, and return the exit status."""
     warnings.simplefilter("ignore")
     missing = [
         name for name in ndvit.__all__ if name not in WITHOUT and ">>>" not in (getattr(ndvit, name).__doc__ or "")
@@ -25,8 +25,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         for info in pkgutil.walk_packages([str(Path(ndvit.__file__).parent)], "ndvit."):
-            path = importlib.util.find_spec(info.name)
-            if path is None or path.origin is None or ">>>" not in Path(path.origin).read_text(encoding="utf-8"):
+            spec = importlib.util.find_spec(info.name)
+            if spec is None or spec.origin is None or ">>>" not in Path(spec.origin).read_text(encoding="utf-8"):
                 continue
             result = doctest.testmod(importlib.import_module(info.name), optionflags=FLAGS)
             failed, attempted = failed + result.failed, attempted + result.attempted

@@ -255,10 +255,71 @@ def test_a_table_of_other_columns_is_refused_and_times_are_no_channel(made, tmp_
     (tmp_path / "timed.csv").write_text("\n".join(timed))
     (tmp_path / "plain.csv").write_text("\n".join(line.partition(",")[2] for line in timed))
     (tmp_path / "more.csv").write_text("\n".join(["a,b,c", *(f"{a},{b},0" for a, b in rows)]))
-    status, found = run_program(report.path, *(tmp_path / name for name in ("timed.csv", "plain.csv", "more.csv")))
+    (tmp_path / "text.csv").write_text("\n".join(["a,b", "1,2", "3,4 g", "5,NA"]))
+    names = ("timed.csv", "plain.csv", "more.csv", "text.csv")
+    status, found = run_program(report.path, *(tmp_path / name for name in names))
     assert status == 2
     assert found[0]["probabilities"] == found[1]["probabilities"]
-    assert found[2]["error"] == "has the columns a, b, c, expected 2: remove the others"
+    assert found[2]["error"] == "has the columns a, b, c, expected 2"
+    assert "could not convert string to float: '4 g'" in found[3]["error"]  # it is no missing value
+
+
+def write_table(path, names, columns):
+    rows = zip(*columns)
+    path.write_text("\n".join([",".join(names), *(",".join(map(str, row)) for row in rows)]))
+    return path
+
+
+def test_named_columns_are_read_in_the_order_of_the_training(tmp_path):
+    model = small_model("signal")
+    model.provenance["channel_names"] = ["acc", "gyro"]
+    bundle = model.export_bundle(tmp_path / "made", data=signals(), **LOG).path
+    acc, gyro = signals()[0]
+    tables = {
+        "same": (("acc", "gyro"), (acc, gyro)),
+        "turned": (("gyro", "time", "acc"), (gyro, np.arange(24), acc)),
+        "more": (("mag", "acc", "gyro"), (acc, acc, gyro)),
+        "others": (("x", "y"), (acc, gyro)),
+        "twice": (("acc", "acc", "gyro"), (acc, acc, gyro)),
+    }
+    paths = [write_table(tmp_path / f"{name}.csv", *table) for name, table in tables.items()]
+    (expected,) = model.predict(acc_and_gyro := np.stack([acc, gyro])[None], **QUIET)
+    assert acc_and_gyro.shape == (1, 2, 24)
+    status, found = run_program(bundle, *paths)
+    assert status == 2
+    for answer in found[:3]:
+        close(answer["probabilities"], expected.probabilities)
+    assert [one.get("error") for one in found[3:]] == [
+        "has the columns x, y, expected acc, gyro",
+        "has the columns acc, acc, gyro, expected acc, gyro",
+    ]
+
+
+def test_channels_by_number_are_chosen_from_arrays_of_every_width(tmp_path):
+    """A model of the channels 1 and 0 reads an array of two channels in this order, too."""
+    model = small_model("signal")
+    model.provenance["reading"] = {"channels": "1,0"}
+    bundle = model.export_bundle(tmp_path / "made", data=signals(), **LOG).path
+    np.save(tmp_path / "two.npy", signals()[0])
+    np.save(tmp_path / "three.npy", np.concatenate([signals()[0], signals()[2, :1]]))
+    answers_agree(model, bundle, [tmp_path / "two.npy", tmp_path / "three.npy"])
+    assert run_program(bundle, "--self-test")[0] == 0
+    np.save(tmp_path / "one.npy", signals()[0, :1])
+    status, (found,) = run_program(bundle, tmp_path / "one.npy")
+    assert status == 2
+    assert "out of bounds" in found["error"]
+
+
+def test_a_table_with_irregular_times_or_at_another_rate_is_refused(made, tmp_path):
+    _, report = made("sounds")
+    values, regular = np.sin(np.arange(800.0)), np.arange(800) / 8000
+    gap = regular + 0.01 * (np.arange(800) > 400)
+    tables = {"regular": regular, "rounded": regular.round(5), "slow": 2 * regular, "gap": gap}
+    paths = [write_table(tmp_path / f"{n}.csv", ("time", "x"), (t.tolist(), values)) for n, t in tables.items()]
+    status, found = run_program(report.path, *paths)
+    assert status == 2
+    assert ["error" in one for one in found] == [False, False, True, True]
+    assert found[2]["error"].startswith("has times 0.00025 s apart, expected 0.000125 s everywhere")
 
 
 def test_recordings_are_cut_into_windows_as_by_predict(made):
@@ -298,6 +359,11 @@ def test_a_file_that_cannot_be_read_is_one_line_and_status_2(made, tmp_path):
     assert ["error" in one for one in found] == [True, True, True, False]
     assert found[1]["error"] == "has 3 channels, expected 2"
     assert "more than twice as many as [24]" in found[2]["error"]
+    np.save(tmp_path / "complex.npy", np.zeros((2, 24), np.complex64))
+    (tmp_path / "sound.mp3").write_bytes(b"")
+    _, found = run_program(report.path, tmp_path / "complex.npy", tmp_path / "sound.mp3")
+    assert found[0]["error"] == "has values of the type complex64, expected numbers"
+    assert found[1]["error"] == "expected a .npy, .csv or .wav file"
 
 
 def test_a_bundle_is_written_whole_or_not_at_all(made, tmp_path, monkeypatch):
@@ -316,6 +382,19 @@ def test_a_bundle_is_written_whole_or_not_at_all(made, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="the exported file differs"):
         model.export_bundle(tmp_path / "new", data=signals(), **LOG)
     assert [path.name for path in tmp_path.iterdir()] == ["other"]
+
+
+def test_an_earlier_bundle_is_replaced_but_no_files_beside_it(tmp_path):
+    model, folder = small_model("signal"), tmp_path / "made"
+    model.export_bundle(folder, data=signals(), **LOG)
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match=r"files beside the earlier bundle, such as notes\.txt"):
+        model.export_bundle(folder, data=signals(), force=True, **LOG)
+    (folder / "notes.txt").unlink()
+    before = (folder / "model.onnx").stat().st_ino
+    model.export_bundle(folder, data=signals(), force=True, **LOG)
+    assert (folder / "model.onnx").stat().st_ino != before
+    assert [path.name for path in tmp_path.iterdir()] == ["made"]
 
 
 def test_models_without_answers_have_no_bundle(tmp_path):

@@ -14,7 +14,8 @@ from ndvit import DataWarning, ViTClassifier
 from ndvit.data.examples import Examples, Recording, Source
 from ndvit.data.preprocess import fit_preprocess
 from ndvit.data.sources.archives import bundled
-from ndvit.data.sources.load import builtin_sources, load_examples, load_source
+from ndvit.data.sources.finding import builtin_sources
+from ndvit.data.sources.load import load_examples, load_source
 from ndvit.data.sources.tables import read_table
 from ndvit.data.splits import hold_out
 from ndvit.tasks import Classification

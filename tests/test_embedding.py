@@ -291,7 +291,7 @@ def test_a_file_is_replaced_by_force_only_and_whole(table, tmp_path, ending, mon
 
 
 def test_outputs_are_refused_before_anything_is_computed(tmp_path, monkeypatch):
-    monkeypatch.setattr("ndvit.model.load_model", lambda run: pytest.fail("too late"))
+    monkeypatch.setattr("ndvit.model.shorthands.load_features", lambda *_, **options: pytest.fail("too late"))
     (tmp_path / "folder.npz").mkdir()
     for output, error, message in (
         ("folder.npz", FileExistsError, "exists"),

@@ -6,13 +6,16 @@ import numpy as np
 import pytest
 from sklearn import metrics
 
+from ndvit.evaluation import figures
 from ndvit.evaluation.base import wilson_interval
 from ndvit.evaluation.bootstrap import count, intervals, weights
+from ndvit.evaluation.charts import ranking, residuals
 from ndvit.evaluation.classification import ClassificationEvaluation
 from ndvit.evaluation.multilabel import MultilabelEvaluation
 from ndvit.evaluation.ranking import areas, curves, resampled_areas
 from ndvit.evaluation.recordings import RecordingEvaluation
 from ndvit.evaluation.regression import RegressionEvaluation
+from ndvit.evaluation.relevance import _columns
 
 
 def classified(n=120, classes=3, seed=0):
@@ -158,3 +161,56 @@ def test_recordings_have_the_intervals_of_both():
     assert both.groups is None
     assert {"mcc", "mcc_per_window"} <= both.intervals_95.keys()
     assert both.to_dict()["per_window"]["resampled"] == "groups"
+
+
+@pytest.fixture
+def painted(_drawn, monkeypatch):
+    """Axes and alternative texts of the figures that are drawn, by name."""
+    found, drawn = {}, figures.draw
+
+    def draw(size, name, description, paint):
+        def keep(axes):
+            paint(axes)
+            found[name] = axes, description
+
+        return drawn(size, name, description, keep)
+
+    monkeypatch.setattr(figures, "draw", draw)
+    return found
+
+
+def steps_of(line):
+    from matplotlib.cbook import STEP_LOOKUP_MAP
+
+    return STEP_LOOKUP_MAP[line.get_drawstyle()](*line.get_data())
+
+
+def test_the_area_under_the_drawn_precision_is_the_average_precision(painted):
+    random = np.random.default_rng(0)
+    truth, scores = random.random(60) < 0.3, random.random(60)
+    ranking({"a": (truth, scores)})
+    (line,) = painted["precision recall"][0].lines
+    x, y = steps_of(line)
+    assert np.trapezoid(y, x) == pytest.approx(areas(truth, scores)[1], abs=1e-9)
+
+
+def test_the_mean_of_many_curves_has_the_mean_area(painted):
+    random = np.random.default_rng(0)
+    ranked = {str(i): (random.random(60) < 0.3, random.random(60)) for i in range(12)}
+    ranking(ranked)
+    expected = np.mean([areas(*one) for one in ranked.values()], axis=0)
+    x, y = steps_of(painted["precision recall"][0].lines[-1])
+    assert np.trapezoid(y, x) == pytest.approx(expected[1], abs=2e-3)
+    assert np.trapezoid(*painted["roc"][0].lines[-1].get_data()[::-1]) == pytest.approx(expected[0], abs=1e-2)
+
+
+def test_the_error_in_the_text_of_a_scatter_plot_is_that_of_all_examples(painted):
+    errors = np.arange(3000) % 3 - 1.0
+    residuals(np.zeros(3000), errors, "load", "a")
+    axes, description = painted["a predictions"]
+    assert len(axes.lines[-1].get_xdata()) == 1000
+    assert description == f"predictions of load: 3000 examples, root mean squared error {np.sqrt(2 / 3):.4g}"
+
+
+def test_relevance_of_a_long_signal_is_drawn_without_stripes():
+    assert np.unique(_columns(np.ones((1, 900)))).tolist() == [1.0]

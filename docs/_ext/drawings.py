@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -193,10 +195,8 @@ def draw_stages(stages: Sequence[tuple[str, str]]) -> Figure:
     return figure
 
 
-def measured(name: str):
+def measured(name: str) -> Any:
     """A table of results in docs/, such as "signals/results.csv", as a pandas frame."""
-    from pathlib import Path
-
     import pandas as pd
 
     return pd.read_csv(Path(__file__).parents[1] / name)

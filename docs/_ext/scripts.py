@@ -13,7 +13,9 @@ def myst_of_script(name: str, text: str) -> str:
     Cells begin with `# %%`, and cells of text with `# %% [markdown]`. Tags such as `remove-cell` follow as
     `# %% tags=remove-cell`.
     """
-    docstring = ast.get_docstring(ast.parse(text)) or name
+    docstring = ast.get_docstring(ast.parse(text))
+    if docstring is None:
+        raise ValueError(f"{name} has no docstring, which is the title of its page")
     title, _, rest = docstring.partition("\n")
     page = f"{HEADER}\n# {title.rstrip('.')}\n{rest}\n"
     code = text.split('"""', 2)[2].lstrip("\n")

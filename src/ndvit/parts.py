@@ -78,6 +78,12 @@ class ModelParts:
         """Names of the classes in the order of the outputs; empty if unknown and for other tasks."""
         return getattr(self.task, "classes", ())
 
+    @property
+    def channel_names(self) -> tuple[str, ...]:
+        """Names of the channels of the examples that the model was trained on; empty if they had none."""
+        names = self.provenance.get("channel_names")
+        return tuple(map(str, names)) if isinstance(names, list | tuple) else ()
+
     def warn_of_assumptions(self) -> None:
         """Raise a `WeightsWarning` at the first use of weights of which something was assumed."""
         if self.load_report is not None and self.load_report.assumed and not self._warned:

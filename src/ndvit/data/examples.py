@@ -153,9 +153,11 @@ class Examples:
 
     Attributes:
         left_out: faults of the examples that were left out as they were read.
+        channels: names of the channels of examples as they were read, if the data have names.
     """
 
     left_out: tuple[str, ...] = ()
+    channels: tuple[str, ...] = ()
 
     def __init__(
         self,

@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Mapping
 from numbers import Integral
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import numpy as np
 from sklearn.base import BaseEstimator
@@ -26,6 +26,7 @@ from ndvit.training.plan import Request, plan
 
 _BATCH = 64  # examples per forward pass in prediction
 _OWN = ("steps", "batch_size", "learning_rate", "class_weight", "device")  # fields of Recipe with a parameter here
+_NOT_STORED = ("weights", "teacher", "device")  # models, and what depends on the machine
 _FITTED = ("model_", "classes_", "n_classes_", "n_features_in_", "feature_names_in_", "_columns", "n_iter_", "history_")
 
 
@@ -42,13 +43,23 @@ class ViTEstimator(BaseEstimator):
     options: Mapping[str, Any] | None
     n_iter_: Any
     history_: list[dict[str, Any]]
-    _stored: ClassVar[tuple[str, ...]]
-    """Names of the parameters in files."""
 
-    def _forget(self) -> None:
-        """Remove what an earlier fit has set, which must not answer if this one fails."""
+    @classmethod
+    def _stored(cls) -> list[str]:
+        """Names of the parameters in files."""
+        return [name for name in cls._get_param_names() if name not in _NOT_STORED]
+
+    def _begin(self, X: Any, y: Any) -> tuple[np.ndarray | list[Any], int | None]:
+        """Remove what an earlier fit has set, which must not answer if this one fails; X as `_examples` returns it.
+
+        Raises:
+            ValueError: without y, and for examples that cannot be read.
+        """
+        if y is None:
+            raise ValueError(f"{type(self).__name__} requires y to be passed, but the target y is None")
         for name in _FITTED:
             self.__dict__.pop(name, None)
+        return self._examples(X, fitting=True)
 
     def _train(
         self, source: Source, options: dict[str, Any], columns: int | None, sample_weight: Any, groups: Any
@@ -123,7 +134,7 @@ class ViTEstimator(BaseEstimator):
     def _write(self, path: str | Path, facts: Mapping[str, Any]) -> None:
         """Write the trained model with the parameters and further facts."""
         check_is_fitted(self, "model_")
-        stored = {name: _plain(getattr(self, name)) for name in self._stored} | dict(facts.get("parameters", {}))
+        stored = {name: _plain(getattr(self, name)) for name in self._stored()} | dict(facts.get("parameters", {}))
         self.model_.provenance["estimator"] = {
             **facts,
             "parameters": {name: value for name, value in stored.items() if _storable(value)},
@@ -144,7 +155,7 @@ class ViTEstimator(BaseEstimator):
         if model.untrained or model.task is None or not model.task.num_outputs or model.preprocess is None:
             raise ValueError(f"{path} is not ready to predict: pass it as weights= to a {cls.__name__} and fit that")
         facts = _mapping(model.provenance.get("estimator"))
-        return model, facts, {k: v for k, v in _mapping(facts.get("parameters")).items() if k in cls._stored}
+        return model, facts, {k: v for k, v in _mapping(facts.get("parameters")).items() if k in cls._stored()}
 
     def _restore(self, model: Model, facts: Mapping[str, Any]) -> Self:
         """Set what `predict` needs from a file."""

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from sklearn.base import ClassifierMixin
@@ -18,7 +18,8 @@ from ndvit.data.sources.arrays import raw_targets
 from ndvit.data.sources.load import load_source
 from ndvit.data.sources.sklearn_inputs import check_labels, indicators
 from ndvit.estimator.base import ViTEstimator
-from ndvit.tasks.classification import Classification, ClassName, class_name
+from ndvit.tasks.class_names import ClassName, class_name
+from ndvit.tasks.classification import Classification
 from ndvit.tasks.multilabel import Multilabel
 
 
@@ -85,11 +86,6 @@ class ViTClassifier(ClassifierMixin, ViTEstimator):
         history_: rows of metrics, each with its "member" and "step".
     """
 
-    _stored: ClassVar[tuple[str, ...]] = (
-        *("preset", "model", "members", "steps", "batch_size", "learning_rate", "class_weight", "literal_labels"),
-        *("random_state", "verbose", "options"),
-    )
-
     def __init__(
         self,
         preset: str = "auto",
@@ -141,10 +137,7 @@ class ViTClassifier(ClassifierMixin, ViTEstimator):
             ValueError: for data or parameters that cannot work, with the remedy.
             KeyboardInterrupt: after Ctrl-C; nothing is kept.
         """
-        if y is None:
-            raise ValueError("ViTClassifier requires y to be passed, but the target y is None")
-        self._forget()
-        examples, columns = self._examples(X, fitting=True)
+        examples, columns = self._begin(X, y)
         self._indicator: str | None = None
         if (found := indicators(y)) is not None:
             matrix, names = found

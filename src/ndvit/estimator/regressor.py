@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from sklearn.base import RegressorMixin
@@ -53,11 +53,6 @@ class ViTRegressor(RegressorMixin, ViTEstimator):
         history_: rows of metrics, each with its "member" and "step".
     """
 
-    _stored: ClassVar[tuple[str, ...]] = (
-        *("preset", "model", "members", "steps", "batch_size", "learning_rate", "loss", "interval"),
-        *("random_state", "verbose", "options"),
-    )
-
     def __init__(
         self,
         preset: str = "auto",
@@ -98,10 +93,7 @@ class ViTRegressor(RegressorMixin, ViTEstimator):
             ValueError: for data or parameters that cannot work, with the remedy.
             KeyboardInterrupt: after Ctrl-C; nothing is kept.
         """
-        if y is None:
-            raise ValueError("ViTRegressor requires y to be passed, but the target y is None")
-        self._forget()
-        examples, columns = self._examples(X, fitting=True)
+        examples, columns = self._begin(X, y)
         raw = raw_targets(y, "y")
         rows = [list(row.values()) for row in raw] if raw and isinstance(raw[0], dict) else raw
         table = check_array(rows, ensure_2d=False, dtype=np.float64, input_name="y")

@@ -165,7 +165,9 @@ def _short(name: str) -> str:
 
 
 def residuals(truth: np.ndarray, predicted: np.ndarray, target: str, name: str) -> list[Markup]:
-    """Draw predicted against true numbers (n,), and the errors; of more than 1,000 examples a sample."""
+    """Draw predicted against true numbers (n,), and the errors; of more than 1,000 examples a sample is drawn."""
+    error = float(np.sqrt(np.square(predicted - truth).mean()))
+    values = {"target": _short(target), "n": len(truth), "error": f"{error:.4g}"}
     chosen = np.arange(len(truth))
     if len(chosen) > _DOTS:
         chosen = np.random.default_rng(0).permutation(len(chosen))[:_DOTS]
@@ -197,8 +199,6 @@ def residuals(truth: np.ndarray, predicted: np.ndarray, target: str, name: str) 
         axes.set(xlabel=translated("predicted"), title=translated("predicted minus true"))
         finish(axes)
 
-    error = float(np.sqrt(np.square(predicted - truth).mean()))
-    values = {"target": _short(target), "n": len(truth), "error": f"{error:.4g}"}
     first = translated("predictions of {target}: {n} examples, root mean squared error {error}", **values)
     second = translated("errors of {target}: {n} examples, root mean squared error {error}", **values)
     size = (410, 340)
@@ -216,15 +216,14 @@ def ranking(ranked: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, An
     """
     found = {name: points for name, one in ranked.items() if (points := curves(*one)) is not None}
     few = 1 < len(found) <= MAX_CURVES
-    named = list(found)[:MAX_CURVES]
-    ends = {name: (one[0] or 0.0, one[1] or 0.0) for name in named if (one := areas(*ranked[name]))}
+    ends = {name: areas(*ranked[name]) for name in list(found)[:MAX_CURVES]}
     return {
         "ranking": ranking_curves(found, ends) if found else [],
         "ranking_legend": {name: INKS[colour] for name, colour in zip(found, CURVES)} if few else {},
     }
 
 
-def ranking_curves(points: Mapping[str, Curves], ends: Mapping[str, tuple[float, float]]) -> list[Markup]:
+def ranking_curves(points: Mapping[str, Curves], ends: Mapping[str, tuple[float | None, float | None]]) -> list[Markup]:
     """Draw ROC and precision-recall curves.
 
     More curves than there are colours are drawn faint, and their mean is drawn strong.
@@ -238,16 +237,16 @@ def ranking_curves(points: Mapping[str, Curves], ends: Mapping[str, tuple[float,
     legend = {_short(name): CURVES[i] for i, name in enumerate(points)} if 1 < len(points) <= MAX_CURVES else {}
 
     def lines(axes: Axes, pairs: list[tuple[np.ndarray, np.ndarray]], steps: bool) -> None:
-        style: dict[str, Any] = {"marker": "", "clip_on": False, "drawstyle": "steps-post" if steps else "default"}
-        style |= {"linewidth": 1.8}
+        style: dict[str, Any] = {"marker": "", "clip_on": False, "linewidth": 1.8}
+        if steps:  # the area under these steps is the average precision
+            style["drawstyle"] = "steps-pre"
         for i, (x, y) in enumerate(pairs[: MAX_CURVES if few else _FAINT]):
             faint = {} if few else {"linewidth": 0.7, "alpha": 0.35}
             axes.plot(x, y, color=CURVES[i] if few else TEXT, **(style | faint))
         if not few:
-            if steps:  # of several precisions at one recall, the highest
-                pairs = [(x[first], y[first]) for x, y in pairs for first in [np.unique(x, return_index=True)[1]]]
-            mean = np.mean([np.interp(grid, *one) for one in pairs], axis=0)
-            axes.plot(grid, mean, color=CURVES[0], linewidth=2.4, marker="", clip_on=False)
+            middles = (grid - grid[1] / 2).clip(min=0)  # of the steps
+            at = [y[np.searchsorted(x, middles)] if steps else np.interp(grid, x, y) for x, y in pairs]
+            axes.plot(grid, np.mean(at, axis=0), color=CURVES[0], **(style | {"linewidth": 2.4}))
         axes.set(xlim=(0, 1), ylim=(0, 1.0))
         axes.grid(axis="y", clip_on=False)
         add_legend(axes, legend)

@@ -310,13 +310,13 @@ def draw_bands(example: RelevanceSketch, name: str, figure: str) -> Markup | str
 
 
 def _columns(relevance: np.ndarray) -> np.ndarray:
-    """Relevance (rows, length) in at most `_COLUMNS` columns: the sum of each stretch."""
+    """Relevance (rows, length) in at most `_COLUMNS` columns: the mean of each stretch, as their lengths differ."""
     length = relevance.shape[1]
     if length <= _COLUMNS:
         return relevance
     starts = np.linspace(0, length, _COLUMNS, endpoint=False).astype(int)
-    summed: np.ndarray = np.add.reduceat(relevance, starts, axis=1)
-    return summed
+    means: np.ndarray = np.add.reduceat(relevance, starts, axis=1) / np.diff(starts, append=length)
+    return means
 
 
 def _scaled_heat(rows: np.ndarray, scale: float) -> np.ndarray:

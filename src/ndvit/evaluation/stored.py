@@ -130,7 +130,7 @@ def _packed(value: Any, arrays: dict[str, np.ndarray]) -> Any:
     """A value as JSON; arrays are put into `arrays`, and replaced by their names."""
     if value is None or isinstance(value, bool | str):
         return value
-    if isinstance(value, int | float | np.number):
+    if isinstance(value, int | float | np.number | np.bool_):
         return value.item() if isinstance(value, np.generic) else value
     if isinstance(value, np.ndarray):
         if value.dtype.kind not in "biufU":

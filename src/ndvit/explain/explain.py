@@ -142,12 +142,6 @@ def reads_signals(model: ModelParts) -> bool:
     return len(model.input_shape) == 2 and (model.preprocess is None or model.preprocess.kind == "signal")
 
 
-def channel_names(model: ModelParts) -> tuple[str, ...]:
-    """Names of the channels of the examples that the model was trained on; empty if they had none."""
-    names = model.provenance.get("channel_names")
-    return tuple(map(str, names)) if isinstance(names, list | tuple) else ()
-
-
 def explain_inputs(
     model: ModelParts,
     inputs: Inputs,
@@ -285,7 +279,7 @@ def _explain_batch(
             values=values,
             bands=band,
             exclusive=isinstance(task, Classification),
-            channels=channel_names(model),
+            channels=model.channel_names,
         )
         for target, row, text, values, band in zip(targets.tolist(), answers, _words(task, answers), found, bands)
     ]

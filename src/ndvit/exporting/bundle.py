@@ -37,6 +37,7 @@ TOLERANCE = 1e-4
 """Largest difference of an answer of a float32 bundle from the model's; of numbers, in standard deviations."""
 _MARK = "ndvit_bundle"  # key of ONNX's metadata
 _OWN = {GRAPH, DESCRIPTION, "predict.py"}  # by which an earlier bundle is known that may be replaced
+_OTHERS = {"README.md", TESTS, "service", "web", "__pycache__"}  # what it has besides
 
 
 @dataclass(frozen=True)
@@ -135,8 +136,10 @@ def export_bundle(
 
 def _refuse(target: Path, force: bool) -> None:
     """Refuse a folder with contents, unless an earlier bundle may be replaced."""
-    earlier = target.is_dir() and {path.name for path in contents(target)} >= _OWN
-    if not (force and earlier):
+    names = {path.name for path in contents(target)} if target.is_dir() else set()
+    if force and names >= _OWN and (foreign := sorted(names - _OWN - _OTHERS)):
+        raise FileExistsError(f"{target} has files beside the earlier bundle, such as {foreign[0]}: move them first")
+    if not (force and names >= _OWN):
         refuse_existing(target, kind="folder")
     if not target.absolute().parent.is_dir():
         raise FileNotFoundError(f"there is no folder {target.absolute().parent} for the bundle: make it first")
@@ -145,10 +148,15 @@ def _refuse(target: Path, force: bool) -> None:
 def _move(made: Path, target: Path) -> None:
     """Put the finished folder in its place; an earlier bundle stays until then."""
     made.chmod(0o755)
+    earlier = made.with_name("earlier")
     if target.exists():
-        earlier = made.with_name("earlier")
         os.rename(target, earlier)
-    os.rename(made, target)
+    try:
+        os.rename(made, target)
+    except OSError:
+        if earlier.exists():
+            os.rename(earlier, target)
+        raise
 
 
 def _join(network: Path, path: Path, model: ModelParts) -> None:
@@ -203,8 +211,10 @@ def describe(model: ModelParts) -> dict[str, Any]:
         return {**found, "input": {"kind": "picture", "levels": list(preprocess.levels)}}
     waves = preprocess.waves if isinstance(preprocess, SpectrogramPreprocess) else preprocess
     assert isinstance(waves, SignalPreprocess)
-    channels, names = waves.channels, listed(reading.channels)
-    numbered = [int(name) for name in names] if all(name.isdecimal() for name in names) else []
+    channels, listed_names = waves.channels, listed(reading.channels)
+    numbered = [int(name) for name in listed_names] if all(name.isdecimal() for name in listed_names) else []
+    names = model.channel_names or (() if numbered else listed_names)
+    names = names if len(names) == channels and not reading.mono else ()
     used = preprocess.used_inputs if isinstance(preprocess, SpectrogramPreprocess) else preprocess.used
     known = waves.longest or waves.size
     unlimited = waves.any_length or reading.resample_long or (waves.resize == "resample" and waves.longest is None)
@@ -213,8 +223,8 @@ def describe(model: ModelParts) -> dict[str, Any]:
             "kind": "signal",
             "axes": len(waves.size),
             "channels": channels,
-            "channel_names": [] if numbered else list(names),
-            "chosen": numbered,
+            "channel_names": list(names),
+            "chosen": [] if names else numbered,  # of arrays and sounds
             "many": channels == 1 and not (reading.mono or reading.channels),  # rows of arrays are examples
             "mixed": bool(waves.mono or reading.mono),
             "used": used,

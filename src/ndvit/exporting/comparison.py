@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from ndvit.config.reading import file_options, stored_reading
+from ndvit.data.channels import check_channels
 from ndvit.data.examples import Examples, Source
 from ndvit.data.loading import Inputs
 from ndvit.data.preprocess import check_kind, warn_if_unlike_training
-from ndvit.data.sources.load import builtin_sources, load_examples, load_source
+from ndvit.data.sources.finding import builtin_sources
+from ndvit.data.sources.load import load_examples, load_source
 from ndvit.inference.evaluate import chosen_splits, past_reading
 from ndvit.parts import ModelParts
 from ndvit.tasks import Classification
@@ -68,7 +70,6 @@ def load_comparison_data(
     if model.preprocess is None:
         raise ValueError("the model has no preprocessing, which data need: set model.preprocess")
     data = read_source(model, source)
-    check_kind(data.kind, model.preprocess, data.name)
     splits, notes = chosen_splits(data, "all"), data.notes
     warn_if_unlike_training(list(splits.values()), model.preprocess)
     labelled = next(iter(splits.values())).targets is not None
@@ -103,7 +104,6 @@ def load_test_set(model: ModelParts) -> Examples | None:
     if source is None or model.preprocess is None:
         return None
     data = read_source(model, source)
-    check_kind(data.kind, model.preprocess, data.name)
     return data.test
 
 
@@ -124,7 +124,18 @@ def read_source(model: ModelParts, source: Any, **changed: Any) -> Source:
     """Data split and read as in the model's training, except for the options in `changed`.
 
     A file or folder without targets has no task, and is a test set.
+
+    Raises:
+        ValueError: if it cannot be read, or is of another kind or has other channels than the training data.
     """
+    data = _read(model, source, changed)
+    if model.preprocess is not None:
+        check_kind(data.kind, model.preprocess, data.name)
+    check_channels(data.channels, model.channel_names, data.name)
+    return data
+
+
+def _read(model: ModelParts, source: Any, changed: dict[str, Any]) -> Source:
     by_file = "split_file" in stored_reading(model.provenance)  # which the model does not hold: all examples then
     past = past_reading(model, source, {**({"test_fraction": 0} if by_file else {}), **changed})
     task = "classification" if model.task is None else type(model.task)
@@ -142,7 +153,10 @@ def read_source(model: ModelParts, source: Any, **changed: Any) -> Source:
         except (ValueError, OSError):
             raise error from None
         name = str(source) if isinstance(source, str | Path) else "the arrays"
-        return Source(name, found.kind, found.dims, Classification(()), Examples([]), found.examples, None, found.notes)
+        test = found.examples
+        return Source(
+            name, found.kind, found.dims, Classification(()), Examples([]), test, None, found.notes, None, test.channels
+        )
 
 
 def _preprocess(

@@ -16,6 +16,7 @@ import numpy as np
 from ndvit.config.bounds import BatchSize, checked
 from ndvit.config.reading import FileOptions, ReadingOptions, file_options
 from ndvit.config.recipe import Device
+from ndvit.data.channels import check_channels
 from ndvit.data.examples import Examples, Source
 from ndvit.data.fitting import fit_to_weights
 from ndvit.data.loading import Inputs
@@ -155,6 +156,7 @@ def embed(
     model = _ready(model, data, log)
     assert model.preprocess is not None
     check_kind(data.kind, model.preprocess, data.name)
+    check_channels(data.channels, () if reading.get("channels") else model.channel_names, data.name)
     for note in data.decisions:
         log(note)
     preprocess = model.preprocess.admitting(past.options.resample_long)
@@ -221,7 +223,7 @@ def _load(
         if in_memory:
             raise
         raise labelled_error from None
-    name = "X" if in_memory else str(source)
+    name, named = "X" if in_memory else str(source), examples.channels
     if not in_memory:
         folder = Path(source).expanduser().is_dir()
         if not folder and medium(source) not in ("images", "sound files"):  # such files could have held labels
@@ -230,7 +232,8 @@ def _load(
         above = printable(os.path.join(source if folder or is_hub(str(source)) else os.path.dirname(source), ""))
         names = [name.removeprefix(above) for name in examples.names]
         examples = Examples(examples.items, None, names, examples.read, places=examples.places)
-    return Source(name, kind, axes, model.task or Classification(()), examples, Examples([]), None, notes)
+    task_of_none = model.task or Classification(())
+    return Source(name, kind, axes, task_of_none, examples, Examples([]), None, notes, channels=named)
 
 
 def _has_folders(source: Any) -> bool:

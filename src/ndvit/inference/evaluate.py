@@ -10,10 +10,12 @@ import numpy as np
 
 from ndvit.config.reading import ReadingOptions, stored_reading
 from ndvit.config.recipe import Device
+from ndvit.data.channels import check_channels
 from ndvit.data.examples import Examples, Source
 from ndvit.data.loading import Inputs
 from ndvit.data.preprocess import check_kind, describe_resampling, warn_if_unlike_training
-from ndvit.data.sources.load import builtin_sources, load_source
+from ndvit.data.sources.finding import builtin_sources
+from ndvit.data.sources.load import load_source
 from ndvit.evaluation.base import Evaluation
 from ndvit.files import csv_text, refuse_existing, replace_file
 from ndvit.inference.answers import answer_rows
@@ -52,6 +54,7 @@ def evaluate(
     data = load_source(source, task=type(task), seed=past.seed, progress=progress, to_train=False, **options)
     preprocess = preprocess.admitting(past.options.resample_long)
     check_kind(data.kind, preprocess, data.name)
+    check_channels(data.channels, () if reading.get("channels") else model.channel_names, data.name)
     translate, assumed = task.align(data.task, data.name)
     for note in assumed:
         log(f"{data.name}: {note}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from torch import Tensor
 from ndvit.config.bounds import BatchSize, checked
 from ndvit.config.reading import FileOptions, file_options
 from ndvit.config.recipe import Device
+from ndvit.data.channels import check_channels
 from ndvit.data.examples import Examples
 from ndvit.data.loading import Inputs
 from ndvit.data.messages import Doubt, listing, warn_of_doubts
@@ -135,6 +136,7 @@ def read_inputs(
     if on_fault is not None:
         options = replace(options, skip_bad=True)
     preprocess = preprocess.admitting(options.resample_long)
+    names = () if reading.get("channels") else model.channel_names
     for source in inputs:
         if isinstance(source, Tensor):
             warn_of_doubts(
@@ -146,7 +148,7 @@ def read_inputs(
                 ]
             )
         try:
-            loaded = load_fitting(source, preprocess, options, log)
+            loaded = load_fitting(source, preprocess, options, log, names)
         except (ValueError, OSError) as error:
             if on_fault is None:
                 raise
@@ -163,8 +165,12 @@ def read_inputs(
         yield Inputs(loaded.examples, preprocess)
 
 
-def load_fitting(source: Any, preprocess: Preprocess, options: FileOptions, log: Log) -> LoadedExamples:
+def load_fitting(
+    source: Any, preprocess: Preprocess, options: FileOptions, log: Log, channels: Sequence[str] = ()
+) -> LoadedExamples:
     """The examples of one input that the model can answer; with `skip_bad`, those that do not fit it are left out.
+
+    `channels` are the names of those of the training, with which those of the input are compared.
 
     Raises:
         ValueError: if the input cannot be read, or is of another kind than the training data.
@@ -173,6 +179,7 @@ def load_fitting(source: Any, preprocess: Preprocess, options: FileOptions, log:
     loaded = load_examples(source, dims=dims, in_channels=preprocess.raw_channels, **options.to_dict())
     where = str(source) if isinstance(source, str | Path) else "X"
     check_kind(loaded.kind, preprocess, where)
+    check_channels(loaded.examples.channels, channels, where)
     unfit = find_unfit(loaded.examples, preprocess) if options.skip_bad else {}
     notes = [note for note in loaded.notes if not isinstance(note, Doubt)]  # those were raised as warnings
     if unfit:

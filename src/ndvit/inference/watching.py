@@ -13,10 +13,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
+from ndvit.config.reading import file_options
 from ndvit.data.messages import printable
 from ndvit.data.sources.files import medium
 from ndvit.data.sources.tables import TABLES
 from ndvit.files import TEMPORARY, cell, csv_text, refuse_existing, writing
+from ndvit.inference.predict import Log, check_ready, predict
+from ndvit.inference.recordings import WindowPrediction
+from ndvit.parts import ModelParts
 
 SETTLED = 2.0
 """Seconds for which the size and the time of a file do not change before it is read."""
@@ -178,6 +184,35 @@ class Folder:
                 except OSError:  # it is gone, or a broken link
                     continue
                 yield Found(path, path.relative_to(self.folder).as_posix(), status.st_mtime_ns, status.st_size)
+
+
+def watch_folder(
+    model: ModelParts,
+    folder: str | Path,
+    output: str | Path,
+    *,
+    per_window: bool,
+    once: bool,
+    interval: float,
+    log: Log,
+    **options: Any,
+) -> int:
+    """Predict new files of a folder; arguments and errors as in `Model.watch`."""
+    task = check_ready(model, options.get("batch_size", 64), options.get("device", "auto"), log)
+    others = ("batch_size", "device", "progress")
+    file_options(model.provenance, {name: value for name, value in options.items() if name not in others})
+    sample = task.predictions(np.zeros((1, task.num_outputs), dtype=np.float32), [""])[0]
+    row = (WindowPrediction("", 0.0, 0.0, sample) if per_window else sample).row()
+    options = {"progress": False, **options, "log": lambda line: None}
+
+    def answer(path: Path) -> tuple[list[Row], list[str]]:
+        faults: list[str] = []
+        found = predict(model, path, per_window=per_window, on_fault=faults.append, **options)
+        rows = [dict(prediction.row()) for prediction in found]
+        names = [str(row["name"]).replace(str(path), path.name, 1) for row in rows]
+        return [list({**row, "name": name}.items()) for row, name in zip(rows, names)], faults
+
+    return watch(folder, output, [name for name, _ in row], answer, once=once, interval=interval, log=log)
 
 
 def watch(

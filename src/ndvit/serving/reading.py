@@ -199,7 +199,7 @@ def _add(model: ModelParts, source: Any, options: ServingOptions, left: int, fou
     if how is None:
         how = _OPTIONS[model] = file_options(model.provenance, {})
     preprocess = preprocess.admitting(how.resample_long)
-    loaded = load_fitting(source, preprocess, how, found.notes.append)
+    loaded = load_fitting(source, preprocess, how, found.notes.append, model.channel_names)
     examples = loaded.examples
     if len(examples) > left:
         raise _too_many(len(examples), options.max_examples)

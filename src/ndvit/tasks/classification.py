@@ -6,10 +6,8 @@ Loss, and the metrics of training and validation curves; those of a test are in 
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,10 +15,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ndvit.config.bounds import brief
 from ndvit.evaluation.calibration import Calibration, calibrate
 from ndvit.evaluation.classification import ClassificationEvaluation
 from ndvit.tasks.base import Criterion, Linear, Metrics, Prediction, Probe, Ridge, Task, Translate
+from ndvit.tasks.class_names import (
+    ClassName,
+    ClassTask,
+    by_value,
+    check_class_names,
+    check_classes,
+    class_name,
+    joined_names,
+    known_names,
+    refuse_unknown,
+)
 from ndvit.tasks.imagenet import match_classes
 from ndvit.tasks.solvers import logistic_regression, nearest_neighbours, ridge_classifier
 
@@ -30,9 +38,6 @@ if TYPE_CHECKING:
 _TOP = 3  # classes in the one-line text of a prediction
 _LISTED = 20  # classes in the one-line text of a data set
 _WHOLE = re.compile(r"[-+]?\d+")
-_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.IGNORECASE)
-_LONGEST = 1000  # letters of the name of a class
-_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # data never have them: `load_source` escapes them
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,7 @@ class ClassPrediction(Prediction):
         return {"name": self.name, "class": self.label, "probabilities": self.probabilities}
 
 
-class Classification(Task):
+class Classification(ClassTask):
     """One class for each example. Raw targets are class names; encoded targets are integers from 0.
 
     Args:
@@ -90,17 +95,10 @@ class Classification(Task):
         """
         check_classes([value for values in targets.values() for value in values], where)
         names = {split: {class_name(value) for value in values} for split, values in targets.items()}
-        known = names["train"] if "train" in names else set().union(*names.values())
-        try:
-            classes = sorted(known, key=lambda name: (float(name), name))
-        except ValueError:
-            classes = sorted(known)
+        classes = known_names(names)
         if to_train and len(classes) < 2:
             raise ValueError(f"{where}: the training set has one class only ({classes[0]}); at least two are needed")
-        for split, there in names.items():
-            if unknown := sorted(there - known):
-                listed = ", ".join(unknown[:10]) + f" and {len(unknown) - 10:,} more" * (len(unknown) > 10)
-                raise ValueError(f"{where}: classes {listed} are in the {split} set but not in the training set")
+        refuse_unknown(names, classes, "classes", where)
         return cls(classes)
 
     @classmethod
@@ -108,7 +106,7 @@ class Classification(Task):
         """Texts of several labels, and whole numbers of nearly as many different values as examples, or quantities."""
         values = [value for of_split in targets.values() for value in of_split]
         names = {class_name(value) for value in values}
-        if several := _joined(values):
+        if several := joined_names(values):
             return [
                 f"{len(several):,} classes are others with {several[0][1]!r} between, such as {several[0][0]!r}: if an "
                 "example may have several labels, set --task multilabel (task='multilabel')"
@@ -121,11 +119,6 @@ class Classification(Task):
             "value is a class. If they are quantities, the targets are continuous: set --task regression "
             "(task='regression')"
         ]
-
-    @property
-    def num_outputs(self) -> int:
-        """One output for each class."""
-        return len(self.classes)
 
     def encode(self, targets: Sequence[Any]) -> np.ndarray:
         """Class names -> integers (n,) from 0."""
@@ -183,7 +176,7 @@ class Classification(Task):
 
     def match_outputs(self, labels: Sequence[Any], where: str) -> list[int]:
         """Match class names, or their values if they are numbers (1.0 is 1)."""
-        for spelling in (str, _by_value):
+        for spelling in (str, by_value):
             index = {spelling(label): i for i, label in enumerate(labels)}
             missing = [name for name in self.classes if spelling(name) not in index]
             if not missing:
@@ -192,16 +185,6 @@ class Classification(Task):
         raise ValueError(
             f"{where} does not know the classes {few[0]}; it knows {few[1]}: rename them, or train it on them"
         )
-
-    def kept_outputs(self, other: Task) -> list[int | None] | None:
-        """Classes of the same name keep their outputs."""
-        index = {name: i for i, name in enumerate(other.classes)} if isinstance(other, Classification) else {}
-        kept = [index.get(name) for name in self.classes]
-        return None if all(place is None for place in kept) else kept
-
-    def output_names(self) -> list[str]:
-        """The classes."""
-        return list(self.classes)
 
     def to_dict(self) -> dict[str, Any]:
         """The classes."""
@@ -306,82 +289,6 @@ class Classification(Task):
     def evaluate(self, answers: np.ndarray, targets: np.ndarray, names: Sequence[str]) -> ClassificationEvaluation:
         """Probabilities compared with labels."""
         return ClassificationEvaluation(self.classes, targets, answers, tuple(names))
-
-
-class ClassName(str):
-    """A raw target that is the name of a class whatever it looks like, such as that of a folder called NA or 1.5."""
-
-
-def literal_names(targets: Sequence[Any]) -> list[Any]:
-    """The raw targets as names of classes; those that are missing, and several for one example, remain."""
-    several = (tuple, set, frozenset, Mapping)
-    return [v if v is None or isinstance(v, several) else ClassName(class_name(v)) for v in targets]
-
-
-def check_classes(targets: Sequence[Any], where: str) -> None:
-    """Raise a ValueError if raw targets look continuous: numbers with fractions, also as text.
-
-    Text counts if all labels are numbers of different values, so that 1.1 and 1.10 are names.
-    """
-    unnamed = [value for value in targets if not isinstance(value, ClassName)]
-    if several := next((v for v in unnamed if isinstance(v, tuple | set | frozenset | Mapping)), None):
-        columns = f" ({', '.join(map(str, several))})" if isinstance(several, Mapping) else ""
-        raise ValueError(
-            f"{where}: the targets have {len(several)} columns{columns}; classification expects one class for each "
-            "example: pass the column with the labels, y[NAME] or y[:, 0]. If an example may have several labels, set "
-            "--task multilabel, for several numbers --task regression (task=... in Python)"
-        )
-    distinct = {value for value in unnamed if isinstance(value, Real | str)}
-    fractions = [float(value) for value in distinct if isinstance(value, Real) and value % 1 != 0]  # infinity, too
-    if not fractions and all(isinstance(value, str) and _NUMBER.fullmatch(value) for value in unnamed):
-        values = {float(value) for value in distinct}
-        fractions = [value for value in values if not value.is_integer()] if len(values) == len(distinct) else []
-    if fractions:
-        some = ", ".join(f"{value:.6g}" for value in sorted(fractions)[:3])
-        raise ValueError(
-            f"{where}: the targets look continuous, with {len(distinct):,} different numbers such as {some}; "
-            "classification needs classes. To predict numbers, set --task regression (task='regression' in Python, or "
-            "ViTRegressor); if they are names of classes, --literal-labels (literal_labels=True in Python)"
-        )
-
-
-def _joined(values: Sequence[Any]) -> list[tuple[str, str]]:
-    """Classes that join the names of others by a semicolon or a bar, with that sign."""
-    names = {value for value in values if type(value) is str}
-    parts = {name: sign for name in sorted(names) for sign in ";|" if sign in name}
-    counts = Counter(part.strip() for name in names for part in re.split("[;|]", name))
-    return [
-        (name, sign) for name, sign in parts.items() if all(counts[part.strip()] > 1 for part in re.split("[;|]", name))
-    ]
-
-
-def check_class_names(classes: Sequence[Any]) -> tuple[str, ...]:
-    """The names of classes that were read from a file, or passed by a user.
-
-    Raises:
-        ValueError: unless they are different texts that are not empty.
-    """
-    for name in classes:
-        if not isinstance(name, str) or not name.strip() or len(name) > _LONGEST or _CONTROLS.search(name):
-            raise ValueError(
-                f"classes must be texts of 1 to {_LONGEST:,} letters without control characters, got {brief(name)}"
-            )
-    if len(set(classes)) != len(classes):
-        twice = next(name for name, count in Counter(classes).items() if count > 1)
-        raise ValueError(f"classes must be a list of different names, got {brief(twice)} twice")
-    return tuple(classes)
-
-
-def class_name(value: Any) -> str:
-    """A raw target, which is not missing, as text: the floating-point number 1.0 is "1"."""
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
-
-
-def _by_value(label: Any) -> str:
-    try:
-        return str(float(str(label)))
-    except ValueError:
-        return str(label)
 
 
 def class_weights(recipe: Recipe, labels: Tensor, classes: int) -> Tensor | None:

@@ -18,7 +18,14 @@ from ndvit.config.bounds import brief
 from ndvit.evaluation.calibration import Calibration, calibrate
 from ndvit.evaluation.multilabel import MultilabelEvaluation, average_precisions, f1_scores
 from ndvit.tasks.base import Criterion, Linear, Metrics, Prediction, Probe, Ridge, Task, Translate
-from ndvit.tasks.classification import ClassName, check_class_names, class_name
+from ndvit.tasks.class_names import (
+    ClassName,
+    ClassTask,
+    check_class_names,
+    class_name,
+    known_names,
+    refuse_unknown,
+)
 from ndvit.tasks.solvers import logistic_regression, neighbour_means, ridge_of_labels
 
 if TYPE_CHECKING:
@@ -54,7 +61,7 @@ class LabelsPrediction(Prediction):
         return {"name": self.name, "labels": list(self.labels), "probabilities": self.probabilities}
 
 
-class Multilabel(Task):
+class Multilabel(ClassTask):
     """Any number of classes for each example. Encoded targets are (n, classes) of 0 and 1.
 
     Raw targets are text with semicolons or vertical bars between labels; a list of labels; a row of 0 and 1, of equal
@@ -121,17 +128,10 @@ class Multilabel(Task):
         if columns:
             return cls(columns[0])
         names = {split: {name for value in values for name in value} for split, values in read.items()}
-        known = names["train"] if "train" in names else set().union(*names.values())
-        if not known:
+        classes = known_names(names)
+        if not classes:
             raise ValueError(f"{where}: no training example has a label")
-        try:
-            classes = sorted(known, key=lambda name: (float(name), name))
-        except ValueError:
-            classes = sorted(known)
-        for split, there in names.items():
-            if unknown := sorted(there - known):
-                listed = ", ".join(unknown[:10]) + f" and {len(unknown) - 10:,} more" * (len(unknown) > 10)
-                raise ValueError(f"{where}: labels {listed} are in the {split} set but not in the training set")
+        refuse_unknown(names, classes, "labels", where)
         return cls(classes)
 
     @classmethod
@@ -145,11 +145,6 @@ class Multilabel(Task):
             "every example has exactly one label: if labels exclude each other, set --task classification "
             "(task='classification'), which is more accurate then"
         ]
-
-    @property
-    def num_outputs(self) -> int:
-        """One output for each class."""
-        return len(self.classes)
 
     def encode(self, targets: Sequence[Any]) -> np.ndarray:
         """Labels -> (n, classes) of 0 and 1."""
@@ -252,16 +247,6 @@ class Multilabel(Task):
                 f"{where} does not know the labels {', '.join(missing[:10])}: rename them, or train it on them"
             )
         return [index[name] for name in self.classes]
-
-    def kept_outputs(self, other: Task) -> list[int | None] | None:
-        """Labels of the same name keep their outputs."""
-        index = {name: i for i, name in enumerate(other.classes)} if isinstance(other, Multilabel) else {}
-        kept = [index.get(name) for name in self.classes]
-        return None if all(place is None for place in kept) else kept
-
-    def output_names(self) -> list[str]:
-        """The labels."""
-        return list(self.classes)
 
     def to_dict(self) -> dict[str, Any]:
         """Labels and thresholds."""

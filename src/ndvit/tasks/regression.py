@@ -21,7 +21,7 @@ from torch import Tensor
 from ndvit.config.bounds import brief
 from ndvit.evaluation.regression import RegressionEvaluation, r2_scores
 from ndvit.tasks.base import Criterion, Linear, Metrics, Prediction, Probe, Ridge, Task, Translate
-from ndvit.tasks.classification import check_class_names
+from ndvit.tasks.class_names import check_class_names
 from ndvit.tasks.solvers import linear_regression, neighbour_means, ridge_regression
 
 if TYPE_CHECKING:
@@ -285,12 +285,6 @@ class Regression(Task):
             self.quantiles,
         )
         return list(range(self.num_outputs)) if same else None
-
-    def match_outputs(self, labels: Sequence[Any], where: str) -> list[int] | None:
-        """A teacher has the same outputs in the same order, or their first ones without quantiles."""
-        if len(labels) == self.num_outputs:
-            return None
-        raise ValueError(f"{where} has {len(labels)} outputs, {self.num_outputs} are needed")
 
     def from_teacher(self, outputs: Tensor, teacher: Task) -> Tensor:
         """Outputs of another mean and standard deviation in this task's."""

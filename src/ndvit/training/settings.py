@@ -10,7 +10,7 @@ import yaml
 from ndvit import __version__
 from ndvit.config.pretraining import IDLE, UNSPLIT
 from ndvit.config.reading import take_reading_options
-from ndvit.data.sources.load import builtin_sources
+from ndvit.data.sources.finding import builtin_sources
 from ndvit.training.plan import Plan, Request
 from ndvit.weights.opening import split_part
 

@@ -14,7 +14,8 @@ from ndvit.load_report import LoadReport
 from ndvit.network import VisionTransformer
 from ndvit.parts import ModelParts, is_result
 from ndvit.tasks.base import Task
-from ndvit.tasks.classification import Classification, check_class_names
+from ndvit.tasks.class_names import check_class_names
+from ndvit.tasks.classification import Classification
 from ndvit.tasks.multilabel import Multilabel
 from ndvit.weights.adapt import ChannelRule, Kept, Target, fit_structure
 from ndvit.weights.errors import some

@@ -17,7 +17,8 @@ from ndvit.data.preprocess.images import ImagePreprocess
 from ndvit.data.preprocess.signals import SignalPreprocess
 from ndvit.network.vit import HEADS
 from ndvit.tasks.base import Task
-from ndvit.tasks.classification import Classification, check_class_names
+from ndvit.tasks.class_names import check_class_names
+from ndvit.tasks.classification import Classification
 from ndvit.tasks.imagenet import are_imagenet, imagenet_classes, like_imagenet
 from ndvit.tasks.multilabel import Multilabel
 from ndvit.tasks.regression import Regression, usual_names

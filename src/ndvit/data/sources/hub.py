@@ -17,7 +17,7 @@ from ndvit.data.sources.arrays import raw_target, raw_targets
 from ndvit.data.sources.split_names import is_canonical, split_of
 from ndvit.data.sources.streams import StreamedRows
 from ndvit.files import check_regular
-from ndvit.tasks.classification import literal_names
+from ndvit.tasks.class_names import literal_names
 
 _ADDRESS = re.compile(r"hf:(?P<repo>[\w.-]+/[\w.-]+)(?:\?(?P<query>\S*))?", re.ASCII)
 _KEYS = ("image", "label", "config", "revision", "streaming")

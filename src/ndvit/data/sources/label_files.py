@@ -11,7 +11,7 @@ from ndvit.data.sources.arrays import raw_target
 from ndvit.data.sources.split_files import named_rows
 from ndvit.data.sources.split_names import split_of
 from ndvit.files import cell
-from ndvit.tasks.classification import class_name
+from ndvit.tasks.class_names import class_name
 
 
 class Relabelled(NamedTuple):

@@ -9,34 +9,39 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 
-from ndvit.config.bounds import nearest
-from ndvit.config.reading import CACHE_SIZE, PATH, FileOptions, ReadingOptions, byte_count
+from ndvit.config.reading import FileOptions, ReadingOptions
+from ndvit.data.channels import check_channels
 from ndvit.data.checking import Checked, check_examples
 from ndvit.data.examples import Examples, Kind, Part, Recording, Source, Stored, StoredItems, StoredSignal
 from ndvit.data.groups import describe_groups, groups_of, names_in_paths, sample_weights, suspected_groups, without
 from ndvit.data.messages import Doubt, LeftOut, Ungrouped, listing, printable, ungrouped, warn_of_doubts
 from ndvit.data.sources import folders
-from ndvit.data.sources.archives import bundled, download, find_training_file, read_set, read_split_files, unread_beside
-from ndvit.data.sources.arrays import as_part, labels_are_missing, missing_labels, raw_target, read_arrays
+from ndvit.data.sources.arrays import labels_are_missing, missing_labels, raw_target
 from ndvit.data.sources.columns import Roles
-from ndvit.data.sources.files import header_of, known_endings, medium, read_example
+from ndvit.data.sources.files import header_of, medium, read_example
+from ndvit.data.sources.finding import (
+    cache_size,
+    check_file,
+    check_table,
+    find_any_parts,
+    find_parts,
+    is_path_pattern,
+)
 from ndvit.data.sources.hub import is_hub, read_hub
 from ndvit.data.sources.label_files import relabel
-from ndvit.data.sources.labelled_arrays import has_labels_inside, read_labelled, read_unlabelled
+from ndvit.data.sources.labelled_arrays import read_unlabelled
 from ndvit.data.sources.lists import is_list, read_list
 from ndvit.data.sources.named_arrays import ARRAY_FILES, holds_many
 from ndvit.data.sources.npy import has_many_examples
 from ndvit.data.sources.recordings import is_recording, load_recordings
 from ndvit.data.sources.shards import Texts, is_shards, read_shards
 from ndvit.data.sources.split_files import divide_by_file
-from ndvit.data.sources.tables import TABLES, read_table
+from ndvit.data.sources.tables import read_table
 from ndvit.data.splits import hold_out
 from ndvit.data.windows import cut
-from ndvit.files import check_regular
 from ndvit.tasks import Task, task_class
-from ndvit.tasks.classification import literal_names
+from ndvit.tasks.class_names import literal_names
 
 
 class LoadedExamples(NamedTuple):
@@ -89,9 +94,9 @@ def load_source(
     test_fraction, skip_bad = reading.test_fraction, reading.skip_bad
     kind_of_task = task_class(task)
     if kind_of_task.learns_from_targets:
-        name, parts, notes = _find(source, reading, progress)
+        name, parts, notes = find_parts(source, reading, progress)
     else:
-        name, parts, notes = _find_any(source, reading, progress)
+        name, parts, notes = find_any_parts(source, reading, progress)
     where = printable(str(source)) if isinstance(source, str | Path) else name
     parts, read = _opened(parts, reading, where, progress)
     notes += read
@@ -149,6 +154,9 @@ def load_source(
     if reading.drop_suspected and "train" in made:
         count = without(made["train"], unchanged["train"])
         notes.append(f"{count:,} examples with suspected labels are not trained on, see {reading.label_file}")
+    channels = {split: _channel_names(part, reading) for split, part in parts.items()}
+    for split, names in channels.items():
+        check_channels(names, channels.get("train", ()), f"{where}, the {split} set", "and the training set has")
     made, windows = _cut(made, reading, where, named=not isinstance(source, tuple | dict))
     notes += windows
     made.setdefault("train", next(iter(made.values())).subset([]))
@@ -172,7 +180,7 @@ def load_source(
         test=made["test"],
         val=made.get("val"),
         notes=tuple(notes),
-        channels=_channel_names(parts["train"], reading) if "train" in parts else (),
+        channels=next(filter(None, channels.values()), ()),
     )
 
 
@@ -219,7 +227,7 @@ def load_examples(path: Any, *, dims: int | None = None, in_channels: int = 0, *
     folder = text  # part of the names of examples, so that a/0.wav and b/0.wav differ
     shards = is_shards(text)
     if shards:
-        _, tables, notes = read_shards(text, _cache_size(reading), with_targets=False)
+        _, tables, notes = read_shards(text, cache_size(reading), with_targets=False)
     elif is_hub(text):
         tables, notes = read_hub(text, with_targets=False, progress=True)
     elif path.is_dir():
@@ -227,7 +235,7 @@ def load_examples(path: Any, *, dims: int | None = None, in_channels: int = 0, *
     elif not path.exists():
         raise FileNotFoundError(f"{printable(str(path))}: no such file or folder")
     else:
-        _check_file(path)
+        check_file(path)
         folder = os.path.dirname(text)
         many = _holds_many(path, roles, dims, in_channels)
         if is_list(path):
@@ -235,7 +243,7 @@ def load_examples(path: Any, *, dims: int | None = None, in_channels: int = 0, *
         elif medium(path) and not many:
             part = Part([str(path)], None, [path.name])
         else:
-            tables, notes = read_table(_check_table(path), roles, with_targets=False, channels=of_table)
+            tables, notes = read_table(check_table(path), roles, with_targets=False, channels=of_table)
         if medium(path) == "npy files" and dims is not None:
             items = tables["train"].items if many else []
             count = f"{len(items):,} examples" if many else "one example"
@@ -257,11 +265,6 @@ def load_examples(path: Any, *, dims: int | None = None, in_channels: int = 0, *
     return _loaded(_printable(part), notes, printable(text), reading, in_channels)
 
 
-def builtin_sources() -> tuple[str, ...]:
-    """Return the names of the sets that need no download."""
-    return "digits", *bundled()
-
-
 def _loaded(
     part: Part, notes: list[str], where: str, reading: FileOptions, channels: int, named: bool = True
 ) -> LoadedExamples:
@@ -271,6 +274,7 @@ def _loaded(
     warn_of_doubts(notes)
     examples, windows = cut(_examples(found.parts["test"], None), reading, where, named=named)
     examples.left_out = tuple(found.faults["test"].values())
+    examples.channels = _channel_names(part, reading)
     return LoadedExamples(found.kind, found.dims, examples, (*notes, *windows))
 
 
@@ -284,118 +288,17 @@ def _cut(
     return {split: part for split, (part, _) in found.items()}, notes
 
 
-def _find(
-    source: Any, reading: ReadingOptions, progress: bool, with_targets: bool = True
-) -> tuple[str, dict[str, Part], list[str]]:
-    """Return name, parts ("train", and "test" and "val" if the data has them) and notes of a source.
-
-    Without `with_targets`, a folder unlabelled/ beside those of the classes belongs to the training set.
-    """
-    roles = Roles.of(reading)
-    if isinstance(source, tuple | dict):
-        return "arrays", *read_arrays(source, reading.columns)
-    if has_labels_inside(source):
-        return "arrays", *read_labelled(source, roles, with_targets=with_targets)
-    if not isinstance(source, str | Path):
-        raise ValueError(
-            "a source is a name, a path, (X, y), (X_train, y_train, X_test, y_test), or a table or data set of xarray "
-            f"with the labels; got a {type(source).__name__}"
-        )
-    if source == "":
-        raise ValueError("the source is an empty text; pass a name or a path (the current folder is written .)")
-    text, path = str(source), Path(source).expanduser()
-    if isinstance(source, str) and text.lower() in builtin_sources():
-        notes = [f"the built-in {text.lower()}; for the files at that path, write ./{text}"] if path.exists() else []
-        if text.lower() == "digits":
-            return "digits", {"train": _digits()}, notes
-        name, parts, more = read_set(bundled()[text.lower()], roles)
-        return name.lower(), parts, notes + more
-    if text.lower().startswith("ucr:"):
-        return read_set(download(text[4:].strip()), roles)
-    if is_shards(text):
-        return read_shards(text, _cache_size(reading), with_targets=with_targets)
-    if is_hub(text):
-        return text.partition("?")[0], *read_hub(text, with_targets=True, progress=progress)
-    if path.is_dir():
-        table = find_training_file(path)
-        if table:
-            name, parts, notes = read_set(table, roles)
-            return name, parts, notes + unread_beside(table)
-        if with_targets and _labels_need_no_folders(path, reading):
-            parts, notes = read_split_files(path, roles)
-            if not parts:
-                part, notes = folders.read_flat_folder(path)
-                parts = {"train": part}
-            return path.resolve().name, parts, notes
-        parts, notes = folders.read_folder(path, with_unlabelled=not with_targets)
-        named = {split: part._replace(targets=literal_names(part.targets or [])) for split, part in parts.items()}
-        return path.resolve().name, named, notes
-    if path.exists():
-        _check_file(path)
-        if is_list(path):
-            columns, labels_inside = reading.columns, not _is_pattern(reading.label)
-            found = read_list(
-                path, with_targets=labels_inside, skip_bad=reading.skip_bad, labels=roles.label, columns=columns
-            )
-            return path.stem, *found
-        return read_set(_check_table(path), roles, with_targets=with_targets)
-    close = nearest(text.lower(), builtin_sources())
-    raise FileNotFoundError(
-        f"{printable(text)}: no such file or folder, and no built-in source."
-        f"{f' Did you mean {close}?' if close else ''} "
-        f"Built in: {', '.join(builtin_sources())}. Other sets of the UCR archive: ucr:NAME; of the Hugging Face hub: "
-        "hf:owner/name"
-    )
-
-
-def _find_any(source: Any, reading: ReadingOptions, progress: bool) -> tuple[str, dict[str, Part], list[str]]:
-    """As `_find`, for data with labels or without: also a folder of files, a list of paths, or X alone."""
-    if not isinstance(source, str | Path | tuple | dict) and not has_labels_inside(source):
-        part, notes = read_unlabelled(source, Roles.of(reading), 0)
-        return "arrays", {"train": part}, notes
-    path = Path(source).expanduser() if isinstance(source, str | Path) else None
-    builtin = isinstance(source, str) and source.lower() in builtin_sources()
-    flat = path is not None and path.is_dir() and not any(inner.is_dir() for inner in path.iterdir())
-    if path is not None and flat and not builtin and find_training_file(path) is None:
-        part, notes = folders.read_flat_folder(path)
-        return path.resolve().name, {"train": part}, notes
-    try:
-        return _find(source, reading, progress, with_targets=False)
-    except ValueError as error:
-        if path is None or not is_list(path):
-            raise
-        fault = error
-    try:
-        parts, notes = read_list(path, with_targets=False, skip_bad=reading.skip_bad)
-    except ValueError:
-        raise fault from None
-    return path.stem, parts, notes
-
-
 def _opened(
     parts: dict[str, Part], reading: FileOptions, where: str, progress: bool
 ) -> tuple[dict[str, Part], list[str]]:
     """The parts with labels from the files' paths, if that is how they are named, and with their recordings read."""
     roles = Roles.of(reading)
-    if _is_pattern(reading.label) and isinstance(reading, ReadingOptions):
+    if is_path_pattern(reading.label) and isinstance(reading, ReadingOptions):
         labels = names_in_paths(str(reading.label), parts, where, "label")
         parts = {split: part._replace(targets=list(map(raw_target, labels[split]))) for split, part in parts.items()}
     if not any(is_recording(part.items[0], roles) for part in parts.values() if part.items):
         return parts, []
     return load_recordings(parts, roles, where, skip_bad=reading.skip_bad, progress=progress)
-
-
-def _is_pattern(label: Any) -> bool:
-    return isinstance(label, str) and label.startswith(PATH)
-
-
-def _labels_need_no_folders(path: Path, reading: ReadingOptions) -> bool:
-    """Whether a folder without folders has recordings, which may have labels inside, or labels are parts of paths."""
-    inside = [inner for inner in path.iterdir() if not inner.name.startswith(".")]
-    if not inside or any(inner.is_dir() for inner in inside):
-        return False
-    media = {medium(inner) for inner in inside} - {None}
-    return _is_pattern(reading.label) or bool(media and media <= {"tables", "recordings"})
 
 
 def _holds_many(path: Path, roles: Roles, dims: int | None, in_channels: int) -> bool:
@@ -405,35 +308,6 @@ def _holds_many(path: Path, roles: Roles, dims: int | None, in_channels: int) ->
     if medium(path) in ("npy files", "npz files"):
         return has_many_examples(path, dims, in_channels)
     return medium(path) == "tables"
-
-
-def _cache_size(reading: FileOptions) -> int:
-    return byte_count(CACHE_SIZE if reading.cache_size is None else reading.cache_size)
-
-
-def _digits() -> Part:
-    from sklearn.datasets import load_digits
-
-    x, y = load_digits(return_X_y=True)
-    pixels = np.round(x.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)  # the values are counts from 0 to 16
-    return as_part([Image.fromarray(image) for image in pixels], y, "digits")
-
-
-def _check_file(path: Path) -> None:
-    try:
-        check_regular(path)
-    except ValueError as error:
-        raise ValueError(f"{printable(str(path))}: {error}") from None
-
-
-def _check_table(path: Path) -> Path:
-    """Return the path of a file of many examples, or raise a ValueError."""
-    if path.suffix.lower() in TABLES:
-        return path
-    if medium(path):
-        raise ValueError(f"{printable(str(path))}: is a single example; to train, {folders.LAYOUT}")
-    known = f"{', '.join(TABLES)} for many examples, {known_endings()} for one each, .csv for a list of files"
-    raise ValueError(f"{printable(str(path))}: unknown type of file {path.suffix!r}; known: {known}")
 
 
 def _printable(part: Part) -> Part:

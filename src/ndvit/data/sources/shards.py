@@ -25,7 +25,7 @@ from ndvit.data.messages import printable
 from ndvit.data.sources.remote import Expected, Files, is_remote
 from ndvit.data.sources.streams import StreamedBlocks
 from ndvit.files import unpacking_fault
-from ndvit.tasks.classification import ClassName
+from ndvit.tasks.class_names import ClassName
 
 MANIFEST = "ndvit.json"
 FORMAT = "ndvit shards 1"

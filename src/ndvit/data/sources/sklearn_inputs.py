@@ -11,7 +11,8 @@ from sklearn.utils.multiclass import check_classification_targets
 from ndvit.data.messages import Doubt, warn_of_doubts
 from ndvit.data.sources.arrays import labels_are_missing, missing_labels, raw_targets, warn_of_rounding
 from ndvit.data.sources.containers import one_column, read_container
-from ndvit.tasks.classification import Classification, check_classes, literal_names
+from ndvit.tasks.class_names import check_classes, literal_names
+from ndvit.tasks.classification import Classification
 
 NUMBERS: Mapping[str, Any] = {"dtype": np.float32, "ensure_all_finite": "allow-nan"}
 """Options of `check_array` and similar functions: float32, NaN is a missing value, infinity is refused."""

@@ -1,5 +1,6 @@
 """Answers for files, a JSON line each: `python predict.py FILE ...`; `python predict.py --self-test` checks itself."""
 
+import csv
 import json
 import sys
 import wave
@@ -15,12 +16,9 @@ INPUT, NAMES = MODEL["input"], MODEL["outputs"]
 SESSION = onnxruntime.InferenceSession(str(HERE / "model.onnx"), providers=["CPUExecutionProvider"])
 
 
-def read_wav(path):
-    with wave.open(str(path)) as file:
-        channels, width, rate, count = file.getparams()[:4]
-        body = np.frombuffer(file.readframes(count), np.uint8).reshape(-1, width) ^ (0x80 if width == 1 else 0)
-    values = np.pad(body, ((0, 0), (4 - width, 0))).view("<i4") / 2**31  # of 1 to 4 bytes, as the upper ones of 4
-    return values.reshape(-1, channels).T, rate
+def check(fits, fault):
+    if not fits:
+        raise ValueError(fault)
 
 
 def read_picture(path):  # (height, width, 3) uint8
@@ -35,37 +33,75 @@ def read_picture(path):  # (height, width, 3) uint8
     return np.asarray(image.convert("RGB"))
 
 
-def read_table(path):  # a column is a channel, a row a moment; for one channel, rows without names are examples
-    x, names = np.genfromtxt(path, delimiter=",", ndmin=2), []
-    if np.isnan(x[0]).all():
-        with open(path, encoding="utf-8-sig") as file:
-            names, x = [name.strip(' "\n') for name in file.readline().split(",")], x[1:]
-        times = [i for i, name in enumerate(names) if name.lower().startswith("time")]
-        rates = [(len(x) - 1) / (x[-1, i] - x[0, i]) for i in times if len(x) > 1]
-        if INPUT["rate"] and any(not 0.99 < rate / INPUT["rate"] < 1.01 for rate in rates):
-            raise ValueError(f"has times of {rates[0]:.6g} samples a second, expected {INPUT['rate']:.6g}")
-        x, names = np.delete(x, times, 1), [name for i, name in enumerate(names) if i not in times]
-    many = INPUT["many"] and (x.shape[1] > 1 or len(x) == 1)
-    fits = len(names) == INPUT["channels"] or INPUT["chosen"] or INPUT["mixed"]
-    if names and not fits and not (many and all(name[-1:].isdecimal() for name in names)):
-        raise ValueError(f"has the columns {', '.join(names[:9])}, expected {INPUT['channels']}: remove the others")
-    return x if many and len(names) != INPUT["channels"] else x.T
+def read_wav(path):
+    with wave.open(str(path)) as file:
+        channels, width, rate, count = file.getparams()[:4]
+        body = np.frombuffer(file.readframes(count), np.uint8).reshape(-1, width) ^ (0x80 if width == 1 else 0)
+    values = np.pad(body, ((0, 0), (4 - width, 0))).view("<i4") / 2**31  # of 1 to 4 bytes, as the upper ones of 4
+    return values.reshape(-1, channels).T, rate
+
+
+def number(field):  # words that pandas takes as missing, too; any other text is an error
+    return float("nan" if field.lower() in ("", "na", "n/a", "null", "none", "?") else field)
+
+
+def read_table(path):  # a column is a channel, a row a moment; for one channel, rows of several numbers are examples
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        rows = [[field.strip() for field in row] for row in csv.reader(file) if row]
+    names, wanted = [], INPUT["channel_names"]
+    try:
+        [number(field) for field in rows[0]]
+    except ValueError:
+        names, rows = rows[0], rows[1:]
+    x = np.array([[number(field) for field in row] for row in rows])
+    check(x.ndim == 2, "has rows of different lengths or none")
+    times = [i for i, name in enumerate(names) if name.lower().startswith("time") or name.lower() == "t"]
+    for t in x[:, times].T if INPUT["rate"] and len(x) > 1 else []:
+        step = (t[-1] - t[0]) / (len(t) - 1)
+        even = np.abs(t - t[0] - step * np.arange(len(t))).max() <= step / 4
+        fault = f"has times {step:.6g} s apart, expected {1 / INPUT['rate']:.6g} s everywhere: resample the recording"
+        check(even and 0.99 < step * INPUT["rate"] < 1.01, fault)
+    columns = [i for i in range(x.shape[1]) if i not in times]
+    fault = f"has the columns {', '.join(names[:9])}, expected {', '.join(wanted) or INPUT['channels']}"
+    if names and wanted:  # in any order and among others
+        check(all(names.count(name) == 1 for name in wanted), fault)
+        columns = [names.index(name) for name in wanted]
+    x = x[:, columns]
+    if INPUT["many"] and not (names and wanted) and (x.shape[1] > 1 or len(x) == 1):
+        check(all(names[i][-1:].isdecimal() for i in columns if names), fault)
+        return [row[None] for row in x]
+    plain = len(columns) == INPUT["channels"] and not INPUT["chosen"]
+    check(not names or wanted or INPUT["mixed"] or plain, fault)
+    return [x.T]
 
 
 def read(path):  # the examples of a file, and their sample rate (Hz) if the file has one
-    kind, rate = path.suffix.lower(), None
-    if INPUT["kind"] == "picture":
-        return [np.load(path) if kind == ".npy" else read_picture(path)], rate
-    if kind == ".csv":
-        x = read_table(path)
-    elif kind == ".wav":
+    kind, axes = path.suffix.lower(), INPUT.get("axes")
+    if INPUT["kind"] == "picture" and kind != ".npy":
+        return [read_picture(path)], None
+    if kind == ".csv" and axes == 1:
+        return read_table(path), None
+    if kind == ".wav" and axes == 1:
         x, rate = read_wav(path)
-    else:
-        x = np.load(path)
-    if rate is None and x.ndim == INPUT["axes"] + 1 and INPUT["many"]:
-        x = x[:, None]
-    x = x.reshape(-1, *x.shape[-INPUT["axes"] - 1 :]) if x.ndim > INPUT["axes"] else x[None]
-    return (list(x) if x.ndim == INPUT["axes"] + 2 else [x]), rate
+        return [x], rate
+    check(kind == ".npy", f"expected a {'.npy, .csv or .wav' if axes == 1 else '.npy'} file")
+    x = np.load(path)
+    if INPUT["kind"] == "picture":
+        return [x], None
+    check(x.dtype.kind in "biuf", f"has values of the type {x.dtype}, expected numbers")
+    check(0 <= x.ndim - axes <= 2, f"has the shape {x.shape}, expected (channels, {'..., ' * (axes > 1)}time)")
+    if x.ndim == axes:
+        return [x[None]], None
+    if x.ndim == axes + 1:
+        return [row[None] for row in x] if INPUT["many"] else [x], None
+    return list(x), None
+
+
+def chosen(x):  # the channels that the model reads, of those of a file
+    if INPUT["kind"] == "picture":
+        return x
+    x = np.asarray(x[INPUT["chosen"]] if INPUT["chosen"] else x, np.float32)
+    return np.nanmean(x, 0, keepdims=True) if INPUT["mixed"] and len(x) > 1 else x
 
 
 def windows(x, rate):  # a recording is cut as `ndvit predict` cuts it, and its answer is the mean of theirs
@@ -82,21 +118,17 @@ def windows(x, rate):  # a recording is cut as `ndvit predict` cuts it, and its 
 def answer(x, rate=None):  # the outputs of an example, in the order of their names
     if INPUT["kind"] == "picture":
         return SESSION.run(None, {"raw": x})[0][0]
-    x = np.asarray(x[INPUT["chosen"]] if len(x) > INPUT["channels"] and INPUT["chosen"] else x, np.float32)
-    x = np.nanmean(x, 0, keepdims=True) if INPUT["mixed"] and len(x) > 1 else x
+    check(len(x) == INPUT["channels"], f"has {len(x)} channels, expected {INPUT['channels']}")
+    check(INPUT["rate"] or not rate, "is a recording, and the model knows no sample rate")
     ratio = Fraction(INPUT["rate"] or 1) / Fraction(rate or INPUT["rate"] or 1)
+    check(not np.isinf(x).any() and (ratio == 1 or np.isfinite(x).all()), "has infinite or missing samples")
+    parts = windows(np.asarray(x, np.float32), rate or INPUT["rate"])
+    seen = all(not np.isnan(part[INPUT["used"]]).all() for part in parts)
+    check(seen, "has no observed values in a window")
+    most = INPUT["longest"] or [np.inf]
+    fits = all(n * ratio <= 2 * limit for n, limit in zip(parts[0].shape[1:], most))
+    check(fits, f"has {parts[0].shape[1:]} samples, more than twice as many as {most}")
     rates = {"ratio": np.array(ratio.limit_denominator(100_000).as_integer_ratio())} if INPUT["rate"] else {}
-    parts = windows(x, rate or INPUT["rate"])
-    long = INPUT["longest"] and any(n * ratio > 2 * most for n, most in zip(parts[0].shape[1:], INPUT["longest"]))
-    for fault, text in (
-        (len(x) != INPUT["channels"], f"has {len(x)} channels, expected {INPUT['channels']}"),
-        (rate and not INPUT["rate"], "is a recording, and the model knows no sample rate"),
-        ((ratio != 1 and not np.isfinite(x).all()) or np.isinf(x).any(), "has infinite or missing samples"),
-        (any(np.isnan(part[INPUT["used"]]).all() for part in parts), "has no observed values in a window"),
-        (long, f"has {parts[0].shape[1:]} samples, more than twice as many as {INPUT['longest']}"),
-    ):
-        if fault:
-            raise ValueError(text)
     return np.mean([SESSION.run(None, {"raw": part} | rates)[0][0] for part in parts], axis=0, dtype=np.float64)
 
 
@@ -119,17 +151,22 @@ def self_test():
     return {"self-test": "passed" if worst <= 1 else "failed", "difference": worst, "of": "what is allowed"}
 
 
+def main(names):
+    status = 0
+    for name in names:
+        try:
+            examples, rate = read(Path(name))
+            for i, x in enumerate(examples):
+                found = described(answer(chosen(x), rate))
+                print(json.dumps({"name": f"{name}[{i}]" if len(examples) > 1 else name} | found))
+        except Exception as error:  # the other files are answered
+            status = 2
+            print(json.dumps({"name": name, "error": str(error)}))
+    return status
+
+
 if __name__ == "__main__":
     if "--self-test" in sys.argv:
         print(json.dumps(result := self_test()))
         sys.exit(result["self-test"] != "passed")
-    status = 0
-    for name in sys.argv[1:]:
-        try:
-            examples, rate = read(Path(name))
-            for i, x in enumerate(examples):
-                print(json.dumps({"name": f"{name}[{i}]" if len(examples) > 1 else name} | described(answer(x, rate))))
-        except Exception as error:  # the other files are answered
-            status = 2
-            print(json.dumps({"name": name, "error": str(error)}))
-    sys.exit(status)
+    sys.exit(main(sys.argv[1:]))

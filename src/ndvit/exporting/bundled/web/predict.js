@@ -2,7 +2,12 @@
 export async function open(ort, graph, description) {
   const session = await ort.InferenceSession.create(graph, { executionProviders: ["wasm"] });
   const model = { ort, session, input: description.input, names: description.outputs, description };
-  return { ...model, read: (name, bytes) => read(model, name, bytes), answer: (example) => answer(model, example) };
+  return {
+    ...model,
+    read: (name, bytes) => read(model, name, bytes),
+    chosen: (example) => (model.input.kind === "picture" ? example : chosen(model.input, example)),
+    answer: (example) => answer(model, example),
+  };
 }
 
 // An example is { values, shape, rate }: (channels, ..., time) float32 with NaN for missing values, or for pictures
@@ -10,11 +15,13 @@ export async function open(ort, graph, description) {
 async function read(model, name, bytes) {
   const kind = name.toLowerCase().split(".").pop(), { input } = model;
   if (input.kind === "picture") return [kind === "npy" ? readNpy(bytes) : await readPicture(bytes)];
-  if (kind === "wav") return [readWav(bytes)];
-  if (kind !== "npy" && kind !== "csv") throw new Error("expected a .npy, .csv or .wav file");
-  const { values, shape } = kind === "npy" ? readNpy(bytes) : readCsv(bytes, input);
-  if (shape.length === input.axes) return [{ values, shape: [1, ...shape], rate: null }];
-  if (shape.length === input.axes + 1 && !input.many) return [{ values, shape, rate: null }];
+  if (kind === "wav" && input.axes === 1) return [readWav(bytes)];
+  if (kind === "csv" && input.axes === 1) return readCsv(bytes, input);
+  if (kind !== "npy") throw new Error(`expected a ${input.axes === 1 ? ".npy, .csv or .wav" : ".npy"} file`);
+  const { values, shape } = readNpy(bytes), more = shape.length - input.axes;
+  if (more < 0 || more > 2) throw new Error(`has the shape (${shape}), expected (channels, ${input.axes > 1 ? "..., " : ""}time)`);
+  if (more === 0) return [{ values, shape: [1, ...shape], rate: null }];
+  if (more === 1 && !input.many) return [{ values, shape, rate: null }];
   const each = shape.length === input.axes + 1 ? [1, ...shape.slice(1)] : shape.slice(1), size = product(each);
   return Array.from({ length: shape[0] }, (_, i) => ({ values: values.slice(i * size, (i + 1) * size), shape: each, rate: null }));
 }
@@ -25,7 +32,7 @@ async function answer({ ort, session, input }, example) {
     if (shape.length !== 3 || shape[2] !== 3) throw new Error(`a picture is (height, width, 3), got (${shape})`);
     return run(session, { raw: new ort.Tensor("uint8", values, shape) });
   }
-  const whole = mixed(input, example), rate = example.rate ?? input.rate, [up, down] = fraction(input.rate ?? 1, rate ?? 1);
+  const whole = example, rate = example.rate ?? input.rate, [up, down] = fraction(input.rate ?? 1, rate ?? 1);
   if (whole.shape[0] !== input.channels) throw new Error(`has ${whole.shape[0]} channels, expected ${input.channels}`);
   if (example.rate && !input.rate) throw new Error("is a recording, and the model knows no sample rate");
   if (whole.values.some((v) => (up !== down && Number.isNaN(v)) || Math.abs(v) === Infinity)) throw new Error("has infinite or missing samples");
@@ -67,10 +74,12 @@ function fraction(a, b) {
   return [a / common, b / common];
 }
 
-function mixed(input, { values, shape }) {
+// The channels that the model reads, of those of a file.
+function chosen(input, { values, shape, rate }) {
   const size = product(shape.slice(1));
   let rows = Array.from({ length: shape[0] }, (_, c) => values.subarray(c * size, (c + 1) * size));
-  if (input.chosen.length && rows.length > input.channels) rows = input.chosen.map((c) => rows[c]);
+  if (input.chosen.some((c) => c >= rows.length)) throw new Error(`has ${rows.length} channels, expected the channels ${input.chosen}`);
+  if (input.chosen.length) rows = input.chosen.map((c) => rows[c]);
   if (input.mixed && rows.length > 1) {
     rows = [Float32Array.from({ length: size }, (_, i) => {
       const seen = rows.map((row) => row[i]).filter((v) => !Number.isNaN(v));
@@ -79,14 +88,19 @@ function mixed(input, { values, shape }) {
   }
   const joined = new Float32Array(rows.length * size);
   rows.forEach((row, c) => joined.set(row, c * size));
-  return { values: joined, shape: [rows.length, ...shape.slice(1)] };
+  return { values: joined, shape: [rows.length, ...shape.slice(1)], rate };
+}
+
+function round(value) { // as Python: of two whole numbers that are equally near, the even one
+  const low = Math.floor(value), rest = value - low;
+  return rest < 0.5 || (rest === 0.5 && low % 2 === 0) ? low : low + 1;
 }
 
 function windows(input, { values, shape }, rate) {
   if (!input.window) return [{ values, shape }];
   const length = shape[shape.length - 1], units = { samples: 1, seconds: rate, share: length };
-  const size = Math.min(length, Math.max(1, Math.round(input.window[0] * units[input.window[1]])));
-  const [value, unit] = input.hop ?? [1, "share"], hop = Math.max(1, Math.round(value * { ...units, share: size }[unit]));
+  const size = Math.min(length, Math.max(1, round(input.window[0] * units[input.window[1]])));
+  const [value, unit] = input.hop ?? [1, "share"], hop = Math.max(1, round(value * { ...units, share: size }[unit]));
   const starts = [];
   for (let start = 0; start + size <= length; start += hop) starts.push(start);
   if ((length - size) % hop > 0 && hop <= size) starts.push(length - size);
@@ -137,28 +151,44 @@ function readNpy(bytes) {
   return { values: type === "|u1" ? values : Float32Array.from(values), shape, rate: null };
 }
 
-// A column is a channel, a row a moment; for one channel, rows without names are examples.
+function number(field) { // words that pandas takes as missing, too; any other text is an error
+  if (["", "na", "n/a", "nan", "null", "none", "?"].includes(field.toLowerCase())) return NaN;
+  if (Number.isNaN(Number(field))) throw new Error(`has ${JSON.stringify(field)} where a number is expected`);
+  return Number(field);
+}
+
+// A column is a channel, a row a moment; for one channel, rows of several numbers are examples.
 function readCsv(bytes, input) {
-  const rows = new TextDecoder().decode(bytes).split(/\r?\n/).filter((line) => line.trim());
-  let numbers = rows.map((line) => line.split(",").map((field) => (field.trim() ? Number(field) : NaN))), names = [];
-  if (numbers[0].every(Number.isNaN)) {
-    names = rows[0].split(",").map((name) => name.replace(/^[\s"]+|[\s"]+$/g, ""));
-    numbers = numbers.slice(1);
-    const isTime = names.map((name) => name.toLowerCase().startsWith("time"));
-    for (let i = 0; i < names.length && input.rate && numbers.length > 1; i++) {
-      const rate = (numbers.length - 1) / (numbers[numbers.length - 1][i] - numbers[0][i]);
-      if (isTime[i] && !(0.99 < rate / input.rate && rate / input.rate < 1.01))
-        throw new Error(`has times of ${rate} samples a second, expected ${input.rate}`);
-    }
-    numbers = numbers.map((row) => row.filter((_, i) => !isTime[i]));
-    names = names.filter((_, i) => !isTime[i]);
+  let rows = new TextDecoder().decode(bytes).split(/\r?\n/).filter((line) => line);
+  rows = rows.map((line) => line.split(",").map((field) => field.replace(/^[\s"]+|[\s"]+$/g, "")));
+  let names = [], wanted = input.channel_names;
+  try {
+    rows[0].map(number);
+  } catch {
+    [names, ...rows] = rows;
   }
-  const many = input.many && (numbers[0].length > 1 || numbers.length === 1);
-  const fits = names.length === input.channels || input.chosen.length || input.mixed;
-  if (names.length && !fits && !(many && names.every((name) => /\d$/.test(name))))
-    throw new Error(`has the columns ${names.slice(0, 9).join(", ")}, expected ${input.channels}: remove the others`);
-  if (!many || names.length === input.channels) numbers = numbers[0].map((_, i) => numbers.map((row) => row[i]));
-  return { values: Float32Array.from(numbers.flat()), shape: [numbers.length, numbers[0].length] };
+  const numbers = rows.map((row) => row.map(number)), count = numbers[0]?.length;
+  if (!count || numbers.some((row) => row.length !== count)) throw new Error("has rows of different lengths or none");
+  const column = (i) => numbers.map((row) => row[i]), isTime = (name) => /^(time.*|t)$/i.test(name ?? "");
+  names.forEach((name, i) => {
+    if (!isTime(name) || !input.rate || numbers.length < 2) return;
+    const t = column(i), step = (t[t.length - 1] - t[0]) / (t.length - 1);
+    const even = t.every((v, k) => Math.abs(v - t[0] - step * k) <= step / 4), ratio = step * input.rate;
+    if (!(even && 0.99 < ratio && ratio < 1.01))
+      throw new Error(`has times ${step} s apart, expected ${1 / input.rate} s everywhere: resample the recording`);
+  });
+  let columns = Array.from({ length: count }, (_, i) => i).filter((i) => !isTime(names[i]));
+  const fault = `has the columns ${names.slice(0, 9).join(", ")}, expected ${wanted.join(", ") || input.channels}`;
+  const check = (fits) => { if (!fits) throw new Error(fault); };
+  if (names.length && wanted.length) { // in any order and among others
+    check(wanted.every((name) => names.filter((other) => other === name).length === 1));
+    columns = wanted.map((name) => names.indexOf(name));
+  } else if (input.many && (columns.length > 1 || numbers.length === 1)) {
+    check(!names.length || columns.every((i) => /\d$/.test(names[i])));
+    return numbers.map((row) => ({ values: Float32Array.from(columns, (i) => row[i]), shape: [1, columns.length], rate: null }));
+  }
+  check(!names.length || wanted.length || input.mixed || (columns.length === input.channels && !input.chosen.length));
+  return [{ values: Float32Array.from(columns.map(column).flat()), shape: [columns.length, numbers.length], rate: null }];
 }
 
 async function readPicture(bytes) {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,32 +11,26 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ndvit.config.reading import file_options
 from ndvit.config.recipe import Device
 from ndvit.evaluation.base import Evaluation
 from ndvit.explain import explain as _explain
 from ndvit.explain.explain import Explanation, Target
 from ndvit.explain.features import features
 from ndvit.explain.methods import Method
-from ndvit.exporting.formats import ENDINGS, HARMLESS, Format, Precision, is_exported
-from ndvit.exporting.runtimes import Runtime, open_exported
+from ndvit.exporting.formats import Format
+from ndvit.exporting.runtimes import Runtime
 from ndvit.inference import embed as _embed
 from ndvit.inference import evaluate as _evaluate
 from ndvit.inference import predict as _predict
 from ndvit.inference.embed import Embeddings
 from ndvit.inference.evaluate import Split
 from ndvit.inference.predict import Log
-from ndvit.inference.recordings import WindowPrediction
-from ndvit.inference.watching import INTERVAL, Row, watch
+from ndvit.inference.watching import INTERVAL, watch_folder
 from ndvit.network.committee import Committee
 from ndvit.network.fast import only_read_tokens
 from ndvit.parts import ModelParts, is_result
 from ndvit.tasks.base import Prediction
-from ndvit.tasks.classification import Classification
-from ndvit.weights.adapt import ChannelRule
-from ndvit.weights.building import build
 from ndvit.weights.file import write_model
-from ndvit.weights.opening import open_weights
 
 if TYPE_CHECKING:
     from ndvit.exporting.bundle import BundleReport
@@ -182,22 +176,10 @@ class Model(ModelParts):
             FileExistsError: if another process writes to the CSV.
             OSError: if the CSV cannot be written.
         """
-        where = self._device(options.get("device", "auto"))
-        task = _predict.check_ready(self, options.get("batch_size", 64), where, log)
-        others = ("batch_size", "device", "progress")
-        file_options(self.provenance, {name: value for name, value in options.items() if name not in others})
-        sample = task.predictions(np.zeros((1, task.num_outputs), dtype=np.float32), [""])[0]
-        row = (WindowPrediction("", 0.0, 0.0, sample) if per_window else sample).row()
-        options = {"progress": False, **options, "log": lambda line: None}
-
-        def answer(path: Path) -> tuple[list[Row], list[str]]:
-            faults: list[str] = []
-            found = self.predict(path, per_window=per_window, on_fault=faults.append, **options)
-            rows = [dict(prediction.row()) for prediction in found]
-            names = [str(row["name"]).replace(str(path), path.name, 1) for row in rows]
-            return [list({**row, "name": name}.items()) for row, name in zip(rows, names)], faults
-
-        return watch(folder, output, [name for name, _ in row], answer, once=once, interval=interval, log=log)
+        options["device"] = self._device(options.get("device", "auto"))
+        return watch_folder(
+            self, folder, output, per_window=per_window, once=once, interval=interval, log=log, **options
+        )
 
     def predict_to(
         self,
@@ -240,9 +222,8 @@ class Model(ModelParts):
         from ndvit.inference.to_file import predict_to
 
         reading |= {"per_window": per_window, "force": force, "on_fault": on_fault, "batch_size": batch_size}
-        return predict_to(
-            self, *inputs, output=output, device=self._device(device), progress=progress, log=log, **reading
-        )
+        reading |= {"device": self._device(device), "progress": progress, "log": log}
+        return predict_to(self, *inputs, output=output, **reading)
 
     def predict_proba(
         self,
@@ -278,16 +259,8 @@ class Model(ModelParts):
         Raises:
             ValueError: as in `predict`; for a tensor of another shape; for a tensor together with raw examples.
         """
-        return _predict.predict_proba(
-            self,
-            *inputs,
-            mask=mask,
-            batch_size=batch_size,
-            device=self._device(device),
-            progress=progress,
-            log=log,
-            **reading,
-        )
+        reading |= {"batch_size": batch_size, "device": self._device(device), "progress": progress, "log": log}
+        return _predict.predict_proba(self, *inputs, mask=mask, **reading)
 
     def evaluate(
         self,
@@ -323,18 +296,8 @@ class Model(ModelParts):
         Raises:
             ValueError: if the targets are not those of the model, or the data is of another kind.
         """
-        return _evaluate.evaluate(
-            self,
-            source,
-            split=split,
-            predictions=predictions,
-            force=force,
-            batch_size=batch_size,
-            device=self._device(device),
-            progress=progress,
-            log=log,
-            **reading,
-        )
+        reading |= {"batch_size": batch_size, "device": self._device(device), "progress": progress, "log": log}
+        return _evaluate.evaluate(self, source, split=split, predictions=predictions, force=force, **reading)
 
     def embed(
         self,
@@ -371,19 +334,8 @@ class Model(ModelParts):
             FileExistsError: if the output exists and `force` is not set.
         """
         self._refuse_runtime("has no features")
-        return _embed.embed(
-            self,
-            source,
-            output=output,
-            force=force,
-            split=split,
-            seed=seed,
-            batch_size=batch_size,
-            device=self._device(device),
-            progress=progress,
-            log=log,
-            **reading,
-        )
+        reading |= {"batch_size": batch_size, "device": self._device(device), "progress": progress, "log": log}
+        return _embed.embed(self, source, output=output, force=force, split=split, seed=seed, **reading)
 
     def explain(
         self,
@@ -562,232 +514,3 @@ class Model(ModelParts):
     def _refuse_runtime(self, reason: str) -> None:
         if isinstance(self.network, Runtime):
             raise ValueError(f"{self.network.name} {reason}: use the model that it was made of")
-
-
-def as_model(parts: ModelParts) -> Model:
-    """The model of parts, such as those that were built from weights."""
-    return Model(**vars(parts))
-
-
-def load_model(
-    source: str | Path,
-    device: str | torch.device = "cpu",
-    *,
-    channels: ChannelRule | None = None,
-    preprocess: Mapping[str, Any] | None = None,
-    classes: Sequence[str] | None = None,
-    ema: bool | None = None,
-    **overrides: Any,
-) -> Model:
-    """Load a model of any origin, and adapt it if anything else is wanted of it.
-
-    The layout of weights is recognised by the tensors, never by the file's name: ndvit's own files and runs, timm,
-    torchvision, transformers, Google's .npz, and the releases of DeiT, MAE, DINOv2 and DINOv3. The network may lie
-    under any prefix, beside other networks and losses. Nothing in a file is executed.
-
-    What the file does not state is assumed and listed in `load_report`; the first prediction raises a `WeightsWarning`.
-
-    `load_model("vit_small_patch16_224.augreg_in21k_ft_in1k", num_classes=10, input_size=384)` fits published weights to
-    ten classes and larger pictures; `input_size=(1024,)` makes a network for signals of them.
-
-    Args:
-        source: a file, a folder (a run, or one with config.json), a name that `ndvit weights` lists,
-            `hf:owner/name[/file][@revision]`, or an exported .onnx or .xml file. `FILE#PREFIX` reads the network under
-            this prefix of a file with several.
-        device: where to put the network.
-        channels: how the first kernels are fitted to another number of input channels, see `fit_tensors`.
-        preprocess: fields of `ImagePreprocess` (mean, std, ...) that replace those that were found or assumed.
-        classes: names of the outputs. If the weights have other classes, the head is new; if they name none, these are
-            the names of their outputs. An old head that is not one linear layer is then no hindrance.
-        ema: of several copies of a network in one file, the averaged one (a teacher, a moving average) or the other
-            one; None is what the program that wrote the file evaluates.
-        **overrides: fields of `ViTConfig`. An int for `input_size` is the same along every axis.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if the source is not a Vision Transformer, is damaged or unsafe, or cannot be adapted as requested.
-
-    Example:
-        >>> import ndvit
-        >>> ndvit.save_model(ndvit.create_model("vit_pico", input_size=(32, 32), num_classes=5), "pictures.safetensors")
-        >>> model = ndvit.load_model("pictures.safetensors", input_size=(128,), classes=("calm", "storm"))
-        >>> model.config.input_size, model.classes
-        ((128,), ('calm', 'storm'))
-    """
-    if is_exported(source):
-        if not str(source).endswith(tuple(ENDINGS[format] for format in HARMLESS)):
-            raise ValueError(
-                f"{source} is not opened, because files of this format can execute the code of their author: export to "
-                "onnx or openvino; or load your own file with ndvit.model.load_exported(FILE) in Python"
-            )
-        set_here = {"channels": channels, "preprocess": preprocess, "classes": classes, "ema": ema}
-        changes = [name for name, value in set_here.items() if value]
-        if changes or overrides:
-            raise ValueError(
-                f"{source} is exported and cannot be adapted: leave {', '.join([*changes, *overrides])} out"
-            )
-        return load_exported(source).to(device)
-    checkpoint = open_weights(source, overrides, ema=ema)
-    return as_model(build(checkpoint, device, channels, preprocess, classes, overrides))
-
-
-def load_features(source: str | Path, *, ema: bool | None = None, **overrides: Any) -> Model:
-    """`load_model`, but a head that ndvit cannot compute is left out: features do not need it."""
-    if is_exported(source):
-        return load_model(source, ema=ema, **overrides)
-    checkpoint = open_weights(source, overrides, ema=ema)
-    if checkpoint.lost_head:
-        overrides.setdefault("num_classes", 0)
-    return as_model(build(checkpoint, overrides=overrides))
-
-
-def load_exported(path: str | Path, threads: int | None = None, precision: Precision = "float32") -> Model:
-    """Load a file that `Model.export` wrote, to run on the CPU.
-
-    .onnx and .xml (OpenVINO) files hold no code and are safe to load. .pt2 and .ts files can execute code of their
-    author when they are loaded or called: load only your own.
-
-    Args:
-        path: a .onnx, .xml, .pt2 or .ts file.
-        threads: number of threads of ONNX Runtime and OpenVINO; None is torch's. The other formats run in torch.
-        precision: precision that OpenVINO computes in. "bfloat16" is about twice as fast on CPUs with AVX-512 BF16 or
-            AMX; answers differ by a few hundredths of their spread.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if ndvit did not write it, it is damaged, or the package that runs it is not installed.
-    """
-    runtime, checkpoint = open_exported(path, threads, precision)
-    return Model(
-        runtime,
-        checkpoint.task,
-        checkpoint.preprocess,
-        temperature=checkpoint.temperature,
-        untrained=checkpoint.untrained,
-        provenance=checkpoint.provenance,
-    )
-
-
-def save_model(model: ModelParts | nn.Module, path: str | Path) -> None:
-    """Write a model as `Model.save` does. A bare network is written without task and preprocessing.
-
-    `classes`, `preprocess` and `temperature` that were set on a bare network, as earlier versions required, are kept.
-
-    Example:
-        >>> import ndvit
-        >>> ndvit.save_model(ndvit.create_model("vit_pico", num_classes=3), "three.safetensors")
-        >>> ndvit.load_model("three.safetensors").config.num_classes
-        3
-    """
-    if isinstance(model, ModelParts):
-        as_model(model).save(path)
-        return
-    known = {name: getattr(model, name) for name in ("preprocess", "temperature") if hasattr(model, name)}
-    classes, training = getattr(model, "classes", ()), model.training
-    try:
-        write_model(ModelParts(model, Classification(classes) if classes else None, **known), path)
-    finally:
-        model.train(training)  # as it was before
-
-
-def compile(model: Model | nn.Module | str | Path, **options: Any) -> Model:
-    """The model run in the fastest way on this machine that gives the same answers, found by measuring.
-
-    See `ndvit.exporting.compiling.fastest` for the options and errors.
-
-    Example:
-        >>> import ndvit
-        >>> network = ndvit.create_model("vit_pico", input_size=(64,), patch_size=8, in_channels=1, num_classes=3)
-        >>> fast = ndvit.compile(ndvit.Model(network), batch_size=2, ways=("onnxruntime",), rounds=1, log=str)
-        >>> fast.config.num_classes
-        3
-    """
-    from ndvit.exporting.compiling import fastest
-
-    model = _open(model)
-    return model.with_network(fastest(model, **options))
-
-
-def predict(model: Model | str | Path, *inputs: Any, ema: bool | None = None, **options: Any) -> list[Prediction]:
-    """`load_model(model, ema=ema).predict(*inputs, **options)`.
-
-    Example:
-        >>> import numpy as np
-        >>> import ndvit
-        >>> y = np.repeat(["low", "high"], 20)
-        >>> X = np.random.default_rng(0).normal(size=(40, 1, 32)) + (y == "high")[:, None, None]
-        >>> run = ndvit.train((X, y), preset="fast", output="runs/predict", progress=False, log=str)
-        >>> ndvit.predict("runs/predict", X[:1])[0].label
-        'low'
-    """
-    return _open(model, ema).predict(*inputs, **options)
-
-
-def predict_to(model: Model | str | Path, *inputs: Any, ema: bool | None = None, **options: Any) -> int:
-    """`load_model(model, ema=ema).predict_to(*inputs, **options)`."""
-    return _open(model, ema).predict_to(*inputs, **options)
-
-
-def evaluate(model: Model | str | Path, source: Any, *, ema: bool | None = None, **options: Any) -> Evaluation:
-    """`load_model(model, ema=ema).evaluate(source, **options)`.
-
-    Example:
-        >>> import numpy as np
-        >>> import ndvit
-        >>> y = np.repeat(["low", "high"], 20)
-        >>> X = np.random.default_rng(0).normal(size=(40, 1, 32)) + (y == "high")[:, None, None]
-        >>> run = ndvit.train((X, y), preset="fast", output="runs/evaluate", progress=False, log=str)
-        >>> ndvit.evaluate("runs/evaluate", (X, y), progress=False, log=str).accuracy > 0.9
-        True
-    """
-    return _open(model, ema).evaluate(source, **options)
-
-
-def embed(model: Model | str | Path, source: Any, *, ema: bool | None = None, **options: Any) -> Embeddings:
-    """`load_model(model, ema=ema).embed(source, **options)`; an output that cannot be written is refused first.
-
-    A head that ndvit cannot compute does not matter.
-
-    Example:
-        >>> import numpy as np
-        >>> import ndvit
-        >>> y = np.repeat(["low", "high"], 20)
-        >>> X = np.random.default_rng(0).normal(size=(40, 1, 32)) + (y == "high")[:, None, None]
-        >>> run = ndvit.train((X, y), preset="fast", output="runs/embed", progress=False, log=str)
-        >>> ndvit.embed("runs/embed", X, progress=False).vectors.shape[0]
-        40
-    """
-    if options.get("output") is not None:
-        _embed.check_output(Path(options["output"]), options.get("force", False))
-    opened = load_features(model, ema=ema) if isinstance(model, str | Path) else _open(model, ema)
-    return opened.embed(source, **options)
-
-
-def export(
-    model: Model | str | Path, path: str | Path | None = None, *, ema: bool | None = None, **options: Any
-) -> ExportReport:
-    """`load_model(model, ema=ema).export(path, **options)`; without a path, the file is written beside the weights.
-
-    Example:
-        >>> import ndvit
-        >>> network = ndvit.create_model("vit_pico", input_size=(64,), patch_size=8, in_channels=1, num_classes=3)
-        >>> report = ndvit.export(ndvit.Model(network), "model.onnx")  # compared with the model before it is kept
-        >>> ndvit.load_model("model.onnx").config.num_classes
-        3
-    """
-    return _open(model, ema).export(path, **options)
-
-
-def export_bundle(
-    model: Model | str | Path, folder: str | Path, *, ema: bool | None = None, **options: Any
-) -> BundleReport:
-    """`load_model(model, ema=ema).export_bundle(folder, **options)`."""
-    return _open(model, ema).export_bundle(folder, **options)
-
-
-def _open(source: Model | nn.Module | str | Path, ema: bool | None = None) -> Model:
-    if not isinstance(source, Model | nn.Module):
-        return load_model(source, ema=ema)
-    if ema is not None:
-        raise ValueError(f"ema={ema} chooses among the weights of a file, and this model is in memory: leave it out")
-    return source if isinstance(source, Model) else Model(source)
