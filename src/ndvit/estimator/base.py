@@ -17,7 +17,7 @@ from ndvit.config.reading import ReadingOptions, file_options
 from ndvit.data.examples import Source
 from ndvit.data.groups import group_names, relative_weights
 from ndvit.data.loading import Inputs
-from ndvit.data.messages import DataWarning, warn
+from ndvit.data.messages import DataWarning, Ungrouped, ungrouped, warn
 from ndvit.data.preprocess import describe_resampling, warn_if_unlike_training
 from ndvit.data.sources.containers import check_names
 from ndvit.data.sources.load import load_examples
@@ -94,6 +94,10 @@ class ViTEstimator(BaseEstimator):
         planned = plan(request)
         for line in planned.lines():
             log(line)
+        if planned.data.val is not None and groups is None:  # held out at random
+            for note in source.notes:
+                if isinstance(note, Ungrouped):
+                    warn(ungrouped(note), DataWarning)
         trained = fit(planned, progress=bool(self.verbose), log=log)
         if trained.interrupted:
             raise KeyboardInterrupt
