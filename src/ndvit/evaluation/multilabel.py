@@ -67,7 +67,8 @@ class MultilabelEvaluation(Evaluation):
         classes: names of the labels, in the order of the columns.
         truth: (n, labels) of 0 and 1.
         probabilities: (n, labels) from 0 to 1.
-        thresholds: (labels,) probabilities from which on an example is taken to have the label.
+        thresholds: (labels,) probabilities from which on an example is taken to have the label, or (n, labels) those of
+            each example, which differ between the folds of a cross-validation.
         names: one name per example.
 
     Raises:
@@ -77,7 +78,7 @@ class MultilabelEvaluation(Evaluation):
     classes: tuple[str, ...]
     truth: np.ndarray
     probabilities: np.ndarray
-    thresholds: Sequence[float]
+    thresholds: Sequence[float] | np.ndarray
     names: tuple[str, ...]
     template: ClassVar[str] = "multilabel.html.jinja"
     labels_of: ClassVar[Mapping[str, str]] = {
@@ -116,6 +117,8 @@ class MultilabelEvaluation(Evaluation):
     def per_class(self) -> list[LabelRow]:
         """Metrics of each label."""
         rows = []
+        thresholds = np.asarray(self.thresholds)
+        thresholds = thresholds.mean(0) if thresholds.ndim > 1 else thresholds  # the mean over folds
         precisions = average_precisions(self.truth, self.probabilities)
         for j, name in enumerate(self.classes):
             truth, decided = self.truth[:, j] > 0, self.decided[:, j]
@@ -128,7 +131,7 @@ class MultilabelEvaluation(Evaluation):
                     recall=float(hits / there) if there else None,
                     precision=float(hits / taken) if taken else None,
                     f1=float(2 * hits / (there + taken)) if there + taken else None,
-                    threshold=float(self.thresholds[j]),
+                    threshold=float(thresholds[j]),
                     auroc=areas(truth, self.probabilities[:, j])[0],
                     recall_interval=wilson_interval(int(hits), int(there)) if there else None,
                 )

@@ -385,6 +385,29 @@ class Task(ABC):
         """
         return self
 
+    def decided_by(self, answers: np.ndarray, targets: np.ndarray) -> Task:
+        """The task with its decisions, such as thresholds, chosen on answers for examples that were not trained on.
+
+        Args:
+            answers: (n, outputs) activated outputs.
+            targets: their encoded targets.
+        """
+        return self
+
+    def out_of_fold(self, answers: np.ndarray, targets: np.ndarray, folds: np.ndarray) -> Task:
+        """The task for the answers of a cross-validation: each fold has the decisions that suit the other folds.
+
+        Args:
+            answers: (n, outputs) activated outputs of all examples, each by a model that was trained without it.
+            targets: their encoded targets.
+            folds: (n,) the fold of each example.
+        """
+        return self
+
+    def of_rows(self, rows: np.ndarray) -> Task:
+        """The task for some of the examples that `out_of_fold` was about, by their numbers."""
+        return self
+
     def facts(self) -> dict[str, str]:
         """What `adjusted` decided, by name, for reports."""
         return {}

@@ -16,6 +16,7 @@ from ndvit.data.checking import Checked, check_examples
 from ndvit.data.examples import Examples, Kind, Part, Recording, Source, Stored, StoredItems, StoredSignal
 from ndvit.data.groups import describe_groups, groups_of, names_in_paths, sample_weights, suspected_groups, without
 from ndvit.data.messages import Doubt, LeftOut, Ungrouped, listing, printable, ungrouped, warn_of_doubts
+from ndvit.data.overlaps import overlapping_windows
 from ndvit.data.sources import folders
 from ndvit.data.sources.arrays import labels_are_missing, missing_labels, raw_target
 from ndvit.data.sources.columns import Roles
@@ -140,6 +141,7 @@ def load_source(
         notes += describe_groups(groups, reading.group_by)
     elif kind_of_task.learns_from_targets:
         notes += suspected_groups(parts)
+        notes += [] if windowed else overlapping_windows(parts)
         if "test" not in parts and test_fraction:  # the split at random may separate the examples of a group
             notes = [ungrouped(note) if isinstance(note, Ungrouped) else note for note in notes]
     notes = [printable(note) for note in notes]
