@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ndvit.config.bounds import counted
 from ndvit.data.messages import printable
 from ndvit.data.sources.files import medium
 from ndvit.data.sources.tables import TABLES
@@ -222,7 +223,7 @@ def watch(
     with _sole_writer(output, lock), _stopped_by_signals() as stop:
         answers = AnswerFile(output, columns)
         try:
-            log(f"watching {folder}, {len(answers.done):,} files answered before; answers go to {output}")
+            log(f"watching {folder}, {counted(len(answers.done), 'file')} answered before; answers go to {output}")
             return _watch(Folder(folder, (output, lock)), answers, answer, once, interval, stop, log)
         finally:
             answers.close()
@@ -253,12 +254,12 @@ def _watch(
                 faults = ["has no examples"]
             answers.append(found, rows, faults)
             count += 1
-            log(f"{found.name}: {f'{len(rows):,} answers' if len(rows) != 1 else '1 answer'}{_first(faults)}")
+            log(f"{found.name}: {counted(len(rows), 'answer')}{_first(faults)}")
         if once and (not waiting or patience <= 0):
             return count
         patience -= interval
         if stop.wait(interval):
-            log(f"stopped; {count:,} files answered")
+            log(f"stopped; {counted(count, 'file')} answered")
             return count
 
 

@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from ndvit.config.bounds import counted
 from ndvit.data.examples import Part
 from ndvit.data.messages import Doubt, listing, printable, unread
 from ndvit.data.sources.arrays import as_part, raw_target
 from ndvit.data.sources.clocks import Series, as_item, read_times
-from ndvit.data.sources.columns import LABELS, TIMES, Roles, named, word
+from ndvit.data.sources.columns import LABELS, TIMES, Roles, channels_named, named, word
 from ndvit.data.sources.layouts import Recorded, raw_values
 from ndvit.data.sources.matlab import ArrayFile, Header, open_arrays
 from ndvit.data.sources.npy import open_archive
@@ -75,7 +76,8 @@ def read_many(path: Path, roles: Roles, *, with_targets: bool) -> tuple[dict[str
             part = as_part(x, None, where)
             if y is not None and len(y) != len(part.items):
                 raise ValueError(
-                    f"{where}: {len(part.items):,} examples but {len(y):,} targets in {named(target_keys)}"
+                    f"{where}: {counted(len(part.items), 'example')} but {counted(len(y), 'target')} in "
+                    f"{named(target_keys)}"
                 )
             columns = {name: targets(arrays.read(key)) for name, key in beside.items()}
             shape, items = _shape(part), part.items
@@ -158,7 +160,7 @@ def read_one(path: Path, roles: Roles) -> Recorded:
         left = [printable(key) for key in keys if key not in used] + list(map(printable, arrays.others))
         roles_read = {"label": ", ".join(labels), "time": time, "group": ", ".join(beside.values()), "rate": rate_key}
         listed = ", ".join(f"{role}: {printable(key)}" for role, key in roles_read.items() if key)
-        notes.insert(0, f"one recording, channels: {named(names)}" + (f"; {listed}" if listed else ""))
+        notes.insert(0, f"one recording, {channels_named(names)}" + (f"; {listed}" if listed else ""))
         series = Series(values, None if times is None else times.values, path.name, rate)
         in_seconds = bool(times and times.in_seconds)
         return Recorded(series, in_seconds, target, columns, names, [*notes, *unread("arrays", left)])
