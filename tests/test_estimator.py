@@ -696,7 +696,7 @@ def test_groups_and_weights_reach_the_training(monkeypatch):
         tiny().fit(x, y, sample_weight=weights[1:])
     with pytest.raises(ValueError, match="sample_weight must be finite numbers, none below zero and some above zero"):
         tiny().fit(x, y, sample_weight=-weights)
-    with pytest.raises(ValueError, match=r"groups: 1 examples have no group: X\[3\]"):
+    with pytest.raises(ValueError, match=r"groups: 1 example without group: X\[3\]"):
         tiny().fit(x, y, groups=[None if i == 3 else "a" for i in range(40)])
     with pytest.raises(ValueError, match=r"groups have shape \(39,\), expected \(40,\)"):
         tiny().fit(x, y, groups=groups[1:])

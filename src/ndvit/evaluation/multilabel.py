@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 
+from ndvit.config.bounds import counted
 from ndvit.evaluation.base import Evaluation, aligned, decimal, interval_text, percent, plain, wilson_interval
 from ndvit.evaluation.bootstrap import Interval, mean_of_defined
 from ndvit.evaluation.classification import MAX_ROWS
@@ -232,12 +233,12 @@ class MultilabelEvaluation(Evaluation):
         """Mean average precision and F1."""
         return (
             f"mAP {self.mean_average_precision:.4f}, F1 micro {self.f1_micro:.4f}, macro {self.f1_macro:.4f} on "
-            f"{len(self):,} examples, {100 * self.subset_accuracy:.1f} % of them with every label right"
+            f"{counted(len(self), 'example')}, {100 * self.subset_accuracy:.1f} % of them with every label right"
         )
 
     def table(self) -> str:
         """Metrics of the whole set and of each label."""
-        columns = ("label", "examples", "average precision", "AUROC", "recall", "95 % interval", "precision")
+        columns = ("label", self.units, "average precision", "AUROC", "recall", "95 % interval", "precision")
         words = [translated(word) for word in (*columns, "f1", "threshold")]
         cells = []
         for row in self.per_class:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ndvit.config.bounds import brief
+from ndvit.config.bounds import brief, counted
 from ndvit.evaluation.calibration import Calibration, calibrate
 from ndvit.evaluation.multilabel import MultilabelEvaluation, average_precisions, f1_scores
 from ndvit.tasks.base import Criterion, Linear, Metrics, Prediction, Probe, Ridge, Task, Translate
@@ -406,7 +406,9 @@ class Multilabel(ClassTask):
             return {"thresholds": "0.5 for every label: no examples that were not trained on"}
         listed = ", ".join(f"{n} {t:.3g}" for n, t in zip(self.classes[:_LISTED], self.thresholds))
         more = ", ..." if len(self.classes) > _LISTED else ""
-        return {"thresholds": f"{listed}{more}, for the highest F1 on {self.measured:,} examples not trained on"}
+        return {
+            "thresholds": f"{listed}{more}, for the highest F1 on {counted(self.measured, 'example')} not trained on"
+        }
 
     def predictions(self, answers: np.ndarray, names: Sequence[str]) -> list[LabelsPrediction]:
         """The labels whose probabilities reach their thresholds."""

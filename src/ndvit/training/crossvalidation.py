@@ -21,7 +21,7 @@ import torch
 import yaml
 
 from ndvit import __version__
-from ndvit.config.bounds import checked
+from ndvit.config.bounds import checked, counted
 from ndvit.config.options import split_options
 from ndvit.config.reading import take_reading_options
 from ndvit.config.validation import Folds, Repeats
@@ -366,7 +366,7 @@ def _write(
     fold_of = _folds_of(divided[0])
     rows = [[*row, "fold" if i == 0 else int(fold_of[i - 1])] for i, row in enumerate(rows)]
     replace_file(folder / PREDICTIONS_FILE, csv_text(rows))
-    groups = "" if train.groups is None else f", {len(set(train.groups)):,} groups"
+    groups = "" if train.groups is None else f", {counted(len(set(train.groups)), 'group')}"
     summary = {
         "model": str(first.provenance["model"]),
         "examples": f"{len(train):,}{groups}, each answered by a model that was trained without it",
@@ -376,7 +376,7 @@ def _write(
         "versions": f"ndvit {__version__}, torch {torch.__version__}, Python {platform.python_version()}",
     }
     if len(data.test):
-        summary["test set"] = f"{len(data.test):,} examples of the source, not used"
+        summary["test set"] = f"{counted(len(data.test), 'example')} of the source, not used"
     config = (folder / CONFIG_FILE).read_text(encoding="utf-8")
     written = settings_of(task.request)["source"]
     command = f"ndvit crossvalidate --config {shlex.quote(str(folder / CONFIG_FILE))} --output NEW_FOLDER"

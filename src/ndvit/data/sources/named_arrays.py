@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from ndvit.config.bounds import counted
 from ndvit.data.examples import Part
 from ndvit.data.messages import Doubt, listing, printable, unread
 from ndvit.data.sources.array_files import ArrayFile, Header
 from ndvit.data.sources.arrays import as_part, raw_target
 from ndvit.data.sources.clocks import Series, as_item, read_times
-from ndvit.data.sources.columns import LABELS, TIMES, Roles, named, word
+from ndvit.data.sources.columns import LABELS, TIMES, Roles, channels_named, named, word
 from ndvit.data.sources.layouts import Recorded, raw_values
 from ndvit.data.sources.matlab import open_arrays
 from ndvit.data.sources.npy import open_archive
@@ -77,7 +78,8 @@ def read_many(path: Path, roles: Roles, *, with_targets: bool) -> tuple[dict[str
             part = as_part(x, None, where)
             if y is not None and len(y) != len(part.items):
                 raise ValueError(
-                    f"{where}: {len(part.items):,} examples but {len(y):,} targets in {named(target_keys)}"
+                    f"{where}: {counted(len(part.items), 'example')} but {counted(len(y), 'target')} in "
+                    f"{named(target_keys)}"
                 )
             columns = {name: targets(arrays.read(key)) for name, key in beside.items()}
             shape, items = _shape(part), part.items
@@ -165,7 +167,7 @@ def read_one(path: Path, roles: Roles) -> Recorded:
         left = [printable(key) for key in keys if key not in used] + list(map(printable, arrays.others))
         roles_read = {"label": ", ".join(labels), "time": time, "group": ", ".join(beside.values()), "rate": rate_key}
         listed = ", ".join(f"{role}: {printable(key)}" for role, key in roles_read.items() if key)
-        notes.insert(0, f"one recording, channels: {named(names)}" + (f"; {listed}" if listed else ""))
+        notes.insert(0, f"one recording, {channels_named(names)}" + (f"; {listed}" if listed else ""))
         series = Series(values, None if times is None else times.values, path.name, rate)
         in_seconds = bool(times and times.in_seconds)
         return Recorded(series, in_seconds, target, columns, names, [*notes, *unread("arrays", left)])
@@ -339,14 +341,14 @@ def _rate(arrays: ArrayFile, examples: str, notes: list[str]) -> tuple[str | Non
             keys.append(key)
     if len(keys) > 1 and len({tuple(np.unique(arrays.read(key))) for key in keys}) == 1:
         keys = keys[:1]
+    chosen: str | None = None
     try:
-        key = _nearest(keys, examples, "", "", "")
+        chosen = _nearest(keys, examples, "", "", "")
     except ValueError:
         shown = ", ".join(f"{printable(key)} {arrays.read(key).ravel()[0]:g}" for key in keys)
         notes.append(Doubt(f"no sampling rate is read, as it may be {shown}; save it beside the examples"))
-        key = None
-    rates = [] if key is None else arrays.read(key).ravel().astype(float).tolist()
-    return key, rates[:1] if len(set(rates)) == 1 else rates
+    rates = [] if chosen is None else arrays.read(chosen).ravel().astype(float).tolist()
+    return chosen, rates[:1] if len(set(rates)) == 1 else rates
 
 
 def _is_number(header: Header) -> bool:
