@@ -3,6 +3,7 @@
 `python benchmarks/explain.py measure CASE` trains tiny networks on signals, pictures or volumes whose class is that of
 one motif at a known place, and measures every method on new examples: one to four minutes on one core for each case.
 Results are collected in docs/explain.json, and `python benchmarks/explain.py table` writes them into docs/explain.md.
+`python benchmarks/explain.py photographs FOLDER WEIGHTS` compares the methods on photographs and weights of ImageNet.
 
 A motif is a short grating in a soft window; its frequency (in one dimension) or its direction (in more) is the class.
 Each example also has a bump, at least as strong as the motif, at another place and in every class. Everything else is
@@ -30,12 +31,16 @@ from ndvit.network.random_convolutions import RandomConvolutions
 
 CLASSES, TEST, STEPS = 3, 192, 20  # classes, test examples, steps of integrated gradients
 SLOW = ("integrated_gradients", "occlusion")
-METHODS = ("default", "random", "attention", "rollout", "gradient_rollout", "gradient", "gradient_x_input", *SLOW)
+ROLLOUTS = ("attention", "rollout", "gradient_rollout", "midpoint_rollout")
+METHODS = ("default", "random", *ROLLOUTS, "gradient", "gradient_x_input", *SLOW)
+FEWER = 48  # examples on which slow methods explain an untrained network
+SURE, MOSAICS = 0.28, 16  # probability of photographs that are put into mosaics, and number of these
 METHODS_OF_FAST = ("default", "random", "contributions", "frozen encoder")
 HERE = Path(__file__).parent
 RESULTS = HERE.parent / "docs/explain.json"
 BEGIN, END = "<!-- benchmarks/explain.py -->", "<!-- end -->"
 HEAD = "| method | pointing, by class | smoothed | two motifs | inside | deletion | insertion | passes | randomised |"
+PHOTOGRAPHS = "| method | pointing | inside | deletion | insertion | deletion, blurred | insertion, blurred | time |"
 app = App(help=__doc__)
 
 
@@ -142,8 +147,8 @@ def train(case: Case, seed: int) -> nn.Module:
     return network.eval()
 
 
-def _solved(case: Case, generator: torch.Generator) -> Committee:
-    """Random convolutions and the frozen encoder, as the preset `fast`."""
+def _solved(case: Case, generator: torch.Generator, shuffled: bool = False) -> Committee:
+    """Random convolutions and the frozen encoder, as the preset `fast`; with `shuffled`, solved for random labels."""
     from ndvit.config.recipe import Recipe
     from ndvit.data.examples import Examples
     from ndvit.data.loading import Inputs
@@ -156,6 +161,8 @@ def _solved(case: Case, generator: torch.Generator) -> Committee:
     members = [RandomConvolutions(1, *case.size, 5000, CLASSES), EncoderFeatures(config, 1, *case.size, CLASSES)]
     members[1].encoder.load_state_dict(tensors)
     data = plant(600, case.size, case.width, generator)
+    if shuffled:
+        data.labels = data.labels[torch.randperm(600, generator=generator)]
     inputs = Inputs(Examples(list(data.x.numpy()), data.labels.numpy()), SignalPreprocess(case.size, (0.0,), (1.0,)))
     solve_networks(members, inputs, Classification(tuple("abc")), Recipe())
     return Committee(members).eval()
@@ -220,6 +227,8 @@ def measured(network: nn.Module, case: Case, seed: int) -> list[dict]:
         right = network(data.x).argmax(1) == data.labels
     print(f"{case.name}, seed {seed}: accuracy {right.float().mean():.3f}", flush=True)
     width, options, rows = max(3, case.width // 4) | 1, Options(steps=STEPS, batch_size=256), []
+    generator = torch.Generator().manual_seed(seed + 1000)
+    untrained = build(case, seed).eval() if case.network else _solved(case, generator, shuffled=True)
     for method in METHODS if case.network else METHODS_OF_FAST:
         used, name = network, None if method == "default" else method
         if method in ("contributions", "frozen encoder"):
@@ -251,9 +260,11 @@ def measured(network: nn.Module, case: Case, seed: int) -> list[dict]:
         }
         if name not in SLOW:
             row["two"] = float(points(explained(both.x, both.labels), both.inside).float().mean())
-        if case.network and name not in (*SLOW, "random"):
-            untrained = relevance(build(case, seed).eval(), data.x, None, data.labels, name, options).sum(1)
-            row["randomised"] = rank_correlation(values, untrained)
+        if name != "random":
+            some = slice(FEWER if name in SLOW else None)
+            other = untrained if used is network else untrained.members[used is network.members[1]]
+            random = relevance(other, data.x[some], None, data.labels[some], name, options).sum(1)
+            row["randomised"] = rank_correlation(values[some], random)
         rows.append(row)
         shown = {k: v for k, v in row.items() if k not in ("case", "seed", "method", "accuracy")}
         print(f"  {method:21}", *(f"{k} {_text(v)}" for k, v in shown.items()), flush=True)
@@ -273,11 +284,90 @@ def _text(value: float | list[float]) -> str:
 def measure(case: str, seeds: int = 3, results: Path = RESULTS) -> None:
     """Train and measure the networks of one case, and put the rows into the results."""
     rows = [row for seed in range(seeds) for row in measured(train(CASES[case], seed), CASES[case], seed)]
-    kept = [row for row in json.loads(results.read_text())["rows"] if row["case"] != case] if results.exists() else []
+    found = json.loads(results.read_text()) if results.exists() else {"rows": []}
+    _store(results, found | {"rows": [row for row in found["rows"] if row["case"] != case] + rows})
+
+
+def _store(results: Path, found: dict) -> None:
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE).stdout
     facts = {"commit": commit.strip(), "torch": torch.__version__, "threads": torch.get_num_threads()}
     facts["machine"] = platform.machine()
-    results.write_text(json.dumps({"facts": facts, "rows": kept + rows}, indent=1) + "\n")
+    results.write_text(json.dumps(found | {"facts": facts}, indent=1) + "\n")
+
+
+@app.command
+def photographs(folder: Path, weights: str, results: Path = RESULTS) -> None:
+    """Compare the methods on photographs by weights of ImageNet, for the most probable class of each.
+
+    Deletion and insertion are measured on the photographs, for 1/4 to 3/4 of the patches, which are replaced by the
+    mean or by a blurred copy. Pointing and the share inside are measured on mosaics of four photographs, each of
+    which is explained for the class of each photograph (the grid pointing game).
+    """
+    from PIL import Image
+    from torchvision.transforms.functional import pil_to_tensor
+
+    from ndvit.model import load_model
+
+    model = load_model(weights)
+    network, preprocess = model.network.eval(), model.preprocess
+    pictures = [Image.open(file).convert("RGB") for file in sorted(folder.iterdir())]
+    side, grid, patch = network.config.input_size[0], network.config.grid[0], network.config.patch_size[0]
+    mean, std = (torch.tensor(values)[:, None, None] for values in (preprocess.mean, preprocess.std))
+
+    def square(picture: Image.Image, size: int) -> Tensor:
+        edge = min(picture.size)
+        left, top = ((n - edge) // 2 for n in picture.size)
+        small = picture.crop((left, top, left + edge, top + edge)).resize((size, size), Image.Resampling.BICUBIC)
+        return (pil_to_tensor(small) / 255 - mean) / std
+
+    x, small = (torch.stack([square(one, size) for one in pictures]) for size in (side, side // 2))
+    with torch.no_grad():
+        sure, classes = network(x).softmax(1).max(1)
+    generator = torch.Generator().manual_seed(0)
+    chosen = (sure > SURE).nonzero()[:, 0]
+    four = [chosen[torch.randperm(len(chosen), generator=generator)[:4]] for _ in range(MOSAICS)]
+    mosaics = torch.stack([torch.cat([torch.cat([small[a], small[b]], 2), torch.cat([small[c], small[d]], 2)], 1)
+                           for a, b, c, d in four]).repeat_interleave(4, 0)  # fmt: skip
+    there = torch.zeros(4, grid, grid)
+    for quarter in range(4):
+        there[quarter].unflatten(0, (2, -1)).unflatten(2, (2, -1))[quarter // 2, :, quarter % 2] = 1
+    there, targets = there.flatten(1).repeat(MOSAICS, 1), classes[torch.cat(four)]
+    blurred = nn.functional.avg_pool2d(nn.functional.pad(x, (24,) * 4, mode="reflect"), 49, 1)
+    options, rows = Options(steps=STEPS, batch_size=64), []
+
+    def by_patch(images: Tensor, labels: Tensor, method: str) -> Tensor:
+        name = None if method == "default" else method
+        if method == "random":
+            return torch.rand(len(images), grid**2, generator=generator)
+        values = [relevance(network, one, None, label, name, options).sum(1, keepdim=True)
+                  for one, label in zip(images.split(16), labels.split(16))]  # fmt: skip
+        return nn.functional.avg_pool2d(torch.cat(values), patch).flatten(1)
+
+    def kept(values: Tensor, insert: bool, base: Tensor) -> float:
+        rank, found = values.argsort(1, descending=True).argsort(1), []
+        for share in (0.25, 0.5, 0.75):
+            mark = (rank < share * grid**2).float().view(-1, 1, grid, grid)
+            mark = nn.functional.interpolate(mark if insert else 1 - mark, scale_factor=patch)
+            with torch.no_grad():
+                answers = network(x * mark + base * (1 - mark)).softmax(1)
+            found.append(answers.gather(1, classes[:, None]).mean())
+        return float(torch.stack(found).mean())
+
+    for method in METHODS:
+        start = time.perf_counter()
+        values = by_patch(x, classes, method)
+        took = time.perf_counter() - start
+        row = {"method": method, "photographs": len(x), "seconds": took / len(x)}
+        for name, base in (("mean", 0 * x), ("blurred", blurred)):
+            row |= {f"deletion_{name}": kept(values, False, base), f"insertion_{name}": kept(values, True, base)}
+        if method not in SLOW:
+            where = by_patch(mosaics, targets, method)
+            up = where.relu()
+            row["pointing"] = float(there.gather(1, where.argmax(1, keepdim=True)).mean())
+            row["inside"] = float(((up * there).sum(1) / up.sum(1).clamp(min=1e-30)).mean())
+        rows.append(row)
+        print(method, {k: round(v, 3) for k, v in row.items() if k not in ("method", "photographs")}, flush=True)
+    _store(results, json.loads(results.read_text()) | {"photographs": rows})
 
 
 @app.command
@@ -301,6 +391,14 @@ def table(results: Path = RESULTS, page: Path = HERE.parent / "docs/explain.md")
 
             keys = ("pointing", "smoothed", "two", "inside", "deletion", "insertion", "passes", "randomised")
             cells = [method, *(_text(mean(key)) if key in mine[0] else "–" for key in keys)]
+            lines.append("| " + " | ".join(cells) + " |")
+    if rows := found.get("photographs"):
+        lines += [f"\n**Photographs**: {rows[0]['photographs']}, and {MOSAICS} mosaics of four\n", PHOTOGRAPHS]
+        lines.append("|---|" + "---:|" * (PHOTOGRAPHS.count("|") - 2))
+        keys = ("pointing", "inside", "deletion_mean", "insertion_mean", "deletion_blurred", "insertion_blurred")
+        for row in rows:
+            figures = [_text(row[key]) if key in row else "–" for key in keys]
+            cells = [row["method"], *figures, f"{row['seconds']:.2f} s"]
             lines.append("| " + " | ".join(cells) + " |")
     lines += ["", f"Commit {facts['commit']}, torch {facts['torch']}, {facts['threads']} thread, {facts['machine']}."]
     before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)

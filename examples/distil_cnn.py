@@ -45,7 +45,7 @@ def train_cnn(cnn: nn.Module, x: Tensor, labels: Tensor, steps: int) -> None:
     cnn.eval()
 
 
-def main(steps: int = 400, images: bool = False, output: Path = Path("runs/distil-cnn")) -> None:
+def main(steps: int = 120, images: bool = False, output: Path = Path("runs/distil-cnn")) -> None:
     """Compare a transformer alone, a convolutional network, and a transformer distilled from it.
 
     Args:

@@ -1,7 +1,7 @@
 """A model behind HTTP: start a server, ask it, stop it.
 
 `python examples/serving.py` trains a classifier in seconds, serves it on this machine, and sends it signals as JSON and
-as a file. It needs `pip install "ndvit[serve]"`.
+as a file. It needs `pip install 'ndvit[serve]'`.
 """
 
 # %%

@@ -94,8 +94,8 @@ assert np.mean([p for t, p in zip(at, faults) if t > 3]) > np.mean([p for t, p i
 # A folder for each class with WAV files, or `.npy` arrays (which have no sample rate):
 #
 # ```
-# ndvit train bearings/ --window 0.25s --hop 50% --group-by 'path:{machine}_*'
-# ndvit predict runs/bearings-auto new.wav --per-window
+# ndvit train bearings/ --window 0.25s --hop 50% --group-by 'path:{machine}_*' --output runs/bearings
+# ndvit predict runs/bearings new.wav --per-window
 # ```
 #
 # If a machine has several recordings, `--group-by` keeps them together. See [Long recordings](../docs/windows.md).

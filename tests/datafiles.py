@@ -1,6 +1,7 @@
 """Small data files for tests: pictures, sounds, tables and folders of classes."""
 
 import io
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -101,3 +102,30 @@ def table(path: Path, columns, separator=",") -> Path:
     lines = [separator.join(map(str, row)) for row in (columns, *rows)]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
+
+
+def cells(values):
+    """A cell array for savemat."""
+    array = np.empty((len(values), 1), dtype=object)
+    array[:, 0] = list(values)
+    return array
+
+
+def mat_element(kind, data):
+    """An element of a .mat file of version 5."""
+    return struct.pack("<II", kind, len(data)) + data + bytes(-len(data) % 8)
+
+
+def mat_matrix(kind, content, shape=(1, 1), name=b"a"):
+    """An array of a .mat file of version 5, of one of MATLAB's classes."""
+    flags, axes = struct.pack("<II", kind, 0), struct.pack(f"<{len(shape)}i", *shape)
+    return mat_element(14, mat_element(6, flags) + mat_element(5, axes) + mat_element(1, name) + content)
+
+
+def mat(path, content):
+    """Write a .mat file of version 5."""
+    path.write_bytes(b"MATLAB 5.0".ljust(124) + b"\0\x01IM" + content)
+    return path
+
+
+MAT_NUMBER = mat_element(9, struct.pack("<d", 1.0))

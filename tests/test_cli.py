@@ -3,9 +3,12 @@
 import csv
 import io
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
+import warnings
 from dataclasses import fields
 from typing import get_args, get_type_hints
 
@@ -14,7 +17,7 @@ import pytest
 import yaml
 
 from datafiles import pictures
-from ndvit import __version__, list_models, load_model
+from ndvit import DataWarning, __version__, list_models, load_model
 from ndvit.cli import main
 from ndvit.config import Recipe, SolvedOptions, ViTConfig
 from ndvit.config.reading import ReadingOptions
@@ -305,6 +308,26 @@ def test_ctrl_c_outside_training(monkeypatch, capsys):
     monkeypatch.setattr("ndvit.model.load_features", interrupt)
     assert command("info", "anything") == 130
     assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_sigterm_ends_a_command_with_a_line(monkeypatch, capsys):
+    monkeypatch.setattr("ndvit.model.load_features", lambda *a, **b: os.kill(os.getpid(), signal.SIGTERM))
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert command("info", "anything") == 128 + signal.SIGTERM
+    assert capsys.readouterr().err == "ended by SIGTERM\n"
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_warning_is_printed_once_in_a_command(monkeypatch, capsys):
+    def doubt(*args, **options):
+        for text in ("a", "b", "a"):
+            warnings.warn(text, DataWarning, stacklevel=1)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ndvit.model.load_features", doubt)
+    for _ in range(2):
+        command("info", "anything")
+        assert capsys.readouterr().err == "warning: a\nwarning: b\ninterrupted\n"
 
 
 # evaluate and predict

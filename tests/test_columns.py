@@ -66,7 +66,7 @@ def test_semicolons_decimal_commas_and_comments(tmp_path):
     assert found.items[0].tolist() == [[1.5, 2]]
     assert found.items[1][0, 0] == -0.25
     assert np.isnan(found.items[1][0, 1])
-    assert found.notes[0] == "logger.csv: 2 lines of comments at the beginning are not read"
+    assert found.notes[0] == "logger.csv: 2 lines of comments at the beginning not read"
 
 
 def test_a_table_without_a_header_has_numbers_as_names(tmp_path):

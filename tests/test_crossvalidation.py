@@ -136,3 +136,40 @@ def test_groups_that_are_not_read_are_doubted(tmp_path):
     np.savez(tmp_path / "a.npz", X=x, y=y, patient=np.repeat(np.arange(10), 4))
     with pytest.warns(ndvit.DataWarning, match="not read: patient.*can be on both sides"):
         cross_validate(tmp_path / "a.npz", folds=2, output=tmp_path / "cv", **SMALL)
+
+
+def test_thresholds_of_labels_come_from_the_other_folds_and_stay_in_the_model(tmp_path):
+    random = np.random.default_rng(0)
+    y = (random.random((60, 2)) < 0.3).astype(int)
+    x = random.normal(size=(60, 1, 16)).astype(np.float32)
+    x[:, 0, :4] += 1.5 * y[:, :1]
+    x[:, 0, 8:12] += 1.5 * y[:, 1:]
+    options = {**SMALL, "task": "multilabel"}
+    result = cross_validate((x, y), folds=3, refit=True, output=tmp_path / "cv", **options)
+    answers, truth = result.evaluation.probabilities, result.evaluation.truth
+    with (tmp_path / "cv" / "predictions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    folds = np.array([int(row["fold"]) for row in rows])
+    usual = ndvit.Multilabel(("0", "1"))
+    for fold in range(3):
+        others = folds != fold
+        best = usual.decided_by(answers[others], truth[others]).thresholds
+        assert result.evaluation.thresholds[folds == fold].tolist() == [list(best)] * sum(folds == fold)
+        own = usual.__class__(("0", "1"), best).evaluate(answers[~others], truth[~others], ["x"] * sum(~others))
+        assert result.scores.rows[fold]["f1_micro"] == own.f1_micro
+    decided = (answers >= result.evaluation.thresholds).tolist()
+    assert [row["labels"] for row in rows] == [";".join(n for n, there in zip("01", one) if there) for one in decided]
+    stored = load_model(tmp_path / "cv").task
+    assert (stored.thresholds, stored.measured) == (usual.decided_by(answers, truth).thresholds, 60)
+    assert stored.thresholds != (0.5, 0.5)
+    assert ndvit.evaluation.stored.load_report(tmp_path / "cv" / "report.npz").evaluation.thresholds.shape == (60, 2)
+
+
+def test_thresholds_of_labels_in_windows_are_those_of_their_recordings(tmp_path):
+    random = np.random.default_rng(0)
+    y = np.tile([[0, 0], [0, 1], [1, 0]], (6, 1))
+    x = [random.normal(size=(1, 40 + 2 * i)).astype(np.float32) + y[i].sum() for i in range(18)]
+    options = {**SMALL, "task": "multilabel", "window": "20", "hop": "20"}
+    result = cross_validate((x, y), folds=2, output=tmp_path / "cv", **options)
+    assert result.evaluation.recordings.thresholds.shape == (18, 2)
+    assert len(result.evaluation.windows.thresholds) == len(result.evaluation.windows)

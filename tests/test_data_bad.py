@@ -157,7 +157,7 @@ FILES = {
     "empty folder": (lambda p: p, "found nothing; expected one folder for each class"),
     "files without class folders": (
         lambda p: picture(p / "a.png").parent,
-        "found 1 files but no class folders",
+        "found 1 file but no class folders",
         "one folder for each class",
     ),
     "empty class folder": (
@@ -188,7 +188,7 @@ FILES = {
     ),
     "test folder of files": (
         lambda p: [pictures(p / "train"), picture(p / "test" / "a.png")] and p,
-        "test: found 1 files but no class folders",
+        "test: found 1 file but no class folders",
     ),
     "new class in test": (
         lambda p: [pictures(p / "train"), pictures(p / "test", classes=("cat", "cow"))] and p,

@@ -24,7 +24,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import ndvit.estimator.base
-from ndvit import ViTClassifier, create_model, load_model, save_model
+from ndvit import DataWarning, ViTClassifier, ViTRegressor, create_model, load_model, save_model
 from ndvit.config.presets import PRESETS
 from ndvit.data.sources.sklearn_inputs import check_examples
 from ndvit.network.committee import solved_networks
@@ -696,7 +696,37 @@ def test_groups_and_weights_reach_the_training(monkeypatch):
         tiny().fit(x, y, sample_weight=weights[1:])
     with pytest.raises(ValueError, match="sample_weight must be finite numbers, none below zero and some above zero"):
         tiny().fit(x, y, sample_weight=-weights)
-    with pytest.raises(ValueError, match=r"groups: 1 examples have no group: X\[3\]"):
+    with pytest.raises(ValueError, match=r"groups: 1 example without group: X\[3\]"):
         tiny().fit(x, y, groups=[None if i == 3 else "a" for i in range(40)])
     with pytest.raises(ValueError, match=r"groups have shape \(39,\), expected \(40,\)"):
         tiny().fit(x, y, groups=groups[1:])
+
+
+@pytest.mark.parametrize("estimator", [ViTClassifier, ViTRegressor])
+def test_a_few_long_signals_cut_all_into_windows_as_on_the_command_line(tmp_path, estimator):
+    x, y = toy(24, shape=(1, 300), classes=2 if estimator is ViTClassifier else 12)
+    long = np.tile(x[0], (1, 14))  # (1, 4200)
+    tiny_one = estimator(model="vit_pico", steps=2, random_state=0, options={**OPTIONS, "patch_size": 30})
+    with pytest.warns(DataWarning, match=r"95 % of them \(300\): all are cut into windows .* options=\{'window'"):
+        fitted = tiny_one.fit([long, *x[1:]], y)
+    assert fitted.model_.input_shape == (1, 300)
+    answer = fitted.predict_proba if estimator is ViTClassifier else fitted.predict
+    windows = answer([long[:, i : i + 300] for i in range(0, 4200, 300)])
+    assert np.allclose(answer([long, x[1]])[0], windows.mean(0), atol=1e-6)
+    fitted.save(tmp_path / "a.safetensors")
+    again = estimator.load(tmp_path / "a.safetensors")
+    assert np.array_equal(again.predict([long, *x[:3]]), fitted.predict([long, *x[:3]]))
+    assert load_model(tmp_path / "a.safetensors").provenance["reading"] == {"window": 300}
+
+
+def test_windows_and_groups_of_an_estimator_are_options():
+    x, y = toy(12, shape=(1, 60))
+    options = {**OPTIONS, "patch_size": 5, "window": 20, "hop": 10, "val_fraction": 0.25}
+    fitted = tiny(options=options).fit(x, y, groups=np.arange(12) // 2)
+    assert fitted.model_.input_shape == (1, 20)
+    assert fitted.predict_proba(x).shape == (12, 2)
+    with pytest.raises(ValueError, match="hop 10 is the distance of windows, and there are none"):
+        tiny(options={**OPTIONS, "hop": 10}).fit(x, y)
+    long = [np.tile(x[0], (1, 70)), *x[1:]]
+    whole = tiny(options={**OPTIONS, "resample_long": True, "patch_size": 100}).fit(long, y)
+    assert whole.model_.input_shape == (1, 2800)

@@ -131,7 +131,7 @@ def test_groups_are_a_column_of_a_list(digits):
     assert [len(set(part.groups)) for part in (data.train, data.test)] == [4, 1]
     assert not any("not read" in note for note in data.notes)
     rows[3] = rows[3].rpartition(",")[0] + ","
-    with pytest.raises(ValueError, match="1 examples have no speaker"):
+    with pytest.raises(ValueError, match="1 example without speaker"):
         load_source(listed(digits, rows), group_by="speaker")
 
 
@@ -192,7 +192,7 @@ def test_an_interrupted_run_by_groups_resumes(tmp_path):
 def test_a_split_file_must_name_every_example(tmp_path):
     x, y = toy(n=6)
     (tmp_path / "s.csv").write_text("name,split\nX[0],train\nX[1],test\nX[9],test\n")
-    with pytest.raises(ValueError, match=r"lacks 4 examples of the source .* names 1 examples that the source lacks"):
+    with pytest.raises(ValueError, match=r"lacks 4 examples of the source .* names 1 example that the source lacks"):
         load_source((x, y), split_file=str(tmp_path / "s.csv"))
     (tmp_path / "s.csv").write_text("name,split\nX[0],often\n")
     with pytest.raises(ValueError, match="line 2: split is 'often'; expected train, val or test"):

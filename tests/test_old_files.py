@@ -74,5 +74,11 @@ def test_an_unfinished_run_resumes_to_the_unbroken_result(tmp_path, name, source
     if "signal" in name:  # random convolutions were a part of the transformer
         now = {k.replace("members.1.", "rocket.").removeprefix("members.0."): v for k, v in now.items()}
     assert now.keys() == whole.keys()
-    for tensor in whole:  # rounding differs between processors
-        torch.testing.assert_close(now[tensor], whole[tensor], atol=1e-5, rtol=1e-4)
+    # Nothing depends on a key bias (softmax), or on a bias before BatchNorm: their gradients are rounding errors, which
+    # differ between processors and which Adam enlarges.
+    free = {"norm.bias", "head_norm.running_mean"} if "signal" in name else set()
+    for tensor in whole.keys() - free:
+        parts = [now[tensor], whole[tensor]]
+        if tensor.endswith("qkv.bias"):
+            parts = [part.view(3, -1)[[0, 2]] for part in parts]
+        torch.testing.assert_close(*parts, atol=1e-5, rtol=1e-4)

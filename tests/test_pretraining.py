@@ -315,7 +315,7 @@ def test_what_cannot_be_read_at_all_is_still_refused(tmp_path):
 @pytest.mark.parametrize("shape", [(1, 16), (1, 8, 8)], ids=["1-D", "2-D"])
 def test_a_run_leaves_the_trained_encoder(tmp_path, objective, shape):
     source = toy(24, shape)
-    run = pretrain(source, objective=objective, output=tmp_path / "run", steps=2, **TINY, **QUIET)
+    run = pretrain(source, objective=objective, output=tmp_path / "run", steps=2, language="zh", **TINY, **QUIET)
     model = load_model(tmp_path / "run")
     assert not different(model.network, run.model.network)
     assert model.task is None
@@ -324,8 +324,9 @@ def test_a_run_leaves_the_trained_encoder(tmp_path, objective, shape):
     assert model.provenance["pretraining"] == objective
     assert not [name for name in model.network.state_dict() if "head" in name or "decoder" in name]
     page = (tmp_path / "run/report.html").read_text()
-    assert ("Reconstructions" if objective == "masked" else "Two views") in page
-    assert "linear probe" in page
+    assert ("重建" if objective == "masked" else "两个视图") in page
+    assert "线性探针" in page
+    assert "Reconstructions" not in page
     assert set(json.loads((tmp_path / "run/results.json").read_text())) >= {"loss", "linear_accuracy", "knn_accuracy"}
 
 

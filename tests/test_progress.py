@@ -3,9 +3,17 @@
 import re
 
 import pytest
+import torch
 
+from ndvit.config import Recipe
+from ndvit.data.examples import Examples
+from ndvit.data.loading import Inputs
+from ndvit.data.preprocess.signals import SignalPreprocess
 from ndvit.inference import progress
 from ndvit.inference.progress import ProgressLines, duration
+from ndvit.network.random_convolutions import RandomConvolutions
+from ndvit.tasks import Classification
+from ndvit.training import closed_form
 from tinyruns import QUIET, fit_tiny, run_tiny, toy
 
 
@@ -51,6 +59,31 @@ def test_work_that_becomes_slower_has_no_more_lines(clock):
 
 def test_durations():
     assert [duration(s) for s in (0.5, 90, 600, 9000)] == ["less than 1 s", "about 90 s", "about 10 min", "about 2.5 h"]
+
+
+def test_long_solving_prints_an_estimate_and_its_place(monkeypatch):
+    now, lines = [0.0], []
+    for module in (closed_form, progress):
+        monkeypatch.setattr(module.time, "perf_counter", lambda: now[0])
+
+    def slow(network, x, mask=None):
+        now[0] += 20.0
+        return torch.zeros(len(x), network.num_features) + torch.arange(len(x))[:, None]
+
+    monkeypatch.setattr(RandomConvolutions, "features", slow)
+    values, labels = toy(200, shape=(1, 16))
+    examples = Examples(list(values), labels)
+    inputs = Inputs(examples, SignalPreprocess.fit(examples))
+    network = RandomConvolutions(1, 16, 168, 2)
+    closed_form.solve_networks([network], inputs, Classification(("a", "b")), Recipe(), lines.append)
+    assert lines[0] == "computing the features of 200 examples takes about 62 s"
+    assert lines[1:3] == [
+        "features: 64 of 200 examples (32 %), about 42 s left",
+        "features: 128 of 200 examples (64 %), about 22 s left",
+    ]
+    lines.clear()
+    closed_form.solve_networks([network], inputs, Classification(("a", "b")), Recipe(), lines.append, progress=True)
+    assert len(lines) == 1  # beside a bar
 
 
 def test_a_training_without_bars_logs_lines(tmp_path, monkeypatch):

@@ -33,13 +33,15 @@ def server(runs):
     lines = []
     for line in process.stderr:
         lines.append(line)
-        if "model loaded" in line:
+        if line.startswith("ready: "):
             break
     rest = threading.Thread(target=lambda: lines.extend(process.stderr), daemon=True)
     rest.start()
-    found = re.search(r"http://127.0.0.1:\d+", "".join(lines))
+    found = re.fullmatch(
+        r"ready: signals answers at (http://127.0.0.1:\d+)/; pictures, windows at the first request\n", lines[-1]
+    )
     assert found, lines
-    yield found[0], process
+    yield found[1], process
     process.kill()
     process.wait()
     rest.join()

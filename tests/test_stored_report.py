@@ -4,12 +4,15 @@ import csv
 import json
 import re
 import string
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from jinja2 import nodes
 
+from ndvit.evaluation.base import wilson_interval
 from ndvit.evaluation.maps import feature_map, places
+from ndvit.evaluation.recordings import RecordingEvaluation
 from ndvit.evaluation.report import page_environment, render
 from ndvit.evaluation.stored import STORED_FILE, load_report, store_report
 from ndvit.evaluation.words import current_language, language, table, translated, translated_line
@@ -97,6 +100,41 @@ def test_groups_are_in_page_and_results(made, stored):
     text = Page(run.report.read_text()).text
     assert "Results by group" in text
     assert f"bootstrap over {len(results['by_group'])} groups" in text
+
+
+def test_a_single_group_is_a_caveat_everywhere(stored):
+    only = replace(stored, evaluation=stored.evaluation.grouped(["p7"] * len(stored.evaluation)))
+    ev = only.evaluation
+    assert ev.accuracy_interval == wilson_interval(len(ev) - len(ev.mistakes), len(ev))
+    [caveat] = ev.caveats()
+    assert caveat.startswith("All examples tested are of one group, p7: the intervals say how exact")
+    assert ev.to_dict()["caveats"] == [caveat]
+    assert ev.table().endswith(f"\n\n{caveat}")
+    text = Page(render(only)).text
+    assert caveat in text
+    assert "(Wilson, within the only group)" in text
+    assert "groups that" not in text
+    assert "over groups" not in text
+    with language("zh"):
+        assert "p7" in ev.caveats()[0]
+        assert not re.search("[a-z]{3}", ev.caveats()[0])
+    assert "Only 4 groups" in ev.grouped([f"p{i % 4}" for i in range(len(ev))]).caveats()[0]
+    assert not ev.grouped([f"p{i % 5}" for i in range(len(ev))]).caveats()
+    assert not ev.grouped(None).grouped([str(i) for i in range(len(ev))]).caveats()
+
+
+def test_counts_name_recordings_and_windows(stored):
+    ev = stored.evaluation
+    both = RecordingEvaluation(ev, ev.grouped(["r0"] * len(ev)))
+    page = replace(stored, evaluation=both, cards=(), reasons=(), map=None)
+    text = Page(render(page)).text
+    assert f"{len(ev)} recordings, " in text
+    assert "class recordings" in text
+    assert not re.search(r"\d examples", text.partition("The run")[0])
+    table = both.table()
+    assert len(re.findall(r"^(recordings|windows) +\d+", table, re.M)) == 2
+    assert not both.windows.caveats()  # of the recording itself, which is no group of recordings
+    assert f"{len(ev)} 条记录" in Page(render(page, "zh")).text
 
 
 @pytest.mark.usefixtures("_drawn")

@@ -157,8 +157,8 @@ def test_no_recording_is_on_two_sides(tmp_path):
     assert len(train) + len(test) == 12
     assert not train & test
     assert len(source.test) == 4 * len(test)
-    assert "train: 12 recordings are cut into 48 windows of 10 (10 samples)" not in source.notes
-    assert "12 recordings are cut into 48 windows of 10 (10 samples)" in source.notes
+    assert "train: 12 recordings cut into 48 windows of 10 (10 samples)" not in source.notes
+    assert "12 recordings cut into 48 windows of 10 (10 samples)" in source.notes
 
 
 def test_answers_of_a_recording_are_the_mean_of_its_windows():

@@ -5,6 +5,7 @@ A page may hold these marks, which GitHub does not show:
 - `<!-- generate: NAME -->`: Markdown that the function NAME of `reference.py` makes from the code.
 - `<!-- script: NAME.py -->`: a script of examples/, cell by cell, executed. The script is the only copy.
 - `<!-- file: PATH -->`: a Markdown file outside docs/, such as the changelog.
+- `<!-- only in the checkout -->` ... `<!-- end -->`: text about what only the site has; the site leaves it out.
 
 Links to files outside docs/ lead to the repository, or to the page that has their contents. Each executed page can be
 downloaded as a notebook.
@@ -32,6 +33,7 @@ logger = logging.getLogger(__name__)
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 MARK = re.compile(r"^<!-- (generate|script|file): (\S+) -->$", re.M)
+CHECKOUT = re.compile(r"^<!-- only in the checkout -->\n.*?^<!-- end -->\n+", re.M | re.S)
 LINK = re.compile(r"(!?)\[([^\[\]]*(?:\[[^\]]*\])?[^\[\]]*)\]\((?!https?:|#|<)([^)\s#]*)(#[^)\s]*)?\)")
 INCLUDE = re.compile(r"^```\{literalinclude\} (\S+)\n(.*?)^```$", re.M | re.S)
 NOTEBOOK = "file_format: mystnb"
@@ -49,6 +51,7 @@ TWINS = "zh"  # folder of the Chinese pages; pages of the same name have the sam
 def read_page(app: Sphinx, docname: str, content: list[str]) -> None:
     """Replace the marks of a page, then its links out of docs/."""
     path = Path(app.env.doc2path(docname))
+    content[0] = CHECKOUT.sub("", content[0])
     text = MARK.sub(lambda found: _fill(app, found[1], found[2], path), content[0])
     text = _links(app, text, path.parent, path)
     if docname == "reference/messages":

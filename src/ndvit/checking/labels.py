@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ndvit.config.bounds import counted
 from ndvit.data.examples import Source
 from ndvit.data.messages import listing, printable
 from ndvit.data.sources.packages import needed
@@ -198,8 +199,9 @@ def stored_probabilities(path: Path, names: Sequence[str], data: Source, labels:
         counts[found] += 1
     if unknown:
         raise ValueError(
-            f"{path} has {len(unknown):,} examples that the source lacks ({printable(listing(unknown))}): check the "
-            "source that the run was trained on, with the same options of reading"
+            f"{path} has {counted(len(unknown), 'example')} that the source lacks "
+            f"({printable(listing(unknown))}): check the source that "
+            "the run was trained on, with the same options of reading"
         )
     if differing and len(differing) > counts.sum() / 2:
         raise ValueError(f"{path} has other labels than the source ({printable(listing(differing))})")

@@ -17,6 +17,7 @@ from ndvit.checking.labels import SUSPECTS_FILE, Labelled
 from ndvit.checking.models import Joined
 from ndvit.checking.near_copies import MOST_COMPARED, Pair
 from ndvit.checking.result import Check
+from ndvit.config.bounds import counted
 from ndvit.evaluation.base import percent
 from ndvit.evaluation.cards import draw_example
 from ndvit.evaluation.report import page_environment
@@ -94,7 +95,7 @@ def _facts(page: Page) -> dict[str, str]:
     facts = {
         "data": f"{kinds[data.kind]} of {data.dims} {'axis' if data.dims == 1 else 'axes'}",
         "examples": ", ".join(f"{len(part.examples):,} {part.split}" for part in parts),
-        "task": data.task.name + (f", {len(data.classes):,} classes" if data.classes else ""),
+        "task": data.task.name + (f", {counted(len(data.classes), 'class', 'classes')}" if data.classes else ""),
     }
     groups = [part.examples.groups for part in parts if part.examples.groups is not None]
     if groups:
@@ -106,7 +107,7 @@ def _facts(page: Page) -> dict[str, str]:
         facts["read"] = f"{read:,} of {total:,} examples, because they are streamed"
     if page.check.copies:
         facts["exact copies"] = f"{sum(map(len, page.check.copies)) - len(page.check.copies):,}"
-    facts["near copies"] = f"{len(page.check.near_copies):,} pairs"
+    facts["near copies"] = f"{counted(len(page.check.near_copies), 'pair')}"
     if read > MOST_COMPARED:
         facts["near copies"] = f"not searched among more than {MOST_COMPARED:,} examples"
     return facts

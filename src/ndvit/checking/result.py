@@ -8,6 +8,7 @@ from typing import Any
 
 from ndvit.checking.findings import Finding
 from ndvit.checking.labels import SUSPECTS_FILE, Suspect
+from ndvit.config.bounds import counted
 from ndvit.data.examples import Examples, Source
 
 PAGE_FILE, FINDINGS_FILE = "check.html", "check.json"
@@ -54,7 +55,7 @@ class Check:
         """A short summary."""
         data, parts = self.data, splits_of(self.data)
         size = ", ".join(f"{len(part):,} {split}" for split, part in parts.items())
-        about = f"{len(data.classes):,} classes" if data.classes else data.task.name
+        about = f"{counted(len(data.classes), 'class', 'classes')}" if data.classes else data.task.name
         lines = [f"{data.name}: {size} examples, {about}, {_briefly(self.shapes)}"]
         suspicious = [finding for finding in self.findings if finding.suspicious]
         lines += [f"- {finding.text}" for finding in suspicious[:_LINES]]

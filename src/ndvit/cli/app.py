@@ -5,9 +5,12 @@ The modules of the commands import torch, and everything built on it, inside the
 
 import os
 import re
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -112,7 +115,7 @@ def _refuse_fractions(_app: App, _commands: tuple[str, ...], arguments: Argument
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the `ndvit` command.
 
-    An error in the user's input is one message and exit status 2; an interruption is status 130.
+    An error in the user's input is one message and exit status 2; an interruption is status 130, and SIGTERM 143.
 
     Args:
         arguments: words after `ndvit`; None takes those of the process.
@@ -126,13 +129,50 @@ def main(arguments: Sequence[str] | None = None) -> None:
         words.reset(before)
 
 
-def _run_command(tokens: list[str]) -> None:
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, which unwinds the command as Ctrl-C does."""
+
+
+@contextmanager
+def _ending_plainly(tokens: list[str]) -> Iterator[None]:
+    """Raise `_Terminated` at SIGTERM, which otherwise ends the process without a word.
+
+    Parts of commands that finish their step or file at a signal have handlers of their own, and so has `serve`, which
+    ends by the signal itself after it has answered what it accepted.
+    """
+    alone = threading.current_thread() is not threading.main_thread()
+    if alone or "serve" in tokens or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, _terminate)
     try:
-        with warnings.catch_warnings():
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _terminate(*_: Any) -> None:
+    raise _Terminated
+
+
+def _run_command(tokens: list[str]) -> None:
+    printed = set[str]()
+
+    def print_warning(message: Warning | str, *place: Any, **more: Any) -> None:
+        """Print a warning as one line, without the line of code that raised it, and each one once in a command."""
+        if _device() == 0 and str(message) not in printed:
+            printed.add(str(message))
+            remark(f"warning: {message}")
+
+    try:
+        with warnings.catch_warnings(), _ending_plainly(tokens):
             warnings.simplefilter("always", DataWarning)
             warnings.simplefilter("always", WeightsWarning)
-            warnings.showwarning = _print_warning
+            warnings.showwarning = print_warning
             app.meta(tokens, exit_on_error=False, print_error=False)
+    except _Terminated:
+        remark("ended by SIGTERM")
+        sys.exit(128 + signal.SIGTERM)
     except KeyboardInterrupt:
         remark("interrupted")
         sys.exit(130)
@@ -147,12 +187,6 @@ def _run_command(tokens: list[str]) -> None:
             sys.exit(LOST)
         error_line(message)
         sys.exit(2)
-
-
-def _print_warning(message: Warning | str, *place: Any, **more: Any) -> None:
-    """Print a warning as one line, without the line of code that raised it."""
-    if _device() == 0:
-        remark(f"warning: {message}")
 
 
 def _device() -> int:

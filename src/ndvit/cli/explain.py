@@ -5,6 +5,7 @@ from cyclopts import Parameter
 
 from ndvit.cli.options import InferenceOptions
 from ndvit.cli.printing import out, remark
+from ndvit.config.bounds import counted
 from ndvit.config.names import Language
 
 
@@ -71,4 +72,4 @@ def explain(
     )
     with written_in(language):
         write_explanations(explanations, output, f"{translated('What decided')} · {Path(run).name}")
-    out(f"{output}: {len(explanations):,} examples explained")
+    out(f"{output}: {counted(len(explanations), 'example')} explained")

@@ -5,6 +5,7 @@ from cyclopts import Parameter
 
 from ndvit.cli.options import PretrainingFlags, changed_arguments
 from ndvit.cli.starting import start
+from ndvit.config.names import Language
 from ndvit.config.pretraining import Objective
 
 
@@ -17,6 +18,7 @@ def pretrain(
     ema: bool | None = None,
     output: Path | None = None,
     force: bool = False,
+    language: Language = "en",
     resume: Path | None = None,
     dry_run: Annotated[bool, Parameter(negative=())] = False,
     progress: bool = True,
@@ -34,6 +36,7 @@ def pretrain(
         ema: Of several copies of a network in a file of weights, the averaged one, or the other one.
         output: The run folder. [default: a new one under runs/]
         force: Replace an existing run folder.
+        language: Language of the report's words.
         resume: Continue the interrupted run in this folder; every other setting is the run's own.
         dry_run: Print the plan (data, network, steps, estimated time and memory) and stop.
         progress: Show progress bars.

@@ -16,7 +16,7 @@ def serve(
 ) -> None:
     """Answer over HTTP: a page to try a model, routes for files and JSON, and the Open Inference Protocol.
 
-    The page is at /, the documentation of the interface at /docs. Needs `pip install "ndvit[serve]"`.
+    The page is at /, the documentation of the interface at /docs. Needs `pip install 'ndvit[serve]'`.
 
     Args:
         runs: Run folders, weights as `info` takes them, or .onnx or .xml files that `export` wrote. The first one is
@@ -27,5 +27,5 @@ def serve(
     try:
         from ndvit.serving import server
     except ImportError as error:
-        raise ValueError(f'serve needs FastAPI and uvicorn ({error}): pip install "ndvit[serve]"') from None
+        raise ValueError(f"serve needs FastAPI and uvicorn ({error}): pip install 'ndvit[serve]'") from None
     server.serve(runs, options or {}, device=device, log=remark)

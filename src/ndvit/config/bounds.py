@@ -93,6 +93,17 @@ def checked(name: str, hint: Any, value: Any) -> Any:
     return value
 
 
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """A number with its noun: 1 example, 2,000 examples.
+
+    Args:
+        number: how many there are.
+        noun: the word for one of them.
+        plural: the word for several, if it is not the noun with an s.
+    """
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
 def brief(value: Any) -> str:
     """A value as it is written in Python, shortened for a message."""
     try:

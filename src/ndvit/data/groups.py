@@ -1,23 +1,22 @@
 """Columns beside inputs and targets: groups of examples, such as patients, which no split divides; and weights."""
 
 import re
-from collections import Counter, defaultdict
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
 
+from ndvit.config.bounds import counted
 from ndvit.config.reading import PATH
 from ndvit.data.examples import Examples, Part, are_streamed
-from ndvit.data.messages import Doubt, Ungrouped, listing, printable
+from ndvit.data.messages import Doubt, listing, printable
+from ndvit.data.name_parts import group_hint, label_hint
 from ndvit.data.sources.containers import is_missing
 
 _FIELD = re.compile(r"\{(\w*)\}|\*")
-_FEWEST_EACH = 3  # examples that a group has on average where a part of the names is suspected to be one
-_WORDS = re.compile(r"[^\W\d_]+\d*")
-_SEPARATORS = re.compile(r"[_\-. ]+")
 _LONGEST = 40  # letters of the name of a group in a message
+FEW_GROUPS = 6  # that a note names all
 
 
 def groups_of(group_by: str, parts: dict[str, Part], where: str) -> dict[str, list[str]]:
@@ -37,7 +36,7 @@ def groups_of(group_by: str, parts: dict[str, Part], where: str) -> dict[str, li
     if lacking := [split for split, part in parts.items() if group_by not in part.columns]:
         raise ValueError(
             f"{where}: the {lacking[0]} set has no column or array {printable(group_by)!r} to group by; for a part of "
-            "the files' paths use path:PATTERN, for example path:{speaker}_{take} (--group-by, group_by=)"
+            f"the files' paths use path:PATTERN, for example {_example(parts)} (--group-by, group_by=)"
         )
     found: dict[str, list[str]] = {}
     for split, part in parts.items():
@@ -75,7 +74,8 @@ def group_names(values: Sequence[Any], names: Sequence[str], where: str, what: s
     """
     if missing := [names[i] for i, value in enumerate(values) if is_missing(value) or not str(value).strip()]:
         raise ValueError(
-            f"{where}: {len(missing):,} examples have no {what}: {listing(missing)}. Add it, or remove these examples"
+            f"{where}: {counted(len(missing), 'example')} without {what}: {listing(missing)}. Add it, or "
+            "remove these examples"
         )
     return [printable(_plain(value)) for value in values]
 
@@ -128,9 +128,8 @@ def relative_weights(weights: np.ndarray, where: str) -> np.ndarray:
 def describe_groups(groups: dict[str, list[str]], group_by: str) -> list[str]:
     """Notes on the number of groups, and a doubt about groups that several splits of the source share."""
     sets = {split: set(names) for split, names in groups.items()}
-    counts = ", ".join(f"{split} {len(found):,}" for split, found in sets.items())
-    first = listing([name[:_LONGEST] for name in sorted(set().union(*sets.values()))])
-    notes = [f"groups by {group_by}: {counts} ({first})"]
+    counts = ", ".join(f"{split} {len(found):,}{named_groups(found)}" for split, found in sets.items())
+    notes = [f"groups by {group_by}: {counts}"]
     for split, found in sets.items():
         for other, names in sets.items():
             if split < other and (both := sorted(found & names)):
@@ -142,6 +141,18 @@ def describe_groups(groups: dict[str, list[str]], group_by: str) -> list[str]:
                     )
                 )
     return notes
+
+
+def named_groups(groups: Iterable[str]) -> str:
+    """The names of a few groups in brackets, of many the first ones, with a space before."""
+    names = [name[:_LONGEST] for name in sorted(set(groups))]
+    return f" ({listing(names, FEW_GROUPS if len(names) <= FEW_GROUPS else 3)})" if names else ""
+
+
+def _example(parts: Mapping[str, Part]) -> str:
+    """An option of grouping that fits the names of the files, or one in general."""
+    names = [name for part in parts.values() for name in part.names]
+    return group_hint(names) or "path:{speaker}_{take}"
 
 
 def _plain(value: Any) -> str:
@@ -182,57 +193,11 @@ def _in_names(part: Part, pattern: re.Pattern[str], levels: int, text: str, wher
         last = "/".join(path.parts[-levels:])
         found = pattern.fullmatch("/".join(path.with_suffix("").parts[-levels:])) or pattern.fullmatch(last)
         if found is None:
+            hint = group_hint(part.names) if option == "group_by" else label_hint(part.names)
             raise ValueError(
                 f"{where}: the name {name[-80:]!r} does not fit the pattern of {option} {text!r}, in which a name "
                 "in braces and * stand for text without the pattern's separators; change it so that it fits "
-                "every file, or use a .csv with a column of paths"
+                f"every file, or use a .csv with a column of paths{f'; {hint}' if hint else ''}"
             )
         groups.append(found[1])
     return groups
-
-
-def suspected_groups(parts: dict[str, Part]) -> list[str]:
-    """Notes on a part of the files' names that looks like a group, for a source that is split at random.
-
-    Such a part is a word (subject1, anna) at a fixed place of the name, with several examples for each of its values,
-    which is not the label.
-    """
-    if set(parts) != {"train"} or not (part := parts["train"]).items:
-        return []
-    stems = [_SEPARATORS.split(PurePosixPath(name).stem) for name in part.names]
-    (length, count), *_ = Counter(map(len, stems)).most_common(1)
-    if length < 2 or count < len(stems):
-        return []
-    labels = [str(target) for target in part.targets or [""] * len(stems)]
-    for place in range(length):
-        values = [stem[place] for stem in stems]
-        if _looks_like_groups(values, labels):
-            example = listing([value[:_LONGEST] for value in dict.fromkeys(values)])
-            pattern = "_".join("{group}" if i == place else "*" for i in range(length))
-            joined = _rejoined(PurePosixPath(part.names[0]).stem, pattern)
-            return [
-                Ungrouped(
-                    f"the names of the files have a part that may be a group ({example}), which is not read; to keep "
-                    f"its examples on one side, use --group-by '{PATH}{joined}' (group_by=)"
-                )
-            ]
-    return []
-
-
-def _rejoined(stem: str, pattern: str) -> str:
-    """The pattern with the separators of a name instead of underscores."""
-    separators = iter(_SEPARATORS.findall(stem))
-    return re.sub("_", lambda _: next(separators, "_"), pattern)
-
-
-def _looks_like_groups(values: Sequence[str], labels: Sequence[str]) -> bool:
-    """Whether values are few words with several examples each, and neither decide the label nor follow from it."""
-    distinct = set(values)
-    if not 2 <= len(distinct) <= len(values) / _FEWEST_EACH or not all(map(_WORDS.fullmatch, distinct)):
-        return False
-    if any(value.lower() in {label.lower() for label in labels} for value in distinct):
-        return False
-    classes: dict[str, set[str]] = defaultdict(set)
-    for value, label in zip(values, labels):
-        classes[value].add(label)
-    return any(len(found) > 1 for found in classes.values())

@@ -42,8 +42,38 @@ class Doubt(str):
     """A note that data may mean something else than they were read as; it is also raised as a `DataWarning`."""
 
 
+class LayoutDoubt(Doubt):
+    """A doubt about folders that may be labels or groups; options that name them remove it.
+
+    Attributes:
+        folders: names of these folders.
+    """
+
+    folders: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(cls, text: str, folders: Iterable[str]) -> "LayoutDoubt":
+        """The doubt with its folders."""
+        doubt = cls(text)
+        doubt.folders = frozenset(folders)
+        return doubt
+
+
 class Ungrouped(str):
-    """A note that names groups of examples, such as subjects, which are not read; see `ungrouped`."""
+    """A note that names groups of examples, such as subjects, which are not read; see `ungrouped`.
+
+    Attributes:
+        option: what reads them on the command line.
+    """
+
+    option: str = "--group-by NAME (group_by=)"
+
+    @classmethod
+    def of(cls, text: str, option: str) -> "Ungrouped":
+        """The note with its option."""
+        note = cls(text)
+        note.option = option
+        return note
 
 
 class LeftOut(str):
@@ -103,12 +133,12 @@ def names_groups(name: str) -> bool:
     return not _GROUPS.isdisjoint(word.lower() for word in words)
 
 
-def ungrouped(note: str) -> Doubt:
+def ungrouped(note: Ungrouped) -> Doubt:
     """Return the doubt about a random split of examples that have groups, from the note that names these."""
     return Doubt(
         f"{note}; the split at random ignores groups, so that examples of one subject or recording can be on both "
-        "sides and the accuracy is too high: split by them with --group-by NAME (group_by=), or provide a test set of "
-        "other groups yourself"
+        f"sides and the accuracy is too high: split by them with {note.option}, or provide a test set of other groups "
+        "yourself"
     )
 
 
@@ -122,7 +152,9 @@ def printable(text: str) -> str:
     escaped = _UNPRINTABLE.sub(lambda found: repr(found[0])[1:-1], text)
     if isinstance(text, LeftOut):
         return LeftOut.of(escaped, map(printable, text.faults))
-    return type(text)(escaped) if isinstance(text, Doubt | Ungrouped) else escaped
+    if isinstance(text, Ungrouped):
+        return Ungrouped.of(escaped, printable(text.option))
+    return type(text)(escaped) if isinstance(text, Doubt) else escaped
 
 
 def cannot_be_used(where: str, faults: Sequence[str], total: int, what: str) -> ValueError:

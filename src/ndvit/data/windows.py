@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ndvit.config.bounds import counted
 from ndvit.config.reading import FileOptions, ReadingOptions, Span, listed
 from ndvit.data.examples import Examples, Place, Recording, Source
 from ndvit.data.messages import listing
@@ -197,13 +198,12 @@ def _distinct(names: Sequence[str]) -> list[str]:
 def _notes(spans: Sequence[Sequence[tuple[int, int]]], headers: Sequence[Header], reading: FileOptions) -> list[str]:
     count = sum(map(len, spans))
     every = "" if reading.hop is None else f" every {reading.hop}"
-    recordings = f"{len(spans):,} recordings are" if len(spans) > 1 else "1 recording is"
-    note = f"{recordings} cut into {count:,} window{'s' * (count > 1)} of {reading.window}{every}"
+    note = f"{counted(len(spans), 'recording')} cut into {counted(count, 'window')} of {reading.window}{every}"
     sizes = {stop - start for windows in spans for start, stop in windows}
     if len(sizes) == 1:
-        note += f" ({sizes.pop():,} samples)"
+        note += f" ({counted(sizes.pop(), 'sample')})"
     window = Span.parse(reading.window or 1)
     short = [h for h in headers if window.unit != "share" and h.grid[-1] < _samples(window, h.grid[-1], h.rate)]
     if short:
-        note += f"; {len(short):,} are shorter, and a single window each"
+        note += f"; {len(short):,} shorter, and a single window each"
     return [note]

@@ -3,6 +3,7 @@
 import copy
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from numbers import Integral
 from pathlib import Path
 from typing import Any, Self
@@ -12,14 +13,18 @@ from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from ndvit.config.reading import ReadingOptions, file_options
 from ndvit.data.examples import Source
 from ndvit.data.groups import group_names, relative_weights
 from ndvit.data.loading import Inputs
+from ndvit.data.messages import DataWarning, Ungrouped, ungrouped, warn
 from ndvit.data.preprocess import describe_resampling, warn_if_unlike_training
 from ndvit.data.sources.containers import check_names
 from ndvit.data.sources.load import load_examples
 from ndvit.data.sources.sklearn_inputs import check_examples, describe_shape, shape_of
+from ndvit.data.windows import cut, cut_outliers
 from ndvit.inference.batches import predict_answers
+from ndvit.inference.recordings import mean_answers
 from ndvit.model import Model, load_model
 from ndvit.training.fit import fit
 from ndvit.training.plan import Request, plan
@@ -27,6 +32,7 @@ from ndvit.training.plan import Request, plan
 _BATCH = 64  # examples per forward pass in prediction
 _OWN = ("steps", "batch_size", "learning_rate", "class_weight", "device")  # fields of Recipe with a parameter here
 _NOT_STORED = ("weights", "teacher", "device")  # models, and what depends on the machine
+_READING = ("window", "hop", "resample_long")  # fields of FileOptions that `options` may have
 _FITTED = ("model_", "classes_", "n_classes_", "n_features_in_", "feature_names_in_", "_columns", "n_iter_", "history_")
 
 
@@ -80,8 +86,12 @@ class ViTEstimator(BaseEstimator):
             if values.shape != (len(source.train),):
                 raise ValueError(f"groups have shape {values.shape}, expected ({len(source.train)},)")
             source.train.groups = np.array(group_names(values.tolist(), source.train.names, "groups", "group"))
+        options = dict(options)
+        reading = ReadingOptions.from_dict({name: options.pop(name) for name in _READING if name in options})
+        source, reading = _cut(source, reading, by_rule="input_size" not in options)
         request = Request(
             source=source,
+            reading=reading,
             preset=self.preset,
             model=self.model,
             weights=_fitted_model(self.weights, "weights"),
@@ -95,9 +105,15 @@ class ViTEstimator(BaseEstimator):
         planned = plan(request)
         for line in planned.lines():
             log(line)
+        if planned.data.val is not None and groups is None:  # held out at random
+            for note in source.notes:
+                if isinstance(note, Ungrouped):
+                    warn(ungrouped(note), DataWarning)
         trained = fit(planned, progress=bool(self.verbose), log=log)
         if trained.interrupted:
             raise KeyboardInterrupt
+        if stored := {name: value for name in _READING if (value := getattr(reading, name))}:
+            trained.model.provenance["reading"] = stored
         self._keep(trained.model.to("cpu"), columns)
         self.n_iter_ = trained.fits[0].steps
         self.history_ = [{"member": i, **row} for i, result in enumerate(trained.fits) for row in result.history]
@@ -114,7 +130,10 @@ class ViTEstimator(BaseEstimator):
         checked, _ = self._examples(X, fitting=False)
         preprocess, me = self.model_.preprocess, type(self).__name__
         assert preprocess is not None
-        kind, _, examples, _ = load_examples(checked, in_channels=preprocess.raw_channels)
+        stored = file_options(self.model_.provenance, {})
+        preprocess = preprocess.admitting(stored.resample_long)
+        windows = {name: getattr(stored, name) for name in ("window", "hop")} if stored.window is not None else {}
+        kind, _, examples, _ = load_examples(checked, in_channels=preprocess.raw_channels, **windows)
         if kind != preprocess.kind:
             raise ValueError(f"X holds {kind}s, but this {me} was fitted on {preprocess.kind}s")
         own = preprocess.raw_channels, len(preprocess.raw_size)
@@ -129,7 +148,7 @@ class ViTEstimator(BaseEstimator):
         rows = predict_answers(
             self.model_, Inputs(examples, preprocess), _BATCH, getattr(self, "device", "auto"), bool(self.verbose)
         )
-        return rows.astype(np.float64)
+        return mean_answers(rows.astype(np.float64), examples)[1]
 
     def _write(self, path: str | Path, facts: Mapping[str, Any]) -> None:
         """Write the trained model with the parameters and further facts."""
@@ -215,6 +234,21 @@ class ViTEstimator(BaseEstimator):
         tags.input_tags.allow_nan = True
         tags.input_tags.three_d_array = True
         return tags
+
+
+def _cut(source: Source, reading: ReadingOptions, by_rule: bool) -> tuple[Source, ReadingOptions]:
+    """Cut recordings into windows where `reading` says so, or a few are much longer than the others.
+
+    The rule is that of all sources, see `cut_outliers`; `by_rule` is False where the length of the input is set.
+    """
+    if reading.window is not None or reading.hop is not None:
+        train, _ = cut(source.train, reading, "X")
+        return replace(source, train=train), reading
+    made, found = cut_outliers(source, reading) if by_rule else (source, reading)
+    if found.window is not None:
+        how = "predict averages the windows of an example. Pass options={'window': ...} or {'resample_long': True}"
+        warn(f"X: {made.notes[-2].partition(';')[0]}, and {how} to decide it", DataWarning)
+    return made, found
 
 
 def _seed(random_state: Any) -> int:

@@ -38,10 +38,11 @@ class ViTClassifier(ClassifierMixin, ViTEstimator):
 
     An array of three axes is always (n, channels, time): grey images need their channel, X[:, None]. As required by
     scikit-learn, rows of a 2-D array need as many columns as in `fit`. In all other layouts, examples may be shorter
-    than those of `fit` (the rest counts as missing) or longer (they are resampled). scikit-learn's splitters, searches
-    and pipelines accept arrays of any number of axes and lists; its transformers (StandardScaler, ...) accept 2-D
-    arrays only and are not needed, because values are standardised by channel. aeon's `make_pipeline` takes this
-    classifier for univariate series of equal length, scikit-learn's for everything that aeon's transformers return.
+    than those of `fit` (the rest counts as missing) or longer (they are resampled; over twice as long, refused).
+    scikit-learn's splitters, searches and pipelines accept arrays of any number of axes and lists; its transformers
+    (StandardScaler, ...) accept 2-D arrays only and are not needed, because values are standardised by channel. aeon's
+    `make_pipeline` takes this classifier for univariate series of equal length, scikit-learn's for everything that
+    aeon's transformers return.
 
     y is one label for each example, of any type that scikit-learn accepts; `predict` returns labels of the same type.
     If an example may have several labels, y is a matrix (n, k) of 0 and 1, also sparse or as a DataFrame, as
@@ -74,7 +75,9 @@ class ViTClassifier(ClassifierMixin, ViTEstimator):
         random_state: an int gives the same model each time (bit for bit on a CPU with the same number of threads);
             None draws a seed from numpy's global generator.
         verbose: show progress, and print what was decided about the data.
-        options: further options of `train`, such as {"mixup": 0, "depth": 4}.
+        options: further options of `train`, such as {"mixup": 0, "depth": 4}. With {"window": 1000}, signals are cut
+            into windows, which can overlap ("hop"), and an answer is the mean of its windows. If a few signals are over
+            twice as long as the others, all are cut, with a `DataWarning`, unless "resample_long" is True.
 
     Attributes:
         classes_: (k,) the labels, sorted; of a matrix y, the numbers or the names of its columns.

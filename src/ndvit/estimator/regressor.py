@@ -42,7 +42,7 @@ class ViTRegressor(RegressorMixin, ViTEstimator):
         device: "auto", "cpu", "cuda" or "mps".
         random_state: an int gives the same model each time; None draws a seed from numpy's global generator.
         verbose: show progress, and print what was decided about the data.
-        options: further options of `train`, such as {"mixup": 0, "depth": 4}.
+        options: further options of `train`, such as {"mixup": 0, "depth": 4}; windows as for `ViTClassifier`.
 
     Attributes:
         n_outputs_: number of targets.

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 
+from ndvit.config.bounds import counted
 from ndvit.evaluation.bootstrap import Interval, intervals
-from ndvit.evaluation.words import translated
+from ndvit.evaluation.words import several, translated
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from ndvit.evaluation.maps import FeatureMap, Method
 
 
+FEW_GROUPS = 5  # tested, below which intervals over groups are rough
 MAX_GROUPS = 50  # groups in tables before the rest are folded away or left out
 
 
@@ -43,12 +45,14 @@ class Evaluation(ABC):
     Attributes:
         names: one name per example: its file or its number.
         groups: (n,) names of the groups of the examples, such as patients; None without groups. See `grouped`.
+        unit: what is counted: "example", or "recording" or "window" of recordings that were cut into windows.
         template: file in ndvit/evaluation that extends `report.html.jinja`, the default page.
         labels_of: how `numbers` are called on pages.
     """
 
     names: tuple[str, ...]
     groups: np.ndarray | None = None
+    unit: str = "example"
     template: ClassVar[str] = "report.html.jinja"
     labels_of: ClassVar[Mapping[str, str]] = {}
 
@@ -73,11 +77,41 @@ class Evaluation(ABC):
         if groups is None:
             return self
         if len(groups) != len(self):
-            raise ValueError(f"groups must have one name for each of {len(self)} examples, got {len(groups)}")
+            raise ValueError(
+                f"groups must have one name for each of {counted(len(self), 'example')}, got {len(groups)}"
+            )
         made = copy.copy(self)
         made.__dict__.pop("_bootstrap", None)
         object.__setattr__(made, "groups", np.asarray(groups, dtype=np.str_))
         return made
+
+    def counting(self, unit: str) -> Self:
+        """The same with another word for its examples, see `unit`."""
+        made = copy.copy(self)
+        object.__setattr__(made, "unit", unit)
+        return made
+
+    @property
+    def units(self) -> str:
+        """The plural of `unit`."""
+        return f"{self.unit}s"
+
+    def caveats(self) -> list[str]:
+        """What the intervals do not say, in the language of the page; nothing unless there are very few groups."""
+        names = [] if self.groups is None or self.unit == "window" else [str(name) for name in np.unique(self.groups)]
+        if len(names) == 1:
+            only = (
+                "All {units} tested are of one group, {name}: the intervals say how exact the result for this group "
+                "is, and nothing about other groups; a cross-validation with groups tests all of them."
+            )
+            return [translated(only, units=several(self.unit), name=names[0])]
+        if 1 < len(names) < FEW_GROUPS:
+            few = (
+                "Only {n} groups are tested, so that the intervals are rough, and other groups may differ by more; a "
+                "cross-validation with groups tests all of them."
+            )
+            return [translated(few, n=len(names))]
+        return []
 
     def resampled(self, weights: np.ndarray) -> dict[str, np.ndarray]:
         """Metrics of weighted examples, for `intervals_95`: from (n, resamples) to (resamples,) by name."""
@@ -116,7 +150,7 @@ class Evaluation(ABC):
             found |= {"intervals_95": {name: list(ends) for name, ends in self.intervals_95.items()}, "resampled": of}
         if rows := self.by_group():
             found["by_group"] = [plain(row) for row in rows]
-        return found
+        return found | ({"caveats": caveats} if (caveats := self.caveats()) else {})
 
     def headline(self, train_targets: np.ndarray | None = None) -> str:
         """The main result as part of the line that is printed after training.
@@ -124,7 +158,7 @@ class Evaluation(ABC):
         Args:
             train_targets: encoded targets of the training set, for a task whose line depends on them.
         """
-        return f"score {self.score:.4f} on {len(self):,} examples"
+        return f"score {self.score:.4f} on {counted(len(self), 'example')}"
 
     def table(self) -> str:
         """The results as lines of text, printed by `ndvit evaluate`."""
@@ -132,7 +166,7 @@ class Evaluation(ABC):
 
     def lines(self, notes: Mapping[str, str]) -> list[str]:
         """The number of examples and `numbers` with their intervals, one line each; `notes` stand behind them."""
-        rows = [(translated("examples"), f"{len(self):,}", "", notes.get("examples", ""))]
+        rows = [(translated(self.units), f"{len(self):,}", "", notes.get("examples", ""))]
         for name, value in self.numbers().items():
             ends = self.intervals_95.get(name)
             text = "" if ends is None else translated("{low} to {high}", low=f"{ends[0]:.4f}", high=f"{ends[1]:.4f}")
@@ -151,11 +185,12 @@ class Evaluation(ABC):
         return translated(self.labels_of.get(name, self.labels_of.get(per_window, name)))
 
     def group_lines(self) -> list[str]:
-        """The results of the groups, one line each, after an empty one; none without groups."""
+        """The results of the groups, one line each, and the caveats, each after an empty line; none without groups."""
         found, rows = self.per_example(), self.by_group()
+        caveats = [line for caveat in self.caveats() for line in ("", caveat)]
         if not rows or found is None:
-            return []
-        header = [translated(word) for word in ("group", "examples", found[0], "95 % interval")]
+            return caveats
+        header = [translated(word) for word in ("group", self.units, found[0], "95 % interval")]
         cells = [
             [row.name, f"{row.examples:,}", f"{row.value:.4f}", interval_text(row.interval)]
             for row in rows[:MAX_GROUPS]
@@ -163,7 +198,7 @@ class Evaluation(ABC):
         lines = ["", *aligned(header, cells)]
         if len(rows) > MAX_GROUPS:
             lines.append(translated("and {n} groups with better results", n=f"{len(rows) - MAX_GROUPS:,}"))
-        return lines
+        return [*lines, *caveats]
 
     def metadata(self) -> dict[str, Any]:
         """Results that are saved in the provenance of the model."""

@@ -159,7 +159,10 @@ class ClassificationEvaluation(Evaluation):
 
     @property
     def accuracy_interval(self) -> Interval:
-        """95 % interval of the accuracy: Wilson's; with groups, that of the bootstrap over groups where it is wider."""
+        """95 % interval of the accuracy: Wilson's; with groups, that of the bootstrap over groups where it is wider.
+
+        With a single group it is Wilson's, which says nothing about other groups, see `caveats`.
+        """
         low, high = wilson_interval(len(self) - len(self.mistakes), len(self))
         if self.groups is not None and (ends := self._bootstrap.get("accuracy")):
             low, high = min(low, ends[0]), max(high, ends[1])
@@ -327,7 +330,7 @@ class ClassificationEvaluation(Evaluation):
         notes = dict.fromkeys(("sensitivity", "specificity", "average_precision"), positive)
         notes["accuracy"] = translated("({correct} of {n})", correct=correct, n=of)
         notes["ece"] = translated("(expected calibration error, 15 bins)")
-        columns = ("class", "examples", "recall", "95 % interval", "precision", "f1", "AUROC", "average precision")
+        columns = ("class", self.units, "recall", "95 % interval", "precision", "f1", "AUROC", "average precision")
         cells = []
         for row in rows:
             values = (row.precision, row.f1, row.auroc, row.average_precision)

@@ -67,6 +67,10 @@ class FoldScores:
         numbers = {name: value for name, value in evaluation.numbers().items() if isinstance(value, int | float)}
         self.rows.append({"repeat": repeat, "fold": fold, "examples": len(evaluation), **numbers})
 
+    def drop(self, repeat: int) -> None:
+        """Take out the results of the folds of a repeat."""
+        self.rows = [row for row in self.rows if row["repeat"] != repeat]
+
     @property
     def metrics(self) -> list[str]:
         """Names of the metrics that every fold has as a finite number."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 
+from ndvit.config.bounds import counted
 from ndvit.evaluation.base import Evaluation, aligned, decimal, interval_text, percent, plain, wilson_interval
 from ndvit.evaluation.bootstrap import Interval, mean_of_defined
 from ndvit.evaluation.classification import MAX_ROWS
@@ -67,7 +68,8 @@ class MultilabelEvaluation(Evaluation):
         classes: names of the labels, in the order of the columns.
         truth: (n, labels) of 0 and 1.
         probabilities: (n, labels) from 0 to 1.
-        thresholds: (labels,) probabilities from which on an example is taken to have the label.
+        thresholds: (labels,) probabilities from which on an example is taken to have the label, or (n, labels) those of
+            each example, which differ between the folds of a cross-validation.
         names: one name per example.
 
     Raises:
@@ -77,7 +79,7 @@ class MultilabelEvaluation(Evaluation):
     classes: tuple[str, ...]
     truth: np.ndarray
     probabilities: np.ndarray
-    thresholds: Sequence[float]
+    thresholds: Sequence[float] | np.ndarray
     names: tuple[str, ...]
     template: ClassVar[str] = "multilabel.html.jinja"
     labels_of: ClassVar[Mapping[str, str]] = {
@@ -116,6 +118,8 @@ class MultilabelEvaluation(Evaluation):
     def per_class(self) -> list[LabelRow]:
         """Metrics of each label."""
         rows = []
+        thresholds = np.asarray(self.thresholds)
+        thresholds = thresholds.mean(0) if thresholds.ndim > 1 else thresholds  # the mean over folds
         precisions = average_precisions(self.truth, self.probabilities)
         for j, name in enumerate(self.classes):
             truth, decided = self.truth[:, j] > 0, self.decided[:, j]
@@ -128,7 +132,7 @@ class MultilabelEvaluation(Evaluation):
                     recall=float(hits / there) if there else None,
                     precision=float(hits / taken) if taken else None,
                     f1=float(2 * hits / (there + taken)) if there + taken else None,
-                    threshold=float(self.thresholds[j]),
+                    threshold=float(thresholds[j]),
                     auroc=areas(truth, self.probabilities[:, j])[0],
                     recall_interval=wilson_interval(int(hits), int(there)) if there else None,
                 )
@@ -229,12 +233,12 @@ class MultilabelEvaluation(Evaluation):
         """Mean average precision and F1."""
         return (
             f"mAP {self.mean_average_precision:.4f}, F1 micro {self.f1_micro:.4f}, macro {self.f1_macro:.4f} on "
-            f"{len(self):,} examples, {100 * self.subset_accuracy:.1f} % of them with every label right"
+            f"{counted(len(self), 'example')}, {100 * self.subset_accuracy:.1f} % of them with every label right"
         )
 
     def table(self) -> str:
         """Metrics of the whole set and of each label."""
-        columns = ("label", "examples", "average precision", "AUROC", "recall", "95 % interval", "precision")
+        columns = ("label", self.units, "average precision", "AUROC", "recall", "95 % interval", "precision")
         words = [translated(word) for word in (*columns, "f1", "threshold")]
         cells = []
         for row in self.per_class:

@@ -49,6 +49,10 @@ class RecordingEvaluation(Evaluation):
     windows: Evaluation
     tracks: tuple[Track, ...] = ()
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "recordings", self.recordings.counting("recording"))
+        object.__setattr__(self, "windows", self.windows.counting("window"))
+
     def __getattr__(self, name: str) -> Any:
         if name in ("recordings", "windows"):  # while it is copied or unpickled
             raise AttributeError(name)
@@ -63,6 +67,15 @@ class RecordingEvaluation(Evaluation):
     def template(self) -> str:  # type: ignore[override]
         """The page of the recordings' evaluation."""
         return self.recordings.template
+
+    @property
+    def unit(self) -> str:  # type: ignore[override]
+        """Recording."""
+        return self.recordings.unit
+
+    def caveats(self) -> list[str]:
+        """As of the recordings."""
+        return self.recordings.caveats()
 
     @property
     def groups(self) -> np.ndarray | None:  # type: ignore[override]

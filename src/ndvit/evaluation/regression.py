@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 
+from ndvit.config.bounds import counted
 from ndvit.evaluation.base import Evaluation, aligned, percent, wilson_interval
 from ndvit.evaluation.words import translated
 
@@ -180,7 +181,7 @@ class RegressionEvaluation(Evaluation):
 
     def headline(self, train_targets: np.ndarray | None = None) -> str:
         """R2, RMSE, MAE and the coverage of the intervals."""
-        line = f"R2 {self.r2:.4f}, RMSE {self.rmse:.4g}, MAE {self.mae:.4g} on {len(self):,} examples"
+        line = f"R2 {self.r2:.4f}, RMSE {self.rmse:.4g}, MAE {self.mae:.4g} on {counted(len(self), 'example')}"
         if self.coverage is not None:
             line += f", {100 * self.level:g} % intervals contain {100 * self.coverage:.1f} %"
         return line

@@ -16,7 +16,15 @@ from ndvit.evaluation.charts import learning_curves
 from ndvit.evaluation.folds import NumberTable
 from ndvit.evaluation.maps import FeatureMap, Method
 from ndvit.evaluation.relevance import Reason, reason_card
-from ndvit.evaluation.words import TAGS, current_language, language, translated, translated_line
+from ndvit.evaluation.words import (
+    TAGS,
+    amount,
+    current_language,
+    language,
+    several,
+    translated,
+    translated_line,
+)
 from ndvit.files import replace_file
 
 if TYPE_CHECKING:
@@ -95,6 +103,8 @@ def render(report: Report, written_in: str = "en", map_method: Method = "pca") -
             .render(
                 report=report,
                 on=translated(report.on),
+                units=translated(evaluation.units),
+                things=several(evaluation.unit),
                 evaluation=evaluation,
                 worst=evaluation.worst(),
                 cards=cards,
@@ -129,5 +139,5 @@ def page_environment(*packages: str) -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {"percent": percent, "line": translated_line}
-    environment.globals |= {"_": translated, "lang": TAGS[current_language()]}
+    environment.globals |= {"_": translated, "amount": amount, "lang": TAGS[current_language()]}
     return environment

@@ -15,6 +15,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any, get_args
 
+from ndvit.config.bounds import counted
 from ndvit.config.names import Language
 
 TAGS = {"en": "en", "zh": "zh-Hans"}
@@ -59,6 +60,18 @@ def translated(english: str, **values: Any) -> str:
     """
     text = table(_language.get()).get(english, english)
     return text.format(**values) if values else text
+
+
+def amount(number: int, noun: str) -> str:
+    """A number with an English noun in the language of the page: 1 example, 2 examples."""
+    if _language.get() == "en":
+        return counted(number, noun)
+    return translated(f"{{n}} {noun}s", n=f"{number:,}")
+
+
+def several(noun: str) -> str:
+    """The plural of an English noun in a sentence in the language of the page; a heading of counts may have another."""
+    return table(_language.get()).get(f"{noun}s in a sentence", f"{noun}s")
 
 
 def translated_line(line: str) -> str:

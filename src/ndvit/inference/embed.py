@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ndvit.config.bounds import BatchSize, checked
+from ndvit.config.bounds import BatchSize, checked, counted
 from ndvit.config.reading import FileOptions, ReadingOptions, file_options
 from ndvit.config.recipe import Device
 from ndvit.data.channels import check_channels
@@ -252,7 +252,7 @@ def _mark_test(data: Source, fraction: float, seed: int) -> Source:
         raise ValueError(f"test_fraction must be above 0 and below 1, got {fraction}")
     kept, held = hold_out(data.train, data.task, fraction, seed, data.name, both_sides=False)
     share = f"{fraction:.0%} of each class"
-    note = f"the source has no split: {share} are the test split ({len(held):,} examples), seed {seed}"
+    note = f"the source has no split: {share} are the test split ({counted(len(held), 'example')}), seed {seed}"
     return replace(data, train=data.train.subset(kept), test=data.train.subset(held), notes=(*data.notes, note))
 
 

@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from ndvit.config.bounds import counted
 from ndvit.config.reading import ReadingOptions, stored_reading
 from ndvit.config.recipe import Device
 from ndvit.data.channels import check_channels
@@ -63,7 +64,7 @@ def evaluate(
     for note in data.decisions:
         log(note)
     chosen = list(chosen_splits(data, split).values())
-    log(f"{data.name}: {sum(map(len, chosen)):,} examples ({'all' if split == 'all' else f'the {split} set'})")
+    log(f"{data.name}: {counted(sum(map(len, chosen)), 'example')} ({'all' if split == 'all' else f'the {split} set'})")
     if (weights := model.provenance.get("class_weight")) is not None:
         log(
             f"the model was trained with class_weight {weights}, so its probabilities are those of data in which the "

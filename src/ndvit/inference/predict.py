@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ndvit.config.bounds import BatchSize, checked
+from ndvit.config.bounds import BatchSize, checked, counted
 from ndvit.config.reading import FileOptions, file_options
 from ndvit.config.recipe import Device
 from ndvit.data.channels import check_channels
@@ -187,7 +187,9 @@ def load_fitting(
         kept = loaded.examples.subset(fitting)
         kept.left_out = (*loaded.examples.left_out, *unfit.values())
         loaded = loaded._replace(examples=kept)
-        notes.append(f"{len(unfit):,} examples left out that do not fit the model: {listing(list(unfit.values()))}")
+        notes.append(
+            f"{counted(len(unfit), 'example')} left out as unfit for the model: {listing(list(unfit.values()))}"
+        )
     if longer := describe_resampling([loaded.examples], preprocess):
         notes.append(longer)
     for note in notes:

@@ -135,7 +135,7 @@ def evaluate_answers(
         recordings += found
         offset += len(part)
     firsts = [windows[0] for windows in members]
-    whole = task.evaluate(np.concatenate(means), targets[firsts], recordings)
+    whole = task.of_rows(np.array(firsts)).evaluate(np.concatenate(means), targets[firsts], recordings)
     if each.groups is not None and len(set(each.groups[firsts])) < len(firsts):  # not just the recordings
         whole = whole.grouped(each.groups[firsts])
     places = [place for part in parts for place in part.places or ()]

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ndvit.config.bounds import counted
 from ndvit.config.reading import file_options
 from ndvit.data.messages import printable
 from ndvit.data.sources.files import medium
@@ -257,7 +258,7 @@ def watch(
     with _sole_writer(output, lock), _stopped_by_signals() as stop:
         answers = AnswerFile(output, columns)
         try:
-            log(f"watching {folder}, {len(answers.done):,} files answered before; answers go to {output}")
+            log(f"watching {folder}, {counted(len(answers.done), 'file')} answered before; answers go to {output}")
             return _watch(Folder(folder, (output, lock)), answers, answer, once, interval, stop, log)
         finally:
             answers.close()
@@ -288,12 +289,12 @@ def _watch(
                 faults = ["has no examples"]
             answers.append(found, rows, faults)
             count += 1
-            log(f"{found.name}: {f'{len(rows):,} answers' if len(rows) != 1 else '1 answer'}{_first(faults)}")
+            log(f"{found.name}: {counted(len(rows), 'answer')}{_first(faults)}")
         if once and (not waiting or patience <= 0):
             return count
         patience -= interval
         if stop.wait(interval):
-            log(f"stopped; {count:,} files answered")
+            log(f"stopped; {counted(count, 'file')} answered")
             return count
 
 

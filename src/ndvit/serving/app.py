@@ -65,7 +65,8 @@ class Service:
         self.models, self.options, self.metrics = models, options, metrics
         self.default = next(iter(models))
         self.ending = False
-        self.end: Callable[[], None] = lambda: None  # set by the server
+        self.end: Callable[[], None] = lambda: None  # set by the server, as the next one
+        self.on_ready: Callable[[], None] = lambda: None
         self._readers = ThreadPoolExecutor(options.readers, "ndvit-read", initializer=_reader)
         self._explainer = ThreadPoolExecutor(1, "ndvit-explain")
         self._explaining = 0
@@ -105,7 +106,7 @@ class Service:
         """Load the default model; the service ends if it cannot be loaded."""
         try:
             async with self.models[self.default].use():
-                pass
+                self.on_ready()
         except NotReady:
             self.end()
 

@@ -14,6 +14,7 @@ import uvicorn
 
 from ndvit.config.recipe import Device
 from ndvit.config.serving import TOKEN, ServingOptions
+from ndvit.data.messages import listing
 from ndvit.serving.app import Service, create_app
 from ndvit.serving.gate import Gate
 from ndvit.serving.metrics import Metrics
@@ -97,29 +98,41 @@ def serve(
     server = _Server(config, service, log)
     if not options.local and not options.token:
         log("warning: every machine that reaches this one may use the service: set a token (NDVIT_TOKEN)")
-    service.end = server.end
+    service.end, service.on_ready = server.end, server.on_ready
     server.run()
     if fault := service.models[service.default].fault:
         raise ValueError(fault)
 
 
 class _Server(uvicorn.Server):
-    """Prints its address, and stops being ready as soon as a signal to end arrives."""
+    """Prints its address and when it is ready, and stops being ready as soon as a signal to end arrives."""
 
     def __init__(self, config: uvicorn.Config, service: Service, log: Callable[[str], Any]) -> None:
         super().__init__(config)
         self._service, self._log = service, log
+        self._addresses: list[str] = []
 
     def end(self) -> None:
         """Ask the server to end."""
         self.should_exit = True
+
+    def on_ready(self) -> None:
+        """Print that the default model answers, once there is an address."""
+        if not (self._addresses and self._service.ready):
+            return
+        others = [name for name in self._service.models if name != self._service.default]
+        more = f"; {listing(others, 10)} at the first request" if others else ""
+        self._log(f"ready: {self._service.default} answers at {' and '.join(self._addresses)}{more}")
 
     async def startup(self, sockets: Any = None) -> None:
         await super().startup(sockets)
         for server in self.servers:
             for socket in server.sockets:
                 host, port = socket.getsockname()[:2]
-                self._log(f"http://{f'[{host}]' if ':' in host else host}:{port}/ (documentation at /docs)")
+                self._addresses.append(f"http://{f'[{host}]' if ':' in host else host}:{port}/")
+        for address in self._addresses:
+            self._log(f"{address} (documentation at /docs)")
+        self.on_ready()  # a small model may have been loaded before
 
     async def shutdown(self, sockets: Any = None) -> None:
         self._service.ending = True

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 import numpy as np
 from torch import Tensor, nn
 
+from ndvit.config.bounds import counted
+
 if TYPE_CHECKING:
     from ndvit.config import ViTConfig
     from ndvit.config.pretraining import PretrainingOptions
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 Probe = Literal["knn", "linear"]
 Translate = Callable[[np.ndarray], np.ndarray]
+
 _REGISTRY: dict[str, type[Task]] = {}
 
 
@@ -176,11 +179,11 @@ class Task(ABC):
 
     def summary(self, targets: Mapping[str, np.ndarray]) -> list[str]:
         """Lines that describe the encoded targets of each split, for `ndvit train --dry-run`."""
-        return [f"{name}: {len(values):,} targets" for name, values in targets.items()]
+        return [f"{name}: {counted(len(values), 'target')}" for name, values in targets.items()]
 
     def brief(self, targets: Mapping[str, np.ndarray]) -> str:
         """One line that describes the encoded targets of each split, printed before every training."""
-        return ", ".join(f"{name}: {len(values):,} targets" for name, values in targets.items())
+        return ", ".join(f"{name}: {counted(len(values), 'target')}" for name, values in targets.items())
 
     def align(self, other: Task, where: str) -> tuple[Translate | None, tuple[str, ...]]:
         """How targets of the same kind of task, read from another source, translate to this task's.
@@ -383,6 +386,29 @@ class Task(ABC):
             outputs: (n, outputs), divided by the temperature.
             targets: their encoded targets.
         """
+        return self
+
+    def decided_by(self, answers: np.ndarray, targets: np.ndarray) -> Task:
+        """The task with its decisions, such as thresholds, chosen on answers for examples that were not trained on.
+
+        Args:
+            answers: (n, outputs) activated outputs.
+            targets: their encoded targets.
+        """
+        return self
+
+    def out_of_fold(self, answers: np.ndarray, targets: np.ndarray, folds: np.ndarray) -> Task:
+        """The task for the answers of a cross-validation: each fold has the decisions that suit the other folds.
+
+        Args:
+            answers: (n, outputs) activated outputs of all examples, each by a model that was trained without it.
+            targets: their encoded targets.
+            folds: (n,) the fold of each example.
+        """
+        return self
+
+    def of_rows(self, rows: np.ndarray) -> Task:
+        """The task for some of the examples that `out_of_fold` was about, by their numbers."""
         return self
 
     def facts(self) -> dict[str, str]:

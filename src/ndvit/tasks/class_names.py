@@ -28,8 +28,9 @@ class ClassTask(Task):
 
     def kept_outputs(self, other: Task) -> list[int | None] | None:
         """Classes of the same name keep their outputs, if the other task is of the same kind."""
-        same_kind = isinstance(other, type(self)) or (isinstance(other, ClassTask) and isinstance(self, type(other)))
-        index = {name: i for i, name in enumerate(other.classes)} if same_kind else {}
+        index = dict[str, int]()
+        if isinstance(other, ClassTask) and (isinstance(other, type(self)) or isinstance(self, type(other))):
+            index = {name: i for i, name in enumerate(other.classes)}
         kept = [index.get(name) for name in self.classes]
         return None if all(place is None for place in kept) else kept
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ndvit.config.bounds import brief
+from ndvit.config.bounds import brief, counted
 from ndvit.evaluation.calibration import Calibration, calibrate
 from ndvit.evaluation.multilabel import MultilabelEvaluation, average_precisions, f1_scores
 from ndvit.tasks.base import Criterion, Linear, Metrics, Prediction, Probe, Ridge, Task, Translate
@@ -88,7 +88,7 @@ class Multilabel(ClassTask):
 
     def __init__(self, classes: Sequence[str], thresholds: Sequence[float] | None = None, measured: int = 0) -> None:
         self.classes = tuple(map(str, classes))
-        self.thresholds = tuple(map(float, thresholds or [0.5] * len(self.classes)))
+        self.thresholds: tuple[float, ...] | np.ndarray = tuple(map(float, thresholds or [0.5] * len(self.classes)))
         self.measured = int(measured)
 
     # ------------------------------------------------------------------ targets
@@ -379,19 +379,43 @@ class Multilabel(ClassTask):
         made.thresholds, made.measured = tuple(found), len(truth)
         return made
 
+    def decided_by(self, answers: np.ndarray, targets: np.ndarray) -> Multilabel:
+        """The task with thresholds as in `adjusted`."""
+        return self.adjusted(self.deactivate(torch.from_numpy(answers).double()), torch.from_numpy(targets))
+
+    def out_of_fold(self, answers: np.ndarray, targets: np.ndarray, folds: np.ndarray) -> Multilabel:
+        """The task with thresholds (n, classes) of each example, those of its fold."""
+        thresholds = np.empty(answers.shape)
+        for fold in np.unique(folds):
+            others = folds != fold
+            thresholds[~others] = self.decided_by(answers[others], targets[others]).thresholds
+        made = copy.copy(self)
+        made.thresholds, made.measured = thresholds, len(folds)
+        return made
+
+    def of_rows(self, rows: np.ndarray) -> Multilabel:
+        """The task with the thresholds of these examples."""
+        made = copy.copy(self)
+        if isinstance(self.thresholds, np.ndarray):
+            made.thresholds = self.thresholds[rows]
+        return made
+
     def facts(self) -> dict[str, str]:
         """How the thresholds were found."""
         if not self.measured:
             return {"thresholds": "0.5 for every label: no examples that were not trained on"}
         listed = ", ".join(f"{n} {t:.3g}" for n, t in zip(self.classes[:_LISTED], self.thresholds))
         more = ", ..." if len(self.classes) > _LISTED else ""
-        return {"thresholds": f"{listed}{more}, for the highest F1 on {self.measured:,} examples not trained on"}
+        return {
+            "thresholds": f"{listed}{more}, for the highest F1 on {counted(self.measured, 'example')} not trained on"
+        }
 
     def predictions(self, answers: np.ndarray, names: Sequence[str]) -> list[LabelsPrediction]:
         """The labels whose probabilities reach their thresholds."""
         made = []
-        for name, row in zip(names, answers.tolist(), strict=True):
-            labels = tuple(n for n, value, at in zip(self.classes, row, self.thresholds) if value >= at)
+        thresholds = np.broadcast_to(self.thresholds, answers.shape).tolist()
+        for name, row, least in zip(names, answers.tolist(), thresholds, strict=True):
+            labels = tuple(n for n, value, at in zip(self.classes, row, least) if value >= at)
             made.append(LabelsPrediction(str(name), labels, dict(zip(self.classes, row))))
         return made
 

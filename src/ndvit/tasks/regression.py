@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ndvit.config.bounds import brief
+from ndvit.config.bounds import brief, counted
 from ndvit.evaluation.regression import RegressionEvaluation, r2_scores
 from ndvit.tasks.base import Criterion, Linear, Metrics, Prediction, Probe, Ridge, Task, Translate
 from ndvit.tasks.class_names import check_class_names
@@ -256,7 +256,8 @@ class Regression(Task):
             for name, column in zip(self.targets[:10], first.T)
         ]
         more = f" and {len(self.targets) - 10:,} more" * (len(self.targets) > 10)
-        return f"{', '.join(parts)}{more}; {', '.join(f'{split}: {len(v):,} examples' for split, v in targets.items())}"
+        counts = [f"{split}: {counted(len(values), 'example')}" for split, values in targets.items()]
+        return f"{', '.join(parts)}{more}; {', '.join(counts)}"
 
     def align(self, other: Task, where: str) -> tuple[Translate | None, tuple[str, ...]]:
         """Match targets by name, or by their order where the data do not name them as the model does."""
@@ -446,7 +447,7 @@ class Regression(Task):
         margins = ", ".join(f"{margin:.4g}" for margin in self.margins[:10])
         return {
             "intervals": f"{100 * self.level:g} %, {'quantiles widened by' if self.quantiles else '+-'} {margins}, by "
-            f"the errors on {self.measured:,} examples that were not trained on"
+            f"the errors on {counted(self.measured, 'example')} not trained on"
         }
 
     def intervals(self, answers: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ndvit.config.bounds import counted
 from ndvit.config.recipe import Recipe
 from ndvit.tasks.base import Metrics, Task
 from ndvit.tasks.classification import Classification
@@ -70,11 +71,11 @@ class SelfSupervised(Task):
         """Which labels the probes use."""
         count = len(targets["train"])
         if self.labels is None:
-            return f"{count:,} examples, no labels for probes: judge the pretraining by its loss"
+            return f"{counted(count, 'example')}, no labels for probes: judge the pretraining by its loss"
         labelled = int((targets["train"] != UNLABELLED).sum())
         return (
-            f"{count:,} examples; the labels of {labelled:,} ({len(self.labels.classes):,} classes) are used by probes "
-            "only, never by the training"
+            f"{counted(count, 'example')}; the labels of {labelled:,} "
+            f"({counted(len(self.labels.classes), 'class', 'classes')}) are used by probes only, never by the training"
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """The parts of a network that are solved instead of descended: networks of fixed features, and heads on frozen ones."""
 
 import math
+import sys
+import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -8,10 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ndvit.config.bounds import counted
 from ndvit.config.recipe import Recipe
 from ndvit.data.loading import Inputs
 from ndvit.inference.batches import Log, predict_features, predict_outputs
-from ndvit.inference.progress import ProgressLines
+from ndvit.inference.progress import ProgressLines, duration
 from ndvit.network import VisionTransformer
 from ndvit.network.committee import output_committees, solved_networks, transformers
 from ndvit.network.solved import SolvedNetwork
@@ -22,6 +25,8 @@ _MOST_DRAWN_ON = 512  # examples that the biases are drawn from
 _MOST_VALUES = 2**26  # values in them
 _SHARES = [i / 20 for i in range(1, 21)]  # of the trained network in the mean
 _TEMPERATURES = (0.5, 0.7, 1.0, 1.4, 2.0)
+_BATCH, _BATCH_VALUES = 64, 2**18  # examples whose features are computed together, and values in them
+_WORTH_A_LINE = 10.0  # seconds of the features of all examples from which on a line says so
 _LONG = 2048  # examples on which solving takes more than a few seconds
 
 
@@ -41,7 +46,12 @@ def check_solvers(task: Task, recipe: Recipe, network: nn.Module) -> None:
 
 
 def solve_networks(
-    networks: Sequence[SolvedNetwork], inputs: Inputs, task: Task, recipe: Recipe, log: Log | None = None
+    networks: Sequence[SolvedNetwork],
+    inputs: Inputs,
+    task: Task,
+    recipe: Recipe,
+    log: Log | None = None,
+    progress: bool = False,
 ) -> list[Solved]:
     """Draw what is random about the features of networks, and solve their heads, in place.
 
@@ -51,8 +61,12 @@ def solve_networks(
             with more examples of classes with a larger weight.
         task: solves the heads, see `Task.solve_ridge`.
         recipe: options of the loss, worker processes, and the seed of the sample and of what is drawn.
-        log: receives lines about the progress of long work; None for none.
+        log: receives lines about long work: how long it will take, and without a progress bar how far it is; None for
+            none.
+        progress: show a progress bar if the work takes more than two seconds.
     """
+    from tqdm import tqdm
+
     targets = inputs.targets
     assert targets is not None
     if not networks:
@@ -67,21 +81,29 @@ def solve_networks(
     some = inputs.__getitems__(drawn_on.tolist())
     for network in networks:
         network.draw(some.x.to(device), None if some.mask is None else some.mask.to(device), generator)
-    lines = None
-    if log is not None:
-        lines = ProgressLines(log, "features: {done:,} of {total:,} examples", len(sample))
     rows: list[list[Tensor]] = [[] for _ in networks]
-    done = 0  # the inputs are read a batch at a time, because long signals do not fit into memory all at once
-    for batch in inputs.loader(64, recipe.workers, sample.tolist()):
-        x, mask = batch.x.to(device), None if batch.mask is None else batch.mask.to(device)
-        for network, made in zip(networks, rows):
-            made.append(network.features(x, mask))
-        done += len(x)
-        if lines is not None:
+    began, total, done = time.perf_counter(), len(sample), 0
+    lines = ProgressLines(
+        _ignore if log is None or progress else log, "features: {done:,} of {total:,} examples", total
+    )
+    # The inputs are read a batch at a time, because long signals do not fit into memory all at once.
+    size = max(1, min(_BATCH, _BATCH_VALUES // math.prod(networks[0].shape)))
+    with tqdm(total=total, desc="features", delay=2, leave=False, disable=not progress) as bar:
+        for batch in inputs.loader(size, recipe.workers, sample.tolist()):
+            x, mask = batch.x.to(device), None if batch.mask is None else batch.mask.to(device)
+            for network, made in zip(networks, rows):
+                made.append(network.features(x, mask))
+            bar.update(len(x))
+            expected = (time.perf_counter() - began) / (done + len(x)) * total
+            if log is not None and not done and len(x) < total and expected > _WORTH_A_LINE:
+                log(f"computing the features of {counted(total, 'example')} takes {duration(expected)}")
+                sys.stdout.flush()
+            done += len(x)
             lines.update(done)
     if log is not None and len(sample) >= _LONG:
         heads = f"{len(networks)} heads" if len(networks) > 1 else "the head"
         log(f"solving {heads} on {len(sample):,} examples, which takes up to a minute{' each' * (len(networks) > 1)}")
+        sys.stdout.flush()
     labels, numbers = targets[sample].to(device), _group_numbers(inputs)
     groups = None if numbers is None else torch.from_numpy(numbers[sample.numpy()]).to(device)
     each = inputs.examples.weights
@@ -90,6 +112,10 @@ def solve_networks(
         Solved(labels, _solve(*pair, labels, task, recipe, targets, groups, weights))
         for pair in zip(networks, map(torch.cat, rows))
     ]
+
+
+def _ignore(line: str) -> None:
+    """Print nothing."""
 
 
 def _group_numbers(inputs: Inputs) -> np.ndarray | None:
@@ -119,7 +145,13 @@ def _solve(
 
 
 def solve_beside(
-    network: nn.Module, inputs: Inputs, task: Task, recipe: Recipe, weigh: bool, log: Log | None = None
+    network: nn.Module,
+    inputs: Inputs,
+    task: Task,
+    recipe: Recipe,
+    weigh: bool,
+    log: Log | None = None,
+    progress: bool = False,
 ) -> list[Solved]:
     """Solve the networks of fixed features in a network, as `solve_networks`.
 
@@ -128,7 +160,7 @@ def solve_beside(
     with `encoder_shares`, the one of them with the least loss.
     """
     networks = solved_networks(network)
-    solved = solve_networks(networks, inputs, task, recipe, log)
+    solved = solve_networks(networks, inputs, task, recipe, log, progress)
     committees = output_committees(network)
     if not (weigh and committees and len(solved) == 2):
         return solved
@@ -280,6 +312,9 @@ def solve_head(
             parts[name] = features, inputs.targets
     held = parts.get("val")
     features, targets = parts["train"]
+    if log is not None and len(features) >= _LONG:
+        log(f"solving the head on {len(features):,} examples")
+        sys.stdout.flush()
     validated = None if held is None else (held[0], held[1].numpy())
     solution = task.solve_head(
         features, targets.numpy(), recipe, validated, train.examples.weights, _group_numbers(train)

@@ -21,7 +21,7 @@ import torch
 import yaml
 
 from ndvit import __version__
-from ndvit.config.bounds import checked
+from ndvit.config.bounds import checked, counted
 from ndvit.config.options import split_options
 from ndvit.config.reading import take_reading_options
 from ndvit.config.validation import Folds, Repeats
@@ -258,15 +258,22 @@ def _run(task: _Task, data: Source, divided: list[list[np.ndarray]]) -> CrossVal
             name = f"fold {number + 1} of {task.folds}"
             name = name if task.repeats == 1 else f"repeat {repeat + 1} of {task.repeats}, {name}"
             log(f"{name}: {evaluation.headline(train.targets)}{left if done < total else ''}")
+        meaning = data.task.out_of_fold(answers[repeat], train.targets, _folds_of(places))
+        if meaning is not data.task:  # the decisions that suit the other folds, which the folds' own models lack
+            scores.drop(repeat)
+            for number, held in enumerate(places):
+                part = evaluate_answers(meaning.of_rows(held), [answers[repeat][held]], [train.subset(held)])
+                scores.add(repeat, number, part)
     together = np.mean(answers, axis=0)
-    evaluation = evaluate_answers(data.task, [together], [train])
+    meaning = data.task.out_of_fold(together, train.targets, _folds_of(divided[0]))
+    evaluation = evaluate_answers(meaning, [together], [train])
     scores.whole = evaluation
     for line in scores.lines():
         log(line)
-    model = _refitted(task, data, scores) if task.refit else None
+    model = _refitted(task, data, scores, together) if task.refit else None
     if task.refit and model is None:
         return CrossValidation(task.folder, scores, None)
-    _write(task, data, scores, together, divided, time.perf_counter() - started)
+    _write(task, replace(data, task=meaning), scores, together, divided, time.perf_counter() - started)
     if model is not None:
         model.save(task.folder / MODEL_FILE)
         log(f"model trained on all examples: {task.folder / MODEL_FILE}")
@@ -300,8 +307,19 @@ def _fold(
     return evaluate_answers(model.task or data.task, [answers], [of_fold.test]), answers
 
 
-def _refitted(task: _Task, data: Source, scores: FoldScores) -> Model | None:
-    """A model trained on all examples, with the out-of-fold results in its provenance; None if interrupted."""
+def _folds_of(places: list[np.ndarray]) -> np.ndarray:
+    """The number of the fold of each example."""
+    found = np.zeros(sum(map(len, places)), dtype=np.int64)
+    for number, held in enumerate(places):
+        found[held] = number
+    return found
+
+
+def _refitted(task: _Task, data: Source, scores: FoldScores, answers: np.ndarray) -> Model | None:
+    """A model trained on all examples, with the out-of-fold results in its provenance; None if interrupted.
+
+    It decides by what suits the out-of-fold `answers`, such as thresholds: these are of all examples.
+    """
     task.log("training on all examples")
     planned = plan(replace(task.request, source=replace(data, notes=())))
     folder = task.folder / FOLDS_FOLDER / "all"
@@ -312,6 +330,9 @@ def _refitted(task: _Task, data: Source, scores: FoldScores) -> Model | None:
         task.log(f"stopped; continue with: ndvit crossvalidate --resume {shlex.quote(str(task.folder))}")
         return None
     model = trained.model.to("cpu")
+    assert data.train.targets is not None
+    decided = data.task.decided_by(answers, data.train.targets)
+    model.task = model.task if decided is data.task else decided
     settings = settings_of(task.request)
     model.provenance |= {"source": settings["source"], "reading": task.request.reading.set_options()}
     model.provenance["cross_validation"] = {"folds": task.folds, "repeats": task.repeats, **scores.means()}
@@ -342,12 +363,10 @@ def _write(
     first = load_model(folder / FOLDS_FOLDER / ("0" if task.repeats == 1 else "0-0"))
     assert first.preprocess is not None
     rows = answer_rows(data.task, answers, train)
-    fold_of = np.zeros(len(train), dtype=np.int64)
-    for number, held in enumerate(divided[0]):
-        fold_of[held] = number
+    fold_of = _folds_of(divided[0])
     rows = [[*row, "fold" if i == 0 else int(fold_of[i - 1])] for i, row in enumerate(rows)]
     replace_file(folder / PREDICTIONS_FILE, csv_text(rows))
-    groups = "" if train.groups is None else f", {len(set(train.groups)):,} groups"
+    groups = "" if train.groups is None else f", {counted(len(set(train.groups)), 'group')}"
     summary = {
         "model": str(first.provenance["model"]),
         "examples": f"{len(train):,}{groups}, each answered by a model that was trained without it",
@@ -357,7 +376,7 @@ def _write(
         "versions": f"ndvit {__version__}, torch {torch.__version__}, Python {platform.python_version()}",
     }
     if len(data.test):
-        summary["test set"] = f"{len(data.test):,} examples of the source, not used"
+        summary["test set"] = f"{counted(len(data.test), 'example')} of the source, not used"
     config = (folder / CONFIG_FILE).read_text(encoding="utf-8")
     written = settings_of(task.request)["source"]
     command = f"ndvit crossvalidate --config {shlex.quote(str(folder / CONFIG_FILE))} --output NEW_FOLDER"

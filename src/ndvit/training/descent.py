@@ -109,7 +109,7 @@ def descend(
         same_run.check(read_checkpoint(latest))
     elif val is not None:  # for the loss of the whole; without validation, they are solved at the end
         if processes.is_first():
-            solve_networks(solved_networks(network), train, task, recipe, None if progress else log)
+            solve_networks(solved_networks(network), train, task, recipe, log, progress)
         share_solved(network)
     done = step_of(latest) if latest else 0
     metrics = MetricRows(folder and folder / METRICS_FILE, up_to=done)

@@ -133,7 +133,7 @@ def fit(
         for i, member in enumerate(model.members):
             recipe = replace(plan.recipe, seed=plan.recipe.seed + i)
             if is_first():
-                solve_beside(member.network, whole, plan.task, recipe, plan.weigh_encoder, None if progress else log)
+                solve_beside(member.network, whole, plan.task, recipe, plan.weigh_encoder, log, progress)
             share_solved(member.network)
     model.network = pruned(model.network)
     return replace(trained, calibration=calibration)
@@ -174,7 +174,7 @@ def _fit_member(
             train, val = inputs
             if is_first():  # the others wait
                 if val is None:
-                    solve_beside(model.network, train, plan.task, recipe, plan.weigh_encoder, None if progress else log)
+                    solve_beside(model.network, train, plan.task, recipe, plan.weigh_encoder, log, progress)
                 elif plan.weigh:
                     weigh_networks(model.network, val, plan.task, recipe, train, log)
             share_solved(model.network)
@@ -202,7 +202,7 @@ def _solve(
     """Solve the head on frozen features: there are no steps and nothing to resume."""
     start, device, task = time.perf_counter(), pick_device(recipe.device), model.task
     assert task is not None
-    solved = solve_beside(model.network, inputs[0], task, recipe, weigh_encoder, None if progress else log)
+    solved = solve_beside(model.network, inputs[0], task, recipe, weigh_encoder, log, progress)
     if transformers(model.network):
         row = solve_head(first_transformer(model.network), task, recipe, *inputs, progress, log)
     else:  # what leaving one example out shows of the first network

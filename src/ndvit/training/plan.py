@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 
 from ndvit import __version__
-from ndvit.config.bounds import Members, checked
+from ndvit.config.bounds import Members, checked, counted
 from ndvit.config.options import split_options
 from ndvit.config.pretraining import PretrainingOptions, take_pretraining_options
 from ndvit.config.reading import ReadingOptions
 from ndvit.config.recipe import Recipe
 from ndvit.data.augment import Augmentation, plan_augmentation
 from ndvit.data.examples import Examples, Source
+from ndvit.data.groups import FEW_GROUPS, named_groups
 from ndvit.data.loading import Inputs
 from ndvit.data.messages import listing, warn_of_doubts
 from ndvit.data.preprocess import describe_fit, describe_resampling
@@ -188,6 +189,7 @@ class Plan:
             facts["solved"] = ", ".join(summary(structure_of(one)) for one in solved)
         counts = [len(part or ()) for part in (self.data.train, self.data.val, self.data.test)]
         facts["examples"] = "{:,} training, {:,} validation, {:,} test".format(*counts)
+        facts["examples"] += " windows" if self.data.train.places is not None else ""
         if not self.task.learns_from_targets:
             facts["examples"] = "{:,} training, {:,} of them for probes".format(*counts)
         facts["task"] = self.task.describe(self.pretraining)
@@ -229,7 +231,7 @@ class Plan:
             if name == "examples":
                 described = any("split" in note or "test set" in note for note in data.notes)
                 split = () if described else ("the data's own split",)
-                lines += [f"{'':8} {note}" for note in (*split, *data.notes)]
+                lines += [f"{'':8} {note}" for note in (*split, *data.decisions)]  # the others are warnings
             if name == "preset":
                 lines += [f"{'':8} {note}" for note in self.notes]
         return "\n".join([*lines, "", *self.task.summary(self._targets())])
@@ -386,7 +388,8 @@ def hold_out_validation(data: Source, recipe: Recipe) -> Source:
     train, val = data.train.subset(kept), data.train.subset(held)
     groups = ""
     if val.groups is not None and data.train.groups is not None:
-        groups = f", {len(set(val.groups)):,} of {len(set(data.train.groups)):,} groups"
+        names = named_groups(val.groups) if len(set(val.groups)) <= FEW_GROUPS else ""
+        groups = f", {len(set(val.groups)):,} of {counted(len(set(data.train.groups)), 'group')}{names}"
     share = f"{len(val):,} of the {len(data.train):,} training examples{groups}"
     note = f"validation: {share}, stratified, seed {recipe.seed}"
     assert data.train.targets is not None

@@ -165,6 +165,7 @@ def pretrain(
     ema: bool | None = None,
     output: str | Path | None = None,
     force: bool = False,
+    language: str = "en",
     progress: bool = True,
     log: Callable[[str], Any] = print,
     **options: Any,
@@ -185,6 +186,7 @@ def pretrain(
         ema: as in `train`.
         output: the run folder; None creates a new one under `runs/`.
         force: replace an existing run folder.
+        language: the language of the report's words: "en" or "zh".
         progress: show progress bars.
         log: receives each line about the run.
         **options: fields of `ReadingOptions` (skip_bad, drop_copies, ...), of `PretrainingOptions` (mask_ratio, ...),
@@ -209,6 +211,7 @@ def pretrain(
         model=model,
         weights=weights,
         ema=ema,
+        language=language,
         reading=reading,
         options=options,
         progress=progress,
@@ -442,6 +445,8 @@ def _run(
     in_all = f"{seconds:.0f} s in all{' since the run was resumed' * resume}"
     write_results(folder, evaluation, planned, trained, in_all, config, request.language)
     test = "test " if data.task.learns_from_targets else ""
+    for caveat in evaluation.caveats():
+        log(caveat)
     log(f"{test}{evaluation.headline(data.train.targets)} after {trained.fit.seconds:.0f} s of training")
     log(f"report: {run.report}")
     return run

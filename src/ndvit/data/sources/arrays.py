@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ndvit.config.bounds import counted
 from ndvit.data.examples import Part
 from ndvit.data.messages import DataWarning, Doubt, listing, printable
 from ndvit.data.sources.containers import (
@@ -142,7 +143,9 @@ def _read_part(
         items = [with_channels(_float32(row, f"{where}[{i}]"), f"{where}[{i}]") for i, row in enumerate(found)]
     targets = None if y is None else raw_targets(y, targets_where)
     if targets is not None and len(targets) != len(items):
-        raise ValueError(f"{where}: {len(items)} examples but {len(targets)} targets; every example needs one")
+        raise ValueError(
+            f"{where}: {counted(len(items), 'example')} but {counted(len(targets), 'target')}; every example needs one"
+        )
     return Part(items, targets, [f"{where}[{i}]" for i in range(len(items))]), names, doubts
 
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ndvit.config.bounds import counted
 from ndvit.data.messages import printable
 from ndvit.data.sources.arrays import MISSING_WORDS
 from ndvit.data.sources.columns import LABELS, PATHS, Columns, Roles, as_objects, columns_of, word
@@ -157,7 +158,7 @@ def _head(path: Path) -> _Head:
     while lines and lines[0][1].lstrip().startswith(("#", "%")) and len(lines) > 1:
         comments, lines = comments + 1, lines[1:]
     if comments:
-        notes.append(f"{path.name}: {comments} lines of comments at the beginning are not read")
+        notes.append(f"{path.name}: {counted(comments, 'line')} of comments at the beginning not read")
     if not lines:
         raise ValueError("is empty, or has comments only")
     first = lines[0][1]
@@ -172,7 +173,9 @@ def _head(path: Path) -> _Head:
     decimal = "." if separator == "," or not any(_COMMA.fullmatch(f.strip()) for row in rows[1:] for f in row) else ","
     head = _Head(rows[0], separator, decimal, lines[0][0] + 1, notes, rows[1:])
     if all(_NUMBER.fullmatch(_plain(field, head)) for field in rows[0]) and not _counts_up(rows[0]):
-        notes.append(f"{path.name}: its first line has numbers, so its columns are called 0 to {len(rows[0]) - 1}")
+        last = len(rows[0]) - 1
+        called = f"columns are called 0 to {last}" if last else "only column is called 0"
+        notes.append(f"{path.name}: the first line has numbers instead of names, so that the {called}")
         return head._replace(names=[str(i) for i in range(len(rows[0]))], start=lines[0][0], rows=rows)
     names = [name.strip() or f"Unnamed: {i}" for i, name in enumerate(rows[0])]
     extra = False

@@ -143,6 +143,12 @@ def named(names: Iterable[str]) -> str:
     return listing([printable(name)[:60] for name in names], _LISTED)
 
 
+def channels_named(names: Iterable[str]) -> str:
+    """The channels of an example for notes, with their names."""
+    listed = list(names)
+    return f"{'1 channel' if len(listed) == 1 else 'channels'}: {named(listed)}"
+
+
 def assign(columns: Columns, roles: Roles, *, with_targets: bool = True) -> Assigned:
     """Find the role of each column: by the user's names, else by the columns' own.
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from ndvit.data.messages import Doubt, listing, printable
 from ndvit.data.sources.clocks import Series
-from ndvit.data.sources.columns import Roles, find
+from ndvit.data.sources.columns import Roles, channels_named, find
 from ndvit.data.sources.layouts import Recorded
 from ndvit.data.sources.packages import needed
 from ndvit.files import check_regular
@@ -56,7 +56,7 @@ def read_edf(path: Path, roles: Roles) -> Recorded:
         notes.append(Doubt(f"{path.name} is discontinuous: the gaps in its times are not read"))
     left = [printable(name) for name in signals if name not in chosen]
     rate = float(rates.pop())
-    notes.insert(0, f"one recording at {rate:g} Hz, channels: {listing(list(map(printable, chosen)), 12)}")
+    notes.insert(0, f"one recording at {rate:g} Hz, {channels_named(chosen)}")
     if left:
         notes.append(f"channels not read: {listing(left, 12)}")
     return Recorded(Series(values, None, path.name, rate), True, None, {}, tuple(chosen), notes, units)

@@ -72,7 +72,9 @@ def find_parts(
                 part, notes = folders.read_flat_folder(path)
                 parts = {"train": part}
             return path.resolve().name, parts, notes
-        parts, notes = folders.read_folder(path, with_unlabelled=not with_targets)
+        parts, notes = folders.read_folder(
+            path, with_unlabelled=not with_targets, labels_in_paths=is_path_pattern(reading.label)
+        )
         named = {split: part._replace(targets=literal_names(part.targets or [])) for split, part in parts.items()}
         return path.resolve().name, named, notes
     if path.exists():

@@ -5,8 +5,10 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from ndvit.config.bounds import counted
 from ndvit.data.examples import Part
-from ndvit.data.messages import Doubt, listing, printable
+from ndvit.data.messages import Doubt, LayoutDoubt, listing, printable
+from ndvit.data.name_parts import label_hint
 from ndvit.data.sources.files import check_one_medium, known_endings, medium, short
 from ndvit.data.sources.split_names import SplitName, are_companions, are_pictures, companions, parse_split
 
@@ -17,7 +19,7 @@ LAYOUT = (
 _NOT_CLASSES = (
     "if they are splits, put the class folders into train/ and test/; if their examples have no labels, move them away "
     "or into a folder unlabelled/; if they are classes, put all class folders into a folder train/, or pass a .csv "
-    "with the columns path and label"
+    "with the columns path and label; if folders inside are the classes, use --label 'path:*/{label}/*' (label=)"
 )
 _BESIDE = "beside train/"
 _BESIDE_OTHERS = ("tables", "npz files", "recordings")
@@ -31,7 +33,9 @@ _SYSTEM = {
 """Names, in lower case, of folders that operating systems and tools put beside data, such as thumbnails."""
 
 
-def read_folder(root: Path, with_unlabelled: bool = False) -> tuple[dict[str, Part], list[str]]:
+def read_folder(
+    root: Path, with_unlabelled: bool = False, labels_in_paths: bool = False
+) -> tuple[dict[str, Part], list[str]]:
     """Find the examples of a folder of class folders: {"train": ...}, or its splits.
 
     Folders are splits by their names, in any spelling (see `split_names`), if there are no others, or if one of them
@@ -43,6 +47,8 @@ def read_folder(root: Path, with_unlabelled: bool = False) -> tuple[dict[str, Pa
         root: the folder.
         with_unlabelled: add the files of folders of unlabelled examples to the training set, with None as their target;
             otherwise they are ignored.
+        labels_in_paths: the labels are other parts of the paths than the outer folders, so that splits need no class
+            folders, and folders with names such as part1 are no doubt.
 
     Returns:
         The parts, with paths as items, and notes on ignored files and unusual layouts; doubtful ones are `Doubt`s.
@@ -51,7 +57,7 @@ def read_folder(root: Path, with_unlabelled: bool = False) -> tuple[dict[str, Pa
         ValueError: for another layout, folders that may be splits or classes, an empty class folder, more than one kind
             of files, folders that are too deep, or missing permission.
     """
-    scanner = _Scanner(root)
+    scanner = _Scanner(root, labels_in_paths)
     top = scanner.unwrapped(root, keep_splits=True)
     splits, unlabelled = scanner.splits(top)
     if not with_unlabelled:
@@ -90,8 +96,8 @@ def read_flat_folder(root: Path) -> tuple[Part, list[str]]:
 class _Scanner:
     """Walks a folder in a fixed order, decides what its folders mean, and records everything that is not read."""
 
-    def __init__(self, root: Path) -> None:
-        self.root, self.resolved = root, root.resolve()
+    def __init__(self, root: Path, labels_in_paths: bool = False) -> None:
+        self.root, self.resolved, self.labels_in_paths = root, root.resolve(), labels_in_paths
         self.ignored: dict[str, dict[str, None]] = defaultdict(dict)  # by reason; in order, each name once
         self.inner: Counter[str] = Counter()  # files below a folder inside a class folder, by its name
         self.masks: Counter[str] = Counter()  # files that go with pictures and are not read, by folder
@@ -113,11 +119,11 @@ class _Scanner:
         if self.masks:
             notes.append(
                 Doubt(
-                    f"{self.masks.total():,} files that look like masks or labels of others are left out: "
+                    f"{counted(self.masks.total(), 'file')} left out that may be masks or labels of others: "
                     f"{_counts(self.masks)}; if they are examples, rename them or their folders"
                 )
             )
-        if self.inner:
+        if self.inner and not self.labels_in_paths:
             notes.append(f"files in folders inside a class folder belong to that class: {_counts(self.inner)}")
         return notes
 
@@ -296,7 +302,7 @@ class _Scanner:
         if len(folders) < 2:
             return
         parts = [f for f in folders if f in named and named[f].split == "part" and not named[f].rest]
-        doubtful = parts if len(parts) == len(folders) else []
+        doubtful = parts if len(parts) == len(folders) and not self.labels_in_paths else []
         certain: list[Path] = []  # a split has class folders inside, so a training set of files is a class
         for folder in folders:
             found, flat = named.get(folder), self.has_examples(folder)
@@ -310,8 +316,9 @@ class _Scanner:
                 f"{_NOT_CLASSES}"
             )
         for folder in certain:
+            kind = "one of the folders of files" if self.labels_in_paths else "a class"
             self.facts.append(
-                Doubt(f"{self.name(folder)}/ is read as a class, but its name may look like a split; {_NOT_CLASSES}")
+                Doubt(f"{self.name(folder)}/ is read as {kind}, but its name may look like a split; {_NOT_CLASSES}")
             )
 
     def doubt_classes_beside_splits(self, parts: dict[str, Part]) -> None:
@@ -330,11 +337,15 @@ class _Scanner:
         folder = self.unwrapped(folder)
         folders, files = self.children(folder)
         folders = [f for f in folders if f not in without]
+        if not folders and files and self.labels_in_paths:
+            items = list(map(str, self.without_tables(self.known(files))))
+            return Part(items, None, [Path(item).relative_to(self.root).as_posix() for item in items])
         if not folders:
-            found = f"{len(files):,} files but no class folders" if files else "nothing"
+            hint = label_hint([path.name for path in files if medium(path)])
+            found = f"{counted(len(files), 'file')} but no class folders" if files else "nothing"
             raise ValueError(
-                f"{short(str(folder))}: found {found}; {LAYOUT}; a folder of examples without labels may be called "
-                "unlabelled/ and is left out"
+                f"{short(str(folder))}: found {found}; {f'{hint}; ' * bool(hint)}{LAYOUT}; a folder of examples "
+                "without labels may be called unlabelled/ and is left out"
             )
         self.ignore("beside the class folders", files)
         self._check_order(folder, folders)
@@ -369,10 +380,11 @@ class _Scanner:
             )
         if len(same) > 1:
             self.facts.append(
-                Doubt(
+                LayoutDoubt.of(
                     f"the classes are {_slashes(classes)}, but the folders inside have equal names, such as {example}: "
-                    "if those are the classes, and the outer folders look like splits or groups, move them up, or pass "
-                    "a .csv with the columns path and label"
+                    "if those are the classes, and the outer folders look like splits or groups, use --label "
+                    "'path:*/{label}/*' (label=), move them up, or pass a .csv with the columns path and label",
+                    same,
                 )
             )
 

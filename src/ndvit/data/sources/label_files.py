@@ -4,7 +4,7 @@ from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ndvit.config.bounds import nearest
+from ndvit.config.bounds import counted, nearest
 from ndvit.data.examples import Part
 from ndvit.data.messages import listing, printable
 from ndvit.data.sources.arrays import raw_target
@@ -78,15 +78,15 @@ def relabel(parts: dict[str, Part], path: str, where: str) -> Relabelled:
             changes[f"{before or 'none'} to {class_name(kept[i])}"] += 1
     if unknown:
         raise ValueError(
-            f"{where}: {path} has {len(unknown):,} names that the source lacks ({printable(listing(unknown))}); "
-            "it must have been written for the same source"
+            f"{where}: {path} has {counted(len(unknown), 'name')} that the source lacks "
+            f"({printable(listing(unknown))}); it must have been written for the same source"
         )
     notes: list[str] = []
     if changes:
         listed = listing([f"{change} ({count:,})" for change, count in changes.most_common()], 10)
-        notes.append(f"{changes.total():,} labels replaced by those in {printable(file.name)}: {listed}")
+        notes.append(f"{counted(changes.total(), 'label')} replaced by those in {printable(file.name)}: {listed}")
     if count := sum(map(len, dropped.values())):
-        notes.append(f"{count:,} examples left out, because their label in {printable(file.name)} is empty")
+        notes.append(f"{counted(count, 'example')} left out, because the label in {printable(file.name)} is empty")
     made = {}
     for split, part in parts.items():
         part = part._replace(targets=targets[split])

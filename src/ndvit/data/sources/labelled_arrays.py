@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from ndvit.config.bounds import counted
 from ndvit.data.examples import Part
 from ndvit.data.sources.arrays import as_part, read_examples
 from ndvit.data.sources.columns import LABELS, Roles, columns_of, fits, is_frame, named, word
@@ -61,7 +62,7 @@ def _read_xarray(x: Any, roles: Roles, with_targets: bool) -> tuple[dict[str, Pa
         values = values[[match(name, list(map(str, values.data_vars)), "X", "--channels") for name in roles.channels]]
     part = as_part(values, None, "X")
     if y is not None and len(y) != len(part.items):
-        raise ValueError(f"X: {len(part.items):,} examples but {len(y):,} targets in {named(labels)}")
+        raise ValueError(f"X: {counted(len(part.items), 'example')} but {counted(len(y), 'target')} in {named(labels)}")
     part = part._replace(targets=y, columns={name: targets(x[key].values) for name, key in beside.items()})
     listed = f"; label: {named(labels)}" if labels else ""
     return {"train": part}, [f"examples of the shape {part.items[0].shape if part.items else ()}{listed}"]

@@ -14,6 +14,7 @@ from ndvit.data.sources.columns import (
     Columns,
     Roles,
     assign,
+    channels_named,
     fits,
     is_missing_series,
     named,
@@ -227,7 +228,7 @@ def _may_be_one(values: dict[str, np.ndarray], channels: int, with_targets: bool
 
 
 def _rows_as_moments(columns: Columns, values: dict[str, np.ndarray], channels: int) -> Examples:
-    note = f"one recording: a row is a moment, channels: {named(values)}"
+    note = f"one recording: a row is a moment, {channels_named(values)}"
     if not channels:
         note = Doubt(f"{columns.where}: {note}; if a row is an example, name a column of its names with --id")
     items, more = on_grid([Series(np.stack(list(values.values())), None, columns.where)], False, columns.where)
@@ -249,7 +250,7 @@ def _recorded(columns: Columns, found: Assigned, values: dict[str, np.ndarray]) 
     first = np.zeros(1, np.int64)
     (target,) = _targets(columns, found.label, first) or (None,)
     beside = {name: raw_values(columns.values[column][first])[0] for name, column in found.columns.items()}
-    note = f"one recording: a row is a moment, channels: {named(values)}; {_read_as(found)}"
+    note = f"one recording: a row is a moment, {channels_named(values)}; {_read_as(found)}"
     notes = [note, *(times.notes if times else ())]
     return Recorded(series, bool(times and times.in_seconds), target, beside, tuple(values), notes)
 
@@ -282,7 +283,7 @@ def _long(columns: Columns, found: Assigned, values: dict[str, np.ndarray]) -> E
     if kinds is not None:
         channels = tuple(map(printable, labels))
     items, more = on_grid(series, bool(times and times.in_seconds), where)
-    listed = f"channels: {named(channels)}" + (f" of the column {found.kind}" if tidy else "")
+    listed = channels_named(channels) + (f" of the column {found.kind}" if tidy else "")
     note = f"rows of one {' and '.join(found.id)} are an example ({len(items):,}), {listed}; {_read_as(found)}"
     return _with_roles(columns, found, items, names, first, channels, [note, *(times.notes if times else ()), *more])
 

@@ -5,17 +5,48 @@ data that may mean something else, a `Doubt`, is also a warning here, so that it
 """
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from ndvit.config.bounds import counted
 from ndvit.config.reading import FileOptions, ReadingOptions
 from ndvit.data.channels import check_channels
 from ndvit.data.checking import Checked, check_examples
-from ndvit.data.examples import Examples, Kind, Part, Recording, Source, Stored, StoredItems, StoredSignal
-from ndvit.data.groups import describe_groups, groups_of, names_in_paths, sample_weights, suspected_groups, without
-from ndvit.data.messages import Doubt, LeftOut, Ungrouped, listing, printable, ungrouped, warn_of_doubts
+from ndvit.data.examples import (
+    Examples,
+    Kind,
+    Part,
+    Recording,
+    Source,
+    Stored,
+    StoredItems,
+    StoredSignal,
+    are_streamed,
+)
+from ndvit.data.groups import (
+    FEW_GROUPS,
+    describe_groups,
+    groups_of,
+    named_groups,
+    names_in_paths,
+    sample_weights,
+    without,
+)
+from ndvit.data.messages import (
+    Doubt,
+    LayoutDoubt,
+    LeftOut,
+    Ungrouped,
+    listing,
+    printable,
+    ungrouped,
+    warn_of_doubts,
+)
+from ndvit.data.name_parts import label_hint, suspected_groups
+from ndvit.data.overlaps import overlapping_windows
 from ndvit.data.sources import folders
 from ndvit.data.sources.arrays import labels_are_missing, missing_labels, raw_target
 from ndvit.data.sources.columns import Roles
@@ -138,8 +169,11 @@ def load_source(
     if reading.group_by is not None and kind_of_task.learns_from_targets:
         groups = groups_of(reading.group_by, parts, where)
         notes += describe_groups(groups, reading.group_by)
+        notes = [note for note in notes if not _is_settled(note, reading, groups)]
     elif kind_of_task.learns_from_targets:
+        notes = [note for note in notes if not _is_settled(note, reading, groups)]
         notes += suspected_groups(parts)
+        notes += [] if windowed else overlapping_windows(parts)
         if "test" not in parts and test_fraction:  # the split at random may separate the examples of a group
             notes = [ungrouped(note) if isinstance(note, Ungrouped) else note for note in notes]
     notes = [printable(note) for note in notes]
@@ -153,7 +187,9 @@ def load_source(
         notes.append(f"training examples are weighted by {reading.sample_weight}")
     if reading.drop_suspected and "train" in made:
         count = without(made["train"], unchanged["train"])
-        notes.append(f"{count:,} examples with suspected labels are not trained on, see {reading.label_file}")
+        notes.append(
+            f"{counted(count, 'example')} with suspected labels left out of the training, see {reading.label_file}"
+        )
     channels = {split: _channel_names(part, reading) for split, part in parts.items()}
     for split, names in channels.items():
         check_channels(names, channels.get("train", ()), f"{where}, the {split} set", "and the training set has")
@@ -161,14 +197,21 @@ def load_source(
     notes += windows
     made.setdefault("train", next(iter(made.values())).subset([]))
     if "test" not in made and test_fraction:
-        keep, held = hold_out(made["train"], fitted, test_fraction, seed, where)
+        try:
+            keep, held = hold_out(made["train"], fitted, test_fraction, seed, where)
+        except ValueError as error:
+            same = bool(groups) and set(map(str, targets["train"])) <= set(groups["train"])
+            hint = label_hint(parts["train"].names, groups["train"]) if same else ""
+            raise ValueError(f"{error}{f'; {hint}' if hint else ''}") from None
         made |= {"train": made["train"].subset(keep), "test": made["train"].subset(held)}
-        share = f"{test_fraction:.0%} held out for testing ({len(held):,} examples)"
+        unit = "example" if made["train"].places is None else "window"
+        share = f"{test_fraction:.0%} held out for testing ({counted(len(held), unit)})"
         kept = ""
         kept_groups, held_groups = made["train"].groups, made["test"].groups
         if kept_groups is not None and held_groups is not None:
             known = len(set(held_groups) | set(kept_groups))
-            kept = f", {len(set(held_groups)):,} of {known:,} {'groups' if groups else 'recordings'}"
+            which = named_groups(held_groups) if len(set(held_groups)) <= FEW_GROUPS else ""
+            kept = f", {len(set(held_groups)):,} of {counted(known, 'group' if groups else 'recording')}{which}"
         notes.append(f"no test set in the data: {share}{kept}, stratified, seed {seed}")
     made.setdefault("test", made["train"].subset([]))
     return Source(
@@ -246,7 +289,7 @@ def load_examples(path: Any, *, dims: int | None = None, in_channels: int = 0, *
             tables, notes = read_table(check_table(path), roles, with_targets=False, channels=of_table)
         if medium(path) == "npy files" and dims is not None:
             items = tables["train"].items if many else []
-            count = f"{len(items):,} examples" if many else "one example"
+            count = counted(len(items), "example") if many else "one example"
             note = f"{path.name}: taken as {count}, by its number of axes"
             if items and items[0].size == 1:
                 note = Doubt(f"{note}, of a single value each; if it is one example, save it as x.reshape(1, -1)")
@@ -315,6 +358,13 @@ def _printable(part: Part) -> Part:
     return part if isinstance(part.names, Texts) else part._replace(names=list(map(printable, part.names)))
 
 
+def _is_settled(note: str, reading: ReadingOptions, groups: Mapping[str, list[str]]) -> bool:
+    """Whether a note doubts the meaning of folders that an option names: as the labels, or as the groups."""
+    if not isinstance(note, LayoutDoubt):
+        return False
+    return is_path_pattern(reading.label) or note.folders <= {name for names in groups.values() for name in names}
+
+
 def _with_targets(
     part: Part, split: str, where: str, notes: list[str], reading: ReadingOptions, kind_of_task: type[Task]
 ) -> tuple[Part, list[str]]:
@@ -324,11 +374,12 @@ def _with_targets(
     """
     if part.targets is None:
         unread = "".join(f"; {note}" for note in notes if "not read" in note)
+        hint = "" if are_streamed(part.items) else label_hint(part.names)
         raise ValueError(
             f"{where}: the {split} set has no labels; every example needs one"
             " (.ts: @classLabel or @targetLabel true; .npz: y; .npy: NAME_labels.npy or .txt beside it; tables: a "
             "column label, or --label NAME; files: folders of classes, or --label path:PATTERN for a part of their "
-            f"names){unread}"
+            f"names{f'; {hint}' if hint else ''}){unread}"
         )
     if reading.literal_labels:
         part = part._replace(targets=literal_names(part.targets))

@@ -10,19 +10,21 @@ from typing import Any
 
 import numpy as np
 
+from ndvit.config.bounds import counted
 from ndvit.data.examples import Part
 from ndvit.data.messages import Doubt, listing, printable, unread
+from ndvit.data.sources.array_files import ArrayFile, Header
 from ndvit.data.sources.arrays import as_part, raw_target
 from ndvit.data.sources.clocks import Series, as_item, read_times
-from ndvit.data.sources.columns import LABELS, TIMES, Roles, named, word
+from ndvit.data.sources.columns import LABELS, TIMES, Roles, channels_named, named, word
 from ndvit.data.sources.layouts import Recorded, raw_values
-from ndvit.data.sources.matlab import ArrayFile, Header, open_arrays
+from ndvit.data.sources.matlab import open_arrays
 from ndvit.data.sources.npy import open_archive
 from ndvit.data.sources.split_names import split_of
 
 ARRAY_FILES = (".mat", ".h5", ".hdf5", ".hdf")
 """Endings of files of named arrays, besides .npz."""
-_EXAMPLES = ("x", "data", "features", "inputs", "signals", "samples", "examples")
+_EXAMPLES = ("x", "data", "features", "inputs", "signals", "signal", "samples", "examples")
 _TARGETS = (*LABELS, "y")
 _RATES = {"fs", "sr", "rate", "samplerate", "samplingrate", "samplingfrequency", "samplefrequency", "sfreq", "srate"}
 _MOST_CHANNELS = 4096  # of a recording whose axes may be exchanged
@@ -51,7 +53,8 @@ def read_many(path: Path, roles: Roles, *, with_targets: bool) -> tuple[dict[str
     """Read the arrays of many examples: X and y, X_train, y_train, ..., or those that the user names.
 
     Several named arrays are channels. The first axis is that of the examples, or, where only the last has as many
-    values as there are labels, the last.
+    values as there are labels, the last. Structs of an array, and cells, are examples; labels, groups and rate are
+    looked for in the struct of the examples first.
 
     Raises:
         ValueError: without arrays of examples, with the names that there are.
@@ -64,9 +67,9 @@ def read_many(path: Path, roles: Roles, *, with_targets: bool) -> tuple[dict[str
         named_labels = roles.label if with_targets else [name for name in roles.label if name in keys]
         labels = [match(name, keys, path.name, "--label") for name in named_labels]
         beside = {name: match(name, keys, path.name, "--group-by") for name in roles.columns if _is_there(name, keys)}
-        rate_key, rate = _rate(arrays)
         for split, examples in _example_arrays(arrays, roles, path.name, {*labels, *beside.values()}).items():
-            target_keys = labels or _target_keys(examples[0], keys)
+            target_keys = labels or _target_keys(examples[0], arrays)
+            rate_key, rates = _rate(arrays, examples[0], notes)
             y = _targets(arrays, target_keys)
             where = path.name if split == "train" else f"{path.name}:{split}"
             count = None if y is None else len(y)
@@ -75,12 +78,16 @@ def read_many(path: Path, roles: Roles, *, with_targets: bool) -> tuple[dict[str
             part = as_part(x, None, where)
             if y is not None and len(y) != len(part.items):
                 raise ValueError(
-                    f"{where}: {len(part.items):,} examples but {len(y):,} targets in {named(target_keys)}"
+                    f"{where}: {counted(len(part.items), 'example')} but {counted(len(y), 'target')} in "
+                    f"{named(target_keys)}"
                 )
             columns = {name: targets(arrays.read(key)) for name, key in beside.items()}
             shape, items = _shape(part), part.items
-            if rate is not None and all(item.ndim == 2 for item in items):
-                items = [as_item(item, rate) for item in items]
+            if rates and all(item.ndim == 2 for item in items):
+                each = rates * (len(items) if len(rates) == 1 else 1)
+                if len(each) != len(items):
+                    raise ValueError(f"{where}: {len(items):,} examples but {len(rates):,} sampling rates")
+                items = [as_item(item, rate) for item, rate in zip(items, each)]
             channels = tuple(map(printable, examples)) if len(examples) > 1 else ()
             parts[split] = part._replace(items=items, targets=y, columns=columns, channels=channels)
             read = {"label": ", ".join(target_keys), "group": ", ".join(beside.values()), "rate": rate_key}
@@ -99,16 +106,11 @@ def holds_many(path: Path, roles: Roles, dims: int | None, channels: int) -> boo
     """
     try:
         with opened(path) as arrays:
-            keys = list(arrays.headers)
             found = _example_arrays(arrays, Roles(array=roles.array), path.name, set())
             examples = next(iter(found.values()))
             shape = tuple(n for n in arrays.headers[examples[0]].shape if n > 1)
-            labels = _target_keys(examples[0], keys)
-            if (
-                arrays.headers[examples[0]].kind == "list"
-                or len(found) > 1
-                or any(_size(arrays, k) > 1 for k in labels)
-            ):
+            labels = _target_keys(examples[0], arrays)
+            if _is_list(arrays, examples[0]) or len(found) > 1 or any(_size(arrays, k) > 1 for k in labels):
                 return True
     except (ValueError, OSError):
         return False
@@ -122,7 +124,8 @@ def read_one(path: Path, roles: Roles) -> Recorded:
     """Read the arrays of one recording.
 
     Vectors of one length are channels, or the columns (of other files than MATLAB's, the rows) of the only matrix. A
-    vector called time or t has the times, a number called fs, sr or sampling_rate the rate in Hz.
+    vector called time or t has the times, a number called fs, sr or sampling_rate the rate in Hz. In structs, those
+    beside the values are meant.
 
     Raises:
         ValueError: for a file without arrays that fit together.
@@ -130,18 +133,24 @@ def read_one(path: Path, roles: Roles) -> Recorded:
     with opened(path) as arrays:
         keys = list(arrays.headers)
         labels = [match(name, keys, path.name, "--label") for name in roles.label if _is_there(name, keys)]
-        labels = labels or [key for key in keys if word(key) in _TARGETS and _size(arrays, key) <= 1][:1]
         beside = {name: match(name, keys, path.name, "--group-by") for name in roles.columns if _is_there(name, keys)}
-        others = {*labels, *beside.values()}
-        rate_key, rate = _rate(arrays)
-        numbers = [k for k in keys if arrays.headers[k].kind == "number" and k not in {*others, rate_key}]
         time = match(roles.time, keys, path.name, "--time") if roles.time is not None else None
         chosen = [match(name, keys, path.name, "--array") for name in roles.array]
-        if time is None:
-            time = next((k for k in numbers if word(k) in TIMES and k not in chosen and _is_vector(arrays, k)), None)
-        free = [key for key in numbers if key not in (time, *chosen) and _size(arrays, key) > 1]
+        numbers = [k for k in keys if arrays.headers[k].kind == "number" and k not in {*labels, *beside.values(), time}]
+        clocks = [k for k in numbers if word(_last(k)) in TIMES and k not in chosen and _is_vector(arrays, k)]
+        free = [key for key in numbers if key not in {*clocks, *chosen} and _size(arrays, key) > 1]
         chosen = chosen or _together(free, arrays, path.name)
+        if time is None:
+            time = _nearest(clocks, chosen[0], path.name, "times", "--time")
+        targets_there = [key for key in keys if word(_last(key)) in _TARGETS and _size(arrays, key) <= 1]
+        if not labels and (label := _nearest(targets_there, chosen[0], path.name, "labels", "--label")):
+            labels = [label]
+        others = {*labels, *beside.values()}
+        doubts: list[str] = []
+        rate_key, rates = _rate(arrays, chosen[0], doubts)
+        rate = rates[0] if rates else None
         values, notes = _channels(chosen, arrays)
+        notes += doubts
         names = roles.array or tuple(chosen)
         names = names if len(values) == len(names) else tuple(f"{chosen[0]}[{i}]" for i in range(len(values)))
         if roles.channels:
@@ -158,7 +167,7 @@ def read_one(path: Path, roles: Roles) -> Recorded:
         left = [printable(key) for key in keys if key not in used] + list(map(printable, arrays.others))
         roles_read = {"label": ", ".join(labels), "time": time, "group": ", ".join(beside.values()), "rate": rate_key}
         listed = ", ".join(f"{role}: {printable(key)}" for role, key in roles_read.items() if key)
-        notes.insert(0, f"one recording, channels: {named(names)}" + (f"; {listed}" if listed else ""))
+        notes.insert(0, f"one recording, {channels_named(names)}" + (f"; {listed}" if listed else ""))
         series = Series(values, None if times is None else times.values, path.name, rate)
         in_seconds = bool(times and times.in_seconds)
         return Recorded(series, in_seconds, target, columns, names, [*notes, *unread("arrays", left)])
@@ -190,7 +199,11 @@ def match(pattern: str, keys: Sequence[str], where: str, flag: str) -> str:
 def targets(array: np.ndarray) -> list[Any]:
     """Labels or groups of an array: of numbers, text, or characters in rows; (n, 1) and (1, n) are (n,)."""
     if array.dtype.kind == "O":
-        return [raw_target(value if isinstance(value, str | None) else np.ravel(value)[0]) for value in array.ravel()]
+        sizes = [np.size(one) for one in array.ravel() if not isinstance(one, str | None)]
+        if max(sizes, default=0) > 1:
+            raise ValueError(f"an array of labels has lists of {max(sizes):,} values; name another with --label")
+        values = [one if isinstance(one, str | None) else next(iter(np.ravel(one)), None) for one in array.ravel()]
+        return [raw_target(value) for value in values]
     return raw_values(array.ravel()) if max(array.shape, default=1) == array.size else array.tolist()
 
 
@@ -199,22 +212,72 @@ def _example_arrays(arrays: ArrayFile, roles: Roles, where: str, others: set[str
     keys = [key for key in arrays.headers if key not in others and arrays.headers[key].kind != "text"]
     if roles.array:
         return {"train": [match(name, keys, where, "--array") for name in roles.array]}
-    low = {key.lower(): key for key in keys}
-    splits = {key: split for name, key in low.items() if name.startswith("x_") and (split := split_of(name[2:]))}
+    low = _by_name(keys)
+    free = [k for k in keys if _size(arrays, k) > 1 and (word(_last(k)) not in _TARGETS or _is_list(arrays, k))]
+    splits: dict[str, str] = {}
+    for name, key in low.items():
+        first, _, ending = name.partition("_")
+        inside = first in _EXAMPLES and key in free and _last(key).lower() == first  # of a struct called train
+        if (first == "x" or inside) and (split := split_of(ending) if ending else None):
+            splits[key] = split
     found = {split: [key] for key, split in splits.items()}
     if "train" not in found:
-        free = [k for k in keys if k not in splits and max(_size(arrays, k), 0) > 1 and word(k) not in _TARGETS]
+        free = [k for k in free if k not in splits]
         usual = [low[name] for name in _EXAMPLES if low.get(name) in free]
-        lists = [key for key in free if arrays.headers[key].kind == "list"]
+        lists = [key for key in free if _is_list(arrays, key)]
         tables = [key for key in free if sum(n > 1 for n in arrays.headers[key].shape) > 1] + lists
+        if sum("." in key and word(_last(key)) not in TIMES for key in lists) > 1:  # such as the axes x, y and z
+            usual, tables = [], lists
         if usual or len(tables) == 1:
             found = {"train": (usual or tables)[:1], **found}
     if not found:
+        there = _shapes(list(arrays.headers), arrays)
         raise ValueError(
-            f"expected arrays X and y, or X_train, y_train, X_test, y_test; got {named(arrays.headers) or 'no array'}: "
+            f"expected arrays X and y, or X_train, y_train, X_test, y_test; got {there}: "
             "name those of the examples with --array and that of the labels with --label (array=, label= in Python)"
         )
     return found
+
+
+def _by_name(keys: Sequence[str]) -> dict[str, str]:
+    """Arrays by their names in lower case without structs and groups; names that several have are left out.
+
+    In a struct or group that has the name of a split, X is x_train.
+    """
+    found: dict[str, list[str]] = {}
+    for key in keys:
+        *around, name = re.split("[./]", key.lower())
+        split = next((one for one in map(split_of, around) if one), None)
+        found.setdefault(f"{name}_{split}" if split else name, []).append(key)
+    return {
+        name: min(some, key=len)
+        for name, some in found.items()
+        if len(some) == 1 or sum(key.lower() == name for key in some) == 1
+    }
+
+
+def _last(key: str) -> str:
+    """The name of an array without those of the structs or groups around it."""
+    return re.split("[./]", key)[-1]
+
+
+def _around(key: str) -> str:
+    """The structs or groups around an array."""
+    return key[: len(key) - len(_last(key))].rstrip("./")
+
+
+def _nearest(keys: Sequence[str], examples: str, where: str, what: str, flag: str) -> str | None:
+    """The array that goes with one of examples: in the same struct, else in one around it, else the only one."""
+    around = _around(examples)
+    while True:
+        if here := [key for key in keys if _around(key) == around]:
+            return here[0]
+        if not around:
+            break
+        around = _around(around)
+    if len(keys) > 1:
+        raise ValueError(f"{where}: {what} may be {named(keys)}; choose with {flag}")
+    return next(iter(keys), None)
 
 
 def _is_there(name: str, keys: Sequence[str]) -> bool:
@@ -230,12 +293,15 @@ def _targets(arrays: ArrayFile, keys: Sequence[str]) -> list[Any] | None:
     return None if not found else found[0] if len(found) == 1 else [dict(zip(keys, row)) for row in zip(*found)]
 
 
-def _target_keys(examples: str, keys: Sequence[str]) -> list[str]:
+def _target_keys(examples: str, arrays: ArrayFile) -> list[str]:
     """The array of the labels that go with an array of examples, if there is one."""
-    low = {key.lower(): key for key in keys}
-    ending = examples.lower()[1:] if examples.lower().startswith("x") else ""
+    keys = [key for key in arrays.headers if not _is_list(arrays, key)]
+    low = _by_name(keys)
+    beside = {_last(key).lower(): key for key in reversed(keys) if _around(key) == _around(examples)}
+    name = _last(examples).lower()
+    ending = name[1:] if name.startswith("x") else ""
     usual = [f"y{ending}", *(f"{name}{ending}" for name in LABELS), *((*LABELS, "y") if not ending else ())]
-    return [low[name] for name in usual if name in low and low[name] != examples][:1]
+    return [some[name] for some in (beside, low) for name in usual if name in some and some[name] != examples][:1]
 
 
 def _examples_first(array: np.ndarray, count: int | None, key: str, notes: list[str]) -> Any:
@@ -247,7 +313,13 @@ def _examples_first(array: np.ndarray, count: int | None, key: str, notes: list[
     return array
 
 
-def _as_channels(stacked: list[Any], names: Sequence[str], where: str) -> np.ndarray:
+def _as_channels(stacked: list[Any], names: Sequence[str], where: str) -> Any:
+    if all(isinstance(one, list) for one in stacked) and len({len(one) for one in stacked}) == 1:
+        each = [[np.shape(row)[-1] for row in rows] for rows in zip(*stacked)]
+        if any(len(set(lengths)) > 1 for lengths in each):
+            different = next(lengths for lengths in each if len(set(lengths)) > 1)
+            raise ValueError(f"{where}: arrays that are channels need one length in each example; got {different}")
+        return [np.concatenate(rows) for rows in zip(*stacked)]
     shapes = [np.shape(one) for one in stacked]
     if len(set(shapes)) > 1 or len(shapes[0]) != 2:
         listed = ", ".join(f"{printable(name)} {shape}" for name, shape in zip(names, shapes))
@@ -260,10 +332,23 @@ def _shape(part: Part) -> str:
     return f"({len(part.items):,} of {first[0]} channel{'s' * (first[0] > 1)} x {' x '.join(map(str, first[1:]))})"
 
 
-def _rate(arrays: ArrayFile) -> tuple[str | None, float | None]:
-    """The array with the sampling rate, and this rate in Hz."""
-    key = next((key for key, header in arrays.headers.items() if word(key) in _RATES and _is_number(header)), None)
-    return key, None if key is None else float(arrays.read(key).ravel()[0])
+def _rate(arrays: ArrayFile, examples: str, notes: list[str]) -> tuple[str | None, list[float]]:
+    """The array with the sampling rate, and this rate in Hz; of an array of structs one of each, if they differ."""
+    keys = []
+    for key, header in arrays.headers.items():
+        of_each = "." in key and header.kind == "number" and header.shape == arrays.headers[examples].shape
+        if word(_last(key)) in _RATES and (_is_number(header) or (of_each and _is_list(arrays, examples))):
+            keys.append(key)
+    if len(keys) > 1 and len({tuple(np.unique(arrays.read(key))) for key in keys}) == 1:
+        keys = keys[:1]
+    chosen: str | None = None
+    try:
+        chosen = _nearest(keys, examples, "", "", "")
+    except ValueError:
+        shown = ", ".join(f"{printable(key)} {arrays.read(key).ravel()[0]:g}" for key in keys)
+        notes.append(Doubt(f"no sampling rate is read, as it may be {shown}; save it beside the examples"))
+    rates = [] if chosen is None else arrays.read(chosen).ravel().astype(float).tolist()
+    return chosen, rates[:1] if len(set(rates)) == 1 else rates
 
 
 def _is_number(header: Header) -> bool:
@@ -272,9 +357,13 @@ def _is_number(header: Header) -> bool:
 
 
 def _size(arrays: ArrayFile, key: str) -> int:
-    """Number of values of an array; 1 for text, 2 for a list."""
+    """Number of values of an array, or of texts; at least 2 for a list."""
     header = arrays.headers[key]
-    return math.prod(header.shape) if header.kind == "number" else 1 if header.kind == "text" else 2
+    return max(math.prod(header.shape), 2) if header.kind == "list" else math.prod(header.shape)
+
+
+def _is_list(arrays: ArrayFile, key: str) -> bool:
+    return arrays.headers[key].kind == "list"
 
 
 def _is_vector(arrays: ArrayFile, key: str) -> bool:
@@ -290,12 +379,22 @@ def _together(keys: list[str], arrays: ArrayFile, where: str) -> list[str]:
         return matrices
     if not matrices and len(lengths) == 1:
         return vectors
-    shapes = [f"{printable(key)} {arrays.headers[key].shape}" for key in keys]
     raise ValueError(
         f"{where}: expected one array with a recording, or vectors of one length, which are its channels; got "
-        f"{listing(shapes, 10) or named(arrays.headers) or 'no array of numbers'}: name them with --array (array= in "
+        f"{_shapes(keys or list(arrays.headers), arrays)}: name them with --array (array= in "
         "Python)"
     )
+
+
+def _shapes(keys: Sequence[str], arrays: ArrayFile) -> str:
+    """Arrays and their shapes, and what else is in the file, for messages."""
+    found = []
+    for key in keys:
+        (shape, kind), count = arrays.headers[key], _size(arrays, key)
+        what = {"list": f"{count:,} arrays", "text": "text" if count == 1 else f"{count:,} texts"}
+        found.append(f"{printable(key)} {what.get(kind, shape)}")
+    others = f" (not read: {listing([printable(one) for one in arrays.others], 10)})" if arrays.others else ""
+    return (listing(found, 20) or "no array") + others
 
 
 def _channels(keys: Sequence[str], arrays: ArrayFile) -> tuple[np.ndarray, list[str]]:

@@ -2,11 +2,12 @@
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from ndvit.config.bounds import counted
 from ndvit.data.examples import Part
 from ndvit.data.messages import LeftOut, cannot_be_used, listing, printable
 from ndvit.data.sources.clocks import on_grid
@@ -147,8 +148,9 @@ def _summary(every: Sequence[_Read]) -> list[str]:
     kinds: dict[str, str] = {}
     for one in every:
         for note in one.recorded.notes:
-            counts.setdefault(str(note), []).append(one.name)
-            kinds[str(note)] = note
+            text = str(note).removeprefix(f"{PurePosixPath(one.name).name}: ")  # so that notes of many files are one
+            counts.setdefault(text, []).append(one.name)
+            kinds[text] = note
     notes: list[str] = []
     variants: dict[str, list[str]] = {}  # notes that differ in the names of each file
     for note in counts:
@@ -158,6 +160,7 @@ def _summary(every: Sequence[_Read]) -> list[str]:
         files = sum(len(counts[note]) for note in same)
         text = first
         if len(counts[first]) < len(every):
-            text = f"{first} ({counts[first][0]}" + (f", and alike in {files - 1:,} files)" if files > 1 else ")")
+            others = f", and alike in {counted(files - 1, 'file')}" if files > 1 else ""
+            text = f"{first} ({counts[first][0]}{others})"
         notes.append(type(kinds[first])(text))
     return notes

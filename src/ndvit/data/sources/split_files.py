@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from ndvit.config.bounds import counted
 from ndvit.data.examples import Examples, Part
 from ndvit.data.messages import listing, printable
 from ndvit.data.sources.split_names import split_of
@@ -39,8 +40,10 @@ def divide_by_file(parts: dict[str, Part], path: str, where: str) -> tuple[dict[
     missing = [name for name in names if name not in split_by_name]
     unknown = sorted(written.keys() - {key for name in names for key in (name, cell(name))})
     if missing or unknown:
-        found = [f"{path} lacks {len(missing):,} examples of the source ({listing(missing)})"] * bool(missing)
-        found += [f"{path} names {len(unknown):,} examples that the source lacks ({listing(unknown)})"] * bool(unknown)
+        found = [f"{path} lacks {counted(len(missing), 'example')} of the source ({listing(missing)})"] * bool(missing)
+        found += [f"{path} names {counted(len(unknown), 'example')} that the source lacks ({listing(unknown)})"] * bool(
+            unknown
+        )
         raise ValueError(f"{where}: {' and '.join(found)}; every example needs one line with its name and split")
     divided: dict[str, Part] = {}
     for wanted in ("train", "val", "test"):

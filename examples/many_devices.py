@@ -1,0 +1,67 @@
+"""Many devices: the same training in one process and in two.
+
+`python examples/many_devices.py` trains a small network on GunPoint twice, in one process and in two that share each
+batch, and compares the weights. On a machine without GPUs the processes compute on its cores and exchange gradients by
+gloo; with GPUs each has one, by NCCL. The commands are the same.
+"""
+
+# %%
+import subprocess
+import sys
+import time
+
+import ndvit
+
+# %% [markdown]
+# ## Two trainings
+#
+# `--devices 2` starts two processes of the same command. `--batch-size` is that of one device, so two devices with 8
+# examples each make the steps of one device with 16.
+
+# %%
+RECIPE = {"preset": "basic", "model": "vit_pico", "steps": 30, "learning-rate": 1e-3}
+
+
+def train(devices: int, batch_size: int, output: str) -> float:
+    """Run `ndvit train` as a shell would, and return its seconds."""
+    flags = RECIPE | {"devices": devices, "batch-size": batch_size, "output": output}
+    began = time.perf_counter()
+    command = [sys.executable, "-m", "ndvit.cli", "train", "gunpoint", "--no-progress", "--force"]
+    command += [f"--{name}={value}" for name, value in flags.items()]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    print(f"{devices} device{'s' * (devices > 1)}:", done.stdout.strip().splitlines()[-2])
+    return time.perf_counter() - began
+
+
+seconds = [train(1, 16, "runs/one-device"), train(2, 8, "runs/two-devices")]
+
+# %% [markdown]
+# ## The same network
+#
+# There is one order of the examples, which follows from the seed, and each process takes an equal part of each step.
+# What is random about an example belongs to the example and not to the process. So the weights agree up to rounding:
+
+# %%
+one, two = (ndvit.load_model(f"runs/{name}").network.state_dict() for name in ("one-device", "two-devices"))
+difference = max(float((one[name] - two[name]).abs().max()) for name in one)
+largest = max(float(tensor.abs().max()) for tensor in one.values())
+print(f"{len(one)} tensors: largest difference {difference:.1e}, largest weight {largest:.2g}")
+print("seconds:", *(f"{s:.0f}" for s in seconds), "(mostly the start of the processes: the network is tiny)")
+
+# %% tags=remove-cell
+assert difference < 1e-4 * max(largest, 1), difference
+
+# %% [markdown]
+# ## On real machines
+#
+# ```
+# ndvit train photos/ --devices auto --output runs/photos       # all GPUs of this machine
+# ndvit train --resume runs/photos --devices 4                  # continue on another number
+# sbatch examples/scale/one_node.slurm photos/ runs/photos      # one node of four GPUs by SLURM
+# ```
+#
+# Two processes on the two cores of a laptop are not faster than one, because one process uses both cores already. What
+# is gained on GPUs, what is the same on any number of them, and what happens if one dies: see
+# [Several devices](../docs/scale.md).
