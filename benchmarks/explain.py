@@ -115,6 +115,7 @@ CASES = {
     "2-D hybrid": Case(
         "2-D hybrid", (48, 48), 12, dict(patch_size=(3, 3), **STEM, stem_strides=(2,), pooling="norm_avg"), 300
     ),
+    "2-D deep": Case("2-D deep", (48, 48), 12, dict(patch_size=(6, 6), depth=12), 400, rate=1e-3),
     "3-D plain": Case("3-D plain", (20, 20, 20), 8, dict(patch_size=(4, 4, 4)), 300),
 }
 
@@ -123,8 +124,8 @@ def build(case: Case, seed: int) -> nn.Module:
     """A new network of a case."""
     torch.manual_seed(seed)
     return create_model(
-        "vit_pico", input_size=case.size, in_channels=1, num_classes=CLASSES, embed_dim=48, depth=3, num_heads=3,
-        weight_init="balanced", **case.network,
+        "vit_pico", input_size=case.size, in_channels=1, num_classes=CLASSES, embed_dim=48, num_heads=3,
+        weight_init="balanced", **{"depth": 3} | case.network,
     )  # fmt: skip
 
 
@@ -303,8 +304,8 @@ def photographs(folder: Path, weights: str, results: Path = RESULTS) -> None:
     mean or by a blurred copy. Pointing and the share inside are measured on mosaics of four photographs, each of
     which is explained for the class of each photograph (the grid pointing game).
     """
+    import numpy as np
     from PIL import Image
-    from torchvision.transforms.functional import pil_to_tensor
 
     from ndvit.model import load_model
 
@@ -318,7 +319,7 @@ def photographs(folder: Path, weights: str, results: Path = RESULTS) -> None:
         edge = min(picture.size)
         left, top = ((n - edge) // 2 for n in picture.size)
         small = picture.crop((left, top, left + edge, top + edge)).resize((size, size), Image.Resampling.BICUBIC)
-        return (pil_to_tensor(small) / 255 - mean) / std
+        return (torch.from_numpy(np.array(small)).permute(2, 0, 1) / 255 - mean) / std
 
     x, small = (torch.stack([square(one, size) for one in pictures]) for size in (side, side // 2))
     with torch.no_grad():

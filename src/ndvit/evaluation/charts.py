@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ndvit.evaluation import figures
+from ndvit.evaluation.base import amount
 from ndvit.evaluation.figures import CURVES, GRID, INKS, MAX_CURVES, STRONG, TEXT, add_legend, chart
 from ndvit.evaluation.ranking import Curves, areas, curves
 from ndvit.evaluation.reliability import ConfidenceBin
@@ -198,7 +199,7 @@ def residuals(truth: np.ndarray, predicted: np.ndarray, target: str, name: str) 
         finish(axes)
 
     error = float(np.sqrt(np.square(predicted - truth).mean()))
-    values = {"target": _short(target), "n": len(truth), "error": f"{error:.4g}"}
+    values = {"target": _short(target), "n": len(truth), "error": amount(error)}
     first = translated("predictions of {target}: {n} examples, root mean squared error {error}", **values)
     second = translated("errors of {target}: {n} examples, root mean squared error {error}", **values)
     size = (410, 340)

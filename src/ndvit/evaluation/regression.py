@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from ndvit.evaluation.base import Evaluation, aligned, percent, wilson_interval
+from ndvit.evaluation.base import Evaluation, aligned, amount, percent, wilson_interval
 from ndvit.evaluation.words import translated
 
 if TYPE_CHECKING:
@@ -135,6 +135,12 @@ class RegressionEvaluation(Evaluation):
         return float(np.mean([row.rmse for row in self.per_target]))
 
     @property
+    def relative_rmse(self) -> float:
+        """Root mean squared error divided by the standard deviation, the mean over the targets that vary."""
+        found = [row.rmse / row.std for row in self.per_target if row.std > 0]
+        return float(np.mean(found)) if found else float("nan")
+
+    @property
     def mae(self) -> float:
         """Mean absolute error, the mean over the targets."""
         return float(np.mean([row.mae for row in self.per_target]))
@@ -180,7 +186,10 @@ class RegressionEvaluation(Evaluation):
 
     def headline(self, train_targets: np.ndarray | None = None) -> str:
         """R2, RMSE, MAE and the coverage of the intervals."""
-        line = f"R2 {self.r2:.4f}, RMSE {self.rmse:.4g}, MAE {self.mae:.4g} on {len(self):,} examples"
+        errors = f"RMSE {amount(self.rmse)}, MAE {amount(self.mae)}"
+        if len(self.targets) > 1:  # a mean over other units says nothing
+            errors = f"RMSE {self.relative_rmse:.3f} standard deviations, mean of {len(self.targets)} targets,"
+        line = f"R2 {self.r2:.4f}, {errors} on {len(self):,} examples"
         if self.coverage is not None:
             line += f", {100 * self.level:g} % intervals contain {100 * self.coverage:.1f} %"
         return line
@@ -195,8 +204,8 @@ class RegressionEvaluation(Evaluation):
         columns = ("target", "R2", "RMSE", "MAE", "std of targets", "coverage", "interval width")
         cells = []
         for row in self.per_target:
-            first = [row.name, f"{row.r2:.4f}", f"{row.rmse:.5g}", f"{row.mae:.5g}", f"{row.std:.5g}"]
-            cells.append([*first, *("–" if value is None else f"{value:.4g}" for value in (row.coverage, row.width))])
+            first = [row.name, f"{row.r2:.4f}", *(amount(value, 5) for value in (row.rmse, row.mae, row.std))]
+            cells.append([*first, *("–" if value is None else amount(value) for value in (row.coverage, row.width))])
         lines = [*self.lines(notes), "", *aligned(list(map(translated, columns)), cells)]
         return "\n".join([*lines, *self.group_lines()])
 
@@ -216,9 +225,9 @@ class RegressionEvaluation(Evaluation):
         scale = self.truth.std(0)
         j = int(np.argmax(np.abs(self.errors[index]) / np.where(scale > 0, scale, 1)))
         found = {"target": self.targets[j]} if len(self.targets) > 1 else {}
-        found |= {"true": f"{self.truth[index, j]:.5g}", "predicted": f"{self.predicted[index, j]:.5g}"}
+        found |= {"true": amount(self.truth[index, j], 5), "predicted": amount(self.predicted[index, j], 5)}
         if self.intervals is not None:
-            found["interval"] = f"{self.intervals[0][index, j]:.5g} to {self.intervals[1][index, j]:.5g}"
+            found["interval"] = " to ".join(amount(bound[index, j], 5) for bound in self.intervals)
         return found
 
     def draw_map(self, found: FeatureMap, method: Method) -> tuple[Markup, dict[str, str]]:
