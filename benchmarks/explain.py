@@ -33,6 +33,7 @@ CLASSES, TEST, STEPS = 3, 192, 20  # classes, test examples, steps of integrated
 SLOW = ("integrated_gradients", "occlusion")
 ROLLOUTS = ("attention", "rollout", "gradient_rollout", "midpoint_rollout")
 METHODS = ("default", "random", *ROLLOUTS, "gradient", "gradient_x_input", *SLOW)
+SHARES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5)  # of the samples, or patches, that are removed or kept
 FEWER = 48  # examples on which slow methods explain an untrained network
 SURE, MOSAICS = 0.28, 16  # probability of photographs that are put into mosaics, and number of these
 METHODS_OF_FAST = ("default", "random", "contributions", "frozen encoder")
@@ -115,6 +116,7 @@ CASES = {
     "2-D hybrid": Case(
         "2-D hybrid", (48, 48), 12, dict(patch_size=(3, 3), **STEM, stem_strides=(2,), pooling="norm_avg"), 300
     ),
+    "2-D deep": Case("2-D deep", (48, 48), 12, dict(patch_size=(6, 6), depth=12), 400, rate=1e-3),
     "3-D plain": Case("3-D plain", (20, 20, 20), 8, dict(patch_size=(4, 4, 4)), 300),
 }
 
@@ -123,8 +125,8 @@ def build(case: Case, seed: int) -> nn.Module:
     """A new network of a case."""
     torch.manual_seed(seed)
     return create_model(
-        "vit_pico", input_size=case.size, in_channels=1, num_classes=CLASSES, embed_dim=48, depth=3, num_heads=3,
-        weight_init="balanced", **case.network,
+        "vit_pico", input_size=case.size, in_channels=1, num_classes=CLASSES, embed_dim=48, num_heads=3,
+        weight_init="balanced", **{"depth": 3} | case.network,
     )  # fmt: skip
 
 
@@ -193,7 +195,7 @@ def faithfulness(network: nn.Module, data: Planted, values: Tensor, insert: bool
     rank = torch.empty_like(order).scatter_(1, order, torch.arange(order.shape[1]).expand_as(order))
     rank, found = rank.view_as(values), []
     with torch.no_grad():
-        for share in (0.02, 0.05, 0.1, 0.2, 0.3, 0.5):
+        for share in SHARES:
             chosen = rank < share * order.shape[1]
             x = data.x * (chosen if insert else ~chosen)[:, None]
             probabilities = network(x).softmax(1).gather(1, data.labels[:, None])[:, 0]
@@ -299,12 +301,12 @@ def _store(results: Path, found: dict) -> None:
 def photographs(folder: Path, weights: str, results: Path = RESULTS) -> None:
     """Compare the methods on photographs by weights of ImageNet, for the most probable class of each.
 
-    Deletion and insertion are measured on the photographs, for 1/4 to 3/4 of the patches, which are replaced by the
+    Deletion and insertion are measured on the photographs, for 2 to 50 % of the patches, which are replaced by the
     mean or by a blurred copy. Pointing and the share inside are measured on mosaics of four photographs, each of
     which is explained for the class of each photograph (the grid pointing game).
     """
+    import numpy as np
     from PIL import Image
-    from torchvision.transforms.functional import pil_to_tensor
 
     from ndvit.model import load_model
 
@@ -318,7 +320,7 @@ def photographs(folder: Path, weights: str, results: Path = RESULTS) -> None:
         edge = min(picture.size)
         left, top = ((n - edge) // 2 for n in picture.size)
         small = picture.crop((left, top, left + edge, top + edge)).resize((size, size), Image.Resampling.BICUBIC)
-        return (pil_to_tensor(small) / 255 - mean) / std
+        return (torch.from_numpy(np.array(small)).permute(2, 0, 1) / 255 - mean) / std
 
     x, small = (torch.stack([square(one, size) for one in pictures]) for size in (side, side // 2))
     with torch.no_grad():
@@ -345,7 +347,7 @@ def photographs(folder: Path, weights: str, results: Path = RESULTS) -> None:
 
     def kept(values: Tensor, insert: bool, base: Tensor) -> float:
         rank, found = values.argsort(1, descending=True).argsort(1), []
-        for share in (0.25, 0.5, 0.75):
+        for share in SHARES:
             mark = (rank < share * grid**2).float().view(-1, 1, grid, grid)
             mark = nn.functional.interpolate(mark if insert else 1 - mark, scale_factor=patch)
             with torch.no_grad():

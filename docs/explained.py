@@ -55,7 +55,7 @@ def draw_photograph(weights: str, path: Path) -> None:
     from ndvit.model import load_model
 
     photograph = Image.fromarray(load_sample_image("china.jpg"))
-    (why,) = load_model(weights).explain([photograph], method="gradient_rollout", **QUIET)
+    (why,) = load_model(weights).explain([photograph], **QUIET)
     figure = Figure(figsize=(7, 2.6), facecolor="white", layout="constrained")
     left, right = figure.subplots(1, 2)
     left.imshow(photograph)

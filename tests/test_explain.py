@@ -581,3 +581,13 @@ def test_attention_that_does_not_fit_into_memory_is_computed_in_parts_or_not_at_
     assert Model(network, TASK).explain(x)[0].method == "gradient_x_input"
     with pytest.raises(ValueError, match=r"attention of all blocks to 12 patches takes .* use gradient_x_input"):
         Model(network, TASK).explain(x, method="rollout")
+
+
+def test_the_default_of_deep_networks_of_pictures_has_no_gradient_at_the_input():
+    deep = [methods.default_method(build(SIZES["2d"], depth=depth)) for depth in (7, 8)]
+    assert deep == ["midpoint_rollout", "gradient_rollout"]
+    network = build(SIZES["2d"], depth=8)
+    x = batch(network, 2)
+    (one, _) = Model(network, TASK).explain(x)
+    assert (one.method, one.signed) == ("gradient_rollout", False)
+    assert one.relevance == pytest.approx(Model(network, TASK).explain(x, method="gradient_rollout")[0].relevance)

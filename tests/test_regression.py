@@ -15,6 +15,7 @@ from sklearn.metrics import mean_absolute_error, r2_score, root_mean_squared_err
 from datafiles import npy, ts
 from ndvit import Recipe, load_model, load_source
 from ndvit.data.messages import DataWarning
+from ndvit.evaluation.base import quantity
 from ndvit.evaluation.charts import residuals
 from ndvit.evaluation.regression import RegressionEvaluation
 from ndvit.tasks import Regression, task_from_dict, task_to_dict
@@ -467,3 +468,17 @@ def test_leaving_one_out_chooses_the_weight_of_the_encoder():
     assert not committees or committees[0].weights[1] in [pytest.approx(share) for share in shares]
     fixed = fast((x, y), rocket_features=168, encoder_weight=0.25).model
     assert output_committees(fixed.network)[0].weights == pytest.approx((0.75, 0.25))
+
+
+def test_amounts_are_readable_and_targets_of_other_units_are_not_averaged():
+    found = [
+        quantity(value, digits)
+        for value, digits in ((240240.4, 5), (30000, 4), (1.2, 4), (0.00042, 4), (3e-9, 4), (0, 4))
+    ]
+    assert found == ["240,240", "30,000", "1.2", "0.00042", "3e-09", "0"]
+    assert [quantity(value) for value in (-1234.56, 12.0, 2e12, float("nan"))] == ["-1,235", "12", "2e+12", "nan"]
+    truth = np.array([[1.0, 1000.0], [3.0, 3000.0]])
+    task = Regression(("a (s)", "b (Pa)"), [2.0, 2000.0], [1.0, 1000.0])
+    evaluation = task.evaluate(truth + [0.1, 200.0], truth, ["x", "y"])
+    assert evaluation.relative_rmse == pytest.approx((0.1 + 0.2) / 2)
+    assert "RMSE 0.150 standard deviations, mean of 2 targets, on 2 examples" in evaluation.headline()

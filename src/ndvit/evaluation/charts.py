@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ndvit.evaluation import figures
+from ndvit.evaluation.base import quantity
 from ndvit.evaluation.figures import CURVES, GRID, INKS, MAX_CURVES, STRONG, TEXT, add_legend, chart
 from ndvit.evaluation.ranking import Curves, areas, curves
 from ndvit.evaluation.reliability import ConfidenceBin
@@ -167,7 +168,7 @@ def _short(name: str) -> str:
 def residuals(truth: np.ndarray, predicted: np.ndarray, target: str, name: str) -> list[Markup]:
     """Draw predicted against true numbers (n,), and the errors; of more than 1,000 examples a sample is drawn."""
     error = float(np.sqrt(np.square(predicted - truth).mean()))
-    values = {"target": _short(target), "n": len(truth), "error": f"{error:.4g}"}
+    values = {"target": _short(target), "n": len(truth), "error": quantity(error)}
     chosen = np.arange(len(truth))
     if len(chosen) > _DOTS:
         chosen = np.random.default_rng(0).permutation(len(chosen))[:_DOTS]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from ndvit.evaluation import figures
+from ndvit.evaluation.base import quantity
 from ndvit.evaluation.figures import CURVES, INKS, MAX_CURVES, STRONG, TEXT, add_legend
 from ndvit.evaluation.words import translated
 
@@ -126,7 +127,7 @@ def draw_target_map(found: FeatureMap, targets: np.ndarray, name: str, method: M
         axes.margins(0.03)
         axes.set(xticks=[], yticks=[], aspect="equal", adjustable="datalim")
         axes.spines["bottom"].set_visible(False)
-        text = translated("dark to bright: {low} to {high}", low=f"{low:.4g}", high=f"{high:.4g}")
+        text = translated("dark to bright: {low} to {high}", low=quantity(low), high=quantity(high))
         axes.set_xlabel(text, color=TEXT)
 
     description = translated("embedding map of {n} examples, coloured by {target}", n=len(at), target=name)

@@ -265,7 +265,7 @@ class MultilabelEvaluation(Evaluation):
         """The true and the predicted labels."""
         rows = {"true": self.truth[index] > 0, "predicted": self.decided[index]}
         return {
-            what: ", ".join(name for name, there in zip(self.classes, row) if there) or "(none)"
+            what: "; ".join(name for name, there in zip(self.classes, row) if there) or "(none)"
             for what, row in rows.items()
         }
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import numpy as np
 
 from ndvit.config.bounds import counted
-from ndvit.evaluation.base import Evaluation, aligned, percent, wilson_interval
+from ndvit.evaluation.base import Evaluation, aligned, percent, quantity, wilson_interval
 from ndvit.evaluation.words import translated
 
 if TYPE_CHECKING:
@@ -136,6 +136,12 @@ class RegressionEvaluation(Evaluation):
         return float(np.mean([row.rmse for row in self.per_target]))
 
     @property
+    def relative_rmse(self) -> float:
+        """Root mean squared error divided by the standard deviation, the mean over the targets that vary."""
+        found = [row.rmse / row.std for row in self.per_target if row.std > 0]
+        return float(np.mean(found)) if found else float("nan")
+
+    @property
     def mae(self) -> float:
         """Mean absolute error, the mean over the targets."""
         return float(np.mean([row.mae for row in self.per_target]))
@@ -181,7 +187,10 @@ class RegressionEvaluation(Evaluation):
 
     def headline(self, train_targets: np.ndarray | None = None) -> str:
         """R2, RMSE, MAE and the coverage of the intervals."""
-        line = f"R2 {self.r2:.4f}, RMSE {self.rmse:.4g}, MAE {self.mae:.4g} on {counted(len(self), 'example')}"
+        errors = f"RMSE {quantity(self.rmse)}, MAE {quantity(self.mae)}"
+        if len(self.targets) > 1:  # a mean over other units says nothing
+            errors = f"RMSE {self.relative_rmse:.3f} standard deviations, mean of {len(self.targets)} targets,"
+        line = f"R2 {self.r2:.4f}, {errors} on {counted(len(self), 'example')}"
         if self.coverage is not None:
             line += f", {100 * self.level:g} % intervals contain {100 * self.coverage:.1f} %"
         return line
@@ -196,8 +205,8 @@ class RegressionEvaluation(Evaluation):
         columns = ("target", "R2", "RMSE", "MAE", "std of targets", "coverage", "interval width")
         cells = []
         for row in self.per_target:
-            first = [row.name, f"{row.r2:.4f}", f"{row.rmse:.5g}", f"{row.mae:.5g}", f"{row.std:.5g}"]
-            cells.append([*first, *("–" if value is None else f"{value:.4g}" for value in (row.coverage, row.width))])
+            first = [row.name, f"{row.r2:.4f}", *(quantity(value, 5) for value in (row.rmse, row.mae, row.std))]
+            cells.append([*first, *("–" if value is None else quantity(value) for value in (row.coverage, row.width))])
         lines = [*self.lines(notes), "", *aligned(list(map(translated, columns)), cells)]
         return "\n".join([*lines, *self.group_lines()])
 
@@ -217,9 +226,9 @@ class RegressionEvaluation(Evaluation):
         scale = self.truth.std(0)
         j = int(np.argmax(np.abs(self.errors[index]) / np.where(scale > 0, scale, 1)))
         found = {"target": self.targets[j]} if len(self.targets) > 1 else {}
-        found |= {"true": f"{self.truth[index, j]:.5g}", "predicted": f"{self.predicted[index, j]:.5g}"}
+        found |= {"true": quantity(self.truth[index, j], 5), "predicted": quantity(self.predicted[index, j], 5)}
         if self.intervals is not None:
-            found["interval"] = f"{self.intervals[0][index, j]:.5g} to {self.intervals[1][index, j]:.5g}"
+            found["interval"] = " to ".join(quantity(bound[index, j], 5) for bound in self.intervals)
         return found
 
     def draw_map(self, found: FeatureMap, method: Method) -> tuple[Markup, dict[str, str]]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ndvit.evaluation.base import MAX_GROUPS, Evaluation, percent
+from ndvit.evaluation.base import MAX_GROUPS, Evaluation, percent, quantity
 from ndvit.evaluation.cards import Card, draw_sketch, legend_of
 from ndvit.evaluation.charts import learning_curves
 from ndvit.evaluation.folds import NumberTable
@@ -138,6 +138,6 @@ def page_environment(*packages: str) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": percent, "line": translated_line}
+    environment.filters |= {"percent": percent, "quantity": quantity, "line": translated_line}
     environment.globals |= {"_": translated, "amount": amount, "lang": TAGS[current_language()]}
     return environment

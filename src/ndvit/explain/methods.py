@@ -33,6 +33,8 @@ SIGNED = frozenset({"midpoint_rollout", "gradient_x_input", "integrated_gradient
 """Methods whose relevance is negative where the input speaks against the output."""
 _OF_ATTENTION = ("attention", "rollout", "gradient_rollout", "midpoint_rollout")
 _MOST_BYTES = 2**30  # of the attention weights of one batch; longer sequences are explained by gradients
+_DEEP = 8
+"""Blocks of networks of pictures from which on gradients at the input are noise; those at the attention are not."""
 _WINDOWS = 32  # that occlusion divides an input into, by default
 
 
@@ -107,11 +109,15 @@ def relevance(
 
 
 def default_method(network: nn.Module) -> Method:
-    """What measures best on planted patterns within the time of four forward passes (`benchmarks/explain.py`)."""
+    """What measures best within the time of four forward passes (`benchmarks/explain.py`).
+
+    That is on planted patterns, and for deep networks of pictures, such as published ones, on photographs.
+    """
     if isinstance(network, RandomConvolutions):
         return "contributions"
     if isinstance(network, VisionTransformer) and _attention_bytes(network) <= _MOST_BYTES:
-        return "midpoint_rollout"
+        deep = len(network.config.input_size) > 1 and network.config.depth >= _DEEP
+        return "gradient_rollout" if deep else "midpoint_rollout"
     return "gradient_x_input" if any(True for _ in network.parameters()) else "occlusion"
 
 

@@ -404,7 +404,8 @@ class Multilabel(ClassTask):
         """How the thresholds were found."""
         if not self.measured:
             return {"thresholds": "0.5 for every label: no examples that were not trained on"}
-        listed = ", ".join(f"{n} {t:.3g}" for n, t in zip(self.classes[:_LISTED], self.thresholds))
+        thresholds = np.reshape(self.thresholds, (-1, len(self.classes))).mean(0)  # over folds
+        listed = "; ".join(f"{n} {t:.3g}" for n, t in zip(self.classes[:_LISTED], thresholds))
         more = ", ..." if len(self.classes) > _LISTED else ""
         return {
             "thresholds": f"{listed}{more}, for the highest F1 on {counted(self.measured, 'example')} not trained on"

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ndvit.config.bounds import brief, counted
+from ndvit.evaluation.base import quantity
 from ndvit.evaluation.regression import RegressionEvaluation, r2_scores
 from ndvit.tasks.base import Criterion, Linear, Metrics, Prediction, Probe, Ridge, Task, Translate
 from ndvit.tasks.class_names import check_class_names
@@ -444,9 +445,9 @@ class Regression(Task):
         if self.margins is None:
             why = "not adjusted" if self.quantiles else "none"
             return {"intervals": f"{why}: no or too few examples that were not trained on"}
-        margins = ", ".join(f"{margin:.4g}" for margin in self.margins[:10])
+        margins = "; ".join(map(quantity, self.margins[:10]))
         return {
-            "intervals": f"{100 * self.level:g} %, {'quantiles widened by' if self.quantiles else '+-'} {margins}, by "
+            "intervals": f"{100 * self.level:g} %, {'quantiles widened by' if self.quantiles else '±'} {margins}, by "
             f"the errors on {counted(self.measured, 'example')} not trained on"
         }
 
