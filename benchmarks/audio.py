@@ -23,7 +23,9 @@ HEAD = ("model", "speaker", "seed", "examples", "accuracy", "seconds")
 MODELS: dict[str, dict[str, Any]] = {
     "default": {},
     "picture": {"preset": "spectrogram"},
+    "picture-whole": {"preset": "spectrogram", "silence": 0},
     "channels": {"preset": "fast", "spectrogram": "mel"},
+    "channels-whole": {"preset": "fast", "spectrogram": "mel", "silence": 0},
     "channels-net": {"preset": "signal", "spectrogram": "mel"},
     "raw": {"preset": "signal", "spectrogram": "off"},
     "raw-fast": {"preset": "fast", "spectrogram": "off"},
@@ -53,9 +55,8 @@ def ours(split: dict[str, list[Path]], seed: int, **options: Any) -> float:
                 place = Path(folder, "data", part, path.name.partition("_")[0])
                 place.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, place / path.name)
-        run = ndvit.train(
-            Path(folder, "data"), output=Path(folder, "run"), seed=seed, progress=False, log=lambda _: None, **options
-        )
+        options = {"group_by": "path:*_{speaker}_*", "progress": False, "log": lambda _: None, **options}
+        run = ndvit.train(Path(folder, "data"), output=Path(folder, "run"), seed=seed, **options)
         return float(run.evaluation.accuracy)
 
 

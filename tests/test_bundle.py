@@ -118,11 +118,17 @@ def spectrogram(bands_as="picture", **changes):
 
 @pytest.mark.parametrize("bands_as", ["picture", "channels"])
 def test_spectrograms_are_computed_inside_the_graph(bands_as):
-    for preprocess in (spectrogram(bands_as), spectrogram(bands_as, relative=False, floor=-60.0, resize="resample")):
+    for preprocess in (
+        spectrogram(bands_as),
+        spectrogram(bands_as, relative=False, floor=-60.0, resize="resample"),
+        spectrogram(bands_as, silence=20.0),
+    ):
         run = graph_of(preprocess)
         for length in (400, 130, 790):
             values = RNG.normal(size=(1, length)).astype(np.float32)
             assert_same(preprocess, run, Recording(values, 8000.0))
+            rising = np.linspace(0, 1, length, dtype=np.float32) ** 4  # begins with silence
+            assert_same(preprocess, run, Recording(values * rising, 8000.0))
             values[:, 60:90] = values[:, -40:] = np.nan  # missing values at the end count as a shorter signal
             assert_same(preprocess, run, values)
 

@@ -22,6 +22,24 @@ def drawn(channels, length, features, x=None, mask=None, seed=0):
     return network
 
 
+def test_bands_are_read_as_means_of_neighbours_and_their_differences():
+    network = RandomConvolutions(24, 30, 6 * SMALLEST, 2)
+    network.bands = 12
+    network.draw(torch.randn(3, 24, 30), None, torch.Generator().manual_seed(0))
+    weights = network.chosen.flatten(0, 1)
+    differences, signals = 0, set()
+    for row in weights:
+        read = row.nonzero()[:, 0]
+        assert read[-1] - read[0] == len(read) - 1  # neighbours
+        assert read[0] // 12 == read[-1] // 12  # of one signal
+        assert row.max() == pytest.approx(1 / int((row > 0).sum()))
+        assert (row < 0).sum() in (0, (row > 0).sum())
+        differences += bool((row < 0).any())
+        signals.add(int(read[0]) // 12)
+    assert 0.3 < differences / len(weights) < 0.6
+    assert signals == {0, 1}
+
+
 def test_kernels_are_all_placements_of_three_twos_and_sum_to_zero():
     kernels = RandomConvolutions(1, 50, 1000, 2).kernels
     assert kernels.shape == (84, 9)

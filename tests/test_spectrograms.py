@@ -177,6 +177,7 @@ def test_travels_as_a_dict(bands_as):
         ({"bands_as": "channels"}, "need 1 axes"),
         ({"floor": math.nan}, "floor must be decibels"),
         ({"window": 2**30}, "do not fit into memory"),
+        ({"silence": 3.0}, "silence must be decibels from 6 to 80"),
     ],
 )
 def test_damaged_files_are_refused(change, message):
@@ -214,7 +215,59 @@ def test_frames_that_cannot_be_are_refused(options, message):
         fitted(noise(), **options)
 
 
-def test_sound_files_are_read_as_pictures_of_mel(digits):
+def test_silence_at_both_ends_and_speed_do_not_matter():
+    preprocess = fitted([sine(440), sine(3000)], silence=30, frame=256, frame_step=128)
+    alone = sine(700, samples=2560).values
+    quiet = np.zeros((1, 1280), np.float32)
+    within = np.concatenate([quiet, alone, quiet, quiet], axis=1)
+    one, other, slow = (
+        preprocess.masked(Recording(values, RATE)) for values in (alone, within, sine(700, samples=4000).values)
+    )
+    assert preprocess.size == (40, 32)
+    assert (one[1], other[1], slow[1]) == (None, None, None)
+    assert (one[0] - slow[0]).abs().mean() < 0.05
+    assert (one[0] - other[0]).abs().mean() < 0.15  # a frame at each end that is partly silent
+    whole = fitted([sine(440), sine(3000)], silence=0, frame=256, frame_step=128)
+    assert whole.silence is None
+    assert not whole.masked(Recording(alone, RATE))[1].all()
+
+
+def test_noise_below_silence_does_not_matter():
+    drawn = np.random.default_rng(0).standard_normal((1, 4000)).astype(np.float32)
+    changes = []
+    for silence in (30, 0):
+        preprocess = fitted([sine(440), sine(3000)], silence=silence)
+        clean, noisy = (preprocess.upright(Recording(sine(700).values + x * drawn, RATE)) for x in (0, 1e-2))
+        changes.append(float(np.abs(clean - noisy).mean()))
+        assert clean.min() == pytest.approx(-(silence or 80), abs=1e-3)
+    assert changes[0] < 0.1  # dB
+    assert changes[1] > 10
+
+
+def test_a_recording_without_sound_is_kept_whole():
+    preprocess = fitted([sine(440), sine(3000)], silence=30)
+    x, mask = preprocess.masked(Recording(np.zeros((1, 4000), np.float32), RATE))
+    assert mask is None
+    assert x.isfinite().all()
+    assert x.std() < 1e-6
+
+
+def test_sound_files_are_solved_on_bands_without_silence(digits):
+    planned = plan(Request(source=digits, progress=False, options={"rocket_features": 168}))
+    assert planned.preset == "fast"
+    assert planned.first.input_shape[0] == planned.preprocess.bands == 40
+    assert planned.preprocess.silence == planned.recipe.silence == 30
+    assert planned.preprocess.resize == "resample"
+    assert any("--preset spectrogram" in note for note in planned.notes)
+
+
+def test_silence_is_kept_where_it_is_wanted(digits):
+    planned = plan(Request(source=digits, progress=False, options={"rocket_features": 168, "silence": 0}))
+    assert planned.preprocess.silence is None
+    assert planned.preprocess.resize == "pad"
+
+
+def test_sound_files_are_read_as_pictures_of_mel_by_networks(digits):
     planned = plan(Request(source=digits, progress=False, options={"steps": 1}))
     assert planned.preset == "spectrogram"
     assert planned.preprocess.scale == "mel"

@@ -13,7 +13,7 @@ import torch
 from ndvit.data.preprocess.base import Preprocess
 from ndvit.data.preprocess.images import WASTE, ImagePreprocess
 from ndvit.data.preprocess.signals import SignalPreprocess
-from ndvit.data.preprocess.spectrograms import RANGE, SpectrogramPreprocess
+from ndvit.data.preprocess.spectrograms import ABOVE_SILENCE, RANGE, SpectrogramPreprocess
 from ndvit.exporting.onnx_nodes import DOUBLE, FLOAT, INT, Array
 
 _LUMA = np.array([[19595], [38470], [7471]], dtype=np.float32)  # of 65536; ITU-R 601-2 as PIL rounds it
@@ -322,8 +322,11 @@ def _spectrogram(raw: Array, p: SpectrogramPreprocess) -> tuple[Array, Array]:
     )  # (inputs, frames, bins, 2)
     amplitudes = waves / max(float(hann.sum()) / 2, 1e-12)
     squares = (amplitudes * amplitudes).over([3], keep=False).node("Transpose", perm=[0, 2, 1])
-    decibels, seen = _decibels(squares.constant(p.filters.numpy()).node("MatMul", squares), p), _first(seen, n, 0)
-    seen = seen.padded([0], [frames * p.step - n]).shape(-1, p.step).over([1], "Max").shape(1, 1, -1)
+    power = squares.constant(p.filters.numpy()).node("MatMul", squares)
+    seen = _first(seen, n, 0).padded([0], [frames * p.step - n]).shape(-1, p.step).over([1], "Max").shape(1, 1, -1)
+    if p.silence is not None:
+        power, seen = _sounding(power, seen, p.silence)
+    decibels = _decibels(power, p)
     decibels, seen, count = _fitted(decibels, seen, 2, 0, p.size[-1], p.resize == "resample")
     missing = p.size[-1] - count
     decibels = decibels.padded([0, 0, 0], [0, 0, missing], decibels.over([], "Min").scalar())
@@ -338,10 +341,19 @@ def _first(x: Array, n: Array, axis: int) -> Array:
     return x.node("Slice", np.array([0]), n.shape(1), np.array([axis]))
 
 
+def _sounding(power: Array, seen: Array, silence: float) -> tuple[Array, Array]:
+    """Power (inputs, bands, frames) and observed frames (1, 1, frames) without the silence at both ends."""
+    frames = (power.over([0, 1], "Max") * (seen >= 1).cast(FLOAT)).shape(-1)
+    loud = (frames >= frames.over([], "Max") * 10 ** ((ABOVE_SILENCE - silence) / 10)).node("NonZero")
+    first, last = loud.over([], "Min").shape(1), loud.over([], "Max").shape(1) + 1
+    return power.node("Slice", first, last, np.array([2])), seen.node("Slice", first, last, np.array([2]))
+
+
 def _decibels(power: Array, p: SpectrogramPreprocess) -> Array:
-    """Decibels of power (inputs, bands, frames), down to 80 below the loudest place."""
+    """Decibels of power (inputs, bands, frames), down to the floor below the loudest place."""
     tens = 10 / math.log(10)
     loudest = (power.over([], "Max").scalar().cast(DOUBLE).at_least(1e-300).node("Log") * tens).at_least(p.floor)
-    least = power.constant(10.0, DOUBLE).node("Pow", (loudest - RANGE) / 10).cast(FLOAT)
-    decibels = power.at_least(least).node("Log") * tens
+    floor = loudest - (RANGE if p.silence is None else p.silence)
+    least = power.constant(10.0, DOUBLE).node("Pow", floor / 10).cast(FLOAT)
+    decibels = (power.at_least(least) if p.silence is None else power + least).node("Log") * tens
     return decibels - loudest.cast(FLOAT) if p.relative else decibels

@@ -18,6 +18,8 @@ from ndvit.network.solved import SolvedNetwork, exactly
 KERNELS = 84  # all ways to place three weights of 2 among nine weights, the others being -1
 TAPS = 9
 _MOST_DILATIONS = 32
+_WIDEST = 12  # bands of frequency in a mean
+_DIFFERENCES = 0.6  # share of kernels that read a difference of bands, before those beside the last ones
 _GOLDEN = (math.sqrt(5) + 1) / 2
 _MOST_PLACES = 4096  # samples of an output that quantiles are taken from
 _ROUNDING = 1e-5  # of the largest value: some ten times the error of nine products in float32
@@ -31,11 +33,19 @@ class RandomConvolutions(SolvedNetwork):
     each kernel reads a random choice of channels. A feature is the share of a kernel's output above a bias; biases are
     quantiles of outputs on training examples, see `draw`.
 
+    Channels that are bands of frequency are not read in a random choice: each kernel reads the mean of neighbouring
+    bands, or its difference from the mean of as many bands beside them. So it reads edges of the spectrum, which are
+    at about the same place whoever speaks, and are not moved by the loudness of a room or a microphone.
+
     Args:
         channels: channels of the signal.
         length: samples of the signal, at least 3.
         features: number of features, rounded down to as many for each kernel; at least 168.
         outputs: outputs of the head.
+
+    Attributes:
+        bands: number of bands of each signal, if the channels are bands of frequency, all of the first signal first; 1
+            for other channels. It is read by `draw` only, and not stored.
 
     Raises:
         ValueError: if the signal is too short, or there are too few features.
@@ -59,7 +69,7 @@ class RandomConvolutions(SolvedNetwork):
         # of the signal itself and of its differences: (dilation, biases for each kernel)
         self.plans = [_dilations(length - i, features // self.smallest) for i in range(2)]
         super().__init__(KERNELS * sum(biases for plan in self.plans for _, biases in plan), outputs)
-        self.channels, self.length = channels, length
+        self.channels, self.length, self.bands = channels, length, 1
         self.register_buffer("kernels", _kernels())  # (84, 9)
         self.register_buffer("chosen", torch.empty(sum(map(len, self.plans)), KERNELS, channels))  # 1 or 0
         self.register_buffer("biases", torch.empty(self.num_features))
@@ -137,9 +147,14 @@ class RandomConvolutions(SolvedNetwork):
         multiples of the golden ratio modulo 1, which are spread evenly for any number of them.
         """
         for kernel in self.chosen.view(-1, self.channels):  # few channels are more likely than many, as in MiniRocket
+            kernel.zero_()
+            if self.bands > 1:
+                signal = int(torch.randint(self.channels // self.bands, (), generator=generator)) * self.bands
+                _choose_bands(kernel[signal : signal + self.bands], generator)
+                continue
             most = math.log2(min(self.channels, TAPS) + 1)
             count = int(2 ** (torch.rand((), generator=generator).item() * most))
-            kernel.zero_()[torch.randperm(self.channels, generator=generator)[: max(count, 1)]] = 1
+            kernel[torch.randperm(self.channels, generator=generator)[: max(count, 1)]] = 1
         start, made = 0, 0
         for number, part in enumerate(self._parts(x, mask)):
             picked = torch.randint(len(x), (KERNELS,), generator=generator)
@@ -185,6 +200,18 @@ class RandomConvolutions(SolvedNetwork):
 
     def _weight(self, number: int) -> Tensor:
         return self.chosen[number, :, :, None] * self.kernels[:, None]  # (84, C, 9)
+
+
+def _choose_bands(weights: Tensor, generator: torch.Generator) -> None:
+    """Let weights (bands,) of 0 read a mean of neighbouring bands, or its difference from that of bands beside them."""
+    bands = len(weights)
+    draws: list[float] = torch.rand(4, generator=generator).tolist()
+    width = min(int((min(bands, _WIDEST) + 1) ** draws[0]), bands)
+    start = int(draws[1] * (bands - width + 1))
+    weights[start : start + width] = 1 / width
+    beside = start + width if draws[3] < 0.5 else start - width
+    if draws[2] < _DIFFERENCES and 0 <= beside <= bands - width:
+        weights[beside : beside + width] = -1 / width
 
 
 class _Part(NamedTuple):

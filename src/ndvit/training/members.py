@@ -18,6 +18,7 @@ from ndvit.data.examples import Source
 from ndvit.data.fitting import fit_patch, fit_size, fit_to_weights
 from ndvit.data.preprocess import preprocess_from_dict
 from ndvit.data.preprocess.base import Preprocess
+from ndvit.data.preprocess.spectrograms import SpectrogramPreprocess
 from ndvit.files import make_folder, replace_file
 from ndvit.load_report import LoadReport
 from ndvit.model import Model, as_model
@@ -161,7 +162,10 @@ class MemberBuilder:
         networks: list[SolvedNetwork] = []
         channels, size, outputs = self.preprocess.channels, self.preprocess.size, self.task.num_outputs
         if self.features:
-            networks.append(RandomConvolutions(channels, size[0], self.features, outputs))
+            convolutions = RandomConvolutions(channels, size[0], self.features, outputs)
+            if isinstance(self.preprocess, SpectrogramPreprocess):
+                convolutions.bands = self.preprocess.bands
+            networks.append(convolutions)
         if self.encoder:
             with torch.random.fork_rng([]):
                 config, tensors = signal_encoder()

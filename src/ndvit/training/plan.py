@@ -39,7 +39,7 @@ from ndvit.training.adapters import check_adapters, describe_trainable
 from ndvit.training.cost import Cost, estimate_cost, foresee
 from ndvit.training.isolation import isolated
 from ndvit.training.members import Adapted, member_builder, open_to_train
-from ndvit.training.presets import choose
+from ndvit.training.presets import choose, descends
 from ndvit.training.spectrograms import choose_spectrogram
 from ndvit.training.trackers import check_tracker
 from ndvit.weights.opening import split_part
@@ -279,7 +279,13 @@ def plan(request: Request, *, resumed: Path | None = None) -> Plan:
         data, reading = cut_outliers(data, reading)
     preset, name = request.preset, request.model
     data, chosen, notes = choose_spectrogram(
-        data, recipe, preset, name, checkpoint, new=resumed is None and data.task.learns_from_targets
+        data,
+        recipe,
+        preset,
+        name,
+        checkpoint,
+        new=resumed is None and data.task.learns_from_targets,
+        by_steps=request.teacher is not None or descends(request.options),
     )
     recipe = replace(recipe, **chosen)
     if resumed is None:

@@ -13,6 +13,7 @@ from ndvit.config.solved import SOLVED, reads_signals
 from ndvit.data.examples import Source
 from ndvit.data.preprocess.images import median_size
 from ndvit.data.sources.files import header_of
+from ndvit.training.spectrograms import are_sounds
 
 _ENOUGH = 10
 """Training examples a class from which on a network that is trained on them may add to the solved ones."""
@@ -34,6 +35,11 @@ class Choice:
     model: str | None
     options: dict[str, Any]
     notes: tuple[str, ...] = ()
+
+
+def descends(own: Mapping[str, Any]) -> bool:
+    """Whether options are set that only training by steps reads."""
+    return bool(own.keys() & _DESCENT)
 
 
 def choose(
@@ -69,7 +75,13 @@ def choose(
             source=data.name,
         )
         few = len(data.train) / data.task.num_kinds < _ENOUGH
-        if automatic and name == "signal" and model is None and few and not own.keys() & _DESCENT:
+        free = automatic and name == "signal" and model is None and not descends(own)
+        if free and data.spectrogram is not None and are_sounds(data.train):
+            name = "fast"
+            notes.append(
+                "preset fast, which knows new speakers better than a trained network; --preset spectrogram trains one"
+            )
+        elif free and few:
             name = "fast"
             notes.append(
                 f"fewer than {_ENOUGH} training examples a class{_of_numbers(data)}: preset fast, because a network "

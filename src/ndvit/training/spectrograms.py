@@ -10,11 +10,21 @@ from ndvit.config.spectrogram import FOR_CHANNELS, SPECTROGRAM_FIELDS, BandsAs, 
 from ndvit.data.examples import Examples, Source
 from ndvit.data.preprocess.spectrograms import SpectrogramPreprocess
 from ndvit.data.sources.files import Excerpt, header_of, medium
+from ndvit.training.closed_form import MOST_EXAMPLES
 from ndvit.weights.file import Checkpoint
+
+SILENCE = 30.0
+"""Decibels below the loudest place of a sound file that count as silence, by default."""
 
 
 def choose_spectrogram(
-    data: Source, recipe: Recipe, preset: str, model: str | None, checkpoint: Checkpoint | None, new: bool
+    data: Source,
+    recipe: Recipe,
+    preset: str,
+    model: str | None,
+    checkpoint: Checkpoint | None,
+    new: bool,
+    by_steps: bool = False,
 ) -> tuple[Source, dict[str, Any], tuple[str, ...]]:
     """Decide whether the signals of a source are read as spectrograms, and with which options.
 
@@ -29,6 +39,7 @@ def choose_spectrogram(
         model: name of the network; None if the preset or the weights have it.
         checkpoint: trained weights; None without.
         new: whether a new training begins; one that goes on has all options.
+        by_steps: whether the request has a teacher or options that only training by steps reads.
 
     Returns:
         The source with the options of its spectrogram, fields of the recipe to store, and notes.
@@ -58,8 +69,11 @@ def choose_spectrogram(
         raise ValueError(
             f"spectrogram={kind!r} is for signals of one axis, and {data.name} holds {what}: leave --spectrogram out"
         )
-    bands_as = own.bands_as or _usual_bands(preset, model, checkpoint)
+    solved = usual and checkpoint is None and preset == "auto" and not by_steps and len(data.train) <= MOST_EXAMPLES
+    bands_as = own.bands_as or ("channels" if solved and model is None else _usual_bands(preset, model, checkpoint))
     options = replace(own, spectrogram=kind, bands_as=bands_as)
+    if own.silence is None and past is None and new and are_sounds(data.train):
+        options = replace(options, silence=SILENCE)
     notes: tuple[str, ...] = ()
     if own.spectrogram is None and past is None and usual:
         notes = (

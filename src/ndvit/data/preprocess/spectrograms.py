@@ -20,11 +20,15 @@ from ndvit.data.preprocess.signals import SignalPreprocess, filled, linear
 _SAMPLE = 2_000  # files for mean and standard deviation
 _BANDS = 40
 RANGE = 80.0
-"""Decibels below the loudest band and frame of an example, where its floor is."""
+"""Decibels below the loudest band and frame of an example, where its floor is unless `silence` is set."""
+ABOVE_SILENCE = 5.0
+"""Decibels above the noise of `silence` from which a frame is no silence."""
 _LEAST_FLOOR = -300.0  # dB: 80 below it is the smallest power that float32 holds
 _SOUND = 4_000.0  # Hz: signals at this rate and above are taken for sound
 _FRAME, _STEP = 0.032, 0.016  # s, of sound: pitch periods are shorter, phones longer
 _MOST_FRAMES = 256  # by default
+_FEWEST_FRAMES = 9  # after silence was cut off: taps of random convolutions
+_USUAL_FRAMES = 75  # percentile of the frames of examples without silence, to which all are resampled
 _MOST_FILTERS = 2**26  # numbers in the filters of all bands
 _MOST_VALUES = 2**28  # of one Fourier transform of a whole example: 2 GiB
 
@@ -63,6 +67,10 @@ class SpectrogramPreprocess(Preprocess):
     triangular bands that overlap by half, and taken in decibels, down to 80 dB below the loudest place of the example.
     The mean of the signal is subtracted before.
 
+    Silence. With `silence`, noise that far below the loudest place is added to the power instead, and the frames at
+    both ends of an example that are less than 5 dB above this noise in all bands are cut off. So neither the noise of a
+    room nor the moment at which a recording was started matters much.
+
     Length. A signal with fewer frames than `size` is padded with unobserved frames of no power, one with more frames is
     resampled down to it, linearly and antialiased. With `resize="resample"` every signal is resampled to `size`.
 
@@ -95,6 +103,8 @@ class SpectrogramPreprocess(Preprocess):
     """Least power in dB that the loudest place of an example counts as, so that silence is no loud noise."""
     resize: Literal["pad", "resample"] = "pad"
     """Treatment of signals with fewer frames than `size`."""
+    silence: float | None = field(default=None, kw_only=True)
+    """Noise to add, in decibels below the loudest place of an example; None adds none and keeps both ends."""
     any_length: bool = field(default=False, kw_only=True)
     """Resample signals of any length; otherwise those over twice as long as `length` are refused."""
 
@@ -114,6 +124,8 @@ class SpectrogramPreprocess(Preprocess):
                 raise ValueError(f"{name} must be true or false; got {short(getattr(self, name))}")
         if not is_number(self.floor, _LEAST_FLOOR, -_LEAST_FLOOR):
             raise ValueError(f"floor must be decibels from -300 to 300; got {short(self.floor)}")
+        if self.silence is not None and not is_number(self.silence, 6, 80):
+            raise ValueError(f"silence must be decibels from 6 to 80; got {short(self.silence)}")
         if self.step > self.window:
             raise ValueError(f"step {self.step} is longer than window {self.window}: samples between would be lost")
         if len(self.size) != self.axes_of(self.bands_as):
@@ -182,16 +194,21 @@ class SpectrogramPreprocess(Preprocess):
             relative=rate is not None,
             resize="pad" if size is None else "resample",
             unused_channels=tuple(unused),
+            silence=options.silence or None,
         )
-        moments, quietest = Moments(channels), math.inf
+        moments, quietest, counts = Moments(channels), math.inf, list[int]()
         for i in range(len(examples)) if examples.in_memory else examples.sample(_SAMPLE):
             power, observed = made._power(examples[i])
             if loudest := float(power.max()):
                 quietest = min(quietest, 10 * math.log10(loudest))
+            counts.append(len(observed))
             values = made._decibels(power)[..., observed]
             moments.add((values if picture else values.reshape(channels, -1)).numpy())
         floor = made.floor if math.isinf(quietest) else quietest - (RANGE if made.relative else 0)
         floor = min(max(floor, _LEAST_FLOOR), -_LEAST_FLOOR)
+        if made.silence is not None and size is None:
+            frames = max(_FEWEST_FRAMES, round(float(np.percentile(counts, _USUAL_FRAMES))))
+            made = replace(made, size=(*made.size[:-1], frames), resize="resample")
         return replace(made, mean=moments.mean(), std=moments.std(), floor=floor)
 
     @property
@@ -212,12 +229,20 @@ class SpectrogramPreprocess(Preprocess):
     @property
     def analysis(self) -> tuple[Any, ...]:
         """What the numbers of a spectrogram depend on, beside its mean and standard deviation."""
-        return self.window, self.step, self.scale, self.bands_as, self.bands, self.sample_rate, self.relative
+        return (
+            *(self.window, self.step, self.scale, self.bands_as, self.bands, self.sample_rate, self.relative),
+            self.silence,
+        )
 
     def options(self) -> SpectrogramOptions:
         """The options that make the same frames and bands."""
         return SpectrogramOptions(
-            spectrogram=self.scale, bands_as=self.bands_as, bands=self.bands, frame=self.window, frame_step=self.step
+            spectrogram=self.scale,
+            bands_as=self.bands_as,
+            bands=self.bands,
+            frame=self.window,
+            frame_step=self.step,
+            silence=self.silence or 0.0,
         )
 
     @cached_property
@@ -277,12 +302,25 @@ class SpectrogramPreprocess(Preprocess):
         )  # (inputs, bins, frames)
         power = self.filters @ (waves.abs() / max(float(hann.sum()) / 2, 1e-12)) ** 2
         steps = np.pad(observed, (0, frames * self.step - n)).reshape(frames, self.step)
-        return power, np.asarray(steps.any(axis=1))
+        return self._sounding(power, np.asarray(steps.any(axis=1)))
+
+    def _sounding(self, power: Tensor, observed: np.ndarray) -> tuple[Tensor, np.ndarray]:
+        """Power (inputs, bands, frames) and observed frames (frames,) without the silence at both ends."""
+        if self.silence is None:
+            return power, observed
+        frames = power.amax((0, 1)) * torch.from_numpy(observed)
+        loud = (frames >= frames.max() * 10 ** ((ABOVE_SILENCE - self.silence) / 10)).nonzero()[:, 0]
+        kept = slice(int(loud[0]), int(loud[-1]) + 1)
+        return power[..., kept], observed[kept]
 
     def _decibels(self, power: Tensor) -> Tensor:
-        """Decibels of power (inputs, bands, frames), down to 80 below the loudest place."""
+        """Decibels of power (inputs, bands, frames), down to the floor below the loudest place."""
         loudest = max(10 * math.log10(max(float(power.max()), 1e-300)), self.floor)
-        decibels = 10 * power.clamp_min(10 ** ((loudest - RANGE) / 10)).log10()
+        if self.silence is None:
+            power = power.clamp_min(10 ** ((loudest - RANGE) / 10))
+        else:
+            power = power + 10 ** ((loudest - self.silence) / 10)
+        decibels = 10 * power.log10()
         return decibels - loudest if self.relative else decibels
 
     def __call__(self, raw: Raw) -> Tensor:
