@@ -78,9 +78,8 @@ def solve_networks(
     sample = _sample(len(inputs), None if strata is None else torch.from_numpy(strata), shares, generator)
     if log is not None and len(sample) * sum(one.num_features * math.prod(one.shape) for one in networks) > _MUCH:
         made_of = " + ".join(f"{one.num_features:,}" for one in networks)
-        log(
-            f"computing {made_of} features of {counted(len(sample), 'example')} of {math.prod(networks[0].shape):,} values"
-        )
+        values = f"{math.prod(networks[0].shape):,} values"
+        log(f"computing {made_of} features of {counted(len(sample), 'example')} of {values}")
         sys.stdout.flush()
     device = networks[0].mean.device
     few = max(1, min(_MOST_DRAWN_ON, _MOST_VALUES // math.prod(networks[0].shape)))
