@@ -91,9 +91,9 @@ def test_folders_that_an_option_names_are_no_doubt(tmp_path):
 
 
 def test_folders_of_sessions_and_splits_need_no_classes_if_names_have_the_label(tmp_path):
-    sessions = recordings(tmp_path / "a", "part{machine}")
+    sessions = recordings(tmp_path / "a", "{machine}")
     for path in list(sessions.iterdir()):
-        path.rename(sessions / path.name.replace("partpump", "part"))
+        path.rename(sessions / path.name.replace("pump", "fold"))
     with pytest.raises(ValueError, match="look like splits or parts of the data"):
         load_source(sessions)
     source, _ = doubts(sessions, label="path:*_{state}_*", group_by="path:{session}/*")

@@ -76,7 +76,7 @@ def test_long_solving_prints_an_estimate_and_its_place(monkeypatch):
     inputs = Inputs(examples, SignalPreprocess.fit(examples))
     network = RandomConvolutions(1, 16, 168, 2)
     closed_form.solve_networks([network], inputs, Classification(("a", "b")), Recipe(), lines.append)
-    assert lines[0] == "computing the features of 200 examples takes about 62 s"
+    assert lines[0] == "the features of 200 examples take about 62 s"
     assert lines[1:3] == [
         "features: 64 of 200 examples (32 %), about 42 s left",
         "features: 128 of 200 examples (64 %), about 22 s left",
@@ -84,6 +84,10 @@ def test_long_solving_prints_an_estimate_and_its_place(monkeypatch):
     lines.clear()
     closed_form.solve_networks([network], inputs, Classification(("a", "b")), Recipe(), lines.append, progress=True)
     assert len(lines) == 1  # beside a bar
+    lines.clear()
+    monkeypatch.setattr(closed_form, "_MUCH", 200 * 168 * 16 - 1)
+    closed_form.solve_networks([network], inputs, Classification(("a", "b")), Recipe(), lines.append, progress=True)
+    assert lines[0] == "computing 168 features of 200 examples of 16 values"
 
 
 def test_a_training_without_bars_logs_lines(tmp_path, monkeypatch):

@@ -149,6 +149,7 @@ def explain_inputs(
     *,
     target: Target = None,
     method: Method | None = None,
+    progress: bool = False,
 ) -> list[Explanation]:
     """Explain answers for examples, or recordings in windows, that are read already; arguments as in `explain`.
 
@@ -160,7 +161,7 @@ def explain_inputs(
     _check_method(method)
     question = _Question(target, method, Options(exclusive=isinstance(model.task, Classification)), bands)
     explained = _explain_inputs if inputs.examples.places is None else _explain_recordings
-    return explained(model, model.task, inputs, question, batch_size=4)
+    return explained(model, model.task, inputs, question, batch_size=4, progress=progress)
 
 
 def _explain_recordings(

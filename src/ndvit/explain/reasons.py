@@ -44,6 +44,7 @@ def reasons_of(
     preprocess: Preprocess,
     batch_size: int = 64,
     device: Device = "cpu",
+    progress: bool = False,
 ) -> Reasons:
     """What decided the worst mistakes and some correct answers, each beside a similar correct one, and the map.
 
@@ -56,19 +57,20 @@ def reasons_of(
         preprocess: turns its examples into inputs.
         batch_size: examples per forward pass of the features.
         device: where to compute.
+        progress: show progress bars.
     """
     if model.task is None or not model.task.learns_from_targets or not len(test):
         return Reasons()
     before = model.device
     model.network.to(pick_device(device))
     try:
-        return _reasons_of(model, evaluation, test, preprocess, batch_size)
+        return _reasons_of(model, evaluation, test, preprocess, batch_size, progress)
     finally:
         model.network.to(before)
 
 
 def _reasons_of(
-    model: ModelParts, evaluation: Evaluation, test: Examples, preprocess: Preprocess, batch_size: int
+    model: ModelParts, evaluation: Evaluation, test: Examples, preprocess: Preprocess, batch_size: int, progress: bool
 ) -> Reasons:
     owner = np.arange(len(test)) if test.places is None else recording_of(test.places)  # a recording has many windows
     mistakes = list(evaluation.worst())
@@ -77,7 +79,7 @@ def _reasons_of(
     found, features = None, np.zeros((0, 0))
     indices = _sample(len(evaluation), wanted)
     try:
-        features = _features(model, test, preprocess, owner, indices, batch_size)
+        features = _features(model, test, preprocess, owner, indices, batch_size, progress)
         found = feature_map(indices, features)
     except (ValueError, RuntimeError) as error:  # the run is finished all the same
         warn(f"the report has no embedding map: {error}", RuntimeWarning)
@@ -91,7 +93,8 @@ def _reasons_of(
     some = Inputs(test.subset(np.concatenate([windows for windows, fits in zip(order, kept) if fits])), preprocess)
     try:
         banded = reads_signals(model) and math.prod(model.input_shape) <= _MOST_BANDED
-        explained = explain_inputs(model, some, bands=usual_bands(model.input_shape[1]) if banded else None)
+        bands = usual_bands(model.input_shape[1]) if banded else None
+        explained = explain_inputs(model, some, bands=bands, progress=progress)
     except (ValueError, RuntimeError) as error:
         warn(f"the report does not explain the answers: {error}", RuntimeWarning)
         return Reasons(map=found)
@@ -137,11 +140,12 @@ def _features(
     owner: np.ndarray,
     indices: np.ndarray,
     batch_size: int,
+    progress: bool,
 ) -> np.ndarray:
     """Features (n, width) of examples, or means over the windows of recordings."""
     windows = np.flatnonzero(np.isin(owner, indices))
     inputs = Inputs(test.subset(windows), preprocess)
-    rows = predict_features(model.network, inputs, batch_size, model.device.type)
+    rows = predict_features(model.network, inputs, batch_size, model.device.type, progress)
     sums = np.zeros((len(indices), rows.shape[1]))
     at = np.searchsorted(indices, owner[windows])
     np.add.at(sums, at, rows)

@@ -25,7 +25,8 @@ _MOST_DRAWN_ON = 512  # examples that the biases are drawn from
 _MOST_VALUES = 2**26  # values in them
 _SHARES = [i / 20 for i in range(1, 21)]  # of the trained network in the mean
 _TEMPERATURES = (0.5, 0.7, 1.0, 1.4, 2.0)
-_BATCH, _BATCH_VALUES = 64, 2**18  # examples whose features are computed together, and values in them
+_BATCH, _BATCH_VALUES = 64, 2**16  # examples whose features are computed together, and values in them
+_MUCH = 2e9  # features times values of all examples from which on a line says that they are computed
 _WORTH_A_LINE = 10.0  # seconds of the features of all examples from which on a line says so
 _LONG = 2048  # examples on which solving takes more than a few seconds
 
@@ -75,6 +76,11 @@ def solve_networks(
     shares = task.example_weights(recipe, targets, targets)
     generator = torch.Generator().manual_seed(recipe.seed)
     sample = _sample(len(inputs), None if strata is None else torch.from_numpy(strata), shares, generator)
+    if log is not None and len(sample) * sum(one.num_features * math.prod(one.shape) for one in networks) > _MUCH:
+        made_of = " + ".join(f"{one.num_features:,}" for one in networks)
+        values = f"{math.prod(networks[0].shape):,} values"
+        log(f"computing {made_of} features of {counted(len(sample), 'example')} of {values}")
+        sys.stdout.flush()
     device = networks[0].mean.device
     few = max(1, min(_MOST_DRAWN_ON, _MOST_VALUES // math.prod(networks[0].shape)))
     drawn_on = sample if len(sample) <= few else sample[torch.randperm(len(sample), generator=generator)[:few]]
@@ -96,7 +102,7 @@ def solve_networks(
             bar.update(len(x))
             expected = (time.perf_counter() - began) / (done + len(x)) * total
             if log is not None and not done and len(x) < total and expected > _WORTH_A_LINE:
-                log(f"computing the features of {counted(total, 'example')} takes {duration(expected)}")
+                log(f"the features of {counted(total, 'example')} take {duration(expected)}")
                 sys.stdout.flush()
             done += len(x)
             lines.update(done)

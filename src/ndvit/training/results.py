@@ -82,6 +82,7 @@ def write_results(
     time_in_words: str,
     settings: str,
     language: str,
+    progress: bool = False,
 ) -> None:
     """Write the files of a finished run. The model comes last, because a folder with a model is a finished run.
 
@@ -93,6 +94,7 @@ def write_results(
         time_in_words: seconds of the whole run, for the page.
         settings: content of config.yaml.
         language: the language of the page's words.
+        progress: show progress bars while the examples of the page are explained.
     """
     model, fit = trained.model, trained.fit
     data, recipe, config = planned.data, planned.recipe, folder / CONFIG_FILE
@@ -122,7 +124,7 @@ def write_results(
         "versions": f"ndvit {__version__}, torch {torch.__version__}, Python {platform.python_version()}",
         "seed": f"{recipe.seed}" if last_seed == recipe.seed else f"{recipe.seed} to {last_seed}",
     }
-    why = reasons_of(model, evaluation, data.test, planned.preprocess, recipe.batch_size, recipe.device)
+    why = reasons_of(model, evaluation, data.test, planned.preprocess, recipe.batch_size, recipe.device, progress)
     view = planned.preprocess.view if data.test.places is None else None
     examples = data.test if data.test.places is None else WholeRecordings(data.test)
     page = Report(

@@ -44,6 +44,8 @@ from ndvit.training.settings import (
 )
 from ndvit.weights.file import MODEL_FILE
 
+_LONG = 15.0  # seconds of a run from which on a line says what happens after the test
+
 
 @dataclass(frozen=True, eq=False)
 class Run:
@@ -442,8 +444,10 @@ def _run(
     model.provenance |= evaluation.metadata()
     run = Run(folder, model.to("cpu"), evaluation, trained.fit)
     seconds = time.perf_counter() - started
+    if seconds > _LONG:  # explaining examples for the page then takes long, too
+        log("tested; explaining some of the answers for the report")
     in_all = f"{seconds:.0f} s in all{' since the run was resumed' * resume}"
-    write_results(folder, evaluation, planned, trained, in_all, config, request.language)
+    write_results(folder, evaluation, planned, trained, in_all, config, request.language, request.progress)
     test = "test " if data.task.learns_from_targets else ""
     for caveat in evaluation.caveats():
         log(caveat)
