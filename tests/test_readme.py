@@ -75,9 +75,10 @@ def test_commands_parse(line):
 
 
 def anchors(text):
-    """The anchors that GitHub makes of headings."""
+    """The anchors that GitHub makes of headings, and those that a page sets itself."""
     headings = re.findall(r"^#+ (.*)$", text, re.M)
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    own = set(re.findall(r'^<a id="([\w-]+)"></a>$', text, re.M))
+    return own | {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("page", TEXTS)
