@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from ndvit.evaluation.base import Evaluation, aligned, amount, percent, wilson_interval
+from ndvit.evaluation.amounts import amount
+from ndvit.evaluation.base import Evaluation, aligned, percent, wilson_interval
 from ndvit.evaluation.words import translated
 
 if TYPE_CHECKING:

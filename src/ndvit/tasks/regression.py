@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ndvit.config.bounds import brief
-from ndvit.evaluation.base import amount
+from ndvit.evaluation.amounts import amount
 from ndvit.evaluation.regression import RegressionEvaluation, r2_scores
 from ndvit.tasks.base import Criterion, Linear, Metrics, Prediction, Probe, Ridge, Task, Translate
 from ndvit.tasks.classification import check_class_names

@@ -342,8 +342,8 @@ def _rate(arrays: ArrayFile, examples: str, notes: list[str]) -> tuple[str | Non
     try:
         key = _nearest(keys, examples, "", "", "")
     except ValueError:
-        shown = ", ".join(f"{printable(key)} {arrays.read(key).ravel()[0]:g}" for key in keys)
-        notes.append(Doubt(f"no sampling rate is read, as it may be {shown}; save it beside the examples"))
+        each = ", ".join(f"{printable(key)} {arrays.read(key).ravel()[0]:g}" for key in keys)
+        notes.append(Doubt(f"no sampling rate is read, as it may be {each}; save it beside the examples"))
         key = None
     rates = [] if key is None else arrays.read(key).ravel().astype(float).tolist()
     return key, rates[:1] if len(set(rates)) == 1 else rates
