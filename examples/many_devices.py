@@ -10,6 +10,9 @@ import subprocess
 import sys
 import time
 
+import numpy as np
+from aeon.datasets import load_gunpoint
+
 import ndvit
 
 # %% [markdown]
@@ -19,7 +22,7 @@ import ndvit
 # examples each make the steps of one device with 16.
 
 # %%
-RECIPE = {"preset": "basic", "model": "vit_pico", "steps": 30, "learning-rate": 1e-3}
+RECIPE = {"preset": "basic", "model": "vit_pico", "steps": 10, "learning-rate": 1e-3}
 
 
 def train(devices: int, batch_size: int, output: str) -> float:
@@ -41,17 +44,21 @@ seconds = [train(1, 16, "runs/one-device"), train(2, 8, "runs/two-devices")]
 # ## The same network
 #
 # There is one order of the examples, which follows from the seed, and each process takes an equal part of each step.
-# What is random about an example belongs to the example and not to the process. So the weights agree up to rounding:
+# What is random about an example belongs to the example and not to the process. So weights and answers agree up to the
+# rounding of sums in another order, which Adam amplifies where a gradient is nearly zero:
 
 # %%
-one, two = (ndvit.load_model(f"runs/{name}").network.state_dict() for name in ("one-device", "two-devices"))
-difference = max(float((one[name] - two[name]).abs().max()) for name in one)
-largest = max(float(tensor.abs().max()) for tensor in one.values())
-print(f"{len(one)} tensors: largest difference {difference:.1e}, largest weight {largest:.2g}")
+X_test, _ = load_gunpoint(split="test")
+one, two = (ndvit.load_model(f"runs/{name}") for name in ("one-device", "two-devices"))
+pairs = list(zip(one.network.parameters(), two.network.parameters(), strict=True))
+weights = max(float((a - b).abs().max()) for a, b in pairs)
+answers = float(np.abs(one.predict_proba(X_test) - two.predict_proba(X_test)).max())
+print(f"{len(pairs)} tensors: weights differ by at most {weights:.1e}, probabilities by at most {answers:.1e}")
 print("seconds:", *(f"{s:.0f}" for s in seconds), "(mostly the start of the processes: the network is tiny)")
 
 # %% tags=remove-cell
-assert difference < 1e-4 * max(largest, 1), difference
+assert weights < 2e-3, weights  # ten steps of 1e-3 can move a weight by 1e-2
+assert answers < 5e-3, answers
 
 # %% [markdown]
 # ## On real machines

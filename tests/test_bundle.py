@@ -128,7 +128,7 @@ def test_spectrograms_are_computed_inside_the_graph(bands_as):
             values = RNG.normal(size=(1, length)).astype(np.float32)
             assert_same(preprocess, run, Recording(values, 8000.0))
             rising = np.linspace(0, 1, length, dtype=np.float32) ** 4  # begins with silence
-            assert_same(preprocess, run, Recording(values * rising, 8000.0))
+            assert_same(preprocess, run, Recording(values * rising, 8000.0), tolerance=1e-4)  # FFT of quiet frames
             values[:, 60:90] = values[:, -40:] = np.nan  # missing values at the end count as a shorter signal
             assert_same(preprocess, run, values)
 

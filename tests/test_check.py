@@ -275,7 +275,7 @@ def test_a_file_of_labels_must_fit_the_source(tmp_path):
     path = tmp_path / "labels.csv"
     for text, message in (
         ("name,label\nX[0],x\n", r"line 2: no example of the source has the label 'x'; there are 0, 1"),
-        ("name,label\nX[99],1\n", r"has 1 names that the source lacks \(X\[99\]\)"),
+        ("name,label\nX[99],1\n", r"has 1 name that the source lacks \(X\[99\]\)"),
         ("name,class\nX[0],1\n", r"has the columns name, class, expected name and label"),
     ):
         path.write_text(text)

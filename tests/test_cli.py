@@ -94,7 +94,7 @@ def test_every_option_is_a_flag_with_a_help_text(capsys, monkeypatch):
     assert panels[0] == "Parameters"
     assert {"Network: Stem", "Recipe: Augmentation"} < set(panels)
     groups = sum(len(options.__bases__) for options in (ReadingOptions, ViTConfig, Recipe))
-    assert len(panels) == len(set(panels)) == 1 + groups + 1
+    assert len(panels) == len(set(panels)) == 2 + groups + 1  # and the network and weights, the solved networks
     assert re.search(r"--batch-size INT +Examples in one forward pass of each device\. \[default: 32\]", text)
 
 

@@ -1,6 +1,7 @@
 """Random convolutions against naive loops."""
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -36,7 +37,9 @@ def test_bands_are_read_as_means_of_neighbours_and_their_differences():
         assert (row < 0).sum() in (0, (row > 0).sum())
         differences += bool((row < 0).any())
         signals.add(int(read[0]) // 12)
-    assert 0.3 < differences / len(weights) < 0.6
+    # a width w is drawn with probability log13((w + 1) / w), and 13 - 2 w of 13 - w places have bands beside them
+    expected = 0.6 * sum(math.log((w + 1) / w, 13) * (13 - 2 * w) / (13 - w) for w in range(1, 7))
+    assert differences / len(weights) == pytest.approx(expected, abs=0.06)  # three standard deviations
     assert signals == {0, 1}
 
 

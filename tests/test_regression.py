@@ -15,7 +15,7 @@ from sklearn.metrics import mean_absolute_error, r2_score, root_mean_squared_err
 from datafiles import npy, ts
 from ndvit import Recipe, load_model, load_source
 from ndvit.data.messages import DataWarning
-from ndvit.evaluation.base import quantity
+from ndvit.evaluation.amounts import quantity
 from ndvit.evaluation.charts import residuals
 from ndvit.evaluation.regression import RegressionEvaluation
 from ndvit.tasks import Regression, task_from_dict, task_to_dict

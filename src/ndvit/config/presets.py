@@ -238,8 +238,9 @@ PRESETS = {
 
 AUTO = (
     "signal for a network signal_*, fast for closed_form, small_data for images with another; without a named network, "
-    "signal for signals of one axis (fast below ten training examples a class), finetune for images with trained "
-    "weights, small_data for images without, spectrogram for spectrograms; basic for everything else"
+    "signal for signals of one axis (fast below ten training examples a class, and for up to 4,096 sound files), "
+    "finetune for images with trained weights, small_data for images without, spectrogram for spectrograms; basic for "
+    "everything else"
 )
 """Description of preset `auto`, see `auto_preset`."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -274,18 +273,6 @@ def interval_text(ends: Interval | None) -> str:
 def decimal(value: float | None) -> str:
     """A number of three digits behind the point; None is a dash."""
     return "–" if value is None else f"{value:.3f}"
-
-
-def quantity(value: float, digits: int = 4) -> str:
-    """A number of so many significant digits, with all digits before the point and commas between thousands.
-
-    Very small and very large numbers have an exponent.
-    """
-    if not 1e-4 <= abs(value) < 1e9:
-        return f"{value:.{digits}g}"
-    places = max(0, digits - 1 - math.floor(math.log10(abs(value))))
-    text = f"{value:,.{places}f}"
-    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 def wilson_interval(correct: int, examples: int) -> tuple[float, float]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ndvit.evaluation import figures
-from ndvit.evaluation.base import quantity
+from ndvit.evaluation.amounts import quantity
 from ndvit.evaluation.figures import CURVES, GRID, INKS, MAX_CURVES, STRONG, TEXT, add_legend, chart
 from ndvit.evaluation.ranking import Curves, areas, curves
 from ndvit.evaluation.reliability import ConfidenceBin

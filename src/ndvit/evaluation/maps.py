@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from ndvit.evaluation import figures
-from ndvit.evaluation.base import quantity
+from ndvit.evaluation.amounts import quantity
 from ndvit.evaluation.figures import CURVES, INKS, MAX_CURVES, STRONG, TEXT, add_legend
 from ndvit.evaluation.words import translated
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import numpy as np
 
 from ndvit.config.bounds import counted
-from ndvit.evaluation.base import Evaluation, aligned, percent, quantity, wilson_interval
+from ndvit.evaluation.amounts import quantity
+from ndvit.evaluation.base import Evaluation, aligned, percent, wilson_interval
 from ndvit.evaluation.words import translated
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ndvit.evaluation.base import MAX_GROUPS, Evaluation, percent, quantity
+from ndvit.evaluation.amounts import quantity
+from ndvit.evaluation.base import MAX_GROUPS, Evaluation, percent
 from ndvit.evaluation.cards import Card, draw_sketch, legend_of
 from ndvit.evaluation.charts import learning_curves
 from ndvit.evaluation.folds import NumberTable

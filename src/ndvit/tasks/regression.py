@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ndvit.config.bounds import brief, counted
-from ndvit.evaluation.base import quantity
+from ndvit.evaluation.amounts import quantity
 from ndvit.evaluation.regression import RegressionEvaluation, r2_scores
 from ndvit.tasks.base import Criterion, Linear, Metrics, Prediction, Probe, Ridge, Task, Translate
 from ndvit.tasks.class_names import check_class_names

@@ -184,7 +184,7 @@ class _View:
         if getattr(own, "analysis", None) != getattr(wanted, "analysis", None):
             raise ValueError(
                 f"{name} and the student make other spectrograms of a signal: train both with the same --spectrogram, "
-                "--bands, --frame and --frame-step"
+                "--bands, --frame, --frame-step and --silence"
             )
         self.pictures = own.kind == "image"
         if own.channels != wanted.channels and not self.pictures:

@@ -345,8 +345,8 @@ def _rate(arrays: ArrayFile, examples: str, notes: list[str]) -> tuple[str | Non
     try:
         chosen = _nearest(keys, examples, "", "", "")
     except ValueError:
-        shown = ", ".join(f"{printable(key)} {arrays.read(key).ravel()[0]:g}" for key in keys)
-        notes.append(Doubt(f"no sampling rate is read, as it may be {shown}; save it beside the examples"))
+        each = ", ".join(f"{printable(key)} {arrays.read(key).ravel()[0]:g}" for key in keys)
+        notes.append(Doubt(f"no sampling rate is read, as it may be {each}; save it beside the examples"))
     rates = [] if chosen is None else arrays.read(chosen).ravel().astype(float).tolist()
     return chosen, rates[:1] if len(set(rates)) == 1 else rates
 
