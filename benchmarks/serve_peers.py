@@ -1,7 +1,8 @@
 """The same network, run by the same runtime, behind LitServe and BentoML, with their own batching.
 
-Each peer gets the same content, which both take in base64 in JSON, decodes it in the same way and answers probabilities. Its options are those
-of its documentation for dynamic batching: batches of at most 32, and a wait of 10 ms.
+Each peer gets the same content, which both take in base64 in JSON, decodes it in the same way and answers
+probabilities. Its options are those of its documentation for dynamic batching: batches of at most 32, and a wait of
+10 ms.
 """
 
 import os
