@@ -446,7 +446,10 @@ def test_teachers_of_other_recordings_give_the_reason():
 # classifiers
 
 
-@pytest.mark.parametrize("name", ["minirocket", "multirocket", "multirocket-hydra"])
+@pytest.mark.parametrize(  # numba compiles each of them for half a minute
+    "name",
+    ["minirocket", *(pytest.param(name, marks=pytest.mark.slow) for name in ("multirocket", "multirocket-hydra"))],
+)
 def test_rockets_teach(name):
     examples = inputs(n=30, length=32)
     student = model(examples.preprocess)
