@@ -12,8 +12,9 @@ from ndvit import load_model
 from ndvit.config.spectrogram import SpectrogramOptions
 from ndvit.data.augment.batches import random_mask
 from ndvit.data.examples import Examples, Recording
-from ndvit.data.preprocess import preprocess_from_dict
+from ndvit.data.preprocess import find_unfit, preprocess_from_dict
 from ndvit.data.preprocess.spectrograms import SpectrogramPreprocess, plan_frames
+from ndvit.data.sources.files import header_of
 from ndvit.evaluation.cards import draw_example
 from ndvit.training.plan import Request, plan
 from tinyruns import fit_tiny, run_tiny, toy
@@ -354,3 +355,18 @@ def test_the_report_draws_seconds_and_hertz():
     assert "time (s)" in figure
     assert "frequency (Hz)" in figure
     assert re.search(r"drawn as 40 bands up to 3,7\d\d Hz, 32 frames each 16 ms", note)
+
+
+def test_a_sound_is_too_long_by_what_is_no_silence():
+    preprocess = fitted([sine(440), sine(3000)], silence=30, frame=256, frame_step=128)
+    word = sine(440).values
+    late = Recording(np.concatenate([np.zeros((1, 12_000), np.float32), word], axis=1), RATE)
+    longer = Recording(np.concatenate([word] * 3, axis=1), RATE)
+    assert "4 times as many" in preprocess.too_long(header_of(late))  # a suspicion
+    assert preprocess.too_long(late) is None
+    assert find_unfit(Examples([late, longer]), preprocess).keys() == {1}
+    one, other = (preprocess.masked(Recording(x.values, RATE))[0] for x in (late, Recording(word, RATE)))
+    assert (one - other).abs().mean() < 0.15  # a frame at the beginning that is partly silent
+    with pytest.raises(ValueError, match=r"has 1\.5.* s without the silence at its ends, over 2 times"):
+        preprocess.masked(longer)
+    preprocess.admitting(True).masked(longer)

@@ -84,7 +84,12 @@ def describe_resampling(parts: Sequence[Examples], preprocess: Preprocess) -> st
     for part in parts:
         headers = headers_of(part.items)
         faults = {one: preprocess.too_long(one) for one in set(headers)}  # most examples share their shape
-        long = [(part.names[i], fault) for i, one in enumerate(headers) if (fault := faults[one])]
+        # A header raises a suspicion, and the example decides: silence at its ends may not count.
+        long = [
+            (part.names[i], fault)
+            for i, one in enumerate(headers)
+            if faults[one] and (fault := preprocess.too_long(part[i]))
+        ]
         if long:
             more = f" (and {len(long) - 1:,} more of {len(part):,} examples)" if len(long) > 1 else ""
             raise ValueError(f"{long[0][0]}{more} {long[0][1]}")
@@ -95,12 +100,13 @@ def describe_resampling(parts: Sequence[Examples], preprocess: Preprocess) -> st
 
 
 def find_unfit(examples: Examples, preprocess: Preprocess) -> dict[int, str]:
-    """The examples that cannot be inputs by their headers, by index, and why."""
+    """The examples that cannot be inputs by their headers, or by themselves where a header is doubtful: index, why."""
     if preprocess.kind == "image":  # pictures of any size are resized
         return {}
     headers = headers_of(examples.items)
     faults = {one: preprocess.misfit(one) for one in set(headers)}
-    return {i: f"{examples.names[i]}: {faults[one]}" for i, one in enumerate(headers) if faults[one]}
+    doubtful = [i for i, one in enumerate(headers) if faults[one]]
+    return {i: f"{examples.names[i]}: {fault}" for i in doubtful if (fault := preprocess.misfit(examples[i]))}
 
 
 def describe_fit(source: Source, preprocess: Preprocess) -> list[str]:

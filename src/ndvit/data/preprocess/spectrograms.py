@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 from ndvit.config.reading import Span
 from ndvit.config.spectrogram import BandsAs, Scale, SpectrogramOptions
-from ndvit.data.examples import Examples, Raw
-from ndvit.data.preprocess.base import Extent, Moments, Preprocess, is_number, is_whole, short
+from ndvit.data.examples import Examples, Raw, Recording
+from ndvit.data.preprocess.base import MOST_RESAMPLED, Extent, Moments, Preprocess, is_number, is_whole, short
 from ndvit.data.preprocess.signals import SignalPreprocess, filled, linear
 
 _SAMPLE = 2_000  # files for mean and standard deviation
@@ -106,7 +106,8 @@ class SpectrogramPreprocess(Preprocess):
     silence: float | None = field(default=None, kw_only=True)
     """Noise to add, in decibels below the loudest place of an example; None adds none and keeps both ends."""
     any_length: bool = field(default=False, kw_only=True)
-    """Resample signals of any length; otherwise those over twice as long as `length` are refused."""
+    """Resample signals of any length; otherwise those over twice as long as `length`, without their silence, are
+    refused."""
 
     def __post_init__(self) -> None:
         if is_whole(self.size):
@@ -249,7 +250,8 @@ class SpectrogramPreprocess(Preprocess):
     def waves(self) -> _Waves:
         """Preprocessing of the signals before the transform."""
         neither = (0.0,) * self.inputs, (1.0,) * self.inputs
-        return _Waves((self.length,), *neither, self.sample_rate, self.mono, any_length=self.any_length)
+        any_length = self.any_length or self.silence is not None  # silence is cut off before the length is checked
+        return _Waves((self.length,), *neither, self.sample_rate, self.mono, any_length=any_length)
 
     @cached_property
     def frequencies(self) -> np.ndarray:
@@ -302,7 +304,21 @@ class SpectrogramPreprocess(Preprocess):
         )  # (inputs, bins, frames)
         power = self.filters @ (waves.abs() / max(float(hann.sum()) / 2, 1e-12)) ** 2
         steps = np.pad(observed, (0, frames * self.step - n)).reshape(frames, self.step)
-        return self._sounding(power, np.asarray(steps.any(axis=1)))
+        power, observed = self._sounding(power, np.asarray(steps.any(axis=1)))
+        if not self.any_length and len(observed) > MOST_RESAMPLED * math.ceil(self.length / self.step):
+            raise ValueError(self._too_long(len(observed)))
+        return power, observed
+
+    def _too_long(self, frames: int) -> str:
+        """The fault of a signal with so many frames besides silence at its ends."""
+        at = 1 if self.sample_rate is None else self.sample_rate
+        unit = " samples" if self.sample_rate is None else " s"
+        return (
+            f"has {frames * self.step / at:.3g}{unit} without the silence at its ends, over {MOST_RESAMPLED:g} times "
+            f"the {self.length / at:.3g}{unit} that the model takes, and would be played too fast. Cut it into windows "
+            f"(--window {self.length}, window={self.length}), or resample it all the same (--resample-long, "
+            "resample_long=True)"
+        )
 
     def _sounding(self, power: Tensor, observed: np.ndarray) -> tuple[Tensor, np.ndarray]:
         """Power (inputs, bands, frames) and observed frames (frames,) without the silence at both ends."""
@@ -365,11 +381,22 @@ class SpectrogramPreprocess(Preprocess):
 
     def misfit(self, item: Any) -> str | None:
         """Why the header of an example shows that it cannot be an input; None if it may be one."""
-        return self.waves.misfit(item)
+        return self.waves.misfit(item) or self.too_long(item)
 
     def too_long(self, item: Any) -> str | None:
-        """How much an example, or a file by its header, is too long to be resampled; None if it is not."""
-        return self.waves.too_long(item)
+        """How much an example, or a file by its header, is too long to be resampled; None if it is not.
+
+        With `silence`, a header only shows that an example may be too long; the example itself decides.
+        """
+        if self.any_length or (fault := replace(self.waves, any_length=False).too_long(item)) is None:
+            return None
+        if self.silence is None or not isinstance(item, np.ndarray | Recording):
+            return fault
+        try:
+            self._power(item)
+        except ValueError as error:
+            return str(error)
+        return None
 
     def admitting(self, long: bool) -> "SpectrogramPreprocess":
         """The same preprocessing; with `long`, one that resamples signals of any length."""
