@@ -107,7 +107,9 @@ def test_a_single_group_is_a_caveat_everywhere(stored):
     ev = only.evaluation
     assert ev.accuracy_interval == wilson_interval(len(ev) - len(ev.mistakes), len(ev))
     [caveat] = ev.caveats()
-    assert caveat.startswith("All examples tested are of one group, p7: the intervals say how exact")
+    assert caveat.startswith(
+        "All examples tested are of one group, p7: the intervals describe the result for this group only"
+    )
     assert ev.to_dict()["caveats"] == [caveat]
     assert ev.table().endswith(f"\n\n{caveat}")
     text = Page(render(only)).text

@@ -1,6 +1,6 @@
 """Overlapping windows among signals in memory: rows that were cut from the same recordings before they came here.
 
-A split at random puts overlapping windows on both sides, so that a test measures what was learned by heart.
+A split at random puts overlapping windows on both sides, so that the test set holds parts of training examples.
 """
 
 from typing import NamedTuple

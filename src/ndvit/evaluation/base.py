@@ -97,12 +97,12 @@ class Evaluation(ABC):
         return f"{self.unit}s"
 
     def caveats(self) -> list[str]:
-        """What the intervals do not say, in the language of the page; nothing unless there are very few groups."""
+        """What the intervals do not cover, in the language of the page; nothing unless there are very few groups."""
         names = [] if self.groups is None or self.unit == "window" else [str(name) for name in np.unique(self.groups)]
         if len(names) == 1:
             only = (
-                "All {units} tested are of one group, {name}: the intervals say how exact the result for this group "
-                "is, and nothing about other groups; a cross-validation with groups tests all of them."
+                "All {units} tested are of one group, {name}: the intervals describe the result for this group only, "
+                "not for other groups; a cross-validation with groups tests all of them."
             )
             return [translated(only, units=several(self.unit), name=names[0])]
         if 1 < len(names) < FEW_GROUPS:

@@ -35,7 +35,7 @@ class RandomConvolutions(SolvedNetwork):
 
     Channels that are bands of frequency are not read in a random choice: each kernel reads the mean of neighbouring
     bands, or its difference from the mean of as many bands beside them. So it reads edges of the spectrum, which are
-    at about the same place whoever speaks, and are not moved by the loudness of a room or a microphone.
+    at about the same place for every speaker, and are not moved by the loudness of a room or a microphone.
 
     Args:
         channels: channels of the signal.

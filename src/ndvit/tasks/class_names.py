@@ -1,4 +1,4 @@
-"""Names of classes: what raw targets say about them, and tasks with one output for each of them."""
+"""Names of classes: how they are read from raw targets, and tasks with one output for each of them."""
 
 from __future__ import annotations
 
