@@ -85,7 +85,7 @@ def test_the_fields_of_a_struct_are_a_recording(save):
     np.testing.assert_array_equal(found.series.values, [x])
     assert (found.channels, found.target, found.series.rate) == (("data.signal",), "inner race", 12000)
     assert found.notes == [
-        "one recording, channels: data.signal; label: data.label, rate: data.info.fs",
+        "one recording, 1 channel: data.signal; label: data.label, rate: data.info.fs",
         "arrays not read: data.info.unit, version",
     ]
 
