@@ -51,7 +51,7 @@ seconds = [train(1, 16, "runs/one-device"), train(2, 8, "runs/two-devices")]
 X_test, _ = load_gunpoint(split="test")
 one, two = (ndvit.load_model(f"runs/{name}") for name in ("one-device", "two-devices"))
 pairs = list(zip(one.network.parameters(), two.network.parameters(), strict=True))
-weights = max(float((a - b).abs().max()) for a, b in pairs)
+weights = max(float((a - b).detach().abs().max()) for a, b in pairs)
 answers = float(np.abs(one.predict_proba(X_test) - two.predict_proba(X_test)).max())
 print(f"{len(pairs)} tensors: weights differ by at most {weights:.1e}, probabilities by at most {answers:.1e}")
 print("seconds:", *(f"{s:.0f}" for s in seconds), "(mostly the start of the processes: the network is tiny)")
