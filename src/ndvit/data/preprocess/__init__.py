@@ -84,11 +84,10 @@ def describe_resampling(parts: Sequence[Examples], preprocess: Preprocess) -> st
     for part in parts:
         headers = headers_of(part.items)
         faults = {one: preprocess.too_long(one) for one in set(headers)}  # most examples share their shape
-        # A header raises a suspicion, and the example decides: silence at its ends may not count.
         long = [
             (part.names[i], fault)
             for i, one in enumerate(headers)
-            if faults[one] and (fault := preprocess.too_long(part[i]))
+            if (fault := faults[one]) and (preprocess.headers_decide or (fault := preprocess.too_long(part[i])))
         ]
         if long:
             more = f" (and {len(long) - 1:,} more of {len(part):,} examples)" if len(long) > 1 else ""
@@ -100,13 +99,23 @@ def describe_resampling(parts: Sequence[Examples], preprocess: Preprocess) -> st
 
 
 def find_unfit(examples: Examples, preprocess: Preprocess) -> dict[int, str]:
-    """The examples that cannot be inputs by their headers, or by themselves where a header is doubtful: index, why."""
+    """The examples that cannot be inputs by their headers, or are too long by themselves, by index, and why."""
     if preprocess.kind == "image":  # pictures of any size are resized
         return {}
     headers = headers_of(examples.items)
     faults = {one: preprocess.misfit(one) for one in set(headers)}
-    doubtful = [i for i, one in enumerate(headers) if faults[one]]
-    return {i: f"{examples.names[i]}: {fault}" for i in doubtful if (fault := preprocess.misfit(examples[i]))}
+    found = {i: fault for i, one in enumerate(headers) if (fault := faults[one])}
+    if not preprocess.headers_decide:
+        for i in list(found):
+            try:
+                fault = preprocess.misfit(examples[i])
+            except (ValueError, OSError):  # it cannot be read: the fault of its header stays
+                continue
+            if fault is None:
+                del found[i]
+            else:
+                found[i] = fault
+    return {i: f"{examples.names[i]}: {fault}" for i, fault in found.items()}
 
 
 def describe_fit(source: Source, preprocess: Preprocess) -> list[str]:

@@ -118,6 +118,11 @@ class Preprocess(ABC):
         """Why an example, or a file by its header, cannot be an input; None if it may be one."""
         return None
 
+    @property
+    def headers_decide(self) -> bool:
+        """Whether headers decide what is too long; otherwise they raise a suspicion, and the example is read for it."""
+        return True
+
     def too_long(self, item: Any) -> str | None:
         """How much an example, or a file by its header, is too long to be resampled to `size`; None if it is not."""
         return None

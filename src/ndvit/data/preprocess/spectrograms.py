@@ -383,6 +383,11 @@ class SpectrogramPreprocess(Preprocess):
         """Why the header of an example shows that it cannot be an input; None if it may be one."""
         return self.waves.misfit(item) or self.too_long(item)
 
+    @property
+    def headers_decide(self) -> bool:
+        """With `silence`, only the example itself has what remains of it."""
+        return self.silence is None
+
     def too_long(self, item: Any) -> str | None:
         """How much an example, or a file by its header, is too long to be resampled; None if it is not.
 
