@@ -62,10 +62,14 @@ def parts_of_names(names: Sequence[str]) -> list[NamePart]:
         return []
     found = []
     for place, values in enumerate(zip(*split)):
-        fields = ["{}" if i == place else "*" for i in range(len(split[0]))]
-        pattern = "".join(field + separator for field, separator in zip(fields, [*separators, ""]))
-        found.append(NamePart(tuple(values), pattern))
+        found.append(NamePart(tuple(values), _pattern(separators, place)))
     return found
+
+
+def _pattern(separators: Sequence[str], place: int) -> str:
+    """{} for the part at a place between separators, and * for the others."""
+    fields = ["{}" if i == place else "*" for i in range(len(separators) + 1)]
+    return "".join(field + separator for field, separator in zip(fields, [*separators, ""]))
 
 
 def label_hint(names: Sequence[str], known: Sequence[str] = ()) -> str:
@@ -118,9 +122,8 @@ def suspected_groups(parts: dict[str, Part]) -> list[str]:
     for place in range(length):
         values = [stem[place] for stem in stems]
         if _looks_like_groups(values, labels):
-            separators = [*_SEPARATORS.findall(PurePosixPath(part.names[0]).stem), ""]
-            fields = ["{}" if i == place else "*" for i in range(length)]
-            suspected = NamePart(tuple(values), "".join(map("".join, zip(fields, separators))))
+            pattern = _pattern(_SEPARATORS.findall(PurePosixPath(part.names[0]).stem), place)
+            suspected = NamePart(tuple(values), pattern)
             note = f"the names of the files have a part that may be a group ({suspected.listed()}), which is not read"
             return [Ungrouped.of(note, f"{suspected.option('--group-by', 'group')} (group_by=)")]
     return []
