@@ -260,12 +260,14 @@ def test_sound_files_are_solved_on_bands_without_silence(digits):
     assert planned.preprocess.silence == planned.recipe.silence == 30
     assert planned.preprocess.resize == "resample"
     assert any("--preset spectrogram" in note for note in planned.notes)
+    assert any("cut off" in note and "--silence 0" in note for note in planned.notes)
 
 
 def test_silence_is_kept_where_it_is_wanted(digits):
     planned = plan(Request(source=digits, progress=False, options={"rocket_features": 168, "silence": 0}))
     assert planned.preprocess.silence is None
     assert planned.preprocess.resize == "pad"
+    assert not any("cut off" in note for note in planned.notes)
 
 
 def test_sound_files_are_read_as_pictures_of_mel_by_networks(digits):

@@ -72,13 +72,17 @@ def choose_spectrogram(
     solved = usual and checkpoint is None and preset == "auto" and not by_steps and len(data.train) <= MOST_EXAMPLES
     bands_as = own.bands_as or ("channels" if solved and model is None else _usual_bands(preset, model, checkpoint))
     options = replace(own, spectrogram=kind, bands_as=bands_as)
-    if own.silence is None and past is None and new and are_sounds(data.train):
-        options = replace(options, silence=SILENCE)
     notes: tuple[str, ...] = ()
     if own.spectrogram is None and past is None and usual:
         notes = (
             "sound files are read as mel spectrograms, with which a network knows new speakers and machines better: "
             "--spectrogram off (spectrogram='off') reads their waveforms",
+        )
+    if own.silence is None and past is None and new and are_sounds(data.train):
+        options = replace(options, silence=SILENCE)
+        notes += (
+            f"silence at both ends of the sounds ({SILENCE:g} dB below their loudest place) is cut off, and their "
+            "durations are made equal: --silence 0 (silence=0) keeps both",
         )
     return replace(data, spectrogram=options), options.to_dict(), notes
 
