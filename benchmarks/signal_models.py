@@ -42,7 +42,7 @@ class Model:
 
 
 def ours(
-    preset: str = "signal",
+    preset: str = "auto",
     *,
     times: float = 1,
     learning_rate: float | None = None,
@@ -71,7 +71,7 @@ def ours(
 
 def network(**options: Any) -> Make:
     """Make the network of the preset `signal` alone, trained on all examples, with some options changed."""
-    return ours(rocket_features=0, encoder=False, val_fraction=0.0, **options)
+    return ours("signal", rocket_features=0, encoder=False, val_fraction=0.0, **options)
 
 
 def peer(body: Body, width: int = 128) -> Make:
@@ -104,8 +104,8 @@ def nearest_neighbour(setting: Setting) -> Any:
 
 
 MODELS = {
-    "ours": Model("`ViTClassifier(preset='signal')`: random convolutions, frozen encoder, and one network as far as "
-                  "held-out examples show that it helps", ours()),
+    "ours": Model("`ViTClassifier()`, the default: random convolutions, frozen encoder, and one network as far as "
+                  "held-out examples show that it helps; no network below ten examples a class", ours()),
     "ours-fast": Model("`ViTClassifier(preset='fast')`: random convolutions and frozen encoder, solved in closed form",
                        ours("fast")),
     "ours-ensemble": Model(

@@ -1,6 +1,7 @@
 """The report of the signal benchmark, written from its CSV files: tables, a figure and caveats."""
 
 import csv
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,9 @@ from signal_results import ABLATION, PUBLISHED, RESULTS, Row, read_rows
 from ndvit.files import replace_file
 
 REPORT, PICTURE = "report.md", "accuracy.png"
+RANKS, RANKS_PUBLISHED = "ranks.png", "ranks_published.png"
+FEW_EXAMPLES, SOME_EXAMPLES = 10, 50  # training examples a class, borders between groups of sets
+LEVEL = 0.05  # of the tests in the pictures of ranks
 LEAST_SECONDS = 0.01  # faster "training" only stores the examples
 DEVELOPMENT = (
     "CBF", "CricketX", "ECG200", "FacesUCR", "ItalyPowerDemand", "MedicalImages", "NATOPS", "OSULeaf", "RacketSports",
@@ -69,16 +73,30 @@ class Comparison:
 
     def common(self) -> "Comparison":
         """The same for the sets on which every model has rows; of all sets, if there are none."""
-        sets = [s for s in self.sets if all((s, m) in self.cells for m in self.models)] or self.sets
+        return self.of([s for s in self.sets if all((s, m) in self.cells for m in self.models)] or self.sets)
+
+    def of(self, sets: Sequence[str]) -> "Comparison":
+        """The same for some of the sets."""
         return Comparison([row for (name, _), rows in self.cells.items() if name in sets for row in rows], self.models)
+
+    def unseen(self) -> "Comparison":
+        """The same for the sets that were not tuned on and on which every model has rows."""
+        return self.of(
+            [s for s in self.sets if s not in DEVELOPMENT and all((s, m) in self.cells for m in self.models)]
+        )
 
     def value(self, name: str, model: str, field: str = "accuracy") -> float:
         """The mean over seeds."""
         return mean(getattr(row, field) for row in self.cells[name, model])
 
-    def mean(self, model: str) -> float:
-        """The mean accuracy over sets."""
-        return mean(self.value(name, model) for name in self.sets)
+    def mean(self, model: str, field: str = "accuracy") -> float:
+        """The mean accuracy, or another measure, over sets."""
+        return mean(self.value(name, model, field) for name in self.sets)
+
+    def examples(self, name: str) -> float:
+        """Training examples a class of a set; NaN if its rows are older than the number of classes."""
+        rows = [row for (found, _), rows in self.cells.items() if found == name for row in rows if row.classes]
+        return rows[0].train / rows[0].classes if rows else math.nan
 
     def seconds(self, model: str, field: str = "fit_seconds") -> float:
         """The median over sets of the mean over seeds; fits that ran alone are preferred."""
@@ -110,9 +128,13 @@ class Comparison:
         """The mean over sets of the rank of each complete model; 1 is the best, ties share their mean rank."""
         if not self.complete:
             return {}
-        values = [[self.value(name, model) for model in self.complete] for name in self.sets]
-        ranks = rankdata(-np.round(values, 6), axis=1).mean(0)
-        return dict(zip(self.complete, ranks.tolist()))
+        return mean_ranks({model: [self.value(name, model) for name in self.sets] for model in self.complete})
+
+
+def mean_ranks(values: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """The mean over sets of the rank of each model by its accuracies; ties share their mean rank."""
+    ranks = rankdata(-np.round(list(values.values()), 6), axis=0).mean(1)
+    return dict(zip(values, ranks.tolist(), strict=True))
 
 
 def read_published(path: Path, sets: Sequence[str]) -> dict[str, dict[str, float]]:
@@ -146,6 +168,8 @@ def comparison_table(found: Comparison, published: Mapping[str, Mapping[str, flo
     summaries: dict[str, dict[str, str]] = {
         "spread over seeds": {m: f"± {100 * s:.1f}" for m in found.complete if (s := found.spread(m)) is not None},
         "mean rank": {model: f"{rank:.1f}" for model, rank in ranks.items()},
+        "log loss": {m: f"{loss:.3f}" for m in found.complete if not math.isnan(loss := found.mean(m, "log_loss"))},
+        "calibration error": {m: _percent(e) for m in found.complete if not math.isnan(e := found.mean(m, "ece"))},
         "seconds to train, median": {m: found.seconds_text(m, "fit_seconds") for m in found.complete},
         "seconds to predict, median": {m: found.seconds_text(m, "predict_seconds") for m in found.complete},
         "seeds": {model: str(len(found.seeds(model))) for model in found.complete},
@@ -157,20 +181,94 @@ def comparison_table(found: Comparison, published: Mapping[str, Mapping[str, flo
 
 def paired_table(found: Comparison) -> list[str]:
     """A Markdown table of paired differences over the sets that were not tuned on and that every model has."""
-    sets = [s for s in found.sets if s not in DEVELOPMENT and all((s, m) in found.cells for m in found.models)]
+    unseen = found.unseen()
     against = [name for name in REFERENCES if name in found.models]
-    if len(sets) < 2 or not against:
+    if len(unseen.sets) < 2 or not against:
         return []
     names = " | ".join(f"points against `{name}` | better, equal, worse" for name in against)
-    lines = [f"| model | mean over {len(sets)} sets | {names} |", "|---|---:|" + "---:|" * (2 * len(against))]
+    lines = [f"| model | mean over {len(unseen.sets)} sets | {names} |", "|---|---:|" + "---:|" * (2 * len(against))]
     for model in found.models:
-        cells = [_percent(mean(found.value(name, model) for name in sets))]
+        cells = [_percent(unseen.mean(model))]
         for other in against:
-            points = [100 * (found.value(name, model) - found.value(name, other)) for name in sets]
+            points = _points(unseen, model, other)
             better, worse = sum(p > 1e-6 for p in points), sum(p < -1e-6 for p in points)
             cells += [_shift(points), f"{better}, {len(points) - better - worse}, {worse}"]
         lines.append(_line([f"`{model}`", *cells]))
     return lines
+
+
+def _points(found: Comparison, model: str, other: str) -> list[float]:
+    """Points of accuracy by which a model is better than another one, for each set."""
+    return [100 * (found.value(name, model) - found.value(name, other)) for name in found.sets]
+
+
+def grouped_table(found: Comparison) -> list[str]:
+    """A Markdown table of means over groups of unseen sets: by training examples a class, and by place in the alphabet.
+
+    What was chosen on unseen sets was chosen on those with an even place, so the others are the stricter judges.
+    """
+    unseen = found.unseen()
+    if not unseen.sets or any(math.isnan(unseen.examples(name)) for name in unseen.sets):
+        return []
+    counts = {name: unseen.examples(name) for name in unseen.sets}
+    places = {name: place for place, name in enumerate(found.sets, 1)}
+    groups = {
+        f"fewer than {FEW_EXAMPLES} examples a class": [n for n, c in counts.items() if c < FEW_EXAMPLES],
+        f"{FEW_EXAMPLES} to {SOME_EXAMPLES}": [n for n, c in counts.items() if FEW_EXAMPLES <= c < SOME_EXAMPLES],
+        f"{SOME_EXAMPLES} and more": [n for n, c in counts.items() if c >= SOME_EXAMPLES],
+        "even place in the alphabet": [n for n in unseen.sets if places[n] % 2 == 0],
+        "odd place": [n for n in unseen.sets if places[n] % 2],
+    }
+    lines = [
+        _line(["sets", "number", *(f"`{m}`" for m in unseen.models)]),
+        "|---|" + "---:|" * (1 + len(unseen.models)),
+    ]
+    for title, sets in groups.items():
+        if sets:
+            some = unseen.of(sets)
+            means = {model: some.mean(model) for model in unseen.models}
+            lines.append(_line([title, str(len(sets)), *(_percent(v, max(means.values())) for v in means.values())]))
+    return lines
+
+
+def published_part(found: Comparison, path: Path, picture: Path) -> list[str]:
+    """Lines that compare with published results on the unseen sets that each published system has."""
+    unseen = found.unseen()
+    with_all = [name for name in unseen.sets if read_published(path, [name])]
+    systems = sorted({system for name in with_all for system in read_published(path, [name])})
+    sets = [name for name in with_all if set(read_published(path, [name])) == set(systems)]
+    if len(sets) < 2 or len(unseen.models) < 2:
+        return []
+    published, some = read_published(path, sets), unseen.of(sets)
+    values = {model: [some.value(name, model) for name in sets] for model in some.models}
+    values |= {f"{system} (published)": [figures[name] for name in sets] for system, figures in published.items()}
+    ranks = mean_ranks(values)
+    draw_ranks(values, picture)
+    lines = [
+        f"### Beside published results, {len(sets)} unseen sets",
+        "",
+        "| | accuracy | mean rank |",
+        "|---|---:|---:|",
+    ]
+    for model in sorted(values, key=ranks.__getitem__):
+        lines.append(_line([f"`{model}`" if model in some.models else model, _percent(mean(values[model])),
+                            f"{ranks[model]:.2f}"]))  # fmt: skip
+    return [*lines, "", f"![Mean ranks with published results]({picture.name})", ""]
+
+
+def draw_ranks(values: Mapping[str, Sequence[float]], path: Path) -> None:
+    """Draw mean ranks on a line, with bars over models that do not differ significantly (critical difference)."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from aeon.visualisation import plot_critical_difference
+
+    scores = np.round(np.array(list(values.values())).T, 6)
+    figure, _ = plot_critical_difference(scores, list(values), alpha=LEVEL, width=8, textspace=2.4)
+    replace_file(
+        path, lambda file: figure.savefig(file, dpi=130, format="png", bbox_inches="tight", metadata={"Software": None})
+    )
+    matplotlib.pyplot.close(figure)
 
 
 def ablation_table(rows: Sequence[Row], base: Sequence[Row], abouts: Mapping[str, str]) -> list[str]:
@@ -337,6 +435,21 @@ def write_report(out: Path, models: Mapping[str, str], ablations: Mapping[str, s
         if table := paired_table(found):
             text += ["### Sets that were not tuned on, and that every model can read", "", *table, ""]
             text += ["± is the standard error over sets of the mean difference on the same set.", ""]
+            if kind == "univariate" and len(found.models) > 2:
+                unseen = found.unseen()
+                draw_ranks({m: [unseen.value(n, m) for n in unseen.sets] for m in unseen.models}, out / RANKS)
+                text += [f"![Mean rank of each model on these sets]({RANKS})", ""]
+                text += [
+                    "A bar joins models whose difference is not significant (one-sided Wilcoxon signed-rank test at a"
+                ]
+                text += [
+                    f"level of {LEVEL}, with Holm's correction, by `aeon.visualisation.plot_critical_difference`).",
+                    "",
+                ]
+            if table := grouped_table(found):
+                text += ["### Groups of these sets", "", *table, ""]
+        if kind == "univariate":
+            text += published_part(found, out / PUBLISHED, out / RANKS_PUBLISHED)
     text += _notes(rows, models)
     if table := ablation_table(variants, rows, ablations):
         text += ["", "## Ablation", "", "`hybrid` with one change, compared with it at the same seed. Points"]

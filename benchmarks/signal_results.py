@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -27,6 +28,8 @@ class Row:
         threads: threads of torch and numba.
         parallel: number of fits that ran at the same time on this machine; above 1 they slow each other down.
         cores, software, commit, command: machine, versions, and how the fit was started.
+        classes: classes of the set; 0 in rows that are older than this column.
+        log_loss, ece: log loss and expected calibration error on the test set; NaN in older rows.
     """
 
     set: str
@@ -46,6 +49,9 @@ class Row:
     software: str
     commit: str
     command: str
+    classes: int = 0
+    log_loss: float = math.nan
+    ece: float = math.nan
 
     @property
     def key(self) -> tuple[str, str, int, int]:
@@ -57,16 +63,17 @@ def read_rows(path: Path) -> list[Row]:
     """Read the rows of a file; an empty list if there is no file.
 
     Raises:
-        ValueError: if the file has other columns.
+        ValueError: if the file has other columns; those with a default may be absent.
     """
     if not path.is_file():
         return []
     kinds = {field.name: field.type for field in fields(Row)}
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
-        if list(reader.fieldnames or ()) != list(kinds):
+        found = list(reader.fieldnames or ())
+        if not found or found != list(kinds)[: len(found)] or len(found) < list(kinds).index("command") + 1:
             raise ValueError(f"{path} has the columns {reader.fieldnames}, expected {list(kinds)}: move it away")
-        return [Row(**{name: kind(row[name]) for name, kind in kinds.items()}) for row in reader]  # type: ignore
+        return [Row(**{name: kinds[name](row[name]) for name in found}) for row in reader]  # type: ignore
 
 
 def write_rows(path: Path, rows: list[Row]) -> None:

@@ -18,7 +18,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 import torch
@@ -36,6 +36,8 @@ from signal_results import (
     save_probabilities,
     write_rows,
 )
+
+from ndvit.evaluation.reliability import calibration_error
 
 app = App(help=__doc__)
 
@@ -107,7 +109,7 @@ def run(bench: Bench, job: Job) -> Row:
         channels=X.shape[1],
         train=len(X),
         test=len(probabilities),
-        accuracy=accuracy(probabilities, np.asarray(classifier.classes_), data["y_test"]),
+        **measures(probabilities, np.asarray(classifier.classes_), data["y_test"]),
         fit_seconds=round(fitted - start, 3),
         predict_seconds=round(end - fitted, 3),
         steps=getattr(classifier, "n_iter_", 0),
@@ -121,9 +123,28 @@ def run(bench: Bench, job: Job) -> Row:
     return row
 
 
-def accuracy(probabilities: np.ndarray, classes: np.ndarray, y: np.ndarray) -> float:
-    """The share of examples whose most probable class is the true one."""
-    return round(float((classes[probabilities.argmax(1)] == y).mean()), 6)
+class Measures(TypedDict):
+    """Measures of probabilities on a test set, fields of `Row`."""
+
+    classes: int
+    accuracy: float
+    log_loss: float
+    ece: float
+
+
+def measures(probabilities: np.ndarray, classes: np.ndarray, y: np.ndarray) -> Measures:
+    """The share of examples whose most probable class is the true one, log loss and expected calibration error.
+
+    The log loss of a probability of 0 is that of the smallest step of float64, as in scikit-learn.
+    """
+    labels = np.searchsorted(classes, y)
+    of_true = np.clip(probabilities[np.arange(len(y)), labels], np.finfo(float).eps, 1)
+    return Measures(
+        classes=len(classes),
+        accuracy=round(float((classes[probabilities.argmax(1)] == y).mean()), 6),
+        log_loss=round(float(-np.log(of_true).mean()), 6),
+        ece=round(calibration_error(probabilities, labels), 6),
+    )
 
 
 def derive_ensemble(bench: Bench, name: str) -> Row | None:
@@ -139,7 +160,7 @@ def derive_ensemble(bench: Bench, name: str) -> Row | None:
         members[-1],
         model="ours-ensemble",
         seed=0,
-        accuracy=accuracy(mean, np.unique(data["y_train"]), data["y_test"]),
+        **measures(mean, np.unique(data["y_train"]), data["y_test"]),
         fit_seconds=round(sum(row.fit_seconds for row in members), 3),
         predict_seconds=round(sum(row.predict_seconds for row in members), 3),
         parallel=max(row.parallel for row in members),
