@@ -192,7 +192,7 @@ def paired_table(found: Comparison) -> list[str]:
         for other in against:
             points = _points(unseen, model, other)
             better, worse = sum(p > 1e-6 for p in points), sum(p < -1e-6 for p in points)
-            cells += [_shift(points), f"{better}, {len(points) - better - worse}, {worse}"]
+            cells += [shift(points), f"{better}, {len(points) - better - worse}, {worse}"]
         lines.append(_line([f"`{model}`", *cells]))
     return lines
 
@@ -285,9 +285,9 @@ def ablation_table(rows: Sequence[Row], base: Sequence[Row], abouts: Mapping[str
         one = {s: c for s, c in whole.items() if c.channels == 1}
         shifts = [c.points for c in one.values()]
         cells = [_percent(mean(c.before for c in one.values())), _percent(mean(c.after for c in one.values()))]
-        cells = [*cells, _shift(shifts), f"{sum(d < 0 for d in shifts)}, {sum(d > 0 for d in shifts)}"]
+        cells = [*cells, shift(shifts), f"{sum(d < 0 for d in shifts)}, {sum(d > 0 for d in shifts)}"]
         cells = cells if one else ["–"] * 4
-        cells.append(_shift([c.points for c in whole.values() if c.channels > 1]))
+        cells.append(shift([c.points for c in whole.values() if c.channels > 1]))
         count = sum(c.pairs for c in whole.values())
         times = [time for c in whole.values() for time in c.times]
         lines.append(_line([f"`{name}`", about, str(count), *cells, f"x {median(times):.2f}" if times else "–"]))
@@ -331,7 +331,7 @@ def _changes(rows: Sequence[Row], base: Sequence[Row], variant: str, against: st
     }
 
 
-def _shift(points: Sequence[float]) -> str:
+def shift(points: Sequence[float]) -> str:
     """The mean, with its standard error if there are several values."""
     if not points:
         return "–"

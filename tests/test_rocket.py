@@ -160,19 +160,23 @@ def test_an_example_alone_in_its_class_does_not_calibrate():
     features, mean = features - features.mean(0), features.mean(0)
     one_each = solvers.ridge_classifier(features, torch.arange(4), 4)
     probabilities = ((torch.from_numpy(centres).float() - mean) @ one_each.weight.T + one_each.bias).softmax(1)
-    assert 0.7 < probabilities.diagonal().min() and probabilities.max() < 0.95
-    assert one_each.left_out.abs().max() == 0 and "loss" not in one_each.facts
+    assert probabilities.diagonal().min() > 0.7
+    assert probabilities.max() < 0.95
+    assert one_each.left_out.abs().max() == 0
+    assert "loss" not in one_each.facts
 
     labels = torch.tensor([0, 0, 0, 1, 1, 1, 2])  # 2 is alone
     features = torch.from_numpy(centres[labels] + 0.1 * random.normal(size=(7, 50))).float()
     some = solvers.ridge_classifier(features - features.mean(0), labels, 3)
     assert some.facts["accuracy"] == 1.0
-    assert some.left_out[6].abs().max() == 0 and some.left_out[:6].abs().max() > 1
+    assert some.left_out[6].abs().max() == 0
+    assert some.left_out[:6].abs().max() > 1
 
     # in one group, a class is as unknown without the group
     groups = torch.tensor([0, 1, 2, 3, 3, 3, 0])
     apart = solvers.ridge_classifier(features - features.mean(0), labels, 3, groups=groups)
-    assert apart.left_out[3:].abs().max() == 0 and apart.left_out[:3].abs().max() > 1
+    assert apart.left_out[3:].abs().max() == 0
+    assert apart.left_out[:3].abs().max() > 1
 
 
 def test_class_weights_equal_repeated_examples(monkeypatch):

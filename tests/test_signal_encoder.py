@@ -1,5 +1,7 @@
 """The encoder of signals that ndvit ships, its features, and how much it counts beside random convolutions."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -253,13 +255,31 @@ def test_a_trained_network_counts_as_far_as_validation_shows():
             labels = val.targets[: len(x)]
             return self.confidence * (2 * F.one_hot(labels, 2).float() - 1)
 
-    lines = []
-    for confidence, share in ((1.0, 0.9), (-1.0, 0.0)):
+    found, lines = {}, []
+    for confidence in (3.0, 0.0, -3.0):
         mean = Committee([Fixed(confidence), convolutions], (0.5, 0.5))
         weigh_networks(mean, val, TASK, Recipe(batch_size=60), train, lines.append)
-        assert mean.weights == pytest.approx((share, 1 - share))
-    assert lines[0].startswith("the trained network has 90 % of the answer: on 60 validation examples loss")
-    assert lines[1].startswith("the trained network is left out")
+        assert sum(mean.weights) == pytest.approx(1)
+        found[confidence] = mean.weights[0]
+    assert found[3.0] > 0.6
+    assert found[-3.0] == 0.0
+    # Outputs of 0 change the temperature alone, which is fitted beside: nothing speaks against the usual weight.
+    assert found[0.0] == pytest.approx(0.5, abs=0.1)
+    start = r"the trained network has \d\d % of the answer \(usually 50 %\): on 60 validation examples loss"
+    assert re.match(start, lines[0])
+    assert lines[2].startswith("the trained network is left out")
+
+
+def test_few_validation_examples_leave_the_usual_weight_nearly_as_it_is():
+    """Of four examples, one that the network answers wrongly must not decide alone."""
+    outputs = torch.tensor([[2.0, -2.0]] * 3 + [[-1.0, 1.0]])
+    targets = torch.zeros(4, dtype=torch.long)
+    shares = []
+    for copies in (1, 50):
+        trained, beside = outputs.repeat(copies, 1), torch.tensor([[1.5, -1.5]]).repeat(4 * copies, 1)
+        shares.append(closed_form._best_share(trained, beside, targets.repeat(copies), TASK, None, 0.5)[0])
+    assert 0.35 < shares[0] < 0.5
+    assert shares[1] < 0.2
 
 
 def test_networks_are_counted_without_the_encoders_inside():

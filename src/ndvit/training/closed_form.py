@@ -23,7 +23,8 @@ from ndvit.tasks.base import Ridge, Task
 MOST_EXAMPLES = 4096  # solving takes time cubic in their number, and with more the network is the better part anyway
 _MOST_DRAWN_ON = 512  # examples that the biases are drawn from
 _MOST_VALUES = 2**26  # values in them
-_SHARES = [i / 20 for i in range(1, 21)]  # of the trained network in the mean
+_SHARES = [i / 20 for i in range(21)]  # of the trained network in the mean
+_PRIOR = 10.0  # nats, of the squared difference of this share from the usual one
 _TEMPERATURES = (0.5, 0.7, 1.0, 1.4, 2.0)
 _BATCH, _BATCH_VALUES = 64, 2**16  # examples whose features are computed together, and values in them
 _MUCH = 2e9  # features times values of all examples from which on a line says that they are computed
@@ -206,8 +207,8 @@ def weigh_networks(
 ) -> None:
     """Set how much the trained network of each committee counts beside its solved ones, by validation examples.
 
-    The weight is the one with the least loss, each at its best temperature. It is 0 if that loss is not lower than
-    that of the solved networks alone beyond chance.
+    A few validation examples can say little, so the weight that the committee has, the usual one, is a prior: the new
+    weight has the least sum of the losses, at their best temperature, and of 10 (weight - usual weight)^2.
     """
     assert val.targets is not None
     assert train.targets is not None
@@ -219,9 +220,10 @@ def weigh_networks(
         outputs = torch.stack(
             [predict_outputs(one, val, recipe.batch_size, recipe.device) for one in committee.members]
         )
+        usual = float(torch.tensor(committee.weights)[~is_solved].sum())
         beside, trained = (_within(torch.tensor(committee.weights), side) for side in (is_solved, ~is_solved))
         one, other = (torch.tensordot(shares, outputs, 1) for shares in (trained, beside))
-        share, note = _best_share(one, other, val.targets, task, weights)
+        share, note = _best_share(one, other, val.targets, task, weights, usual)
         committee.weights = tuple(torch.lerp(beside, trained, share).tolist())
         if log is not None:
             log(note)
@@ -234,26 +236,26 @@ def _within(weights: Tensor, chosen: Tensor) -> Tensor:
 
 
 def _best_share(
-    trained: Tensor, beside: Tensor, targets: Tensor, task: Task, weights: Tensor | None
+    trained: Tensor, beside: Tensor, targets: Tensor, task: Task, weights: Tensor | None, usual: float
 ) -> tuple[float, str]:
     """Weight of the trained outputs in the mean with the others, and a sentence on it."""
+    temperatures = _TEMPERATURES if task.has_temperature else (1.0,)
 
-    def losses(share: float) -> Tensor:
+    def loss(share: float) -> float:
         outputs = torch.lerp(beside, trained, share)
-        temperatures = _TEMPERATURES if task.has_temperature else (1.0,)
         tried = [task.losses(outputs / temperature, targets) for temperature in temperatures]
-        tried = tried if weights is None else [loss * weights for loss in tried]
-        return min(tried, key=lambda loss: float(loss.mean()))
+        return min(float((one if weights is None else one * weights).mean()) for one in tried)
 
-    alone = losses(0.0)
-    found = {share: losses(share) for share in _SHARES}
-    best = min(found, key=lambda share: float(found[share].mean()))
-    gain = alone - found[best]
+    losses = {share: loss(share) for share in _SHARES}
+    best = min(losses, key=lambda share: len(targets) * losses[share] + _PRIOR * (share - usual) ** 2)
     on = f"on {len(targets):,} validation examples"
-    if gain.mean() <= _error_of_mean(gain):
-        return 0.0, f"the trained network is left out: {on} it improves the solved ones by no more than chance"
-    change = f"loss {alone.mean():.4g} -> {found[best].mean():.4g}"
-    return best, f"the trained network has {100 * best:.0f} % of the answer: {on} {change}"
+    if not best:
+        return 0.0, f"the trained network is left out: {on} it improves nothing"
+    change = f"loss {losses[0.0]:.4g} -> {losses[best]:.4g}"
+    return (
+        best,
+        f"the trained network has {100 * best:.0f} % of the answer (usually {100 * usual:.0f} %): {on} {change}",
+    )
 
 
 def _error_of_mean(values: Tensor) -> Tensor:
