@@ -28,13 +28,13 @@ class SolvedOptions(Options):
     """Features of the frozen encoder of signals, pretrained on synthetic ones, likewise with a head of their own. The
     default is yes for signal_SIZE and closed_form, else no."""
     encoder_weight: Share | None = None
-    """Weight of the encoder in its mean with the random convolutions. The default is 1/3, or 0 where leaving one
-    example out shows that it would harm; for numbers and several labels, the one with the least loss of that."""
+    """Weight of the encoder in its mean with the random convolutions. Usually 1/3; by default, leaving one example or
+    group out moves it to the weight with the least loss, as far as there is evidence."""
     solved_weight: Share | Literal["usual"] | None = None
-    """Weight of random convolutions and encoder together in the mean with the network. By default the one with the
-    least loss on validation examples, which then serve them as training examples, too. usual, also without such
-    examples: 0.5, more where a class has fewer than ten training examples, and 250 / n where it has n, more than
-    500."""
+    """Weight of random convolutions and encoder together in the mean with the network. usual, also without validation
+    examples: 0.5, more where a class has fewer than ten training examples, and 250 / n where it has n, more than 500.
+    By default, validation examples move the usual weight to the one with the least loss, as far as they are evidence;
+    then they serve random convolutions and encoder as training examples, too."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

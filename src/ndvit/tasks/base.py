@@ -76,8 +76,6 @@ class Task(ABC):
         may_be_empty: whether an example without a target (None) belongs to none of the classes; otherwise the target is
             missing.
         preset_changes: fields of `Recipe` that replace those of presets, because they do not suit the task.
-        encoder_shares: weights of the encoder beside random convolutions, of which leaving one example out chooses one;
-            empty for the usual weight.
 
     Example:
         >>> from ndvit import Classification, Regression, Task
@@ -92,7 +90,6 @@ class Task(ABC):
     has_temperature: ClassVar[bool] = False
     may_be_empty: ClassVar[bool] = False
     preset_changes: ClassVar[Mapping[str, Any]] = {}
-    encoder_shares: ClassVar[tuple[float, ...]] = ()
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)

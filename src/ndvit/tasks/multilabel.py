@@ -84,7 +84,6 @@ class Multilabel(ClassTask):
     has_temperature = True
     may_be_empty = True
     preset_changes: ClassVar[Mapping[str, Any]] = {"loss": None}
-    encoder_shares = tuple(i / 10 for i in range(11))
 
     def __init__(self, classes: Sequence[str], thresholds: Sequence[float] | None = None, measured: int = 0) -> None:
         self.classes = tuple(map(str, classes))

@@ -101,7 +101,6 @@ class Regression(Task):
     known_losses = ("l2", "huber", "quantile")
     # The box of another example says nothing about its share in a number, and a factor on the input may change it.
     preset_changes: ClassVar[Mapping[str, Any]] = {"loss": None, "cutmix": 0.0, "scale": 0.0}
-    encoder_shares = tuple(i / 10 for i in range(11))
 
     def __init__(
         self,

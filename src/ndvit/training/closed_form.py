@@ -23,7 +23,7 @@ from ndvit.tasks.base import Ridge, Task
 MOST_EXAMPLES = 4096  # solving takes time cubic in their number, and with more the network is the better part anyway
 _MOST_DRAWN_ON = 512  # examples that the biases are drawn from
 _MOST_VALUES = 2**26  # values in them
-_SHARES = [i / 20 for i in range(21)]  # of the trained network in the mean
+_SHARES = [i / 20 for i in range(21)]  # of a member in a mean
 _PRIOR = 10.0  # nats, of the squared difference of this share from the usual one
 _TEMPERATURES = (0.5, 0.7, 1.0, 1.4, 2.0)
 _BATCH, _BATCH_VALUES = 64, 2**16  # examples whose features are computed together, and values in them
@@ -162,9 +162,8 @@ def solve_beside(
 ) -> list[Solved]:
     """Solve the networks of fixed features in a network, as `solve_networks`.
 
-    With `weigh`, leaving one example out decides on the encoder beside random convolutions. It gets the weight 0 where
-    it increases the loss beyond chance, which is by more than the standard error of the mean difference; or for a task
-    with `encoder_shares`, the one of them with the least loss.
+    With `weigh`, leaving one example or group out decides on the encoder's weight beside random convolutions, see
+    `best_share`.
     """
     networks = solved_networks(network)
     solved = solve_networks(networks, inputs, task, recipe, log, progress)
@@ -179,19 +178,10 @@ def solve_beside(
     labels = solved[0].targets
     assert inputs.targets is not None
     each = task.example_weights(recipe, labels.cpu(), inputs.targets)
-
-    def losses(tried: float) -> Tensor:
-        found = task.losses(torch.lerp(alone, encoder, tried), labels)
-        return found if each is None else found * each.to(found)
-
-    change = losses(share) - losses(0.0)
-    best = 0.0 if change.mean() > _error_of_mean(change) else share
-    if task.encoder_shares:
-        best = min(task.encoder_shares, key=lambda tried: float(losses(tried).mean()))
-    if best != share:
-        weights = list(committee.weights)
-        weights[first], weights[second] = total * (1 - best), total * best
-        committee.weights = tuple(weights)
+    best, _ = best_share(encoder, alone, labels, task, None if each is None else each.to(alone), share)
+    weights = list(committee.weights)
+    weights[first], weights[second] = total * (1 - best), total * best
+    committee.weights = tuple(weights)
     return solved
 
 
@@ -207,8 +197,7 @@ def weigh_networks(
 ) -> None:
     """Set how much the trained network of each committee counts beside its solved ones, by validation examples.
 
-    A few validation examples can say little, so the weight that the committee has, the usual one, is a prior: the new
-    weight has the least sum of the losses, at their best temperature, and of 10 (weight - usual weight)^2.
+    The weight that the committee has is the usual one, see `best_share`.
     """
     assert val.targets is not None
     assert train.targets is not None
@@ -223,10 +212,14 @@ def weigh_networks(
         usual = float(torch.tensor(committee.weights)[~is_solved].sum())
         beside, trained = (_within(torch.tensor(committee.weights), side) for side in (is_solved, ~is_solved))
         one, other = (torch.tensordot(shares, outputs, 1) for shares in (trained, beside))
-        share, note = _best_share(one, other, val.targets, task, weights, usual)
+        share, losses = best_share(one, other, val.targets, task, weights, usual)
         committee.weights = tuple(torch.lerp(beside, trained, share).tolist())
-        if log is not None:
-            log(note)
+        if log is None:
+            continue
+        on, of = f"on {len(val.targets):,} validation examples", f"{100 * share:.0f} % of the answer"
+        change = f"{on} loss {losses[0.0]:.4g} -> {losses[share]:.4g}"
+        log(f"the trained network has {of} (usually {100 * usual:.0f} %): {change}" if share else
+            f"the trained network is left out: {on} it improves nothing")  # fmt: skip
 
 
 def _within(weights: Tensor, chosen: Tensor) -> Tensor:
@@ -235,32 +228,36 @@ def _within(weights: Tensor, chosen: Tensor) -> Tensor:
     return weights / weights.sum() if weights.sum() else chosen / chosen.sum()
 
 
-def _best_share(
-    trained: Tensor, beside: Tensor, targets: Tensor, task: Task, weights: Tensor | None, usual: float
-) -> tuple[float, str]:
-    """Weight of the trained outputs in the mean with the others, and a sentence on it."""
+def best_share(
+    one: Tensor, beside: Tensor, targets: Tensor, task: Task, weights: Tensor | None, usual: float
+) -> tuple[float, dict[float, float]]:
+    """The weight of outputs in their mean with others that outputs for unknown examples support.
+
+    A few examples can say little, so the usual weight is a prior: the result has the least sum of log losses, at the
+    best temperature, and of 10 (weight - usual)^2. Losses without a temperature are taken as squared errors of Gaussian
+    noise: half of their ratio to the least mean loss is such a log loss.
+
+    Args:
+        one: outputs (n, outputs) that get the weight.
+        beside: outputs (n, outputs) that get the rest.
+        targets: (n, ...) encoded targets.
+        task: has the losses.
+        weights: (n,) weights of the examples in the loss.
+        usual: the usual weight.
+
+    Returns:
+        The weight, and the mean loss for each weight that was tried.
+    """
     temperatures = _TEMPERATURES if task.has_temperature else (1.0,)
 
     def loss(share: float) -> float:
-        outputs = torch.lerp(beside, trained, share)
+        outputs = torch.lerp(beside, one, share)
         tried = [task.losses(outputs / temperature, targets) for temperature in temperatures]
-        return min(float((one if weights is None else one * weights).mean()) for one in tried)
+        return min(float((losses if weights is None else losses * weights).mean()) for losses in tried)
 
-    losses = {share: loss(share) for share in _SHARES}
-    best = min(losses, key=lambda share: len(targets) * losses[share] + _PRIOR * (share - usual) ** 2)
-    on = f"on {len(targets):,} validation examples"
-    if not best:
-        return 0.0, f"the trained network is left out: {on} it improves nothing"
-    change = f"loss {losses[0.0]:.4g} -> {losses[best]:.4g}"
-    return (
-        best,
-        f"the trained network has {100 * best:.0f} % of the answer (usually {100 * usual:.0f} %): {on} {change}",
-    )
-
-
-def _error_of_mean(values: Tensor) -> Tensor:
-    """Standard error of the mean; infinite for a single value."""
-    return values.std() / len(values) ** 0.5 if len(values) > 1 else values.new_tensor(torch.inf)
+    found = {share: loss(share) for share in sorted({*_SHARES, usual})}
+    unit = 1.0 if task.has_temperature else max(2 * min(found.values()), 1e-12)
+    return min(found, key=lambda share: len(targets) * found[share] / unit + _PRIOR * (share - usual) ** 2), found
 
 
 def _sample(count: int, strata: Tensor | None, weights: Tensor | None, generator: torch.Generator) -> Tensor:
