@@ -105,6 +105,7 @@ def test_a_model_with_a_compiled_network_predicts():
         fastest(compiled)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 @torch._dynamo.config.patch(recompile_limit=1)  # The default is 8, past which torch runs in eager mode.
 def test_by_torch_compile_any_number_of_times_in_a_process(medians):

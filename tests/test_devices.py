@@ -59,29 +59,25 @@ def worker_of(parent, rank):
     raise AssertionError("no such process")
 
 
-@pytest.fixture(scope="module")
-def results(home, killed):
-    """What the jobs return in each process: {processes: {job: [of rank 0, ...]}}."""
-    groups = [word for count, jobs in JOBS.items() for word in (str(count), ",".join(jobs))]
-    program = [sys.executable, ranks.__file__, str(home), *groups]
+def ran(home, count):
+    """What the jobs for this number of processes return in each of them: {job: [of rank 0, ...]}."""
+    program = [sys.executable, ranks.__file__, str(home), str(count), ",".join(JOBS[count])]
     done = subprocess.run(program, capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stderr
     return {
-        count: {
-            job: [torch.load(home / f"{count}/{job}.{i}.pt", weights_only=True) for i in range(count)] for job in jobs
-        }
-        for count, jobs in JOBS.items()
+        job: [torch.load(home / f"{count}/{job}.{i}.pt", weights_only=True) for i in range(count)]
+        for job in JOBS[count]
     }
 
 
-@pytest.fixture
-def two(results):
-    return results[2]
+@pytest.fixture(scope="module")
+def two(home, killed):
+    return ran(home, 2)
 
 
-@pytest.fixture
-def four(results):
-    return results[4]
+@pytest.fixture(scope="module")
+def four(home, killed):
+    return ran(home, 4)
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +111,7 @@ def test_two_processes_train_what_one_trains_with_their_whole_batch(two, alone, 
     assert distance(two[job][0], two[job][1]) < 1e-6  # both have the network, and the metrics of the whole batch
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("job", ["vit", "signals"])
 def test_four_processes_train_what_one_trains_with_their_whole_batch(four, alone, job):
     assert distance(four[job][0], alone(job)) < 1e-5
