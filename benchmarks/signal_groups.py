@@ -29,7 +29,12 @@ from ndvit import ViTClassifier
 from ndvit.files import replace_file
 
 FOLDS = 5
-LOOKED_AT = (0, 1)  # folds of ecg/beats_ds1 whose results were looked at while the recipe was changed
+LOOKED_AT = (
+    "All five folds of beats_ds1 were looked at while it was found out why models fail on unknown patients. The "
+    "rule that weighs the encoder by groups follows from that, and its constant was set on other data (the UCR "
+    "archive): the results with groups are optimistic. Some classes are rare: two folds have 4 beats of class F, "
+    "and each of them is 6 points of balanced accuracy."
+)
 ROWS, REPORT = "groups.csv", "groups.md"
 app = App(help=__doc__)
 
@@ -205,14 +210,9 @@ def write_report(out: Path, note: str = "") -> Path:
     for name in dict.fromkeys(row.set for row in rows):
         own = [row for row in rows if row.set == name]
         folds = sorted({row.fold for row in own})
-        parts = {"Folds": folds}
-        if name == "beats_ds1":
-            judged = [fold for fold in folds if fold not in LOOKED_AT]
-            parts = {"Folds that nobody looked at before": judged}
-            parts |= {"Folds that were looked at while the recipe was changed": [f for f in folds if f in LOOKED_AT]}
-        for title, chosen in parts.items():
-            if chosen:
-                text += [f"## {name}. {title}: {', '.join(map(str, chosen))}", "", *table(own, chosen), ""]
+        text += [f"## {name}, folds {', '.join(map(str, folds))}", "", *table(own, folds), ""]
+        text += [LOOKED_AT, ""] if name == "beats_ds1" else []
+        text += ["`-balanced`: classes are weighed. `-groups`: the recordings are known in training (`groups=`).", ""]
     made = sorted({(row.threads, row.software, row.commit) for row in rows})
     text += [
         f"- {threads} thread{'s' * (threads > 1)}, {software}, commit {commit}" for threads, software, commit in made
