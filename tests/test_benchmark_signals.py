@@ -237,6 +237,42 @@ def test_differences_are_paired_over_sets_that_were_not_tuned_on():
     assert report.paired_table(report.Comparison(rows[:1], ["features-alone"])) == []
 
 
+def test_measures_of_probabilities():
+    found = bench.measures(
+        np.array([[0.9, 0.1], [0.6, 0.4], [1.0, 0.0]]), np.array(["a", "b"]), np.array(["a", "b", "a"])
+    )
+    assert (found["classes"], found["accuracy"]) == (2, pytest.approx(2 / 3, abs=1e-6))
+    assert found["log_loss"] == pytest.approx(-np.log([0.9, 0.4, 1.0]).mean(), abs=1e-6)
+    assert found["ece"] == pytest.approx((0.1 + 0.6 + 0.0) / 3, abs=1e-6)
+    never = bench.measures(np.array([[1.0, 0.0]]), names, np.array(["b"]))
+    assert never["log_loss"] == pytest.approx(-np.log(np.finfo(float).eps), abs=1e-4)
+
+
+def test_unseen_sets_are_grouped_and_ranked_beside_published_results(tmp_path):
+    values = {"ours": (0.9, 0.8, 0.7, 0.1), "minirocket": (0.8, 0.8, 0.6, 0.9), "quant": (0.7, 0.9, 0.5, 0.9)}
+    sizes = {"A": (20, 4), "B": (30, 2), "C": (400, 2), "CBF": (30, 3)}
+    rows = [
+        replace(ROW, set=name, model=model, accuracy=value, train=sizes[name][0], classes=sizes[name][1])
+        for model, row in values.items()
+        for name, value in zip(sizes, row)
+    ]
+    found = report.Comparison(rows, list(values))
+    assert report.grouped_table(found)[2:] == [
+        "| fewer than 10 examples a class | 1 | **90.0** | 80.0 | 70.0 |",
+        "| 10 to 50 | 1 | 80.0 | 80.0 | **90.0** |",
+        "| 50 and more | 1 | **70.0** | 60.0 | 50.0 |",
+        "| even place in the alphabet | 1 | 80.0 | 80.0 | **90.0** |",
+        "| odd place | 2 | **80.0** | 70.0 | 60.0 |",
+    ]
+    assert report.grouped_table(report.Comparison([replace(row, classes=0) for row in rows], list(values))) == []
+    (tmp_path / "published.csv").write_text("dataset,n_train,Theirs\nA,20,0.95\nB,30,0.7\nC,400,\nCBF,30,1\n")
+    lines = report.published_part(found, tmp_path / "published.csv", tmp_path / "ranks.png")
+    assert lines[0] == "### Beside published results, 2 unseen sets"
+    assert "| `ours` | 85.0 | 2.25 |" in lines
+    assert "| Theirs (published) | 82.5 | 2.50 |" in lines
+    assert (tmp_path / "ranks.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_ablation_compares_the_same_sets_and_seeds():
     def rows(model, values, seconds):
         return [
