@@ -238,9 +238,8 @@ def test_differences_are_paired_over_sets_that_were_not_tuned_on():
 
 
 def test_measures_of_probabilities():
-    found = bench.measures(
-        np.array([[0.9, 0.1], [0.6, 0.4], [1.0, 0.0]]), np.array(["a", "b"]), np.array(["a", "b", "a"])
-    )
+    names, probabilities = np.array(["a", "b"]), np.array([[0.9, 0.1], [0.6, 0.4], [1.0, 0.0]])
+    found = bench.measures(probabilities, names, np.array(["a", "b", "a"]))
     assert (found["classes"], found["accuracy"]) == (2, pytest.approx(2 / 3, abs=1e-6))
     assert found["log_loss"] == pytest.approx(-np.log([0.9, 0.4, 1.0]).mean(), abs=1e-6)
     assert found["ece"] == pytest.approx((0.1 + 0.6 + 0.0) / 3, abs=1e-6)
