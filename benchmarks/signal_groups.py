@@ -205,7 +205,7 @@ def _line(cells: Sequence[str]) -> str:
 
 def write_report(out: Path, note: str = "") -> Path:
     """Write groups.md from groups.csv."""
-    text = ["# Unbalanced signals of recordings outside the training set", "", *filter(None, [note]), ""]
+    text = ["# Unbalanced signals of recordings outside the training set", "", *([note, ""] if note else [])]
     rows = read_rows(out / ROWS)
     for name in dict.fromkeys(row.set for row in rows):
         own = [row for row in rows if row.set == name]
