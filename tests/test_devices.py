@@ -24,10 +24,8 @@ from tinyruns import TINY, fit_tiny, flags, run_tiny, toy
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "x", "RANK": "5", "LOCAL_RANK": "1", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"}
 SLURM = {"SLURM_NTASKS": "6", "SLURM_NNODES": "3", "SLURM_PROCID": "5", "SLURM_LOCALID": "1", "SLURM_JOB_ID": "7"}
-JOBS = {
-    2: ["vit", "gaps", "signals", "contrastive", "masked", "sharded", "stopped", "predicted", "fetched", "resumed"],
-    4: ["vit", "signals"],
-}
+JOBS = ["vit", "signals", "sharded", "stopped", "predicted", "fetched", "resumed"]
+MORE_JOBS = ["gaps", "contrastive", "masked"]
 
 
 @pytest.fixture(scope="module")
@@ -59,25 +57,27 @@ def worker_of(parent, rank):
     raise AssertionError("no such process")
 
 
-def ran(home, count):
-    """What the jobs for this number of processes return in each of them: {job: [of rank 0, ...]}."""
-    program = [sys.executable, ranks.__file__, str(home), str(count), ",".join(JOBS[count])]
+def ran(home, count, jobs):
+    """What jobs return in each of this number of processes: {job: [of rank 0, ...]}."""
+    program = [sys.executable, ranks.__file__, str(home), str(count), ",".join(jobs)]
     done = subprocess.run(program, capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stderr
-    return {
-        job: [torch.load(home / f"{count}/{job}.{i}.pt", weights_only=True) for i in range(count)]
-        for job in JOBS[count]
-    }
+    return {job: [torch.load(home / f"{count}/{job}.{i}.pt", weights_only=True) for i in range(count)] for job in jobs}
 
 
 @pytest.fixture(scope="module")
 def two(home, killed):
-    return ran(home, 2)
+    return ran(home, 2, JOBS)
 
 
 @pytest.fixture(scope="module")
-def four(home, killed):
-    return ran(home, 4)
+def more_of_two(home):
+    return ran(home, 2, MORE_JOBS)
+
+
+@pytest.fixture(scope="module")
+def four(home):
+    return ran(home, 4, ["vit", "signals"])
 
 
 @pytest.fixture(scope="module")
@@ -102,13 +102,17 @@ def distance(one, other):
     return max(weights, *(abs(row[name] - same[name]) for row, same in rows for name in row))
 
 
-SLOW = [pytest.param(job, marks=pytest.mark.slow) for job in ("gaps", "contrastive", "masked")]
-
-
-@pytest.mark.parametrize("job", ["vit", "signals", *SLOW])
+@pytest.mark.parametrize("job", ["vit", "signals"])
 def test_two_processes_train_what_one_trains_with_their_whole_batch(two, alone, job):
     assert distance(two[job][0], alone(job)) < 1e-5
     assert distance(two[job][0], two[job][1]) < 1e-6  # both have the network, and the metrics of the whole batch
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("job", MORE_JOBS)
+def test_two_processes_pretrain_and_mask_as_one(more_of_two, alone, job):
+    assert distance(more_of_two[job][0], alone(job)) < 1e-5
+    assert distance(more_of_two[job][0], more_of_two[job][1]) < 1e-6
 
 
 @pytest.mark.slow

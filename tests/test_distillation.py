@@ -446,10 +446,8 @@ def test_teachers_of_other_recordings_give_the_reason():
 # classifiers
 
 
-@pytest.mark.parametrize(  # numba compiles each of them for half a minute
-    "name",
-    ["minirocket", *(pytest.param(name, marks=pytest.mark.slow) for name in ("multirocket", "multirocket-hydra"))],
-)
+@pytest.mark.slow  # numba compiles each of them for half a minute
+@pytest.mark.parametrize("name", ["minirocket", "multirocket", "multirocket-hydra"])
 def test_rockets_teach(name):
     examples = inputs(n=30, length=32)
     student = model(examples.preprocess)
@@ -471,6 +469,7 @@ def test_rockets_teach(name):
         assert not torch.equal(make_teacher(name, student, examples, Recipe(seed=5))(x, None), logits)
 
 
+@pytest.mark.slow
 def test_a_minirocket_teaches_a_student(tmp_path):
     trained = fit(run_of("minirocket", n=30, length=32, steps=3, batch_size=8), tmp_path, **QUIET)
     assert trained.fit.steps == 3

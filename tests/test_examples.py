@@ -166,6 +166,7 @@ def test_distil_cnn(images, tmp_path, capsys):
     assert len(taught.model_.config.input_size) == 1 + images
 
 
+@pytest.mark.slow
 def test_cross_validation(capsys):
     load("cross_validation").main(steps=2, folds=2)
     printed = capsys.readouterr().out

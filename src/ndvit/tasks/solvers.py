@@ -290,9 +290,9 @@ def ridge_classifier(
             for sharpness in _SHARPNESS:
                 loss = float(weight @ F.cross_entropy(left_out * sharpness, labels, reduction="none"))
                 if loss < least:
-                    accuracy = float(weight @ (left_out.argmax(1) == labels).double())
-                    facts = {"loss": loss, "accuracy": accuracy, "penalty": float(penalty)}
-                    facts["sharpness"], least = float(sharpness), loss
+                    least, right = loss, (left_out.argmax(1) == labels).double()
+                    facts = {"loss": loss, "accuracy": float(weight @ right)}
+                    facts |= {"penalty": float(penalty), "sharpness": float(sharpness)}
                     solution, answers = dual * sharpness, left_out * sharpness * judged[:, None]
     facts["examples"] = float(len(labels))
     coefficients, bias = ridge.linear(solution, facts["sharpness"])

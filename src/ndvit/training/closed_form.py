@@ -24,7 +24,7 @@ MOST_EXAMPLES = 4096  # solving takes time cubic in their number, and with more 
 _MOST_DRAWN_ON = 512  # examples that the biases are drawn from
 _MOST_VALUES = 2**26  # values in them
 _SHARES = [i / 20 for i in range(21)]  # of a member in a mean
-_PRIOR = 10.0  # nats, of the squared difference of this share from the usual one
+_PRIOR = 10.0  # how strongly the usual weight is preferred, in nats: see `best_share`
 _TEMPERATURES = (0.5, 0.7, 1.0, 1.4, 2.0)
 _BATCH, _BATCH_VALUES = 64, 2**16  # examples whose features are computed together, and values in them
 _MUCH = 2e9  # features times values of all examples from which on a line says that they are computed
@@ -214,12 +214,10 @@ def weigh_networks(
         one, other = (torch.tensordot(shares, outputs, 1) for shares in (trained, beside))
         share, losses = best_share(one, other, val.targets, task, weights, usual)
         committee.weights = tuple(torch.lerp(beside, trained, share).tolist())
-        if log is None:
-            continue
-        on, of = f"on {len(val.targets):,} validation examples", f"{100 * share:.0f} % of the answer"
-        change = f"{on} loss {losses[0.0]:.4g} -> {losses[share]:.4g}"
-        log(f"the trained network has {of} (usually {100 * usual:.0f} %): {change}" if share else
-            f"the trained network is left out: {on} it improves nothing")  # fmt: skip
+        if log is not None:
+            on, change = f"on {len(val.targets):,} validation examples", f"{losses[0.0]:.4g} -> {losses[share]:.4g}"
+            counts = f"has {100 * share:.0f} % of the answer (usually {100 * usual:.0f} %): {on} loss {change}"
+            log(f"the trained network {counts if share else f'is left out: {on} it improves nothing'}")
 
 
 def _within(weights: Tensor, chosen: Tensor) -> Tensor:
