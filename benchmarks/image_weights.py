@@ -12,13 +12,13 @@ from collections.abc import Callable
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from statistics import mean
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from cyclopts import App
 from signal_report import DEVELOPMENT, shift
+from signal_results import read_table
 from signals import git_commit
 from torch import Tensor
 
@@ -196,15 +196,6 @@ def table(rows: list[Row]) -> list[str]:
     return lines
 
 
-def read_rows(path: Path) -> list[Row]:
-    """The rows of a file; none if it does not exist."""
-    if not path.is_file():
-        return []
-    kinds: dict[str, Any] = {field.name: field.type for field in fields(Row)}
-    with path.open(newline="", encoding="utf-8") as file:
-        return [Row(**{name: kind(row[name]) for name, kind in kinds.items()}) for row in csv.DictReader(file)]
-
-
 @app.default
 def main(*, data: Path, weights: Path, out: Path = Path("runs/image_weights"), most: int = 600, sets: str = "") -> None:
     """Measure every way on every small set that no preset was tuned on.
@@ -217,7 +208,7 @@ def main(*, data: Path, weights: Path, out: Path = Path("runs/image_weights"), m
         sets: comma-separated names; by default all that are small, have one channel, and no missing values.
     """
     out.mkdir(parents=True, exist_ok=True)
-    rows, wanted = read_rows(out / ROWS), [name for name in sets.split(",") if name]
+    rows, wanted = read_table(out / ROWS, Row), [name for name in sets.split(",") if name]
     for path in sorted(data.glob("*.npz")):
         if path.stem in {row.set for row in rows} or (wanted and path.stem not in wanted) or path.stem in DEVELOPMENT:
             continue

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from cyclopts import App
+from signal_results import read_table
 from signals import git_commit
 
 from ndvit import ViTClassifier
@@ -152,15 +153,6 @@ def scores(confusion: np.ndarray) -> dict[str, float]:
     }
 
 
-def read_rows(path: Path) -> list[Row]:
-    """The rows of a file; none if it does not exist."""
-    if not path.is_file():
-        return []
-    kinds: dict[str, Any] = {field.name: field.type for field in fields(Row)}
-    with path.open(newline="", encoding="utf-8") as file:
-        return [Row(**{name: kind(row[name]) for name, kind in kinds.items()}) for row in csv.DictReader(file)]
-
-
 def write_rows(path: Path, rows: Sequence[Row]) -> None:
     """Write all rows; the file is replaced as a whole."""
     text = io.StringIO()
@@ -206,7 +198,7 @@ def _line(cells: Sequence[str]) -> str:
 def write_report(out: Path, note: str = "") -> Path:
     """Write groups.md from groups.csv."""
     text = ["# Unbalanced signals of recordings outside the training set", "", *([note, ""] if note else [])]
-    rows = read_rows(out / ROWS)
+    rows = read_table(out / ROWS, Row)
     for name in dict.fromkeys(row.set for row in rows):
         own = [row for row in rows if row.set == name]
         folds = sorted({row.fold for row in own})
@@ -246,7 +238,7 @@ def main(
     for file in files:
         for fold in wanted:
             for model in chosen:
-                rows, key = read_rows(out / ROWS), (file.stem, model, fold)
+                rows, key = read_table(out / ROWS, Row), (file.stem, model, fold)
                 rest = [row for row in rows if (row.set, row.model, row.fold) != key]
                 if len(rest) < len(rows) and not fresh:
                     continue

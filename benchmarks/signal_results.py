@@ -5,6 +5,7 @@ import io
 import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -74,6 +75,18 @@ def read_rows(path: Path) -> list[Row]:
         if not found or found != list(kinds)[: len(found)] or len(found) < list(kinds).index("command") + 1:
             raise ValueError(f"{path} has the columns {reader.fieldnames}, expected {list(kinds)}: move it away")
         return [Row(**{name: kinds[name](row[name]) for name in found}) for row in reader]  # type: ignore
+
+
+T = TypeVar("T")
+
+
+def read_table(path: Path, row: type[T]) -> list[T]:
+    """The rows of a CSV file as a dataclass; none if there is no file."""
+    if not path.is_file():
+        return []
+    kinds: dict[str, Any] = {field.name: field.type for field in fields(row)}  # type: ignore[arg-type]
+    with path.open(newline="", encoding="utf-8") as file:
+        return [row(**{name: kind(found[name]) for name, kind in kinds.items()}) for found in csv.DictReader(file)]
 
 
 def write_rows(path: Path, rows: list[Row]) -> None:
