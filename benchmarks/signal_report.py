@@ -451,9 +451,7 @@ def write_report(out: Path, models: Mapping[str, str], ablations: Mapping[str, s
                 unseen = found.unseen()
                 draw_ranks({m: [unseen.value(n, m) for n in unseen.sets] for m in unseen.models}, out / RANKS)
                 text += [f"![Mean rank of each model on these sets]({RANKS})", ""]
-                text += [
-                    "A bar joins models that do not differ significantly (one-sided Wilcoxon signed-rank tests at"
-                ]
+                text += ["A bar joins models that do not differ significantly (one-sided Wilcoxon signed-rank tests at"]
                 text += [f"a level of {LEVEL}, Holm's correction, `aeon.visualisation.plot_critical_difference`).", ""]
             if table := grouped_table(found):
                 text += ["### Groups of these sets", "", *table, ""]
