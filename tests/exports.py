@@ -94,11 +94,11 @@ def encoder_features():
 
 
 def small_network(name):
-    """A network of the table; "committee" adds random convolutions, "ensemble" a network beside that; "closed_form"."""
+    """A network of the table; "committee" adds random convolutions, "ensemble" a network beside the "closed_form"."""
     if name == "closed_form":
         return Committee([random_convolutions(), encoder_features()], weights=[0.6, 0.4], combine="outputs")
     if name == "ensemble":
-        return Committee([committee(), vit("signal")], combine="probabilities")
+        return Committee([small_network("closed_form"), vit("signal")], combine="probabilities")
     return committee() if name == "committee" else vit(name)
 
 

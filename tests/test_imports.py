@@ -1,6 +1,7 @@
 """Imports run one way, and light things stay light."""
 
 import ast
+import functools
 import importlib
 import subprocess
 import sys
@@ -22,13 +23,17 @@ def module_name(path):
     return ".".join(("ndvit", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__")
 
 
+@functools.cache
+def import_statements(path):
+    return [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Import | ast.ImportFrom)]
+
+
 def imported(path):
     """The ndvit modules that a file imports anywhere, also inside functions and for type checkers only."""
-    tree = ast.parse(path.read_text())
-    for node in ast.walk(tree):
+    for node in import_statements(path):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name.split(".")[0] == "ndvit")
-        elif isinstance(node, ast.ImportFrom):
+        else:
             assert node.level == 0, f"{path}: imports are written in full"
             if node.module == "ndvit":
                 yield from (f"ndvit.{alias.name}" for alias in node.names if not alias.name.startswith("__"))
@@ -39,7 +44,7 @@ def imported(path):
 def files_imported(path):
     """The files behind the imports: `from package import module` means the module."""
     names = set(imported(path))
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in import_statements(path):
         if isinstance(node, ast.ImportFrom) and node.module in names:
             modules = {f"{node.module}.{alias.name}" for alias in node.names} & FILES.keys()
             names |= modules

@@ -192,7 +192,7 @@ def wait_for_checkpoint(process, run):
 
 
 def test_sigkill_amid_a_pass(tmp_path, monkeypatch):
-    options = VARIANTS["everything"] | {"steps": 50, "val_every": 3, "accumulate": 2}
+    options = VARIANTS["everything"] | {"steps": 24, "val_every": 3, "accumulate": 2}
     np.savez(tmp_path / "toy.npz", X=SOURCE[0], y=SOURCE[1])
     run = tmp_path / "run"
     process = start(["train", "toy.npz", "--output", run, "--no-progress", *flags({**TINY, **options})], tmp_path)
@@ -207,7 +207,7 @@ def test_sigkill_amid_a_pass(tmp_path, monkeypatch):
     run_tiny("toy.npz", tmp_path / "whole", **options)
     assert same_result(run, tmp_path / "whole")
     steps = [int(line.split(",")[0]) for line in (run / "metrics.csv").read_text().splitlines()[1:]]
-    assert steps == list(range(1, 51))
+    assert steps == list(range(1, 25))
     files = ["checkpoints", "config.yaml", "metrics.csv", "model.safetensors", "predictions.csv", "report.html"]
     files += ["report.npz", "results.json", "split.csv"]
     assert sorted(p.name for p in run.iterdir()) == files
@@ -216,7 +216,7 @@ def test_sigkill_amid_a_pass(tmp_path, monkeypatch):
 def test_ctrl_c_in_a_terminal_leaves_a_resumable_run(tmp_path):
     # a terminal interrupts every process of the group: the worker that reads files as well
     source = pictures(tmp_path / "pictures", count=12)
-    options = {"steps": 40, "batch_size": 5, "val_every": 3, "workers": 1, "mixup": 0.5}
+    options = {"steps": 24, "batch_size": 5, "val_every": 3, "workers": 1, "mixup": 0.5}
     run = tmp_path / "my run"
     process = start(["train", source, "--output", run, "--no-progress", *flags({**TINY, **options})], tmp_path)
     wait_for_checkpoint(process, run)
@@ -228,7 +228,7 @@ def test_ctrl_c_in_a_terminal_leaves_a_resumable_run(tmp_path):
     message, _, advice = line.partition("; continue with: ")
     assert message.startswith("stopped at step ")
     step = int(message.removeprefix("stopped at step "))
-    assert step < 40
+    assert step < 24
     assert [p.name for p in (run / "checkpoints").iterdir()] == [f"step={step}.ckpt"]
     assert not (run / "model.safetensors").exists()
 

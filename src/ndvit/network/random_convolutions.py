@@ -93,7 +93,8 @@ class RandomConvolutions(SolvedNetwork):
         """Features (B, F) of signals (B, C, L) before standardisation; only observed values are counted."""
         rows = max(1, _CHUNK // (KERNELS * x.shape[2]))
         masks = [None] * len(x) if mask is None else mask.split(rows)
-        return torch.cat([self._features(*part) for part in zip(x.split(rows), masks)])
+        with exactly(x):
+            return torch.cat([self._features(*part) for part in zip(x.split(rows), masks)])
 
     @torch.no_grad()
     def contributions(self, x: Tensor, mask: Tensor | None, targets: Tensor) -> Tensor:
@@ -112,12 +113,13 @@ class RandomConvolutions(SolvedNetwork):
         weights = self.head.weight[targets] * self.scale  # (B, F)
         rows = max(1, _CHUNK // (KERNELS * x.shape[2]))
         masks = [None] * len(x) if mask is None else mask.split(rows)
-        return torch.cat([self._contributions(*part) for part in zip(x.split(rows), masks, weights.split(rows))])
+        with exactly(x):
+            return torch.cat([self._contributions(*part) for part in zip(x.split(rows), masks, weights.split(rows))])
 
     def _contributions(self, x: Tensor, mask: Tensor | None, weights: Tensor) -> Tensor:
         total, start = x.new_zeros(len(x), x.shape[2], dtype=torch.float32), 0
-        for number, part in enumerate(self._parts(x, mask)):
-            outputs, edge = self._convolve(part.values, part.dilation, number), TAPS // 2 * part.dilation
+        for part in self._parts(x, mask):
+            outputs, edge = _convolve(part), TAPS // 2 * part.dilation
             length, observed = outputs.shape[2], None if part.mask is None else part.mask.to(total)
             at_place = x.new_zeros(len(x), length, dtype=torch.float32)
             for i in range(part.biases):
@@ -156,11 +158,11 @@ class RandomConvolutions(SolvedNetwork):
             count = int(2 ** (torch.rand((), generator=generator).item() * most))
             kernel[torch.randperm(self.channels, generator=generator)[: max(count, 1)]] = 1
         start, made = 0, 0
-        for number, part in enumerate(self._parts(x, mask)):
+        for part in self._parts(x, mask):
             picked = torch.randint(len(x), (KERNELS,), generator=generator)
             step = max(1, part.values.shape[2] // _MOST_PLACES)
             observed = None if part.mask is None else part.mask[picked, ::step]
-            outputs = self._convolve_each(part.values[picked], part.dilation, number, step)
+            outputs = _convolve_each(part, picked, step)
             places = torch.arange(made + 1, made + KERNELS * part.biases + 1, dtype=torch.float64)
             quantiles = (places * _GOLDEN % 1).view(KERNELS, part.biases)
             biases = _quantiles(outputs.double(), observed, quantiles.to(outputs.device))
@@ -173,33 +175,16 @@ class RandomConvolutions(SolvedNetwork):
 
     def _features(self, x: Tensor, mask: Tensor | None) -> Tensor:
         made, start = [], 0
-        for number, part in enumerate(self._parts(x, mask)):
+        for part in self._parts(x, mask):
             biases = self.biases[start : start + KERNELS * part.biases].view(part.biases, KERNELS, 1)
             start += KERNELS * part.biases
-            outputs = self._convolve(part.values, part.dilation, number)
-            made.append(_shares_above(outputs, biases, part.dilation, part.mask))
+            made.append(_shares_above(_convolve(part), biases, part.dilation, part.mask))
         return torch.cat(made, dim=1)
 
     def _parts(self, x: Tensor, mask: Tensor | None) -> list["_Part"]:
+        weights = iter(self.chosen[..., None] * self.kernels[:, None])  # each (84, C, 9)
         inputs = [(x, mask), (x.diff(dim=2), None if mask is None else mask[:, 1:] & mask[:, :-1])]
-        return [_Part(*both, *rest) for both, plan in zip(inputs, self.plans) for rest in plan]
-
-    def _convolve(self, x: Tensor, dilation: int, number: int) -> Tensor:
-        """(B, C, L) -> (B, 84, L)."""
-        weight = self._weight(number)
-        # Biases were drawn from outputs in float32; lower precision would move outputs across biases.
-        with exactly(x):
-            return F.conv1d(x.to(weight), weight, padding=TAPS // 2 * dilation, dilation=dilation)
-
-    def _convolve_each(self, x: Tensor, dilation: int, number: int, step: int) -> Tensor:
-        """Signals (84, C, L), one for each kernel -> (84, L / step), at every step-th sample."""
-        weight, length = self._weight(number), x.shape[2]
-        padded = F.pad(x.to(weight), (TAPS // 2 * dilation,) * 2)
-        taps = (weight[:, :, i, None] * padded[:, :, i * dilation :][:, :, :length:step] for i in range(TAPS))
-        return torch.stack([tap.sum(1) for tap in taps]).sum(0)
-
-    def _weight(self, number: int) -> Tensor:
-        return self.chosen[number, :, :, None] * self.kernels[:, None]  # (84, C, 9)
+        return [_Part(*both, *rest, next(weights)) for both, plan in zip(inputs, self.plans) for rest in plan]
 
 
 def _choose_bands(weights: Tensor, generator: torch.Generator) -> None:
@@ -215,12 +200,27 @@ def _choose_bands(weights: Tensor, generator: torch.Generator) -> None:
 
 
 class _Part(NamedTuple):
-    """Input of the kernels of one dilation: the signal or its differences (n, C, L), and the mask (n, L) or None."""
+    """Kernels of one dilation and their input: the signal or its differences (n, C, L), and the mask (n, L) or None."""
 
     values: Tensor
     mask: Tensor | None
     dilation: int
-    biases: int
+    biases: int  # of each kernel
+    weight: Tensor  # (84, C, 9)
+
+
+def _convolve(part: _Part) -> Tensor:
+    """(n, 84, L). Biases were drawn from outputs in float32: lower precision would move outputs across biases."""
+    padding = TAPS // 2 * part.dilation
+    return F.conv1d(part.values.to(part.weight), part.weight, padding=padding, dilation=part.dilation)
+
+
+def _convolve_each(part: _Part, picked: Tensor, step: int) -> Tensor:
+    """Outputs of one signal for each kernel, picked (84,), at every step-th sample: (84, L / step)."""
+    values = part.values[picked].to(part.weight)  # (84, C, L)
+    length, padded = values.shape[2], F.pad(values, (TAPS // 2 * part.dilation,) * 2)
+    taps = (part.weight[:, :, i, None] * padded[:, :, i * part.dilation :][:, :, :length:step] for i in range(TAPS))
+    return torch.stack([tap.sum(1) for tap in taps]).sum(0)
 
 
 def _quantiles(outputs: Tensor, mask: Tensor | None, quantiles: Tensor) -> Tensor:

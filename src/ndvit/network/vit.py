@@ -153,7 +153,8 @@ class VisionTransformer(nn.Module):
         self.head_drop = Dropout(config.head_drop)
         for name, width in self._head_widths().items():
             setattr(self, name, nn.Linear(width, config.num_classes) if config.num_classes else nn.Identity())
-        self.init_weights()
+        if not next(self.parameters()).is_meta:  # where there are no values
+            self.init_weights()
         fast.install(self)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
