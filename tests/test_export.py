@@ -69,9 +69,7 @@ def test_numbers_are_the_models(name, format, exported):
     if report.options.mask:
         mask = torch.ones(3, *model.preprocess.size, dtype=torch.bool)
         mask[1, ..., model.preprocess.size[-1] // 2 :] = False
-        # ONNX Runtime computes the resampling of partly observed signals less exactly than torch and OpenVINO do.
-        near = 1e-3 if name in ("closed_form", "ensemble") and format == "onnx" else 1e-4
-        torch.testing.assert_close(runtime(x, mask), model(x, mask), atol=near, rtol=1e-4)
+        torch.testing.assert_close(runtime(x, mask), model(x, mask), atol=1e-4, rtol=1e-4)
         assert not torch.allclose(runtime(x, mask), runtime(x), atol=1e-2)
     assert report.comparison.difference < 1e-3 * report.comparison.spread
     assert report.comparison.agreement == 1

@@ -56,7 +56,9 @@ class DifferenceStem(nn.Module):
         # The mean of squares minus the squared mean would be rounding where the input is nearly constant.
         level = F.interpolate(mean, scale_factor=float(self.stride), mode="nearest")
         variance = pool((both - level).square(), self.stride)
-        spread = (variance + 1e-8).sqrt()  # the gradient of a root is infinite at 0
+        # The root of variance + 1e-8, as the gradient of a root is infinite at 0. The exporter of ONNX files takes a
+        # summand of 1e-8 for 0 and removes it, which changes the spread of constant samples.
+        spread = 0.1 * (100 * variance + 1e-6).sqrt()
         return torch.cat([run_stages(self.stages, both, recompute), mean, (spread + _LEAST).log()], dim=1)
 
 
