@@ -2,6 +2,7 @@
 
 import math
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,15 +10,22 @@ import torch
 
 from datafiles import sound
 from ndvit import load_model
+from ndvit.config.reading import ReadingOptions
+from ndvit.config.recipe import Recipe
 from ndvit.config.spectrogram import SpectrogramOptions
 from ndvit.data.augment.batches import random_mask
 from ndvit.data.examples import Examples, Recording
+from ndvit.data.loading import Inputs
 from ndvit.data.preprocess import find_unfit, preprocess_from_dict
 from ndvit.data.preprocess.spectrograms import SpectrogramPreprocess, plan_frames
 from ndvit.data.sources.files import header_of
 from ndvit.evaluation.cards import draw_example
+from ndvit.network.committee import solved_networks
+from ndvit.tasks import Classification
+from ndvit.training.closed_form import _head, solve_networks
+from ndvit.training.fit import fit
 from ndvit.training.plan import Request, plan
-from tinyruns import fit_tiny, run_tiny, toy
+from tinyruns import QUIET, fit_tiny, run_tiny, toy
 
 RATE = 8000.0
 
@@ -261,6 +269,7 @@ def test_sound_files_are_solved_on_bands_without_silence(digits):
     assert planned.preprocess.resize == "resample"
     assert any("--preset spectrogram" in note for note in planned.notes)
     assert any("cut off" in note and "--silence 0" in note for note in planned.notes)
+    assert planned.recipe.speeds == (0.9, 1.1)
 
 
 def test_silence_is_kept_where_it_is_wanted(digits):
@@ -268,6 +277,7 @@ def test_silence_is_kept_where_it_is_wanted(digits):
     assert planned.preprocess.silence is None
     assert planned.preprocess.resize == "pad"
     assert not any("cut off" in note for note in planned.notes)
+    assert planned.recipe.speeds is None
 
 
 def test_sound_files_are_read_as_pictures_of_mel_by_networks(digits):
@@ -313,6 +323,58 @@ def test_arrays_may_be_read_as_spectrograms():
 def test_options_for_other_data_are_refused(shape, options, message):
     with pytest.raises(ValueError, match=message):
         plan(Request(source=toy(shape=shape), model="vit_pico", progress=False, options=options))
+
+
+@pytest.mark.parametrize("options", [{"bands_as": "picture"}, {"spectrogram": "off"}])
+def test_speeds_that_would_do_nothing_are_refused(digits, options):
+    with pytest.raises(ValueError, match=r"speeds (are for recordings|would do nothing)"):
+        plan(Request(source=digits, preset="fast", progress=False, options={"speeds": (0.9,), **options}))
+
+
+def test_a_recording_at_another_speed_has_another_pitch():
+    faster = Examples([sine(1000)]).at_speed(1.25)
+    preprocess = fitted([sine(500), sine(3000)])
+    usual, fast = (preprocess.masked(one)[0][0, :, 5] for one in (sine(1250), faster[0]))
+    assert usual.argmax() == fast.argmax() != preprocess.masked(sine(1000))[0][0, :, 5].argmax()
+    assert preprocess.masked(faster[0])[1][0].sum() == pytest.approx(0.8 * preprocess.size[1], abs=1)
+
+
+def test_copies_at_other_speeds_are_used_if_they_help(digits):
+    planned = plan(Request(source=digits, progress=False, options={"rocket_features": 168, "encoder": False}))
+    train, lines = Inputs(planned.data.train, planned.preprocess), []
+    found = {}
+    for speeds in ((1,), (0.9, 1.1), (0.5,)):
+        network = planned.build(0).network
+        recipe = replace(planned.recipe, speeds=speeds)
+        (found[speeds],) = solve_networks(solved_networks(network), train, planned.task, recipe, lines.append)
+        assert found[speeds].ridge.left_out.shape == (len(train), 2)
+        assert found[speeds].ridge.facts["examples"] == len(train)
+    one, two = (re.search(r"(helps|does not help).* loss ([\d.e-]+) -> ([\d.e-]+)$", line) for line in lines)
+    assert "at 0.9 and 1.1 of their speed" in lines[0]
+    for (verdict, before, after), speeds in ((one.groups(), (0.9, 1.1)), (two.groups(), (0.5,))):
+        assert (verdict == "helps") == (float(after) < float(before))
+        assert (found[speeds].ridge.facts["loss"] < found[1,].ridge.facts["loss"]) == (verdict == "helps")
+
+
+def test_copies_are_left_out_with_their_example():
+    """Labels are random: a solution that knows a copy of the example would answer all of them."""
+    generator = torch.Generator().manual_seed(0)
+    features, labels = torch.randn(30, 200, generator=generator), torch.randint(2, (30,), generator=generator)
+    task, copies = Classification(("a", "b")), torch.cat([features, features + 0.01, features - 0.01])
+    head = _head(copies, labels, task, Recipe(), labels, None, None, copies=2)
+    assert head.ridge.left_out.shape == (30, 2)
+    assert head.ridge.facts["accuracy"] < 0.75
+    assert head.ridge.facts["loss"] == pytest.approx(task.losses(head.ridge.left_out, labels).mean().item())
+
+
+def test_windows_of_sounds_are_explained_each_and_without_frequency_bands(digits, tmp_path):
+    options = {"rocket_features": 168, "encoder": False, "speeds": (1,)}
+    reading = ReadingOptions(window="100ms")
+    model = fit(plan(Request(source=digits, progress=False, reading=reading, options=options)), **QUIET).model
+    found = model.explain(str(digits / "low/0.wav"), window="100ms", log=lambda _: None)
+    assert [one.name.rpartition("[")[2] for one in found] == ["0s:0.1s]", "0.1s:0.2s]"]
+    with pytest.raises(ValueError, match="frequency bands exist for signals of one axis"):
+        model.explain(str(digits / "low/0.wav"), bands=3, log=lambda _: None)
 
 
 def test_a_run_predicts_the_same_from_its_file(digits, tmp_path):

@@ -3,13 +3,14 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Le
+from annotated_types import DocInfo, Ge, Le
 
 from ndvit.config.bounds import Cap, Options
 from ndvit.config.reading import Length
 
 Scale = Literal["mel", "linear"]
 BandsAs = Literal["picture", "channels"]
+Speeds = Annotated[tuple[Annotated[float, Ge(0.5), Le(2)], ...], DocInfo("factors from 0.5 to 2, such as 0.9 1.1")]
 FOR_CHANNELS = ("signal_", "encoder_", "closed_form")
 """Families of networks that read the bands as channels."""
 
@@ -38,6 +39,11 @@ class SpectrogramOptions(Options):
     """Decibels below the loudest place of a signal that count as silence, from 6 on: noise of that power is added,
     silence at both ends is cut off, and the rest is resampled to a usual length. So rooms, microphones, the moment of
     recording and the speed of speech matter less. 0 does nothing of that. The default is 30 for sound files, else 0."""
+    speeds: Speeds | None = None
+    """Speeds, as factors from 0.5 to 2, at which copies of the training recordings are read beside them by networks
+    that are solved in closed form, if leaving out recordings shows that the copies help (speed perturbation, Ko et
+    al., 2015). Pitch changes with the speed, as with another speaker. 1 makes no copies. The default is 0.9 and 1.1
+    for classes of sound files without silence, else 1."""
 
 
 SPECTROGRAM_FIELDS = frozenset(SpectrogramOptions.__dataclass_fields__)

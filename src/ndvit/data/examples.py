@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NamedTuple
 
 import numpy as np
@@ -218,6 +219,11 @@ class Examples:
         places = None if self.places is None else [self.places[i] for i in chosen]
         return Examples(items, targets, names, self.read, copies, groups, weights, places)
 
+    def at_speed(self, factor: float) -> Examples:
+        """Return the recordings at a speed that is `factor` times theirs, so that pitch and formants are, too."""
+        read = partial(_read_at_speed, self.read, factor)
+        return Examples(self.items, self.targets, self.names, read, self.copies, self.groups, self.weights, self.places)
+
     @classmethod
     def joined(cls, parts: Sequence[Examples]) -> Examples:
         """Return the examples of several splits of one source, one after the other, without their copies.
@@ -246,6 +252,12 @@ class Examples:
         equal = np.ptp(found.weights) < _EQUAL * found.weights.max()
         found.weights = None if equal else found.weights / found.weights.mean()
         return found
+
+
+def _read_at_speed(read: Callable[[Any], Raw] | None, factor: float, item: Any) -> Recording:
+    raw = item if read is None else read(item)
+    assert isinstance(raw, Recording)
+    return Recording(raw.values, raw.rate * factor)  # preprocessing resamples it to the rate of the others
 
 
 @dataclass(frozen=True)

@@ -139,7 +139,9 @@ def explain(
 
 def reads_signals(model: ModelParts) -> bool:
     """Whether inputs are signals of one axis, whose frequencies can be taken out: no spectrograms."""
-    return len(model.input_shape) == 2 and (model.preprocess is None or model.preprocess.kind == "signal")
+    preprocess = model.preprocess
+    waves = preprocess is None or (preprocess.kind == "signal" and not isinstance(preprocess, SpectrogramPreprocess))
+    return waves and len(model.input_shape) == 2
 
 
 def explain_inputs(
@@ -178,7 +180,7 @@ def _explain_recordings(
     Spectrograms of windows do not fit together, so that each window is explained by itself.
     """
     examples = inputs.examples
-    if inputs.preprocess.kind != "signal":
+    if isinstance(inputs.preprocess, SpectrogramPreprocess):
         alone = _explain_inputs(model, task, inputs, question, first, batch_size, progress)
         return [replace(one, name=place.name) for one, place in zip(alone, examples.places or ())]
     places, whole = examples.places, WholeRecordings(examples)

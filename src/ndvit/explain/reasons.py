@@ -83,7 +83,7 @@ def _reasons_of(
         found = feature_map(indices, features)
     except (ValueError, RuntimeError) as error:  # the run is finished all the same
         warn(f"the report has no embedding map: {error}", RuntimeWarning)
-    if test.places is not None and preprocess.kind != "signal":  # spectrograms of windows do not fit together
+    if test.places is not None and isinstance(preprocess, SpectrogramPreprocess):  # their windows do not fit together
         return Reasons(map=found)
     order = [np.flatnonzero(owner == i) for i in wanted]
     kept = np.cumsum([len(windows) for windows in order]) <= _MOST_WINDOWS

@@ -4,6 +4,7 @@ import math
 import sys
 import time
 from collections.abc import Sequence
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -30,6 +31,14 @@ _BATCH, _BATCH_VALUES = 64, 2**16  # examples whose features are computed togeth
 _MUCH = 2e9  # features times values of all examples from which on a line says that they are computed
 _WORTH_A_LINE = 10.0  # seconds of the features of all examples from which on a line says so
 _LONG = 2048  # examples on which solving takes more than a few seconds
+
+
+class _Head(NamedTuple):
+    """Standardisation of features and the head on them."""
+
+    mean: Tensor
+    scale: Tensor
+    ridge: Ridge
 
 
 class Solved(NamedTuple):
@@ -60,7 +69,8 @@ def solve_networks(
     Args:
         networks: changed in place.
         inputs: training examples, without augmentation; of more than 4,096, a stratified sample of that many is used,
-            with more examples of classes with a larger weight.
+            with more examples of classes with a larger weight. With `recipe.speeds`, up to 4,096 examples and copies
+            of them at other speeds are used, if leaving out an example with its copies shows that the copies help.
         task: solves the heads, see `Task.solve_ridge`.
         recipe: options of the loss, worker processes, and the seed of the sample and of what is drawn.
         log: receives lines about long work: how long it will take, and without a progress bar how far it is; None for
@@ -88,15 +98,19 @@ def solve_networks(
     some = inputs.__getitems__(drawn_on.tolist())
     for network in networks:
         network.draw(some.x.to(device), None if some.mask is None else some.mask.to(device), generator)
+    speeds = [speed for speed in recipe.speeds or () if speed != 1]
+    if len(sample) * (1 + len(speeds)) > MOST_EXAMPLES:
+        speeds = []
+    read = [inputs, *(Inputs(inputs.examples.at_speed(speed), inputs.preprocess) for speed in speeds)]
     rows: list[list[Tensor]] = [[] for _ in networks]
-    began, total, done = time.perf_counter(), len(sample), 0
+    began, total, done = time.perf_counter(), len(sample) * len(read), 0
     lines = ProgressLines(
         _ignore if log is None or progress else log, "features: {done:,} of {total:,} examples", total
     )
     # The inputs are read a batch at a time, because long signals do not fit into memory all at once.
     size = max(1, min(_BATCH, _BATCH_VALUES // math.prod(networks[0].shape)))
     with tqdm(total=total, desc="features", delay=2, leave=False, disable=not progress) as bar:
-        for batch in inputs.loader(size, recipe.workers, sample.tolist()):
+        for batch in chain.from_iterable(one.loader(size, recipe.workers, sample.tolist()) for one in read):
             x, mask = batch.x.to(device), None if batch.mask is None else batch.mask.to(device)
             for network, made in zip(networks, rows):
                 made.append(network.features(x, mask))
@@ -115,10 +129,23 @@ def solve_networks(
     groups = None if numbers is None else torch.from_numpy(numbers[sample.numpy()]).to(device)
     each = inputs.examples.weights
     weights = None if each is None else torch.from_numpy(each[sample.numpy()]).to(device)
-    return [
-        Solved(labels, _solve(*pair, labels, task, recipe, targets, groups, weights))
-        for pair in zip(networks, map(torch.cat, rows))
-    ]
+    solved = []
+    for network, features in zip(networks, map(torch.cat, rows)):
+        best = _head(features[: len(sample)], labels, task, recipe, targets, groups, weights)
+        if speeds:
+            more = _head(features, labels, task, recipe, targets, groups, weights, copies=len(speeds))
+            losses = [_mean_loss(one.ridge.left_out, labels, task, weights) for one in (best, more)]
+            best = min((best, more), key=lambda one: losses[one is more])
+            if log is not None:
+                at = " and ".join(f"{speed:g}" for speed in speeds)
+                helps = "helps" if best is more else "does not help, and is not done"
+                log(f"reading sounds also at {at} of their speed {helps}: loss {losses[0]:.4g} -> {losses[1]:.4g}")
+        network.mean.copy_(best.mean)
+        network.scale.copy_(best.scale)
+        network.head.weight.copy_(best.ridge.weight)
+        network.head.bias.copy_(best.ridge.bias)
+        solved.append(Solved(labels, best.ridge))
+    return solved
 
 
 def _ignore(line: str) -> None:
@@ -131,8 +158,7 @@ def _group_numbers(inputs: Inputs) -> np.ndarray | None:
     return None if groups is None else np.unique(groups, return_inverse=True)[1]
 
 
-def _solve(
-    network: SolvedNetwork,
+def _head(
     features: Tensor,
     labels: Tensor,
     task: Task,
@@ -140,15 +166,32 @@ def _solve(
     targets: Tensor,
     groups: Tensor | None,
     weights: Tensor | None,
-) -> Ridge:
-    network.mean.copy_(features.mean(0))
-    spread = features.std(0, correction=0)
-    network.scale.copy_(torch.where(spread > 1e-6, 1 / spread, 0))  # constant features are left out
-    features = (features - network.mean) * network.scale
-    solution = task.solve_ridge(features, labels, recipe, targets, groups, weights)
-    network.head.weight.copy_(solution.weight)
-    network.head.bias.copy_(solution.bias)
-    return solution
+    copies: int = 0,
+) -> _Head:
+    """Solve the head of features (n (1 + copies), F), of which the first n are those of the examples themselves.
+
+    An example is left out together with its copies, and only its own outputs (n, outputs) are those left out.
+    """
+    mean, spread = features.mean(0), features.std(0, correction=0)
+    scale = torch.where(spread > 1e-6, 1 / spread, 0)  # constant features are left out
+    features = (features - mean) * scale
+    if not copies:
+        return _Head(mean, scale, task.solve_ridge(features, labels, recipe, targets, groups, weights))
+    if groups is None:
+        groups = torch.arange(len(labels), device=labels.device)
+    all_labels, all_groups = (torch.cat([values] * (1 + copies)) for values in (labels, groups))
+    all_weights = None if weights is None else torch.cat([weights] * (1 + copies))
+    ridge = task.solve_ridge(features, all_labels, recipe, targets, all_groups, all_weights)
+    own = ridge.left_out[: len(labels)]
+    facts = {"loss": _mean_loss(own, labels, task, weights), "examples": float(len(labels))}
+    if "accuracy" in ridge.facts:
+        facts["accuracy"] = float((own.argmax(1) == labels).double().mean())
+    return _Head(mean, scale, ridge._replace(left_out=own, facts=ridge.facts | facts))
+
+
+def _mean_loss(outputs: Tensor, labels: Tensor, task: Task, weights: Tensor | None) -> float:
+    losses = task.losses(outputs, labels)
+    return float((losses if weights is None else losses * weights).mean())
 
 
 def solve_beside(

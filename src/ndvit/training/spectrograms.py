@@ -15,6 +15,8 @@ from ndvit.weights.file import Checkpoint
 
 SILENCE = 30.0
 """Decibels below the loudest place of a sound file that count as silence, by default."""
+SPEEDS = (0.9, 1.1)
+"""Speeds of copies of sounds beside their own, by default."""
 
 
 def choose_spectrogram(
@@ -84,7 +86,22 @@ def choose_spectrogram(
             f"silence at both ends of the sounds ({SILENCE:g} dB below their loudest place) is cut off, and their "
             "durations are made equal: --silence 0 (silence=0) keeps both",
         )
+    if own.speeds is None and past is None and new and _varies_by_speaker(data, options):
+        options = replace(options, speeds=SPEEDS)
+    elif set(own.speeds or ()) - {1} and (bands_as != "channels" or header_of(data.train.items[0]).rate is None):
+        raise ValueError(
+            "speeds are for recordings with a sample rate and networks that are solved in closed form, which read "
+            "bands as channels: leave --speeds out, or set --preset fast"
+        )
     return replace(data, spectrogram=options), options.to_dict(), notes
+
+
+def _varies_by_speaker(data: Source, options: SpectrogramOptions) -> bool:
+    """Whether the examples are classes of sounds whose duration does not matter, so that their speed may not, either.
+
+    Whether it does not, leaving examples out decides, see `solve_networks`.
+    """
+    return bool(options.silence and options.bands_as == "channels" and are_sounds(data.train) and data.classes)
 
 
 def are_sounds(examples: Examples) -> bool:
