@@ -23,7 +23,7 @@ app = App(help=__doc__)
 HEAD = ("set", "seed", "examples", "classes", "accuracy", "flipped", "found_of_as_many", "suspects", "precision")
 HEAD += ("recall", "seconds")
 OPTIONS: dict[str, dict[str, Any]] = {
-    "audio/digits": {"label": "path:{digit}_*_*", "group_by": "path:*_{speaker}_*"},
+    "audio/digits": {"label": "path:{digit}_*_*", "group_by": "path:*_{speaker}_*", "folds": 4},  # as many as speakers
     "ecg/beats_ds1.npz": {"group_by": "groups"},
 }
 """Options of reading that a set needs."""
