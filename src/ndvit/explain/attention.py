@@ -99,21 +99,20 @@ def gradient_rollout(
         total = score(network.outputs(stages)).sum()
         gradients = torch.autograd.grad(total, [stages.encoded, *found], allow_unused=True)
 
-    def mix(flow: Tensor, trace: BlockTrace) -> Tensor:
-        return flow + _mean_heads(products[id(trace)], heads) @ flow
+    def mix(shares: Tensor, trace: BlockTrace) -> Tensor:
+        return shares + shares @ _mean_heads(products[id(trace)], heads)
 
     with torch.no_grad():
         products = {
             id(trace): (weights * gradient).relu() if gradient is not None else torch.zeros_like(weights)
             for trace, weights, gradient in zip(stages.traces.values(), found, gradients[1:])
         }
-        flow = _through_blocks(network, stages, layers, mix)
-        shares = torch.zeros_like(flow[:, :, 0])  # (B, T)
+        shares = torch.zeros_like(stages.encoded[:, :, 0], dtype=torch.float32)  # (B, T)
         if gradients[0] is not None:
-            shares[:, : stages.encoded.shape[1]] = (stages.encoded * gradients[0]).sum(2)
+            shares += (stages.encoded * gradients[0]).sum(2)
         up = shares.relu()
         readers = torch.where(up.any(1, keepdim=True), up, shares.abs())
-        return _patches(network, (readers[:, None] @ flow)[:, 0])
+        return _patches(network, _back_through_blocks(stages, readers[:, None], layers, mix)[:, 0])
 
 
 def origins(traces: dict[int, BlockTrace], blocks: Sequence[int]) -> Tensor | None:
@@ -131,28 +130,30 @@ def _rolled_out(
 ) -> Tensor:
     """Rollout of the traced blocks, see `rollout`."""
 
-    def mix(flow: Tensor, trace: BlockTrace) -> Tensor:
-        return (flow + _mean_heads(_attention(trace), heads) @ flow) / 2
+    def mix(shares: Tensor, trace: BlockTrace) -> Tensor:
+        return (shares + shares @ _mean_heads(_attention(trace), heads)) / 2
 
-    flow = _through_blocks(network, stages, layers, mix)
-    return _patches(network, (_readers(network, stages) @ flow)[:, 0])
+    return _patches(network, _back_through_blocks(stages, _readers(network, stages), layers, mix)[:, 0])
 
 
-def _through_blocks(
-    network: VisionTransformer,
+def _back_through_blocks(
     stages: Stages,
+    shares: Tensor,
     layers: Sequence[int] | None,
     mix: Callable[[Tensor, BlockTrace], Tensor],
 ) -> Tensor:
-    """How much of each first token is in each last one: (B, T, tokens before the first block)."""
-    tokens = stages.tokens
-    flow = torch.eye(tokens.shape[1], device=tokens.device, dtype=torch.float32).expand(len(tokens), -1, -1)
-    for i, trace in sorted(stages.traces.items()):
-        if layers is None or i in layers:
-            flow = mix(flow, trace)
+    """Shares (B, 1, T) of the last tokens, as shares of those before the first block, (B, 1, tokens).
+
+    From the last block to the first, a block costs the product of a vector and a matrix; from the first to the last it
+    would be one of two matrices.
+    """
+    for i, trace in sorted(stages.traces.items(), reverse=True):
         if trace.merged is not None:
-            flow = trace.merged.to(flow) @ flow
-    return flow
+            shares = shares @ trace.merged.to(shares)
+        if layers is None or i in layers:
+            unread = _attention(trace).shape[-2] - shares.shape[-1]  # tokens that the last block need not compute
+            shares = mix(F.pad(shares, (0, unread)), trace)
+    return shares
 
 
 def _traced(network: VisionTransformer, layers: Sequence[int] | None) -> Sequence[int]:
