@@ -18,6 +18,7 @@ from ndvit.explain import methods
 from ndvit.explain.attention import attention, gradient_rollout, midpoint_rollout, rollout
 from ndvit.explain.bands import band_relevance, octaves, usual_bands
 from ndvit.explain.coordinates import blurred, to_raw, to_samples
+from ndvit.explain.reasons import CORRECT, MISTAKES
 from ndvit.network.committee import Committee
 from ndvit.network.encoder_features import EncoderFeatures
 from ndvit.network.layers import rotate
@@ -566,6 +567,21 @@ def test_numbers_are_explained_by_the_first_output_and_in_words():
     assert found[0].predicted == task.predictions(found[0].answers[None], [""])[0].text()
     score = midpoint_rollout(model.network, x, None, lambda outputs: outputs[:, 0])
     assert found[1].total[0, 0] == pytest.approx(float(score[1, 0] / 8), rel=1e-4)  # a patch of 2 x 4 pixels
+
+
+def test_the_report_of_numbers_tells_what_raises_them_and_in_which_units(tmp_path):
+    x, labels = toy(shift=0.3)
+    run = run_tiny(
+        (x, labels + np.linspace(0, 0.5, len(x))), tmp_path / "run", preset="basic", epochs=1, task="regression"
+    )
+    page = run.report.read_text()
+    section = page[page.index("What decided") : page.index("Run it again")]
+    for words in ("raises the number", "the largest errors first, then the smallest", "the standard deviation of the"):
+        assert words in section
+    assert "speaks for" not in section
+    assert section.count("<li>") == min(len(run.evaluation), MISTAKES + CORRECT)
+    assert "The colour is the true number." in page
+    assert "Crosses mark mistakes." not in page
 
 
 def test_attention_that_does_not_fit_into_memory_is_computed_in_parts_or_not_at_all(monkeypatch):

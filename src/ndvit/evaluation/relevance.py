@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -297,12 +296,10 @@ def draw_bands(example: RelevanceSketch, name: str, figure: str) -> Markup | str
         axes.bar(places, bands, color=colours, width=0.8)
         axes.axhline(0, color=STRONG, linewidth=0.8, marker="")
         axes.set_xticks(
-            places,
-            [f"{low:,.2g}–{high:,.2g}" if high < 100 else f"{low:,.0f}–{high:,.0f}" for low, high in pairwise(edges)],
+            np.arange(len(edges)) - 0.5, [f"{edge:,.2g}" if edge < 100 else f"{edge:,.0f}" for edge in edges]
         )
-        axes.tick_params(axis="x", labelsize=9)
         axes.set(xlabel=translated("frequency (Hz)" if example.rate is not None else "cycles per sample"))
-        axes.set_title(translated("fall of the output"), fontsize=10, weight="normal", color=TEXT)
+        axes.set_title(translated("fall of the output"), fontsize=11, weight="normal", color=TEXT)
         axes.locator_params(axis="y", nbins=4)
 
     description = translated("{name}: fall of the output without each frequency band", name=name)
