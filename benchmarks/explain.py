@@ -443,6 +443,7 @@ def table(results: Path = RESULTS, page: Path = HERE.parent / "docs/explain.md")
             keys = ("pointing", "smoothed", "two", "inside", "deletion", "insertion", "passes", "randomised")
             cells = [method, *(_text(mean(key)) if key in mine[0] else "–" for key in keys)]
             lines.append("| " + " | ".join(cells) + " |")
+    lines += _depths(found)
     if rows := found.get("photographs"):
         lines += [f"\n**Photographs**: {rows[0]['photographs']}, and {MOSAICS} mosaics of four\n", PHOTOGRAPHS]
         lines.append("|---|" + "---:|" * (PHOTOGRAPHS.count("|") - 2))
@@ -455,6 +456,29 @@ def table(results: Path = RESULTS, page: Path = HERE.parent / "docs/explain.md")
     before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
     after = rest.partition(END)[2]
     page.write_text(before + BEGIN + "\n" + "\n".join(lines) + "\n" + END + after, encoding="utf-8")
+
+
+def _depths(found: dict) -> list[str]:
+    """The table of the candidates for the default by depth, with the cases that differ from it in nothing else."""
+    named = [(row["case"], row) for row in found.get("depths", ())]
+    if not named:
+        return []
+    same = [(f"{case.name[:3]}, {case.network.get('depth', 3)} blocks", name) for name, case in CASES.items()
+            if name in ("1-D plain", "2-D plain", "2-D deep")]  # fmt: skip
+    named += [(title, row) for title, name in same for row in found["rows"] if row["case"] == name]
+    two = CANDIDATES[:2]
+    columns = [f"{name}: {what}" for name in two for what in ("pointing", "two motifs", "deletion")]
+    lines = ["\n**By depth**\n", f"| network | seeds | test accuracy | {' | '.join(columns)} |"]
+    lines.append("|---|" + "---:|" * (2 + len(columns)))
+    for title in sorted({title for title, _ in named}, key=lambda title: (title[:3], int(title.split()[1]))):
+        cells = []
+        for method in two:
+            mine = [row for name, row in named if name == title and row["method"] == method]
+            cells += [_text(torch.tensor([row[key] for row in mine]).mean(0).tolist()) for key in ("pointing", "two")]
+            cells.append(_text(sum(row["deletion"] for row in mine) / len(mine)))
+        accuracy = sum(row["accuracy"] for row in mine) / len(mine)
+        lines.append(f"| {title} | {len(mine)} | {accuracy:.3f} | {' | '.join(cells)} |")
+    return lines
 
 
 if __name__ == "__main__":
