@@ -34,12 +34,12 @@ from ndvit.network.random_convolutions import RandomConvolutions
 
 CLASSES, TEST, STEPS = 3, 192, 20  # classes, test examples, steps of integrated gradients
 SLOW = ("integrated_gradients", "occlusion")
-ROLLOUTS = ("attention", "rollout", "gradient_rollout", "midpoint_rollout")
+ROLLOUTS = ("attention", "rollout", "gradient_rollout", "midpoint_rollout", "midpoint_gradient_rollout")
 METHODS = ("default", "random", *ROLLOUTS, "gradient", "gradient_x_input", *SLOW)
 SHARES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5)  # of the samples, or patches, that are removed or kept
 FEWER = 48  # examples on which slow methods explain an untrained network
 SURE, MOSAICS = 0.28, 16  # probability of photographs that are put into mosaics, and number of these
-CANDIDATES = ("midpoint_rollout", "gradient_rollout", "rollout", "gradient_x_input")  # for the default
+CANDIDATES = ("midpoint_rollout", "midpoint_gradient_rollout", "gradient_rollout")  # for the default
 METHODS_OF_FAST = ("default", "random", "contributions", "frozen encoder")
 HERE = Path(__file__).parent
 RESULTS = HERE.parent / "docs/explain.json"
@@ -289,17 +289,23 @@ def _text(value: float | list[float]) -> str:
 
 
 @app.command
-def measure(case: str, seeds: tuple[int, ...] = (0, 1, 2), again: bool = False, results: Path = RESULTS) -> None:
+def measure(
+    case: str, seeds: tuple[int, ...] = (0, 1, 2), slow: bool = True, again: bool = False, results: Path = RESULTS
+) -> None:
     """Train and measure the networks of one case, and put the rows into the results.
 
     Args:
         case: name of the case.
         seeds: one network each.
+        slow: whether to measure integrated gradients and occlusion, too, which take most of the time.
         again: whether to replace the rows of networks that the results have already.
         results: file of the results.
     """
+    methods = METHODS if CASES[case].network else METHODS_OF_FAST
+    if not slow:
+        methods = tuple(name for name in methods if name not in SLOW)
     for seed in seeds:
-        _add(results, "rows", CASES[case], seed, METHODS if CASES[case].network else METHODS_OF_FAST, again)
+        _add(results, "rows", CASES[case], seed, methods, again)
 
 
 @app.command
@@ -347,7 +353,7 @@ def _store(results: Path, found: dict) -> None:
 
 
 @app.command
-def photographs(folder: Path, weights: str, results: Path = RESULTS) -> None:
+def photographs(folder: Path, weights: str, methods: tuple[str, ...] = METHODS, results: Path = RESULTS) -> None:
     """Compare the methods on photographs by weights of ImageNet, for the most probable class of each.
 
     Deletion and insertion are measured on the photographs, for 2 to 50 % of the patches, which are replaced by the
@@ -404,7 +410,7 @@ def photographs(folder: Path, weights: str, results: Path = RESULTS) -> None:
             found.append(answers.gather(1, classes[:, None]).mean())
         return float(torch.stack(found).mean())
 
-    for method in METHODS:
+    for method in methods:
         start = time.perf_counter()
         values = by_patch(x, classes, method)
         took = time.perf_counter() - start
@@ -418,7 +424,9 @@ def photographs(folder: Path, weights: str, results: Path = RESULTS) -> None:
             row["inside"] = float(((up * there).sum(1) / up.sum(1).clamp(min=1e-30)).mean())
         rows.append(row)
         print(method, {k: round(v, 3) for k, v in row.items() if k not in ("method", "photographs")}, flush=True)
-    _store(results, json.loads(results.read_text()) | {"photographs": rows})
+    found = json.loads(results.read_text())
+    kept_rows = [row for row in found.get("photographs", ()) if row["method"] not in methods]
+    _store(results, found | {"photographs": kept_rows + rows})
 
 
 @app.command
@@ -434,14 +442,15 @@ def table(results: Path = RESULTS, page: Path = HERE.parent / "docs/explain.md")
         accuracy = ", ".join(f"{next(row['accuracy'] for row in rows if row['seed'] == seed):.3f}" for seed in seeds)
         size = " x ".join(map(str, CASES[name].size))
         lines += [f"\n**{name}**: {size}, test accuracy {accuracy}\n", HEAD, "|---|" + "---:|" * (HEAD.count("|") - 2)]
-        for method in dict.fromkeys(row["method"] for row in rows):
+        for method in sorted({row["method"] for row in rows}, key=(METHODS + METHODS_OF_FAST[2:]).index):
             mine = [row for row in rows if row["method"] == method]
 
             def mean(key, mine=mine):
-                return torch.tensor([row[key] for row in mine], dtype=torch.float64).mean(0).tolist()
+                known = [row[key] for row in mine if key in row]
+                return _text(torch.tensor(known, dtype=torch.float64).mean(0).tolist()) if known else "–"
 
             keys = ("pointing", "smoothed", "two", "inside", "deletion", "insertion", "passes", "randomised")
-            cells = [method, *(_text(mean(key)) if key in mine[0] else "–" for key in keys)]
+            cells = [f"{method} ({len(mine)})" if len(mine) < len(seeds) else method, *map(mean, keys)]
             lines.append("| " + " | ".join(cells) + " |")
     lines += _depths(found)
     if rows := found.get("photographs"):
@@ -466,18 +475,20 @@ def _depths(found: dict) -> list[str]:
     same = [(f"{case.name[:3]}, {case.network.get('depth', 3)} blocks", name) for name, case in CASES.items()
             if name in ("1-D plain", "2-D plain", "2-D deep")]  # fmt: skip
     named += [(title, row) for title, name in same for row in found["rows"] if row["case"] == name]
-    two = CANDIDATES[:2]
-    columns = [f"{name}: {what}" for name in two for what in ("pointing", "two motifs", "deletion")]
-    lines = ["\n**By depth**\n", f"| network | seeds | test accuracy | {' | '.join(columns)} |"]
-    lines.append("|---|" + "---:|" * (2 + len(columns)))
+    columns = [f"{name}: {what}" for name in CANDIDATES for what in ("pointing", "two motifs", "deletion")]
+    lines = ["\n**By depth**\n", f"| network | test accuracy | {' | '.join(columns)} |"]
+    lines.append("|---|" + "---:|" * (1 + len(columns)))
     for title in sorted({title for title, _ in named}, key=lambda title: (title[:3], int(title.split()[1]))):
         cells = []
-        for method in two:
+        for method in CANDIDATES:
             mine = [row for name, row in named if name == title and row["method"] == method]
+            if not mine:
+                cells += ["–"] * 3
+                continue
             cells += [_text(torch.tensor([row[key] for row in mine]).mean(0).tolist()) for key in ("pointing", "two")]
             cells.append(_text(sum(row["deletion"] for row in mine) / len(mine)))
-        accuracy = sum(row["accuracy"] for row in mine) / len(mine)
-        lines.append(f"| {title} | {len(mine)} | {accuracy:.3f} | {' | '.join(cells)} |")
+        accuracy = {row["seed"]: row["accuracy"] for name, row in named if name == title}
+        lines.append(f"| {title} | {sum(accuracy.values()) / len(accuracy):.3f} | {' | '.join(cells)} |")
     return lines
 
 

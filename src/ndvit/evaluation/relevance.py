@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 FOR, AGAINST = (234, 96, 12), (37, 99, 235)
 _COLUMNS = 600  # of a drawn signal: more stretches than pixels cannot be distinguished
+_DENSE = 4096  # samples above which a curve may cover its whole ground, and is drawn transparent
 _WIDTH = 430  # of a drawn signal, so that its numbers can be read on a phone
 _LONGEST_NAME = 48  # letters of a channel
 _PICTURE = (256, 384)  # pixels of the longer side, see `cards.SIZE`
@@ -252,7 +253,13 @@ def _draw_signal(example: RelevanceSketch, name: str, figure: str) -> Markup:
             ground = _scaled_heat(own, scale)
             one.imshow(ground, extent=(*across, low - margin, high + margin), aspect="auto", interpolation="none")
             one.plot(
-                example.x, y, color=STRONG, linewidth=1.1, marker="o" if example.length <= 60 else "", markersize=2.5
+                example.x,
+                y,
+                color=STRONG,
+                linewidth=1.1,
+                marker="o" if example.length <= 60 else "",
+                markersize=2.5,
+                alpha=1 if example.length <= _DENSE else 0.4,
             )
             one.set(xlim=across, ylim=(low - margin, high + margin))
             one.locator_params(axis="y", nbins=3)
