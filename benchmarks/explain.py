@@ -1,8 +1,10 @@
 """Measure explanations against planted truth: does the relevance lie where the class was decided?
 
 `python benchmarks/explain.py measure CASE` trains tiny networks on signals, pictures or volumes whose class is that of
-one motif at a known place, and measures every method on new examples: one to four minutes on one core for each case.
-Results are collected in docs/explain.json, and `python benchmarks/explain.py table` writes them into docs/explain.md.
+one motif at a known place, and measures every method on new examples: one to four minutes on one core for each seed.
+`python benchmarks/explain.py depths 6 12` compares the candidates for the default on networks of these depths.
+Both skip networks that are in docs/explain.json already, unless `--again`, and `python benchmarks/explain.py table`
+writes docs/explain.json into docs/explain.md.
 `python benchmarks/explain.py photographs FOLDER WEIGHTS` compares the methods on photographs and weights of ImageNet.
 
 A motif is a short grating in a soft window; its frequency (in one dimension) or its direction (in more) is the class.
@@ -16,11 +18,12 @@ import platform
 import subprocess
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from cyclopts import App
+from scipy.stats import rankdata
 from torch import Tensor, nn
 
 from ndvit.explain.methods import Options, relevance
@@ -31,11 +34,12 @@ from ndvit.network.random_convolutions import RandomConvolutions
 
 CLASSES, TEST, STEPS = 3, 192, 20  # classes, test examples, steps of integrated gradients
 SLOW = ("integrated_gradients", "occlusion")
-ROLLOUTS = ("attention", "rollout", "gradient_rollout", "midpoint_rollout")
+ROLLOUTS = ("attention", "rollout", "gradient_rollout", "midpoint_rollout", "midpoint_gradient_rollout")
 METHODS = ("default", "random", *ROLLOUTS, "gradient", "gradient_x_input", *SLOW)
 SHARES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5)  # of the samples, or patches, that are removed or kept
 FEWER = 48  # examples on which slow methods explain an untrained network
 SURE, MOSAICS = 0.28, 16  # probability of photographs that are put into mosaics, and number of these
+CANDIDATES = ("midpoint_rollout", "midpoint_gradient_rollout", "gradient_rollout")  # for the default
 METHODS_OF_FAST = ("default", "random", "contributions", "frozen encoder")
 HERE = Path(__file__).parent
 RESULTS = HERE.parent / "docs/explain.json"
@@ -61,6 +65,8 @@ def plant(
 
     With `second`, the motif of the next class is in the place of the bump.
     """
+    if size[0] < 3 * width:
+        raise ValueError(f"two windows of {width} do not fit beside each other everywhere in {size[0]} samples")
     dims, labels = len(size), torch.arange(n) % CLASSES
     x = torch.randn(n, *size, generator=generator)
     inside = torch.zeros(n, *size, dtype=torch.bool)
@@ -117,7 +123,7 @@ CASES = {
         "2-D hybrid", (48, 48), 12, dict(patch_size=(3, 3), **STEM, stem_strides=(2,), pooling="norm_avg"), 300
     ),
     "2-D deep": Case("2-D deep", (48, 48), 12, dict(patch_size=(6, 6), depth=12), 400, rate=1e-3),
-    "3-D plain": Case("3-D plain", (20, 20, 20), 8, dict(patch_size=(4, 4, 4)), 300),
+    "3-D plain": Case("3-D plain", (24, 24, 24), 8, dict(patch_size=(4, 4, 4)), 600),
 }
 
 
@@ -214,13 +220,13 @@ def seconds(call: Callable[[], object], times: int = 5) -> float:
 
 
 def rank_correlation(one: Tensor, other: Tensor) -> float:
-    """Mean Spearman correlation of maps, (n, *size) each."""
-    ranks = [values.flatten(1).argsort(1).argsort(1).double() for values in (one, other)]
+    """Mean Spearman correlation of maps, (n, *size) each; the samples of a token, which are equal, have one rank."""
+    ranks = [torch.from_numpy(rankdata(values.flatten(1).numpy(), axis=1)).double() for values in (one, other)]
     centred = [rank - rank.mean(1, keepdim=True) for rank in ranks]
     return float(nn.functional.cosine_similarity(*centred).mean())
 
 
-def measured(network: nn.Module, case: Case, seed: int) -> list[dict]:
+def measured(network: nn.Module, case: Case, seed: int, methods: tuple[str, ...]) -> list[dict]:
     """Rows of the table for one network."""
     data = plant(TEST, case.size, case.width, torch.Generator().manual_seed(100))
     both = plant(TEST, case.size, case.width, torch.Generator().manual_seed(101), second=True)
@@ -231,7 +237,7 @@ def measured(network: nn.Module, case: Case, seed: int) -> list[dict]:
     width, options, rows = max(3, case.width // 4) | 1, Options(steps=STEPS, batch_size=256), []
     generator = torch.Generator().manual_seed(seed + 1000)
     untrained = build(case, seed).eval() if case.network else _solved(case, generator, shuffled=True)
-    for method in METHODS if case.network else METHODS_OF_FAST:
+    for method in methods:
         used, name = network, None if method == "default" else method
         if method in ("contributions", "frozen encoder"):
             used, name = network.members[method == "frozen encoder"], None
@@ -283,11 +289,60 @@ def _text(value: float | list[float]) -> str:
 
 
 @app.command
-def measure(case: str, seeds: int = 3, results: Path = RESULTS) -> None:
-    """Train and measure the networks of one case, and put the rows into the results."""
-    rows = [row for seed in range(seeds) for row in measured(train(CASES[case], seed), CASES[case], seed)]
-    found = json.loads(results.read_text()) if results.exists() else {"rows": []}
-    _store(results, found | {"rows": [row for row in found["rows"] if row["case"] != case] + rows})
+def measure(
+    case: str, seeds: tuple[int, ...] = (0, 1, 2), slow: bool = True, again: bool = False, results: Path = RESULTS
+) -> None:
+    """Train and measure the networks of one case, and put the rows into the results.
+
+    Args:
+        case: name of the case.
+        seeds: one network each.
+        slow: whether to measure integrated gradients and occlusion, too, which take most of the time.
+        again: whether to replace the rows of networks that the results have already.
+        results: file of the results.
+    """
+    methods = METHODS if CASES[case].network else METHODS_OF_FAST
+    if not slow:
+        methods = tuple(name for name in methods if name not in SLOW)
+    for seed in seeds:
+        _add(results, "rows", CASES[case], seed, methods, again)
+
+
+@app.command
+def depths(*depths: int, dims: int = 2, seeds: tuple[int, ...] = (0, 1), again: bool = False, results: Path = RESULTS):
+    """Compare the candidates for the default on networks of other depths than those of the cases.
+
+    Args:
+        depths: numbers of blocks.
+        dims: 1 is signals, 2 pictures.
+        seeds: one network each.
+        again: whether to replace the rows of networks that the results have already.
+        results: file of the results.
+    """
+    for depth in depths:
+        base = CASES[f"{dims}-D plain"]
+        case = replace(base, name=f"{dims}-D, {depth} blocks", network=base.network | {"depth": depth})
+        if depth >= 8:
+            case = replace(case, rate=1e-3)
+        for seed in seeds:
+            _add(results, "depths", case, seed, CANDIDATES, again)
+
+
+def _add(results: Path, part: str, case: Case, seed: int, methods: tuple[str, ...], again: bool) -> None:
+    """Train and measure one network, and store its rows at once, so that a long bench can be resumed."""
+
+    def stored() -> dict:
+        return json.loads(results.read_text()) if results.exists() else {}
+
+    def same(row: dict) -> bool:
+        return row["case"] == case.name and row["seed"] == seed
+
+    if not again and any(same(row) for row in stored().get(part, ())):
+        print(f"{case.name}, seed {seed}: measured already")
+        return
+    rows = measured(train(case, seed), case, seed, methods)
+    found = stored()
+    _store(results, found | {part: [row for row in found.get(part, ()) if not same(row)] + rows})
 
 
 def _store(results: Path, found: dict) -> None:
@@ -298,7 +353,7 @@ def _store(results: Path, found: dict) -> None:
 
 
 @app.command
-def photographs(folder: Path, weights: str, results: Path = RESULTS) -> None:
+def photographs(folder: Path, weights: str, methods: tuple[str, ...] = METHODS, results: Path = RESULTS) -> None:
     """Compare the methods on photographs by weights of ImageNet, for the most probable class of each.
 
     Deletion and insertion are measured on the photographs, for 2 to 50 % of the patches, which are replaced by the
@@ -355,7 +410,7 @@ def photographs(folder: Path, weights: str, results: Path = RESULTS) -> None:
             found.append(answers.gather(1, classes[:, None]).mean())
         return float(torch.stack(found).mean())
 
-    for method in METHODS:
+    for method in methods:
         start = time.perf_counter()
         values = by_patch(x, classes, method)
         took = time.perf_counter() - start
@@ -369,7 +424,9 @@ def photographs(folder: Path, weights: str, results: Path = RESULTS) -> None:
             row["inside"] = float(((up * there).sum(1) / up.sum(1).clamp(min=1e-30)).mean())
         rows.append(row)
         print(method, {k: round(v, 3) for k, v in row.items() if k not in ("method", "photographs")}, flush=True)
-    _store(results, json.loads(results.read_text()) | {"photographs": rows})
+    found = json.loads(results.read_text())
+    kept_rows = [row for row in found.get("photographs", ()) if row["method"] not in methods]
+    _store(results, found | {"photographs": kept_rows + rows})
 
 
 @app.command
@@ -385,15 +442,17 @@ def table(results: Path = RESULTS, page: Path = HERE.parent / "docs/explain.md")
         accuracy = ", ".join(f"{next(row['accuracy'] for row in rows if row['seed'] == seed):.3f}" for seed in seeds)
         size = " x ".join(map(str, CASES[name].size))
         lines += [f"\n**{name}**: {size}, test accuracy {accuracy}\n", HEAD, "|---|" + "---:|" * (HEAD.count("|") - 2)]
-        for method in dict.fromkeys(row["method"] for row in rows):
+        for method in sorted({row["method"] for row in rows}, key=(METHODS + METHODS_OF_FAST[2:]).index):
             mine = [row for row in rows if row["method"] == method]
 
             def mean(key, mine=mine):
-                return torch.tensor([row[key] for row in mine], dtype=torch.float64).mean(0).tolist()
+                known = [row[key] for row in mine if key in row]
+                return _text(torch.tensor(known, dtype=torch.float64).mean(0).tolist()) if known else "–"
 
             keys = ("pointing", "smoothed", "two", "inside", "deletion", "insertion", "passes", "randomised")
-            cells = [method, *(_text(mean(key)) if key in mine[0] else "–" for key in keys)]
+            cells = [f"{method} ({len(mine)})" if len(mine) < len(seeds) else method, *map(mean, keys)]
             lines.append("| " + " | ".join(cells) + " |")
+    lines += _depths(found)
     if rows := found.get("photographs"):
         lines += [f"\n**Photographs**: {rows[0]['photographs']}, and {MOSAICS} mosaics of four\n", PHOTOGRAPHS]
         lines.append("|---|" + "---:|" * (PHOTOGRAPHS.count("|") - 2))
@@ -406,6 +465,31 @@ def table(results: Path = RESULTS, page: Path = HERE.parent / "docs/explain.md")
     before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
     after = rest.partition(END)[2]
     page.write_text(before + BEGIN + "\n" + "\n".join(lines) + "\n" + END + after, encoding="utf-8")
+
+
+def _depths(found: dict) -> list[str]:
+    """The table of the candidates for the default by depth, with the cases that differ from it in nothing else."""
+    named = [(row["case"], row) for row in found.get("depths", ())]
+    if not named:
+        return []
+    same = [(f"{case.name[:3]}, {case.network.get('depth', 3)} blocks", name) for name, case in CASES.items()
+            if name in ("1-D plain", "2-D plain", "2-D deep")]  # fmt: skip
+    named += [(title, row) for title, name in same for row in found["rows"] if row["case"] == name]
+    columns = [f"{name}: {what}" for name in CANDIDATES for what in ("pointing", "two motifs", "deletion")]
+    lines = ["\n**By depth**\n", f"| network | test accuracy | {' | '.join(columns)} |"]
+    lines.append("|---|" + "---:|" * (1 + len(columns)))
+    for title in sorted({title for title, _ in named}, key=lambda title: (title[:3], int(title.split()[1]))):
+        cells = []
+        for method in CANDIDATES:
+            mine = [row for name, row in named if name == title and row["method"] == method]
+            if not mine:
+                cells += ["–"] * 3
+                continue
+            cells += [_text(torch.tensor([row[key] for row in mine]).mean(0).tolist()) for key in ("pointing", "two")]
+            cells.append(_text(sum(row["deletion"] for row in mine) / len(mine)))
+        accuracy = {row["seed"]: row["accuracy"] for name, row in named if name == title}
+        lines.append(f"| {title} | {sum(accuracy.values()) / len(accuracy):.3f} | {' | '.join(cells)} |")
+    return lines
 
 
 if __name__ == "__main__":

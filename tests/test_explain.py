@@ -16,9 +16,16 @@ from ndvit.data.preprocess.base import Extent
 from ndvit.data.preprocess.images import ImagePreprocess
 from ndvit.data.preprocess.signals import SignalPreprocess
 from ndvit.explain import methods
-from ndvit.explain.attention import attention, gradient_rollout, midpoint_rollout, rollout
+from ndvit.explain.attention import (
+    attention,
+    gradient_rollout,
+    midpoint_gradient_rollout,
+    midpoint_rollout,
+    rollout,
+)
 from ndvit.explain.bands import band_relevance, octaves, usual_bands
 from ndvit.explain.coordinates import blurred, to_raw, to_samples
+from ndvit.explain.reasons import CORRECT, MISTAKES
 from ndvit.network.committee import Committee
 from ndvit.network.encoder_features import EncoderFeatures
 from ndvit.network.layers import rotate
@@ -45,7 +52,8 @@ NETWORKS = {
     "map": dict(pooling="map", class_token=False),
     "mean": dict(pooling="norm_avg", class_token=False),
 }
-OF_NETWORKS = ("attention", "rollout", "gradient_rollout", "midpoint_rollout", "gradient", "gradient_x_input")
+OF_NETWORKS = ("attention", "rollout", "gradient_rollout", "midpoint_rollout", "midpoint_gradient_rollout", "gradient")
+OF_NETWORKS += ("gradient_x_input",)
 TASK = Classification(("low", "middle", "high"))
 dims = pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
 kinds = pytest.mark.parametrize("kind", NETWORKS)
@@ -570,6 +578,21 @@ def test_numbers_are_explained_by_the_first_output_and_in_words():
     assert found[1].total[0, 0] == pytest.approx(float(score[1, 0] / 8), rel=1e-4)  # a patch of 2 x 4 pixels
 
 
+def test_the_report_of_numbers_tells_what_raises_them_and_in_which_units(tmp_path):
+    x, labels = toy(shift=0.3)
+    run = run_tiny(
+        (x, labels + np.linspace(0, 0.5, len(x))), tmp_path / "run", preset="basic", epochs=1, task="regression"
+    )
+    page = run.report.read_text()
+    section = page[page.index("What decided") : page.index("Run it again")]
+    for words in ("raises the number", "the largest errors first, then the smallest", "the standard deviation of the"):
+        assert words in section
+    assert "speaks for" not in section
+    assert section.count("<li>") == min(len(run.evaluation), MISTAKES + CORRECT)
+    assert "The colour is the true number." in page
+    assert "Crosses mark mistakes." not in page
+
+
 def test_attention_that_does_not_fit_into_memory_is_computed_in_parts_or_not_at_all(monkeypatch):
     network = build(SIZES["1d"])
     x, mask = masked_inputs(network, 5)
@@ -585,11 +608,30 @@ def test_attention_that_does_not_fit_into_memory_is_computed_in_parts_or_not_at_
         Model(network, TASK).explain(x, method="rollout")
 
 
-def test_the_default_of_deep_networks_of_pictures_has_no_gradient_at_the_input():
+@dims
+def test_midpoint_gradient_rollout_is_a_product_of_three_maps_at_half_the_input(size):
+    network = build(size)
+    x = batch(network)
+
+    def score(outputs):
+        return outputs[:, 1]
+
+    made = midpoint_gradient_rollout(network, x, None, score).unflatten(1, network.config.grid)
+    attended = rollout(network, x / 2, None)
+    products = (midpoint_rollout(network, x, None, score) / attended).unflatten(1, network.config.grid)
+    weighted = gradient_rollout(network, x / 2, None, score) * attended
+    for axis in range(1, products.ndim):
+        lines = products.movedim(axis, -1)
+        near = [blurred(line.reshape(1, -1, line.shape[-1]), 3).view(line.shape) for line in lines]
+        products = torch.stack(near).movedim(-1, axis)
+    torch.testing.assert_close(made.flatten(1), products.flatten(1) * weighted, atol=1e-7, rtol=1e-3)
+
+
+def test_the_default_of_deep_networks_of_pictures_reads_gradients_at_the_attention():
     deep = [methods.default_method(build(SIZES["2d"], depth=depth)) for depth in (7, 8)]
-    assert deep == ["midpoint_rollout", "gradient_rollout"]
+    assert deep == ["midpoint_rollout", "midpoint_gradient_rollout"]
     network = build(SIZES["2d"], depth=8)
     x = batch(network, 2)
     (one, _) = Model(network, TASK).explain(x)
-    assert (one.method, one.signed) == ("gradient_rollout", False)
-    assert one.relevance == pytest.approx(Model(network, TASK).explain(x, method="gradient_rollout")[0].relevance)
+    assert (one.method, one.signed) == ("midpoint_gradient_rollout", True)
+    assert one.relevance == pytest.approx(Model(network, TASK).explain(x, method=one.method)[0].relevance)

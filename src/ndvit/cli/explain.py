@@ -33,8 +33,9 @@ def explain(
         files: Images, recordings, files of arrays (.npy, .npz, .ts, .tsv), or folders of them.
         output: A page (.html), or a folder for the page, the relevance as .npy files, and a table as JSON.
         target: Name or index of the output that is explained. [default: the highest output of each example]
-        method: attention, rollout, gradient_rollout, midpoint_rollout, gradient, gradient_x_input,
-            integrated_gradients, occlusion or contributions. [default: what measures best for the network]
+        method: attention, rollout, gradient_rollout, midpoint_rollout, midpoint_gradient_rollout, gradient,
+            gradient_x_input, integrated_gradients, occlusion or contributions. [default: what measures best for the
+            network]
         layers: Blocks whose attention counts; negative ones count from the end. [default: last for attention, else all]
         heads: Attention heads that count. [default: all]
         steps: Steps of integrated gradients.

@@ -22,6 +22,7 @@ _KEPT = 32  # principal components that are stored, from which t-SNE starts
 _LEAST = 3  # examples on a map
 _LISTED = 20  # classes in the legend
 _SIZE = (430, 400)
+_SHADES = (0.25, 0.85)  # of the colours of numbers: the ends are invisible on a dark, or on a light page
 Method = Literal["pca", "tsne"]
 
 
@@ -95,13 +96,7 @@ def draw_map(
             axes.plot(*at[labels == label].T, color=colours[int(label)], alpha=0.75, **dots)
         crosses: dict[str, Any] = {"marker": "x", "markersize": size + 1.5, "markeredgewidth": 1.5, "color": STRONG}
         axes.plot(*at[wrong].T, linestyle="", clip_on=False, **crosses)
-        axes.margins(0.03)
-        axes.set(xticks=[], yticks=[], aspect="equal", adjustable="datalim")
-        axes.spines["bottom"].set_visible(False)
-        if method == "pca":
-            x, y = (f"{100 * share:.0f} %" for share in found.shares[:2])
-            axes.set_xlabel(translated("first component, {share} of the variance", share=x), color=TEXT)
-            axes.set_ylabel(translated("second component, {share}", share=y), color=TEXT)
+        _label_axes(axes, found, method)
         add_legend(axes, {classes[label]: colours[int(label)] for label in listed})
 
     description = translated(
@@ -115,20 +110,34 @@ def draw_map(
 
 
 def draw_target_map(found: FeatureMap, targets: np.ndarray, name: str, method: Method = "pca") -> Markup:
-    """Draw the map coloured by numbers (n,), the targets of a regression, from dark to bright."""
+    """Draw the map coloured by numbers (n,), the targets of a regression, with the colours as a scale above it."""
     from matplotlib import colormaps
 
     at = places(found, method)
     low, high = float(targets.min()), float(targets.max())
-    shades = colormaps["viridis"]((targets - low) / max(high - low, 1e-12))
+    shades = colormaps["plasma"](np.linspace(*_SHADES, 256))
+    own = shades[(255 * (targets - low) / max(high - low, 1e-12)).round().astype(int)]
 
     def paint(axes: Axes) -> None:
-        axes.scatter(at[:, 0], at[:, 1], c=shades, s=30, linewidths=0, clip_on=False)
-        axes.margins(0.03)
-        axes.set(xticks=[], yticks=[], aspect="equal", adjustable="datalim")
-        axes.spines["bottom"].set_visible(False)
-        text = translated("dark to bright: {low} to {high}", low=quantity(low), high=quantity(high))
-        axes.set_xlabel(text, color=TEXT)
+        axes.scatter(at[:, 0], at[:, 1], c=own, s=30, linewidths=0, clip_on=False)
+        _label_axes(axes, found, method)
+        scale = axes.inset_axes((0.0, 1.04, 0.5, 0.03))
+        scale.imshow(shades[None, ::4], aspect="auto", interpolation="none", extent=(0, 1, 0, 1))
+        scale.set(yticks=[])
+        scale.set_xticks([0, 1], [quantity(low), quantity(high)])
+        scale.tick_params(axis="x", top=True, labeltop=True, bottom=False, labelbottom=False, length=0)
+        scale.grid(visible=False)
 
     description = translated("embedding map of {n} examples, coloured by {target}", n=len(at), target=name)
     return figures.draw(_SIZE, "embedding map", description, paint)
+
+
+def _label_axes(axes: Axes, found: FeatureMap, method: Method) -> None:
+    """Name the components, which have no units; places of t-SNE have no names."""
+    axes.margins(0.03)
+    axes.set(xticks=[], yticks=[], aspect="equal", adjustable="datalim")
+    axes.spines["bottom"].set_visible(False)
+    if method == "pca":
+        x, y = (f"{100 * share:.0f} %" for share in found.shares[:2])
+        axes.set_xlabel(translated("first component, {share} of the variance", share=x), color=TEXT)
+        axes.set_ylabel(translated("second component, {share}", share=y), color=TEXT)

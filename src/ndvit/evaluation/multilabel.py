@@ -18,7 +18,7 @@ from ndvit.evaluation.bootstrap import Interval, mean_of_defined
 from ndvit.evaluation.classification import MAX_ROWS
 from ndvit.evaluation.ranking import areas, resampled_areas
 from ndvit.evaluation.reliability import ConfidenceBin, calibration_error, reliability_bins
-from ndvit.evaluation.words import translated
+from ndvit.evaluation.words import amount, translated
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -279,7 +279,7 @@ class MultilabelEvaluation(Evaluation):
         from ndvit.evaluation.maps import draw_map
 
         counts = self.truth[found.indices].sum(1)
-        names = [translated("{n} labels", n=n) for n in range(int(counts.max(initial=0)) + 1)]
+        names = [amount(n, "label") for n in range(int(counts.max(initial=0)) + 1)]
         return draw_map(found, counts, names, (self.decided != self.truth).any(1)[found.indices], method)
 
     def report_values(self) -> dict[str, Any]:

@@ -249,4 +249,5 @@ class RegressionEvaluation(Evaluation):
                 for j in range(drawn)
             ],
             "level": percent(self.level),
+            "of_number": True,
         }

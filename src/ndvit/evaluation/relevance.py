@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
 
 FOR, AGAINST = (234, 96, 12), (37, 99, 235)
 _COLUMNS = 600  # of a drawn signal: more stretches than pixels cannot be distinguished
+_DENSE = 4096  # samples above which a curve may cover its whole ground, and is drawn transparent
 _WIDTH = 430  # of a drawn signal, so that its numbers can be read on a phone
 _LONGEST_NAME = 48  # letters of a channel
 _PICTURE = (256, 384)  # pixels of the longer side, see `cards.SIZE`
@@ -253,7 +253,13 @@ def _draw_signal(example: RelevanceSketch, name: str, figure: str) -> Markup:
             ground = _scaled_heat(own, scale)
             one.imshow(ground, extent=(*across, low - margin, high + margin), aspect="auto", interpolation="none")
             one.plot(
-                example.x, y, color=STRONG, linewidth=1.1, marker="o" if example.length <= 60 else "", markersize=2.5
+                example.x,
+                y,
+                color=STRONG,
+                linewidth=1.1,
+                marker="o" if example.length <= 60 else "",
+                markersize=2.5,
+                alpha=1 if example.length <= _DENSE else 0.4,
             )
             one.set(xlim=across, ylim=(low - margin, high + margin))
             one.locator_params(axis="y", nbins=3)
@@ -297,12 +303,10 @@ def draw_bands(example: RelevanceSketch, name: str, figure: str) -> Markup | str
         axes.bar(places, bands, color=colours, width=0.8)
         axes.axhline(0, color=STRONG, linewidth=0.8, marker="")
         axes.set_xticks(
-            places,
-            [f"{low:,.2g}–{high:,.2g}" if high < 100 else f"{low:,.0f}–{high:,.0f}" for low, high in pairwise(edges)],
+            np.arange(len(edges)) - 0.5, [f"{edge:,.2g}" if edge < 100 else f"{edge:,.0f}" for edge in edges]
         )
-        axes.tick_params(axis="x", labelsize=9)
         axes.set(xlabel=translated("frequency (Hz)" if example.rate is not None else "cycles per sample"))
-        axes.set_title(translated("fall of the output"), fontsize=10, weight="normal", color=TEXT)
+        axes.set_title(translated("fall of the output"), fontsize=11, weight="normal", color=TEXT)
         axes.locator_params(axis="y", nbins=4)
 
     description = translated("{name}: fall of the output without each frequency band", name=name)

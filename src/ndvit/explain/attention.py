@@ -10,8 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ndvit.explain.coordinates import blurred
 from ndvit.network.layers import BlockTrace
 from ndvit.network.vit import Stages, VisionTransformer
+
+_POOLS = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)  # by number of axes, less one
 
 
 def attention(
@@ -67,16 +70,12 @@ def midpoint_rollout(
     at the input itself is small and noisy. Gradients know the answer that they explain, and attention does not; noise
     that one of them marks is seldom marked by the other.
     """
-    config = network.config
     with torch.enable_grad():
         half = (x / 2).detach().requires_grad_()
         stages = network.stages(half, mask, traced=_traced(network, layers))
         (gradient,) = torch.autograd.grad(score(network.outputs(stages)).sum(), half)
     with torch.no_grad():
-        pool = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[len(config.input_size) - 1]
-        products = (gradient * x).sum(1, keepdim=True)  # (B, 1, *size)
-        sums = pool(products, config.token_size, config.token_step).flatten(1) * math.prod(config.token_size)
-        return sums * _rolled_out(network, stages, layers, heads)
+        return _sums_of_patches(network, gradient * x) * _rolled_out(network, stages, layers, heads)
 
 
 def gradient_rollout(
@@ -95,25 +94,40 @@ def gradient_rollout(
     """
     with torch.enable_grad():
         stages = network.stages(x, mask, traced=_traced(network, layers))
-        found = [_attention(trace) for trace in stages.traces.values()]
-        total = score(network.outputs(stages)).sum()
-        gradients = torch.autograd.grad(total, [stages.encoded, *found], allow_unused=True)
-
-    def mix(flow: Tensor, trace: BlockTrace) -> Tensor:
-        return flow + _mean_heads(products[id(trace)], heads) @ flow
-
+        weighted = [stages.encoded, *(_attention(trace) for trace in stages.traces.values())]
+        gradients = torch.autograd.grad(score(network.outputs(stages)).sum(), weighted, allow_unused=True)
     with torch.no_grad():
-        products = {
-            id(trace): (weights * gradient).relu() if gradient is not None else torch.zeros_like(weights)
-            for trace, weights, gradient in zip(stages.traces.values(), found, gradients[1:])
-        }
-        flow = _through_blocks(network, stages, layers, mix)
-        shares = torch.zeros_like(flow[:, :, 0])  # (B, T)
-        if gradients[0] is not None:
-            shares[:, : stages.encoded.shape[1]] = (stages.encoded * gradients[0]).sum(2)
-        up = shares.relu()
-        readers = torch.where(up.any(1, keepdim=True), up, shares.abs())
-        return _patches(network, (readers[:, None] @ flow)[:, 0])
+        return _weighted_by_gradients(network, stages, gradients, layers, heads)
+
+
+def midpoint_gradient_rollout(
+    network: VisionTransformer,
+    x: Tensor,
+    mask: Tensor | None,
+    score: Callable[[Any], Tensor],
+    layers: Sequence[int] | None = None,
+    heads: Sequence[int] | None = None,
+) -> Tensor:
+    """Midpoint rollout times gradient rollout, for networks of many blocks: (B, N), signed.
+
+    All is computed half-way from 0 to the input. Gradient times input of each patch is spread over it and its
+    neighbours, because in networks of many blocks its sign may change from patch to patch. What gradients at the
+    attention of such networks mark besides the reason for the answer, the other two seldom mark.
+    """
+    with torch.enable_grad():
+        half = (x / 2).detach().requires_grad_()
+        stages = network.stages(half, mask, traced=_traced(network, layers))
+        weighted = [half, stages.encoded, *(_attention(trace) for trace in stages.traces.values())]
+        total = score(network.outputs(stages)).sum()
+        gradient, *gradients = torch.autograd.grad(total, weighted, allow_unused=True)
+    with torch.no_grad():
+        sums = _sums_of_patches(network, gradient * x).unflatten(1, network.config.grid)
+        for axis in range(1, sums.ndim):
+            lines = sums.movedim(axis, -1)
+            near = blurred(lines.reshape(len(lines), -1, lines.shape[-1]), 3)
+            sums = near.view(lines.shape).movedim(-1, axis)
+        flow = _weighted_by_gradients(network, stages, gradients, layers, heads)
+        return sums.flatten(1) * flow * _rolled_out(network, stages, layers, heads)
 
 
 def origins(traces: dict[int, BlockTrace], blocks: Sequence[int]) -> Tensor | None:
@@ -126,33 +140,68 @@ def origins(traces: dict[int, BlockTrace], blocks: Sequence[int]) -> Tensor | No
     return shares
 
 
+def _sums_of_patches(network: VisionTransformer, values: Tensor) -> Tensor:
+    """Sums of values (B, C, *size) over the channels and samples of each patch: (B, N)."""
+    config = network.config
+    pool = _POOLS[len(config.input_size) - 1]
+    means = pool(values.sum(1, keepdim=True), config.token_size, config.token_step)  # (B, 1, *grid)
+    return means.flatten(1) * math.prod(config.token_size)
+
+
+def _weighted_by_gradients(
+    network: VisionTransformer,
+    stages: Stages,
+    gradients: Sequence[Tensor | None],
+    layers: Sequence[int] | None,
+    heads: Sequence[int] | None,
+) -> Tensor:
+    """Gradient rollout (B, N) by the gradients at the last tokens and at the attention of each traced block."""
+    of_tokens, *of_attention = gradients
+    products = {
+        id(trace): torch.zeros_like(_attention(trace)) if gradient is None else (_attention(trace) * gradient).relu()
+        for trace, gradient in zip(stages.traces.values(), of_attention)
+    }
+
+    def mix(shares: Tensor, trace: BlockTrace) -> Tensor:
+        return shares + shares @ _mean_heads(products[id(trace)], heads)
+
+    shares = torch.zeros_like(stages.encoded[:, :, 0], dtype=torch.float32)  # (B, T)
+    if of_tokens is not None:
+        shares += (stages.encoded * of_tokens).sum(2)
+    up = shares.relu()
+    readers = torch.where(up.any(1, keepdim=True), up, shares.abs())
+    return _patches(network, _back_through_blocks(stages, readers[:, None], layers, mix)[:, 0])
+
+
 def _rolled_out(
     network: VisionTransformer, stages: Stages, layers: Sequence[int] | None, heads: Sequence[int] | None
 ) -> Tensor:
     """Rollout of the traced blocks, see `rollout`."""
 
-    def mix(flow: Tensor, trace: BlockTrace) -> Tensor:
-        return (flow + _mean_heads(_attention(trace), heads) @ flow) / 2
+    def mix(shares: Tensor, trace: BlockTrace) -> Tensor:
+        return (shares + shares @ _mean_heads(_attention(trace), heads)) / 2
 
-    flow = _through_blocks(network, stages, layers, mix)
-    return _patches(network, (_readers(network, stages) @ flow)[:, 0])
+    return _patches(network, _back_through_blocks(stages, _readers(network, stages), layers, mix)[:, 0])
 
 
-def _through_blocks(
-    network: VisionTransformer,
+def _back_through_blocks(
     stages: Stages,
+    shares: Tensor,
     layers: Sequence[int] | None,
     mix: Callable[[Tensor, BlockTrace], Tensor],
 ) -> Tensor:
-    """How much of each first token is in each last one: (B, T, tokens before the first block)."""
-    tokens = stages.tokens
-    flow = torch.eye(tokens.shape[1], device=tokens.device, dtype=torch.float32).expand(len(tokens), -1, -1)
-    for i, trace in sorted(stages.traces.items()):
-        if layers is None or i in layers:
-            flow = mix(flow, trace)
+    """Shares (B, 1, T) of the last tokens, as shares of those before the first block, (B, 1, tokens).
+
+    From the last block to the first, a block costs the product of a vector and a matrix; from the first to the last it
+    would be one of two matrices.
+    """
+    for i, trace in sorted(stages.traces.items(), reverse=True):
         if trace.merged is not None:
-            flow = trace.merged.to(flow) @ flow
-    return flow
+            shares = shares @ trace.merged.to(shares)
+        if layers is None or i in layers:
+            unread = _attention(trace).shape[-2] - shares.shape[-1]  # tokens that the last block need not compute
+            shares = mix(F.pad(shares, (0, unread)), trace)
+    return shares
 
 
 def _traced(network: VisionTransformer, layers: Sequence[int] | None) -> Sequence[int]:

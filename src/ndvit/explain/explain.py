@@ -49,6 +49,7 @@ class Explanation:
         bands: relevance by frequency; None if it was not requested.
         exclusive: answers are probabilities of classes of which one is true.
         channels: names of the channels of `values`; empty if unknown.
+        of_number: the output is a number in the units of a target, which relevance raises or lowers.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Explanation:
     bands: Bands | None = None
     exclusive: bool = True
     channels: tuple[str, ...] = ()
+    of_number: bool = False
 
     @property
     def total(self) -> np.ndarray:
@@ -283,6 +285,7 @@ def _explain_batch(
             bands=band,
             exclusive=isinstance(task, Classification),
             channels=model.channel_names,
+            of_number=has_numbers(task),
         )
         for target, row, text, values, band in zip(targets.tolist(), answers, _words(task, answers), found, bands)
     ]
@@ -327,7 +330,12 @@ def _check_method(method: str | None) -> None:
 
 def _usual(target: Target, task: Task) -> Target:
     """What is explained by default: None, the highest output, for classes, and otherwise the first output."""
-    return 0 if target is None and not getattr(task, "classes", ()) else target
+    return 0 if target is None and has_numbers(task) else target
+
+
+def has_numbers(task: Task) -> bool:
+    """Whether outputs are numbers in units of targets, not scores of classes or labels."""
+    return not getattr(task, "classes", ())
 
 
 def _targets(target: Target, outputs: Tensor, labels: Sequence[str]) -> Tensor:

@@ -50,6 +50,7 @@ def render(explanations: Sequence[Explanation], title: str) -> str:
             methods=sorted({one.method for one in explanations}),
             signed=any(one.signed for one in explanations),
             banded=any(one.bands is not None for one in explanations),
+            of_number=any(one.of_number for one in explanations),
         )
     )
 

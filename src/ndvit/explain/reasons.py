@@ -18,7 +18,7 @@ from ndvit.evaluation.base import Evaluation
 from ndvit.evaluation.maps import MOST, FeatureMap, feature_map
 from ndvit.evaluation.relevance import Reason, Relevance, RelevanceSketch, sketch_relevance
 from ndvit.explain.bands import usual_bands
-from ndvit.explain.explain import Explanation, explain_inputs, reads_signals
+from ndvit.explain.explain import Explanation, explain_inputs, has_numbers, reads_signals
 from ndvit.explain.page import reason
 from ndvit.inference.batches import pick_device, predict_features
 from ndvit.inference.recordings import WholeRecordings, recording_of
@@ -75,6 +75,8 @@ def _reasons_of(
     owner = np.arange(len(test)) if test.places is None else recording_of(test.places)  # a recording has many windows
     mistakes = list(evaluation.worst())
     others = sorted(set(owner.tolist()) - set(mistakes))
+    if model.task is not None and has_numbers(model.task):  # none is right or wrong: those with the smallest errors
+        others = mistakes[MISTAKES:][: -CORRECT - 1 : -1]
     wanted = mistakes[:MISTAKES] + others[:: max(1, len(others) // CORRECT)][:CORRECT]
     found, features = None, np.zeros((0, 0))
     indices = _sample(len(evaluation), wanted)
@@ -103,7 +105,10 @@ def _reasons_of(
         beside = nearest(i, evaluation.references(i), indices, features)
         reference = None if beside is None else _reference(test, preprocess, beside, one)
         name = "" if beside is None else str(evaluation.names[beside])
-        reasons.append(reason(one, evaluation.caption(i), reference, name))
+        caption = evaluation.caption(i)
+        if not one.exclusive and len(one.answers) > 1:  # the caption names several outputs, or another one
+            caption |= {"explained": one.label}
+        reasons.append(reason(one, caption, reference, name))
     return Reasons(tuple(reasons), explained[0].method, found)
 
 

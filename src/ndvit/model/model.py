@@ -362,9 +362,9 @@ class Model(ModelParts):
             target: index or name of the output that is explained, such as a class, or one for each example; None is the
                 highest output for classes, and the first one for numbers.
             method: None is what measures best for the network, see docs/explain.md. "attention" (of the last block),
-                "rollout", "gradient_rollout", "midpoint_rollout", "gradient" (absolute), "gradient_x_input",
-                "integrated_gradients" and "occlusion" (both by captum, `pip install 'ndvit[explain]'`), or
-                "contributions", which are exact in time, for random convolutions.
+                "rollout", "gradient_rollout", "midpoint_rollout", "midpoint_gradient_rollout", "gradient" (absolute),
+                "gradient_x_input", "integrated_gradients" and "occlusion" (both by captum, `pip install
+                'ndvit[explain]'`), or "contributions", which are exact in time, for random convolutions.
             layers: blocks whose attention counts; negative ones count from the end. None is the last block for
                 "attention", and all blocks for the rollouts.
             heads: attention heads that count; None is all.

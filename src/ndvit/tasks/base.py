@@ -267,7 +267,7 @@ class Task(ABC):
 
     def describe(self, options: PretrainingOptions) -> str:
         """The task in a few words, for the plan of a training; `options` are those of `objective`."""
-        return f"{self.name}, {self.num_outputs} outputs"
+        return f"{self.name}, {counted(self.num_outputs, 'output')}"
 
     def example_weights(self, recipe: Recipe, targets: Tensor, population: Tensor) -> Tensor | None:
         """How much each example counts in the loss, (n,); None if all count equally.
