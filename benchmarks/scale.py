@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,8 @@ SIGNAL += ["--rocket-features", "400"]
 SGD = ["--optimizer", "sgd", "--learning-rate", "0.05"]
 HELD = ["--val-fraction", "0.25", "--val-every", "3"]
 NETWORKS = {"ViT": TINY, "signal network": SIGNAL}
-RECORD, ACT = "SCALE_RECORD", "SCALE_ACT"
+RECORD, ACT, TURN = "SCALE_RECORD", "SCALE_ACT", "SCALE_TURN"
+STEPS_A_TURN = 4
 
 
 # ---------------------------------------------------------------- the program of an instrumented process
@@ -44,7 +45,9 @@ def work(*words: str) -> None:
     """Run `ndvit` with these words, record what is trained on, and do what the environment says at some moment.
 
     SCALE_RECORD is a folder for one file a process, with a line for each batch: time and examples. SCALE_ACT is
-    signal:moment:number:rank, where the moment is training, validation or checkpoint.
+    signal:moment:number:rank, where the moment is training, validation or checkpoint. SCALE_TURN names two pipes, OWN
+    and OTHER, of two programs that take turns after every few steps: it waits for a byte in the first, and then writes
+    one to the second. A line without examples is the end of a turn.
     """
     from ndvit.cli import main
     from ndvit.data.loading import Inputs
@@ -75,6 +78,7 @@ def work(*words: str) -> None:
     if folder := os.environ.get(RECORD):
         file = open(Path(folder) / f"{rank}.jsonl", "a", buffering=1)  # noqa: SIM115 (until the process ends)
         stream = Inputs.stream
+        pipes = [os.open(path, os.O_RDWR) for path in os.environ.get(TURN, "").split()]
 
         def recorded(self: Inputs, *arguments: Any) -> Any:
             loader = stream(self, *arguments)
@@ -83,7 +87,12 @@ def work(*words: str) -> None:
             order = loader.batch_sampler.__class__.__iter__
 
             def batches(sampler: Any) -> Iterator[Any]:
-                for batch in order(sampler):
+                for i, batch in enumerate(order(sampler)):
+                    if pipes and i % STEPS_A_TURN == 0:
+                        if i:
+                            file.write(json.dumps([time.perf_counter()]) + "\n")
+                            os.write(pipes[1], b".")
+                        os.read(pipes[0], 1)
                     plain = [i[0] if isinstance(i, tuple) else i for i in batch]
                     file.write(json.dumps([time.perf_counter(), plain]) + "\n")
                     yield batch
@@ -92,7 +101,11 @@ def work(*words: str) -> None:
             return loader
 
         Inputs.stream = recorded  # type: ignore[method-assign]
-    main(list(words))
+    try:
+        main(list(words))
+    finally:
+        for path in os.environ.get(TURN, "").split()[1:]:
+            os.write(os.open(path, os.O_RDWR), b".")
 
 
 # ------------------------------------------------------------------------------------------- small helpers
@@ -167,12 +180,14 @@ def table(head: list[str], rows: Iterable[list[Any]]) -> None:
 
 
 @app.command
-def equality(optimizers: tuple[str, ...] = ("sgd", "adamw"), steps: int = 20) -> None:
+def equality(
+    networks: tuple[str, ...] = tuple(NETWORKS), optimizers: tuple[str, ...] = ("sgd", "adamw"), steps: int = 20
+) -> None:
     """Compare 2 and 4 processes with one that has their whole batch, with default augmentation and dropout."""
 
     def rows() -> Iterator[list[Any]]:
         with folder() as home:
-            for name, optimizer in itertools.product(NETWORKS, optimizers):
+            for name, optimizer in itertools.product(networks, optimizers):
                 words = [*NETWORKS[name], *HELD, *(SGD if optimizer == "sgd" else ["--optimizer", optimizer])]
                 start = f"{name.split()[0]}-{optimizer}"
                 ndvit(home, *train(f"{start}-1", 16, 1, steps, *words))
@@ -278,53 +293,82 @@ def _faults(devices: int) -> Iterator[list[Any]]:
         yield ["resumed", resumed.returncode, "", resumed.stderr.strip()]
 
 
-def step_times(home: Path, run: str, count: int, *more: str, together: int = 1, batch: int = 32) -> float:
-    """Median seconds of a step, of `together` runs at a time, each in `count` processes (0: without torchrun)."""
+def step_times(
+    home: Path, run: str, counts: Sequence[int], *more: Sequence[str], turns: bool = False
+) -> list[np.ndarray]:
+    """Seconds of the steps of runs at the same time, each in so many processes (0: one without torchrun).
+
+    Args:
+        home: folder with the data.
+        run: name of the runs.
+        counts: processes of each run.
+        more: options of each run.
+        turns: let two runs of one process take turns, so that each has the machine for itself.
+    """
     started = []
-    for i in range(together):
+    pipes = [home / f"{run}-{name}" for name in "ab"] if turns else []
+    for path in pipes:
+        os.mkfifo(path)
+    for i, (count, options) in enumerate(zip(counts, more, strict=True)):
         records = home / f"times-{run}-{i}"
         records.mkdir()
         start = ["-m", "torch.distributed.run", "--nproc-per-node", str(count), "--master-port", "0"] if count else []
         start += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"] if count else []
-        words = train(f"{run}-{i}", batch, 1, 60, "--val-fraction", "0", "--val-every", "60", *more)
+        words = train(f"{run}-{i}", 32, 1, 60, "--val-fraction", "0", "--val-every", "60", *options)
         program = [sys.executable, *start, str(HERE), "work", *words]
+        own = {RECORD: str(records)} | ({TURN: f"{pipes[i]} {pipes[1 - i]}"} if turns else {})
         started.append(
             subprocess.Popen(
                 program,
                 cwd=home,
-                env=environment(**{RECORD: str(records)}),
+                env=environment(**own),
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
                 text=True,
             )
         )
+    if turns:
+        opened = os.open(pipes[0], os.O_RDWR)
+        os.write(opened, b".")
     for one in started:
         errors = one.communicate()[1]
         assert one.returncode == 0, errors
+    if turns:
+        os.close(opened)
     found = []
-    for i in range(together):
+    for i in range(len(started)):
+        times: list[float] = []
         for file in (home / f"times-{run}-{i}").iterdir():
-            times = [json.loads(line)[0] for line in file.read_text().splitlines()]
-            found += list(np.diff(times))[10:]
-    return statistics.median(found)
+            lines = [json.loads(line) for line in file.read_text().splitlines()]
+            steps = [after[0] - line[0] for line, after in itertools.pairwise(lines) if len(line) == 2]
+            times += steps[12:]
+        found.append(np.array(times))
+    return found
 
 
 NETWORK_OF_TIMES = ["--model", "vit_nano", "--input-size", "256", "--patch-size", "4"]
 
 
 @app.command
-def overhead(repeats: int = 3) -> None:
-    """Time a step of one process without and with DDP, in turns."""
-    found: dict[str, list[float]] = {"none": [], "ddp": []}
-    with folder() as home:
-        for i in range(repeats):
-            found["none"].append(step_times(home, f"none{i}", 0, *NETWORK_OF_TIMES))
-            found["ddp"].append(step_times(home, f"ddp{i}", 1, "--strategy", "ddp", *NETWORK_OF_TIMES))
-    none, ddp = (min(found[name]) for name in ("none", "ddp"))
-    table(
-        ["step without", "step with DDP", "overhead", "all"],
-        [[f"{1e3 * none:.1f} ms", f"{1e3 * ddp:.1f} ms", f"{100 * (ddp / none - 1):.1f} %", found]],
-    )
+def overhead(repeats: int = 5) -> None:
+    """Time the steps of one process without DDP and of one with it, which take turns after every four steps."""
+
+    def rows() -> Iterator[list[Any]]:
+        ratios = []
+        with folder() as home:
+            for i in range(repeats):
+                ddp = [*NETWORK_OF_TIMES, "--strategy", "ddp"]
+                order = [(0, NETWORK_OF_TIMES), (1, ddp)][:: -1 if i % 2 else 1]  # which of them is first
+                found = step_times(home, f"turns{i}", [one[0] for one in order], *[one[1] for one in order], turns=True)
+                none, with_ddp = found[:: -1 if i % 2 else 1]
+                ratio = np.median(with_ddp) / np.median(none)
+                ratios.append(ratio)
+                cells = [f"{1e3 * np.median(times):.1f} ms" for times in (none, with_ddp)]
+                yield [i + 1, len(none), *cells, f"{100 * (ratio - 1):+.1f} %"]
+        middle = statistics.median(ratios)
+        yield ["median", "", "", "", f"{100 * (middle - 1):+.1f} %"]
+
+    table(["pair of processes", "steps of each", "without DDP", "with DDP", "overhead"], rows())
 
 
 @app.command
@@ -346,6 +390,11 @@ def reduce(size: int) -> None:
     distributed.destroy_process_group()
 
 
+def median_of(times: list[np.ndarray]) -> float:
+    """The median of the steps of all runs."""
+    return float(np.median(np.concatenate(times)))
+
+
 @app.command
 def throughput() -> None:
     """Compare the steps of 1, 2 and 4 processes with the model: computing beside the others, and the all-reduce."""
@@ -356,10 +405,10 @@ def throughput() -> None:
     rows = []
     with folder() as home:
         for count in (1, 2, 4):
-            alone = step_times(home, f"alone{count}", 0, *NETWORK_OF_TIMES, together=count)
+            alone = median_of(step_times(home, f"alone{count}", [0] * count, *[NETWORK_OF_TIMES] * count))
             measured, reducing = alone, 0.0
             if count > 1:
-                measured = step_times(home, f"ddp{count}", count, *NETWORK_OF_TIMES)
+                measured = median_of(step_times(home, f"ddp{count}", [count], NETWORK_OF_TIMES))
                 program = [
                     "-m",
                     "torch.distributed.run",
