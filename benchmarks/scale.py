@@ -294,7 +294,7 @@ def _faults(devices: int) -> Iterator[list[Any]]:
 
 
 def step_times(
-    home: Path, run: str, counts: Sequence[int], *more: Sequence[str], turns: bool = False
+    home: Path, run: str, counts: Sequence[int], *more: Sequence[str], turns: bool = False, steps: int = 60
 ) -> list[np.ndarray]:
     """Seconds of the steps of runs at the same time, each in so many processes (0: one without torchrun).
 
@@ -304,6 +304,7 @@ def step_times(
         counts: processes of each run.
         more: options of each run.
         turns: let two runs of one process take turns, so that each has the machine for itself.
+        steps: steps of each run, of which the first twelve are not counted.
     """
     started = []
     pipes = [home / f"{run}-{name}" for name in "ab"] if turns else []
@@ -314,7 +315,7 @@ def step_times(
         records.mkdir()
         start = ["-m", "torch.distributed.run", "--nproc-per-node", str(count), "--master-port", "0"] if count else []
         start += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"] if count else []
-        words = train(f"{run}-{i}", 32, 1, 60, "--val-fraction", "0", "--val-every", "60", *options)
+        words = train(f"{run}-{i}", 32, 1, steps, "--val-fraction", "0", "--val-every", str(steps), *options)
         program = [sys.executable, *start, str(HERE), "work", *words]
         own = {RECORD: str(records)} | ({TURN: f"{pipes[i]} {pipes[1 - i]}"} if turns else {})
         started.append(
@@ -340,8 +341,8 @@ def step_times(
         times: list[float] = []
         for file in (home / f"times-{run}-{i}").iterdir():
             lines = [json.loads(line) for line in file.read_text().splitlines()]
-            steps = [after[0] - line[0] for line, after in itertools.pairwise(lines) if len(line) == 2]
-            times += steps[12:]
+            own_times = [after[0] - line[0] for line, after in itertools.pairwise(lines) if len(line) == 2]
+            times += own_times[12:]
         found.append(np.array(times))
     return found
 
@@ -396,34 +397,30 @@ def median_of(times: list[np.ndarray]) -> float:
 
 
 @app.command
-def throughput() -> None:
-    """Compare the steps of 1, 2 and 4 processes with the model: computing beside the others, and the all-reduce."""
+def throughput(steps: int = 40, counts: tuple[int, ...] = (1, 2, 4)) -> None:
+    """Compare the steps of several processes with the model: computing beside the others, and the all-reduce."""
     from ndvit import create_model
 
     network = create_model("vit_nano", input_size=256, patch_size=4, in_channels=2, num_classes=2)
     size = 4 * sum(p.numel() for p in network.parameters())
-    rows = []
-    with folder() as home:
-        for count in (1, 2, 4):
-            alone = median_of(step_times(home, f"alone{count}", [0] * count, *[NETWORK_OF_TIMES] * count))
-            measured, reducing = alone, 0.0
-            if count > 1:
-                measured = median_of(step_times(home, f"ddp{count}", [count], NETWORK_OF_TIMES))
-                program = [
-                    "-m",
-                    "torch.distributed.run",
-                    "--nproc-per-node",
-                    str(count),
-                    str(HERE),
-                    "reduce",
-                    str(size),
-                ]
-                done = subprocess.run([sys.executable, *program], env=environment(), capture_output=True, text=True)
-                reducing = float(done.stdout.split()[-1])
-            model = alone + reducing
-            cells = [f"{1e3 * seconds:.0f} ms" for seconds in (alone, reducing, model, measured)]
-            rows.append([count, *cells, f"{100 * (measured / model - 1):+.0f} %", f"{32 * count / measured:.0f}"])
-    print(f"{size / 2**20:.1f} MiB of gradients, 32 examples a process\n")
+
+    def rows() -> Iterator[list[Any]]:
+        with folder() as home:
+            for count in counts:
+                own = [NETWORK_OF_TIMES] * count
+                alone = median_of(step_times(home, f"alone{count}", [0] * count, *own, steps=steps))
+                measured, reducing = alone, 0.0
+                if count > 1:
+                    measured = median_of(step_times(home, f"ddp{count}", [count], NETWORK_OF_TIMES, steps=steps))
+                    words = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(count), str(HERE)]
+                    words += ["reduce", str(size)]
+                    done = subprocess.run(words, env=environment(), capture_output=True, text=True)
+                    reducing = float(done.stdout.split()[-1])
+                model = alone + reducing
+                cells = [f"{1e3 * seconds:.0f} ms" for seconds in (alone, reducing, model, measured)]
+                yield [count, *cells, f"{100 * (measured / model - 1):+.0f} %", f"{32 * count / measured:.0f}"]
+
+    print(f"{size / 2**20:.1f} MiB of gradients, 32 examples a process\n", flush=True)
     head = [
         "processes",
         "computing, as many without DDP",
@@ -433,7 +430,7 @@ def throughput() -> None:
         "difference",
         "examples/s",
     ]
-    table(head, rows)
+    table(head, rows())
 
 
 # ---------------------------------------------------------------------------------------- the model, for GPUs
