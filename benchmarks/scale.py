@@ -44,10 +44,10 @@ STEPS_A_TURN = 4
 def work(*words: str) -> None:
     """Run `ndvit` with these words, record what is trained on, and do what the environment says at some moment.
 
-    SCALE_RECORD is a folder for one file a process, with a line for each batch: time and examples. SCALE_ACT is
-    signal:moment:number:rank, where the moment is training, validation or checkpoint. SCALE_TURN names two pipes, OWN
-    and OTHER, of two programs that take turns after every few steps: it waits for a byte in the first, and then writes
-    one to the second. A line without examples is the end of a turn.
+    SCALE_RECORD is a folder for one file a process, with a line for each batch: time, CPU time and examples. SCALE_ACT
+    is signal:moment:number:rank, where the moment is training, validation or checkpoint. SCALE_TURN names two pipes,
+    OWN and OTHER, of two programs that take turns after every few steps: it waits for a byte in the first, and then
+    writes one to the second. A line without examples is the end of a turn.
     """
     from ndvit.cli import main
     from ndvit.data.loading import Inputs
@@ -90,11 +90,11 @@ def work(*words: str) -> None:
                 for i, batch in enumerate(order(sampler)):
                     if pipes and i % STEPS_A_TURN == 0:
                         if i:
-                            file.write(json.dumps([time.perf_counter()]) + "\n")
+                            file.write(json.dumps([time.perf_counter(), time.process_time()]) + "\n")
                             os.write(pipes[1], b".")
                         os.read(pipes[0], 1)
                     plain = [i[0] if isinstance(i, tuple) else i for i in batch]
-                    file.write(json.dumps([time.perf_counter(), plain]) + "\n")
+                    file.write(json.dumps([time.perf_counter(), time.process_time(), plain]) + "\n")
                     yield batch
 
             loader.batch_sampler.__class__.__iter__ = batches
@@ -245,7 +245,7 @@ def elastic(steps: int = 24, at: int = 9) -> None:
             files = [(records / name / f"{i}.jsonl").read_text().splitlines() for i in range(count)]
             for batch in range((last - first) * parts):
                 for lines in files:
-                    seen += json.loads(lines[batch])[1]
+                    seen += json.loads(lines[batch])[2]
         examples = max(seen) + 1
         passes = [sorted(seen[i : i + examples]) for i in range(0, len(seen) - examples + 1, examples)]
         once = sum(one == list(range(examples)) for one in passes)
@@ -296,12 +296,12 @@ def _faults(devices: int) -> Iterator[list[Any]]:
 def step_times(
     home: Path, run: str, counts: Sequence[int], *more: Sequence[str], turns: bool = False, steps: int = 60
 ) -> list[np.ndarray]:
-    """Seconds of the steps of runs at the same time, each in so many processes (0: one without torchrun).
+    """Seconds, and seconds of CPU time, of the steps (n, 2) of runs at the same time.
 
     Args:
         home: folder with the data.
         run: name of the runs.
-        counts: processes of each run.
+        counts: processes of each run; 0 is one without torchrun.
         more: options of each run.
         turns: let two runs of one process take turns, so that each has the machine for itself.
         steps: steps of each run, of which the first twelve are not counted.
@@ -338,11 +338,11 @@ def step_times(
         os.close(opened)
     found = []
     for i in range(len(started)):
-        times: list[float] = []
+        times: list[np.ndarray] = []
         for file in (home / f"times-{run}-{i}").iterdir():
             lines = [json.loads(line) for line in file.read_text().splitlines()]
-            own_times = [after[0] - line[0] for line, after in itertools.pairwise(lines) if len(line) == 2]
-            times += own_times[12:]
+            pairs = [(np.array(line[:2]), np.array(after[:2])) for line, after in itertools.pairwise(lines) if line[2:]]
+            times += [after - before for before, after in pairs][12:]
         found.append(np.array(times))
     return found
 
@@ -352,7 +352,10 @@ NETWORK_OF_TIMES = ["--model", "vit_nano", "--input-size", "256", "--patch-size"
 
 @app.command
 def overhead(repeats: int = 5) -> None:
-    """Time the steps of one process without DDP and of one with it, which take turns after every four steps."""
+    """Time the steps of one process without DDP and of one with it, which take turns after every four steps.
+
+    CPU time is compared, too: other programs on the machine hardly change it.
+    """
 
     def rows() -> Iterator[list[Any]]:
         ratios = []
@@ -361,15 +364,14 @@ def overhead(repeats: int = 5) -> None:
                 ddp = [*NETWORK_OF_TIMES, "--strategy", "ddp"]
                 order = [(0, NETWORK_OF_TIMES), (1, ddp)][:: -1 if i % 2 else 1]  # which of them is first
                 found = step_times(home, f"turns{i}", [one[0] for one in order], *[one[1] for one in order], turns=True)
-                none, with_ddp = found[:: -1 if i % 2 else 1]
-                ratio = np.median(with_ddp) / np.median(none)
-                ratios.append(ratio)
-                cells = [f"{1e3 * np.median(times):.1f} ms" for times in (none, with_ddp)]
-                yield [i + 1, len(none), *cells, f"{100 * (ratio - 1):+.1f} %"]
-        middle = statistics.median(ratios)
-        yield ["median", "", "", "", f"{100 * (middle - 1):+.1f} %"]
+                none, with_ddp = (np.median(times, 0) for times in found[:: -1 if i % 2 else 1])
+                ratios.append(with_ddp / none)
+                cells = [f"{1e3 * value:.1f} ms" for value in (none[0], with_ddp[0], none[1], with_ddp[1])]
+                yield [i + 1, len(found[0]), *cells, *(f"{100 * (ratio - 1):+.1f} %" for ratio in ratios[-1])]
+        yield ["median", *[""] * 5, *(f"{100 * (ratio - 1):+.1f} %" for ratio in np.median(ratios, 0))]
 
-    table(["pair of processes", "steps of each", "without DDP", "with DDP", "overhead"], rows())
+    head = ["pair of processes", "steps of each", "without DDP", "with DDP", "CPU time without", "CPU time with"]
+    table([*head, "overhead", "overhead in CPU time"], rows())
 
 
 @app.command
@@ -391,14 +393,13 @@ def reduce(size: int) -> None:
     distributed.destroy_process_group()
 
 
-def median_of(times: list[np.ndarray]) -> float:
-    """The median of the steps of all runs."""
-    return float(np.median(np.concatenate(times)))
-
-
 @app.command
 def throughput(steps: int = 40, counts: tuple[int, ...] = (1, 2, 4)) -> None:
-    """Compare the steps of several processes with the model: computing beside the others, and the all-reduce."""
+    """Compare the steps of several processes with the model: computing, waiting for the slowest, and the all-reduce.
+
+    Computing is that of as many processes beside each other without DDP; the slowest is the longest of their steps with
+    the same number.
+    """
     from ndvit import create_model
 
     network = create_model("vit_nano", input_size=256, patch_size=4, in_channels=2, num_classes=2)
@@ -408,28 +409,24 @@ def throughput(steps: int = 40, counts: tuple[int, ...] = (1, 2, 4)) -> None:
         with folder() as home:
             for count in counts:
                 own = [NETWORK_OF_TIMES] * count
-                alone = median_of(step_times(home, f"alone{count}", [0] * count, *own, steps=steps))
-                measured, reducing = alone, 0.0
+                alone = np.stack(
+                    [one[:, 0] for one in step_times(home, f"alone{count}", [0] * count, *own, steps=steps)]
+                )
+                computing, slowest = float(np.median(alone)), float(np.median(alone.max(0)))
+                measured, reducing = computing, 0.0
                 if count > 1:
-                    measured = median_of(step_times(home, f"ddp{count}", [count], NETWORK_OF_TIMES, steps=steps))
+                    (found,) = step_times(home, f"ddp{count}", [count], NETWORK_OF_TIMES, steps=steps)
+                    measured = float(np.median(found[:, 0]))
                     words = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(count), str(HERE)]
                     words += ["reduce", str(size)]
                     done = subprocess.run(words, env=environment(), capture_output=True, text=True)
                     reducing = float(done.stdout.split()[-1])
-                model = alone + reducing
-                cells = [f"{1e3 * seconds:.0f} ms" for seconds in (alone, reducing, model, measured)]
+                model = slowest + reducing
+                cells = [f"{1e3 * seconds:.0f} ms" for seconds in (computing, slowest, reducing, model, measured)]
                 yield [count, *cells, f"{100 * (measured / model - 1):+.0f} %", f"{32 * count / measured:.0f}"]
 
     print(f"{size / 2**20:.1f} MiB of gradients, 32 examples a process\n", flush=True)
-    head = [
-        "processes",
-        "computing, as many without DDP",
-        "all-reduce",
-        "model",
-        "measured",
-        "difference",
-        "examples/s",
-    ]
+    head = ["processes", "computing", "of the slowest", "all-reduce", "model", "measured", "difference", "examples/s"]
     table(head, rows())
 
 

@@ -70,6 +70,17 @@ def _memory(pid):
     return total
 
 
+def cpu_seconds(pid):
+    """CPU time of a process and its children that run; unlike wall time, other programs hardly change it."""
+    total = sum(
+        cpu_seconds(int(child))
+        for task in Path(f"/proc/{pid}/task").glob("*/children")
+        for child in task.read_text().split()
+    )
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return total + (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 # ------------------------------------------------------------------------------------------------ order
 
 
@@ -195,10 +206,11 @@ def one_case(options):
             batch = next(stream)
             steps, waited = steps + 1, waited + loader.waited
             if steps == 0:
-                waited, start = 0.0, time.perf_counter()
+                waited, start, used = 0.0, time.perf_counter(), cpu_seconds(os.getpid())
         seconds = time.perf_counter() - start
         found = {
             "examples a second": round(BATCH * steps / seconds, 1),
+            "CPU time an example (ms)": round(1000 * (cpu_seconds(os.getpid()) - used) / (BATCH * steps), 2),
             "share of waiting": round(waited / seconds, 3),
             "memory (MB)": round(memory(os.getpid())),
         }
@@ -240,6 +252,7 @@ def speed(options):
         server.kill()
         cached = sum(path.stat().st_size for path in (home / "cache/shards").glob("*"))
     rates = {case: np.array([one["examples a second"] for one in found]) for case, found in results.items()}
+    costs = {case: np.array([one["CPU time an example (ms)"] for one in found]) for case, found in results.items()}
 
     def quartiles(values):
         return [round(float(np.percentile(values, q)), 3) for q in (25, 50, 75)]
@@ -252,6 +265,7 @@ def speed(options):
         "seconds of a turn": options.turn,
         "start": starts,
         "examples a second (quartiles)": {case: quartiles(found) for case, found in rates.items()},
+        "CPU time an example (ms, quartiles)": {case: quartiles(found) for case, found in costs.items()},
         "by HTTP to shards (quartiles)": quartiles(rates["by HTTP"] / rates["shards"]),
         "by HTTP to files (quartiles)": quartiles(rates["by HTTP"] / rates["files"]),
         "turns": results,
