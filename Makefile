@@ -5,6 +5,11 @@ BIN := .venv/bin
 # Compiling all 21,000 installed files takes longer than installing them; Python compiles those that it imports.
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 
+# They are kept, also where the environment says otherwise: else each of the many processes of the tests compiles all
+# that it imports, which takes longer than the import itself.
+export PYTHONDONTWRITEBYTECODE :=
+export PYTHONPYCACHEPREFIX := $(CURDIR)/.venv/pycache
+
 .PHONY: demo test lint pytest docs wheel clean
 
 demo: .venv/demo

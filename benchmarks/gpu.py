@@ -1,16 +1,18 @@
 """Measure a GPU in one call of about eight minutes: training steps beside timm, share of the card's peak, pictures.
 
-`python benchmarks/gpu.py` times training steps of ViT-S, B and L (bfloat16, torch.compile, fused AdamW) of ndvit and
-timm in turns, then what augmentation on the GPU and the channels-last layout cost or save, then how many pictures the
-CPU decodes and crops in a second, and compares logits of the GPU with those of the CPU. Every part is written to
-`--output` when it is done, so that nothing is lost if the time of the card is over. `--tiny --device cpu` is a trial.
+`python benchmarks/gpu.py` compares logits of the GPU with those of the CPU, times training steps of ViT-L, B and S
+(bfloat16, torch.compile, fused AdamW) of ndvit and timm in turns, what augmentation on the GPU and the channels-last
+layout cost or save, and how many pictures the CPU decodes and crops in a second. Every row is printed and written to
+`--output` when it is there, and nothing begins after `--minutes`, so that nothing is lost if the time of the card is
+over; what matters most comes first. `--tiny --device cpu` is a trial.
 """
 
 import json
 import os
 import statistics
+import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -27,6 +29,7 @@ from image_results import git_commit
 from PIL import Image
 from speed import in_process
 from speed_case import model_of, timed, transformer_of
+from speed_parties import named, whole_cost
 from speed_work import Case
 from torch import Tensor, nn
 
@@ -39,9 +42,21 @@ from ndvit.files import replace_file
 from ndvit.network.cost import count_cost
 
 app = App(help=__doc__)
-STEPS = (("vit_small_patch16_224", 512), ("vit_base_patch16_224", 256), ("vit_large_patch16_224", 128))
+LARGE, BASE, SMALL = ("vit_large_patch16_224", 128), ("vit_base_patch16_224", 256), ("vit_small_patch16_224", 512)
 PARTIES = ("timm, torch.compile", "ours, torch.compile")
-PEAKS = {"H200": 989, "H100": 989, "A100": 312, "L40S": 362, "L4": 121, "A10G": 70, "A10": 125, "4090": 165}
+PEAKS = {
+    "H200 NVL": 835,
+    "H100 NVL": 835,
+    "H100 PCIe": 756,
+    "H200": 989,
+    "H100": 989,
+    "A100": 312,
+    "L40S": 362,
+    "L4": 121,
+    "A10G": 70,
+    "A10": 125,
+    "4090": 165,
+}
 """Dense bfloat16 TFLOP/s by the makers' data sheets, without sparsity; the first name that a card's name contains."""
 GOALS = {"beside timm": 1.1, "share of the peak, ViT-L": 0.45}
 TINY = {"input_size": (32, 32), "patch_size": 8, "num_classes": 10, "depth": 2}
@@ -52,41 +67,52 @@ def peak(name: str) -> float | None:
     return next((value for part, value in PEAKS.items() if part in name), None)
 
 
-def steps(device: str, seconds: float, tiny: bool, best: float | None) -> list[dict[str, Any]]:
-    """Training steps of ours and timm's: pictures a second, and the share of the card's peak."""
-    rows = []
-    for network, batch in STEPS[: 1 if tiny else None]:
-        more = tuple(TINY.items()) if tiny else ()
-        case = Case("GPU", network, 4 if tiny else batch, PARTIES, "training", more, device=device, seconds=seconds)
-        found = None
-        while found is None:
-            try:
-                found = in_process(replace(case, precision="bfloat16"))["rows"]
-            except RuntimeError as error:
-                if "out of memory" not in str(error) or case.batch < 2:
-                    raise
-                case = replace(case, batch=case.batch // 2)
-        operations = 6 * count_cost(model_of(case).config)[1] * case.batch  # two for a multiply-add, three passes
-        for party, values in found.items():
-            rows.append(
-                {
-                    "network": network,
-                    "batch": case.batch,
-                    "party": party,
-                    "ms": values["ms"],
-                    "quartiles": [values["low"], values["high"]],
-                    "rounds": values["rounds"],
-                    "pictures a second": 1e3 * case.batch / values["ms"],
-                    "beside timm": values["ratio"],
-                    "share of the peak": None if best is None else operations / (values["ms"] * 1e9 * best),
-                }
-            )
-    return rows
+Rows = Iterator[dict[str, Any]]
 
 
-def variants(device: str, rounds: int, tiny: bool) -> list[dict[str, Any]]:
+def steps(size: tuple[str, int], device: str, seconds: float, tiny: bool, best: float | None, end: float) -> Rows:
+    """Training steps of ours and timm's: pictures a second, and the share of the card's peak.
+
+    Args:
+        size: name of the network, and pictures in a batch; half as many are tried if they do not fit.
+        device: "cuda" or "cpu".
+        seconds: longest measurement.
+        tiny: a small network for a trial.
+        best: peak of the card in TFLOP/s.
+        end: when to give up, by time.monotonic().
+    """
+    network, batch = size
+    more = tuple(TINY.items()) if tiny else ()
+    case = Case("GPU", network, 4 if tiny else batch, PARTIES, "training", more, device=device, seconds=seconds)
+    found = None
+    while found is None:
+        try:
+            found = in_process(replace(case, precision="bfloat16"), end - time.monotonic())["rows"]
+        except RuntimeError as error:
+            if "out of memory" not in str(error) or case.batch < 2:
+                raise
+            case = replace(case, batch=case.batch // 2)
+    config = model_of(case).config
+    costs = {"ours": count_cost(config)[1], "timm": whole_cost(config)}
+    for party, values in found.items():
+        # two operations for a multiply-add, and three passes: the backward pass costs two
+        operations = 6 * costs[named(party)[0]] * case.batch
+        yield {
+            "network": network,
+            "batch": case.batch,
+            "party": party,
+            "ms": values["ms"],
+            "quartiles": [values["low"], values["high"]],
+            "rounds": values["rounds"],
+            "pictures a second": 1e3 * case.batch / values["ms"],
+            "beside timm": values["ratio"],
+            "share of the peak": None if best is None else operations / (values["ms"] * 1e9 * best),
+        }
+
+
+def variants(device: str, rounds: int, tiny: bool) -> Rows:
     """Steps of ViT-B as they are, with a stem in channels-last, and with crops and mixing on the GPU."""
-    network, batch = STEPS[1]
+    network, batch = BASE
     case = Case("GPU", network, 4 if tiny else batch, PARTIES, "training", tuple(TINY.items()) if tiny else ())
     size = model_of(case).config.input_size
     x = torch.randn(case.batch, 3, *size, device=device)
@@ -125,21 +151,18 @@ def variants(device: str, rounds: int, tiny: bool) -> list[dict[str, Any]]:
         for name, call in calls.items():
             times[name].append(timed(call, device))
     base = times["as it is"]
-    return [
-        {
+    for name, found in times.items():
+        yield {
             "step of ViT-B": name,
             "ms": 1e3 * statistics.median(found),
             "beside as it is": statistics.median(s / b for b, s in zip(base, found, strict=True)),
             "rounds": rounds,
         }
-        for name, found in times.items()
-    ]
 
 
-def pictures(seconds: float, side: int) -> list[dict[str, Any]]:
+def pictures(seconds: float, side: int) -> Rows:
     """JPEG pictures of 500 x 375 that are decoded, cropped and resized in a second, by the number of processes."""
     random = np.random.default_rng(0)
-    rows = []
     with TemporaryDirectory() as name:
         for i in range(256):
             small = Image.fromarray(random.integers(0, 256, (24, 32, 3), dtype=np.uint8))
@@ -149,7 +172,8 @@ def pictures(seconds: float, side: int) -> list[dict[str, Any]]:
         examples = load_source(name, test_fraction=0, progress=False).train
         preprocess = ImagePreprocess((side, side), (0.5,) * 3, (0.5,) * 3)
         inputs = Inputs(examples, preprocess, Variation(preprocess, crop=0.35, flip=0.5))
-        for workers in sorted({1, os.cpu_count() or 1}):
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        for workers in sorted({1, cores}):
             count, start = 0, None
             for batch in inputs.stream(64, 1_000_000, 0, 0, workers):
                 start = start or time.perf_counter()  # the first batch waits for the processes, and is not counted
@@ -157,13 +181,12 @@ def pictures(seconds: float, side: int) -> list[dict[str, Any]]:
                     break
                 count += len(batch[0])
             rate = count / seconds
-            rows.append({"processes that read": workers, "pictures a second": rate, "each": rate / workers})
-    return rows
+            yield {"processes that read": workers, "pictures a second": rate, "each": rate / workers}
 
 
-def same_numbers(device: str, tiny: bool) -> list[dict[str, Any]]:
+def same_numbers(device: str, tiny: bool) -> Rows:
     """Largest differences of logits on the GPU from those on the CPU, in float32, relative to the largest logit."""
-    case = Case("GPU", STEPS[1][0], 2, PARTIES, "forward", tuple(TINY.items()) if tiny else ())
+    case = Case("GPU", BASE[0], 2, PARTIES, "forward", tuple(TINY.items()) if tiny else ())
     own = transformer_of(model_of(case)).eval()
     torch.nn.init.normal_(own.head.weight, std=0.02)
     x = torch.randn(2, 3, *own.config.input_size)
@@ -174,40 +197,58 @@ def same_numbers(device: str, tiny: bool) -> list[dict[str, Any]]:
         with torch.autocast(device, torch.bfloat16):
             found["bfloat16"] = own(x).float().cpu()
     scale = expected.abs().max()
-    return [{"logits in": name, "difference": float((y - expected).abs().max() / scale)} for name, y in found.items()]
+    for name, y in found.items():
+        yield {"logits in": name, "difference": float((y - expected).abs().max() / scale)}
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """Rows as Markdown."""
+def line(values: list[Any]) -> str:
+    """A row of a table in Markdown."""
 
     def cell(value: Any) -> str:
         if isinstance(value, float):
             return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
         return "–" if value is None else str(value)
 
-    keys = [key for key in rows[0] if key != "quartiles"]
-    lines = ["| " + " | ".join(keys) + " |", "|" + "---|" * len(keys)]
-    return "\n".join([*lines, *("| " + " | ".join(cell(row[key]) for key in keys) + " |" for row in rows)])
+    return "| " + " | ".join(map(cell, values)) + " |"
+
+
+def measured(part: str, rows: Rows) -> Rows:
+    """The rows of a part, printed as they come; what fails is a row, and the other parts go on."""
+    began, keys = time.perf_counter(), None
+    try:
+        for row in rows:
+            if keys is None:
+                keys = [key for key in row if key != "quartiles"]
+                print(f"\n{part}\n\n{line(keys)}\n|{'---|' * len(keys)}", flush=True)
+            print(line([row[key] for key in keys]), flush=True)
+            yield row
+    except (RuntimeError, OSError, subprocess.TimeoutExpired) as error:
+        print(f"\n{part} failed: {str(error)[-300:]}", flush=True)
+        yield {"failed": str(error)[-300:]}
+    print(f"\n{time.perf_counter() - began:.0f} s", flush=True)
 
 
 @app.default
 def main(
     *,
     device: Literal["cuda", "cpu"] = "cuda",
-    seconds: float = 40,
+    seconds: float = 30,
+    minutes: float = 8,
     tiny: bool = False,
     output: Path = Path("gpu.json"),
 ) -> None:
-    """Measure everything; about eight minutes on a fast card, most of them for torch.compile.
+    """Measure everything; most of the time is that of torch.compile.
 
     Args:
         device: cpu is for trials.
         seconds: Longest measurement of the steps of a network.
+        minutes: Nothing begins after this time, and a network whose steps are being measured is ended.
         tiny: Small networks and few rounds, to try the script.
-        output: JSON of all results; it is written after each part.
+        output: JSON of all results; it is written after each row.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("torch finds no GPU here (torch.cuda.is_available() is False); --tiny --device cpu is a trial")
+    end = time.monotonic() + 60 * minutes
     name = torch.cuda.get_device_name() if device == "cuda" else "CPU"
     best, rounds = peak(name), 5 if tiny else 31
     result: dict[str, Any] = {
@@ -217,20 +258,28 @@ def main(
         "goals": GOALS,
     }
     result["software"] = {package: version(package) for package in ("torch", "timm")}
-    parts: dict[str, Callable[[], list[dict[str, Any]]]] = {
-        "numbers": lambda: same_numbers(device, tiny),
-        "training steps": lambda: steps(device, seconds, tiny, best),
-        "ways": lambda: variants(device, rounds, tiny),
-        "pictures": lambda: pictures(2 if tiny else 10, 32 if tiny else 224),
-    }
-    for part, measure in parts.items():
-        began = time.perf_counter()
-        try:
-            result[part] = measure()
-        except (RuntimeError, OSError) as error:  # the other parts are measured nevertheless
-            result[part] = [{"failed": str(error)[-300:]}]
-        replace_file(output, json.dumps(result, indent=1))
-        print(f"\n{part} ({time.perf_counter() - began:.0f} s)\n\n{table(result[part])}", flush=True)
+
+    def steps_of(size: tuple[str, int]) -> Callable[[], Rows]:
+        return lambda: steps(size, device, seconds, tiny, best, end)
+
+    parts: list[tuple[str, Callable[[], Rows]]] = [
+        ("numbers", lambda: same_numbers(device, tiny)),
+        ("training steps", steps_of(LARGE)),
+        ("training steps", steps_of(BASE)),
+        ("pictures", lambda: pictures(2 if tiny else 10, 32 if tiny else 224)),
+        ("ways", lambda: variants(device, rounds, tiny)),
+        ("training steps", steps_of(SMALL)),
+    ]
+    for part, measure in parts:
+        rows = result.setdefault(part, [])
+        if time.monotonic() > end:
+            rows.append({"left out": f"{minutes:g} minutes were over"})
+            print(f"\n{part} left out: {minutes:g} minutes are over", flush=True)
+        else:
+            for row in measured(part, measure()):
+                rows.append(row)
+                replace_file(output, json.dumps(result, indent=1))
+    replace_file(output, json.dumps(result, indent=1))
 
 
 if __name__ == "__main__":

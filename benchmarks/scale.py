@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,8 @@ SIGNAL += ["--rocket-features", "400"]
 SGD = ["--optimizer", "sgd", "--learning-rate", "0.05"]
 HELD = ["--val-fraction", "0.25", "--val-every", "3"]
 NETWORKS = {"ViT": TINY, "signal network": SIGNAL}
-RECORD, ACT = "SCALE_RECORD", "SCALE_ACT"
+RECORD, ACT, TURN = "SCALE_RECORD", "SCALE_ACT", "SCALE_TURN"
+STEPS_A_TURN = 4
 
 
 # ---------------------------------------------------------------- the program of an instrumented process
@@ -43,8 +44,10 @@ RECORD, ACT = "SCALE_RECORD", "SCALE_ACT"
 def work(*words: str) -> None:
     """Run `ndvit` with these words, record what is trained on, and do what the environment says at some moment.
 
-    SCALE_RECORD is a folder for one file a process, with a line for each batch: time and examples. SCALE_ACT is
-    signal:moment:number:rank, where the moment is training, validation or checkpoint.
+    SCALE_RECORD is a folder for one file a process, with a line for each batch: time, CPU time and examples. SCALE_ACT
+    is signal:moment:number:rank, where the moment is training, validation or checkpoint. SCALE_TURN names two pipes,
+    OWN and OTHER, of two programs that take turns after every few steps: it waits for a byte in the first, and then
+    writes one to the second. A line without examples is the end of a turn.
     """
     from ndvit.cli import main
     from ndvit.data.loading import Inputs
@@ -75,6 +78,7 @@ def work(*words: str) -> None:
     if folder := os.environ.get(RECORD):
         file = open(Path(folder) / f"{rank}.jsonl", "a", buffering=1)  # noqa: SIM115 (until the process ends)
         stream = Inputs.stream
+        pipes = [os.open(path, os.O_RDWR) for path in os.environ.get(TURN, "").split()]
 
         def recorded(self: Inputs, *arguments: Any) -> Any:
             loader = stream(self, *arguments)
@@ -83,16 +87,25 @@ def work(*words: str) -> None:
             order = loader.batch_sampler.__class__.__iter__
 
             def batches(sampler: Any) -> Iterator[Any]:
-                for batch in order(sampler):
+                for i, batch in enumerate(order(sampler)):
+                    if pipes and i % STEPS_A_TURN == 0:
+                        if i:
+                            file.write(json.dumps([time.perf_counter(), time.process_time()]) + "\n")
+                            os.write(pipes[1], b".")
+                        os.read(pipes[0], 1)
                     plain = [i[0] if isinstance(i, tuple) else i for i in batch]
-                    file.write(json.dumps([time.perf_counter(), plain]) + "\n")
+                    file.write(json.dumps([time.perf_counter(), time.process_time(), plain]) + "\n")
                     yield batch
 
             loader.batch_sampler.__class__.__iter__ = batches
             return loader
 
         Inputs.stream = recorded  # type: ignore[method-assign]
-    main(list(words))
+    try:
+        main(list(words))
+    finally:
+        for path in os.environ.get(TURN, "").split()[1:]:
+            os.write(os.open(path, os.O_RDWR), b".")
 
 
 # ------------------------------------------------------------------------------------------- small helpers
@@ -167,12 +180,14 @@ def table(head: list[str], rows: Iterable[list[Any]]) -> None:
 
 
 @app.command
-def equality(optimizers: tuple[str, ...] = ("sgd", "adamw"), steps: int = 20) -> None:
+def equality(
+    networks: tuple[str, ...] = tuple(NETWORKS), optimizers: tuple[str, ...] = ("sgd", "adamw"), steps: int = 20
+) -> None:
     """Compare 2 and 4 processes with one that has their whole batch, with default augmentation and dropout."""
 
     def rows() -> Iterator[list[Any]]:
         with folder() as home:
-            for name, optimizer in itertools.product(NETWORKS, optimizers):
+            for name, optimizer in itertools.product(networks, optimizers):
                 words = [*NETWORKS[name], *HELD, *(SGD if optimizer == "sgd" else ["--optimizer", optimizer])]
                 start = f"{name.split()[0]}-{optimizer}"
                 ndvit(home, *train(f"{start}-1", 16, 1, steps, *words))
@@ -230,7 +245,7 @@ def elastic(steps: int = 24, at: int = 9) -> None:
             files = [(records / name / f"{i}.jsonl").read_text().splitlines() for i in range(count)]
             for batch in range((last - first) * parts):
                 for lines in files:
-                    seen += json.loads(lines[batch])[1]
+                    seen += json.loads(lines[batch])[2]
         examples = max(seen) + 1
         passes = [sorted(seen[i : i + examples]) for i in range(0, len(seen) - examples + 1, examples)]
         once = sum(one == list(range(examples)) for one in passes)
@@ -278,53 +293,85 @@ def _faults(devices: int) -> Iterator[list[Any]]:
         yield ["resumed", resumed.returncode, "", resumed.stderr.strip()]
 
 
-def step_times(home: Path, run: str, count: int, *more: str, together: int = 1, batch: int = 32) -> float:
-    """Median seconds of a step, of `together` runs at a time, each in `count` processes (0: without torchrun)."""
+def step_times(
+    home: Path, run: str, counts: Sequence[int], *more: Sequence[str], turns: bool = False, steps: int = 60
+) -> list[np.ndarray]:
+    """Seconds, and seconds of CPU time, of the steps (n, 2) of runs at the same time.
+
+    Args:
+        home: folder with the data.
+        run: name of the runs.
+        counts: processes of each run; 0 is one without torchrun.
+        more: options of each run.
+        turns: let two runs of one process take turns, so that each has the machine for itself.
+        steps: steps of each run, of which the first twelve are not counted.
+    """
     started = []
-    for i in range(together):
+    pipes = [home / f"{run}-{name}" for name in "ab"] if turns else []
+    for path in pipes:
+        os.mkfifo(path)
+    for i, (count, options) in enumerate(zip(counts, more, strict=True)):
         records = home / f"times-{run}-{i}"
         records.mkdir()
         start = ["-m", "torch.distributed.run", "--nproc-per-node", str(count), "--master-port", "0"] if count else []
         start += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"] if count else []
-        words = train(f"{run}-{i}", batch, 1, 60, "--val-fraction", "0", "--val-every", "60", *more)
+        words = train(f"{run}-{i}", 32, 1, steps, "--val-fraction", "0", "--val-every", str(steps), *options)
         program = [sys.executable, *start, str(HERE), "work", *words]
+        own = {RECORD: str(records)} | ({TURN: f"{pipes[i]} {pipes[1 - i]}"} if turns else {})
         started.append(
             subprocess.Popen(
                 program,
                 cwd=home,
-                env=environment(**{RECORD: str(records)}),
+                env=environment(**own),
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
                 text=True,
             )
         )
+    if turns:
+        opened = os.open(pipes[0], os.O_RDWR)
+        os.write(opened, b".")
     for one in started:
         errors = one.communicate()[1]
         assert one.returncode == 0, errors
+    if turns:
+        os.close(opened)
     found = []
-    for i in range(together):
+    for i in range(len(started)):
+        times: list[np.ndarray] = []
         for file in (home / f"times-{run}-{i}").iterdir():
-            times = [json.loads(line)[0] for line in file.read_text().splitlines()]
-            found += list(np.diff(times))[10:]
-    return statistics.median(found)
+            lines = [json.loads(line) for line in file.read_text().splitlines()]
+            pairs = [(np.array(line[:2]), np.array(after[:2])) for line, after in itertools.pairwise(lines) if line[2:]]
+            times += [after - before for before, after in pairs][12:]
+        found.append(np.array(times))
+    return found
 
 
 NETWORK_OF_TIMES = ["--model", "vit_nano", "--input-size", "256", "--patch-size", "4"]
 
 
 @app.command
-def overhead(repeats: int = 3) -> None:
-    """Time a step of one process without and with DDP, in turns."""
-    found: dict[str, list[float]] = {"none": [], "ddp": []}
-    with folder() as home:
-        for i in range(repeats):
-            found["none"].append(step_times(home, f"none{i}", 0, *NETWORK_OF_TIMES))
-            found["ddp"].append(step_times(home, f"ddp{i}", 1, "--strategy", "ddp", *NETWORK_OF_TIMES))
-    none, ddp = (min(found[name]) for name in ("none", "ddp"))
-    table(
-        ["step without", "step with DDP", "overhead", "all"],
-        [[f"{1e3 * none:.1f} ms", f"{1e3 * ddp:.1f} ms", f"{100 * (ddp / none - 1):.1f} %", found]],
-    )
+def overhead(repeats: int = 5) -> None:
+    """Time the steps of one process without DDP and of one with it, which take turns after every four steps.
+
+    CPU time is compared, too: other programs on the machine hardly change it.
+    """
+
+    def rows() -> Iterator[list[Any]]:
+        ratios = []
+        with folder() as home:
+            for i in range(repeats):
+                ddp = [*NETWORK_OF_TIMES, "--strategy", "ddp"]
+                order = [(0, NETWORK_OF_TIMES), (1, ddp)][:: -1 if i % 2 else 1]  # which of them is first
+                found = step_times(home, f"turns{i}", [one[0] for one in order], *[one[1] for one in order], turns=True)
+                none, with_ddp = (np.median(times, 0) for times in found[:: -1 if i % 2 else 1])
+                ratios.append(with_ddp / none)
+                cells = [f"{1e3 * value:.1f} ms" for value in (none[0], with_ddp[0], none[1], with_ddp[1])]
+                yield [i + 1, len(found[0]), *cells, *(f"{100 * (ratio - 1):+.1f} %" for ratio in ratios[-1])]
+        yield ["median", *[""] * 5, *(f"{100 * (ratio - 1):+.1f} %" for ratio in np.median(ratios, 0))]
+
+    head = ["pair of processes", "steps of each", "without DDP", "with DDP", "CPU time without", "CPU time with"]
+    table([*head, "overhead", "overhead in CPU time"], rows())
 
 
 @app.command
@@ -347,44 +394,40 @@ def reduce(size: int) -> None:
 
 
 @app.command
-def throughput() -> None:
-    """Compare the steps of 1, 2 and 4 processes with the model: computing beside the others, and the all-reduce."""
+def throughput(steps: int = 40, counts: tuple[int, ...] = (1, 2, 4)) -> None:
+    """Compare the steps of several processes with the model: computing, waiting for the slowest, and the all-reduce.
+
+    Computing is that of as many processes beside each other without DDP; the slowest is the longest of their steps with
+    the same number.
+    """
     from ndvit import create_model
 
     network = create_model("vit_nano", input_size=256, patch_size=4, in_channels=2, num_classes=2)
     size = 4 * sum(p.numel() for p in network.parameters())
-    rows = []
-    with folder() as home:
-        for count in (1, 2, 4):
-            alone = step_times(home, f"alone{count}", 0, *NETWORK_OF_TIMES, together=count)
-            measured, reducing = alone, 0.0
-            if count > 1:
-                measured = step_times(home, f"ddp{count}", count, *NETWORK_OF_TIMES)
-                program = [
-                    "-m",
-                    "torch.distributed.run",
-                    "--nproc-per-node",
-                    str(count),
-                    str(HERE),
-                    "reduce",
-                    str(size),
-                ]
-                done = subprocess.run([sys.executable, *program], env=environment(), capture_output=True, text=True)
-                reducing = float(done.stdout.split()[-1])
-            model = alone + reducing
-            cells = [f"{1e3 * seconds:.0f} ms" for seconds in (alone, reducing, model, measured)]
-            rows.append([count, *cells, f"{100 * (measured / model - 1):+.0f} %", f"{32 * count / measured:.0f}"])
-    print(f"{size / 2**20:.1f} MiB of gradients, 32 examples a process\n")
-    head = [
-        "processes",
-        "computing, as many without DDP",
-        "all-reduce",
-        "model",
-        "measured",
-        "difference",
-        "examples/s",
-    ]
-    table(head, rows)
+
+    def rows() -> Iterator[list[Any]]:
+        with folder() as home:
+            for count in counts:
+                own = [NETWORK_OF_TIMES] * count
+                alone = np.stack(
+                    [one[:, 0] for one in step_times(home, f"alone{count}", [0] * count, *own, steps=steps)]
+                )
+                computing, slowest = float(np.median(alone)), float(np.median(alone.max(0)))
+                measured, reducing = computing, 0.0
+                if count > 1:
+                    (found,) = step_times(home, f"ddp{count}", [count], NETWORK_OF_TIMES, steps=steps)
+                    measured = float(np.median(found[:, 0]))
+                    words = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(count), str(HERE)]
+                    words += ["reduce", str(size)]
+                    done = subprocess.run(words, env=environment(), capture_output=True, text=True)
+                    reducing = float(done.stdout.split()[-1])
+                model = slowest + reducing
+                cells = [f"{1e3 * seconds:.0f} ms" for seconds in (computing, slowest, reducing, model, measured)]
+                yield [count, *cells, f"{100 * (measured / model - 1):+.0f} %", f"{32 * count / measured:.0f}"]
+
+    print(f"{size / 2**20:.1f} MiB of gradients, 32 examples a process\n", flush=True)
+    head = ["processes", "computing", "of the slowest", "all-reduce", "model", "measured", "difference", "examples/s"]
+    table(head, rows())
 
 
 # ---------------------------------------------------------------------------------------- the model, for GPUs

@@ -5,8 +5,9 @@
     python benchmarks/scale_streams.py predict --examples 1000000 --kills 2
 
 `speed` trains on 100 GB of shards that do not exist: a server makes each chunk when it is requested. The same
-network then trains on shards on the disk, and on a folder of files; the time of a step is compared. `predict` kills
-the command by SIGKILL and repeats it until the output is there. Each prints JSON.
+network trains on shards on the disk, and on a folder of files; the three take turns of a few seconds. `steady` measures
+the memory of `ndvit train` on these 100 GB for half an hour. `predict` kills the command by SIGKILL and repeats it
+until the output is there. Each prints JSON.
 """
 
 import argparse
@@ -28,11 +29,11 @@ import numpy as np
 
 from ndvit.config.reading import ReadingOptions
 from ndvit.data.sharding import shard
-from ndvit.data.sources.remote import cache_folder
 
 SAMPLES, PER_CHUNK, CONTENTS = 10_240, 200, 8  # of the examples of `speed`: 40 kB each, 8 MB in a chunk
 CACHE = "200MB"
 BATCH = 32
+FREE = 3  # steps at the beginning of a turn that are not counted: their batches were read before it
 NETWORK = {"embed_dim": 64, "depth": 4, "num_heads": 4, "patch_size": 64}
 
 
@@ -48,7 +49,10 @@ def noise(count, samples, seed=0):
 
 
 def memory(pid):
-    """Proportional set size of a process and its children, in MB: shared pages count once."""
+    """Memory of a process and its children in MB: pages that they share count once, and those of files not at all.
+
+    The share of the libraries that is counted for a process would change when another program begins or ends.
+    """
     try:
         return _memory(pid)
     except OSError:  # it has ended meanwhile
@@ -61,9 +65,20 @@ def _memory(pid):
         for child in task.read_text().split():
             total += memory(int(child))
     for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-        if line.startswith("Pss:"):
+        if line.startswith(("Pss_Anon:", "Pss_Shmem:")):
             total += int(line.split()[1]) / 1000
     return total
+
+
+def cpu_seconds(pid):
+    """CPU time of a process and its children that run; unlike wall time, other programs hardly change it."""
+    total = sum(
+        cpu_seconds(int(child))
+        for task in Path(f"/proc/{pid}/task").glob("*/children")
+        for child in task.read_text().split()
+    )
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return total + (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 # ------------------------------------------------------------------------------------------------ order
@@ -163,55 +178,47 @@ def endless(folder, gigabytes):
     return f"http://127.0.0.1:{server.server_port}", process
 
 
-def steps(source, seconds, cache):
-    """Train for a time; return steps a second, and the memory (MB) after each tenth of the time."""
+def one_case(options):
+    """One of the cases of `speed` in a process of its own: one turn for each line that it receives."""
     import torch
 
     from ndvit.training.plan import Request, plan
 
     began = time.perf_counter()
-    reading = ReadingOptions(test_fraction=0, cache_size=cache)
-    options = {"steps": 100_000, "batch_size": BATCH, "workers": 1, "head": "trained", **NETWORK}
-    planned = plan(Request(source=source, reading=reading, options=options, model="vit_pico", progress=False))
+    reading = ReadingOptions(test_fraction=0, cache_size=CACHE)
+    settings = {"steps": 100_000, "batch_size": BATCH, "workers": 1, "head": "trained", **NETWORK}
+    planned = plan(Request(source=options.source, reading=reading, options=settings, model="vit_pico", progress=False))
     inputs, _ = planned.inputs()
     network = planned.first.network.train()
     optimizer = torch.optim.AdamW(network.parameters(), 1e-3)
-    ready = time.perf_counter() - began
-    times, memories, losses = [], [], []
-    stream = iter(inputs.stream(BATCH, 10**6, 0, 0, 1))
+    loader = inputs.stream(BATCH, 10**6, 0, 0, 1)
+    stream = iter(loader)
     batch = next(stream)
-    start = last = time.perf_counter()
-    while time.perf_counter() - start < seconds:
-        loss = torch.nn.functional.cross_entropy(network(batch.x, batch.mask), batch.targets)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(float(loss.detach()))
-        batch = next(stream)
-        now = time.perf_counter()
-        times.append(now - last)
-        last = now
-        if now - start > seconds * (len(memories) + 1) / 10:
-            memories.append(round(memory(os.getpid())))
-    return {
-        "examples": len(inputs),
-        "seconds before the first step": round(ready, 1),
-        "steps": len(times),
-        "examples a second": round(BATCH * len(times) / sum(times), 1),
-        "median step (ms)": round(1000 * float(np.median(times)), 1),
-        "memory (MB)": memories,
-    }
-
-
-def one_case(options):
-    """One of the cases of `speed` in a process of its own."""
-    found = steps(options.source, options.seconds, CACHE)
-    cached = sum(path.stat().st_size for path in cache_folder().glob("*")) if cache_folder().exists() else 0
-    return found | {"cache (MB)": round(cached / 1e6, 1)}
+    print(json.dumps({"examples": len(inputs), "start (s)": round(time.perf_counter() - began, 1)}), flush=True)
+    for _ in sys.stdin:
+        steps, waited, start = -FREE, 0.0, time.perf_counter()
+        while steps < 1 or time.perf_counter() - start < options.turn:
+            if not options.reading:
+                loss = torch.nn.functional.cross_entropy(network(batch.x, batch.mask), batch.targets)
+                loss.backward()
+                optimizer.step()
+                optimizer.zero_grad()
+            batch = next(stream)
+            steps, waited = steps + 1, waited + loader.waited
+            if steps == 0:
+                waited, start, used = 0.0, time.perf_counter(), cpu_seconds(os.getpid())
+        seconds = time.perf_counter() - start
+        found = {
+            "examples a second": round(BATCH * steps / seconds, 1),
+            "CPU time an example (ms)": round(1000 * (cpu_seconds(os.getpid()) - used) / (BATCH * steps), 2),
+            "share of waiting": round(waited / seconds, 3),
+            "memory (MB)": round(memory(os.getpid())),
+        }
+        print(json.dumps(found), flush=True)
 
 
 def speed(options):
-    """Train on 100 GB by HTTP, on shards on the disk, and on files."""
+    """Train on 100 GB by HTTP, on shards on the disk, and on files, in turns."""
     with tempfile.TemporaryDirectory() as name:
         home = Path(name)
         x, y = noise(PER_CHUNK * CONTENTS, SAMPLES)
@@ -223,23 +230,87 @@ def speed(options):
             np.save(home / "files" / str(label) / f"{i}.npy", values)
         address, server = endless(folder, options.gigabytes)
         environment = os.environ | {"NDVIT_CACHE": str(home / "cache")}
-        results = {}
-        for turn in range(options.turns):
-            for case, source in (("by HTTP", address), ("shards", folder), ("files", home / "files")):
-                words = [sys.executable, __file__, "case", str(source), "--seconds", str(options.seconds)]
-                found = json.loads(subprocess.run(words, env=environment, check=True, stdout=subprocess.PIPE).stdout)
+        running, results, starts = {}, {}, {}
+        for case, source in (("by HTTP", address), ("shards", folder), ("files", home / "files")):
+            words = [sys.executable, __file__, "case", str(source), "--turn", str(options.turn)]
+            words += ["--reading"] if options.reading else []
+            running[case] = subprocess.Popen(
+                words, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            )
+            starts[case] = json.loads(running[case].stdout.readline())
+        names = list(running)
+        for turn in range(max(1, round(options.seconds / options.turn))):
+            for case in names[turn % 3 :] + names[: turn % 3]:
+                print("go", file=running[case].stdin, flush=True)
+                found = json.loads(running[case].stdout.readline())
                 results.setdefault(case, []).append(found)
-                print(case, turn, found, file=sys.stderr)
+                print(turn, case, found, file=sys.stderr, flush=True)
+        for process in running.values():
+            process.stdin.close()
+            process.wait()
         sent = Endless.served.value
         server.kill()
-    best = {case: max(one["examples a second"] for one in found) for case, found in results.items()}
+        cached = sum(path.stat().st_size for path in (home / "cache/shards").glob("*"))
+    rates = {case: np.array([one["examples a second"] for one in found]) for case, found in results.items()}
+    costs = {case: np.array([one["CPU time an example (ms)"] for one in found]) for case, found in results.items()}
+
+    def quartiles(values):
+        return [round(float(np.percentile(values, q)), 3) for q in (25, 50, 75)]
+
     return {
         "gigabytes": options.gigabytes,
         "served (MB)": round(sent / 1e6),
-        "by HTTP to shards": round(best["by HTTP"] / best["shards"], 3),
-        "by HTTP to files": round(best["by HTTP"] / best["files"], 3),
-        "cases": results,
+        "cache (MB)": round(cached / 1e6, 1),
+        "turns of each": len(rates["files"]),
+        "seconds of a turn": options.turn,
+        "start": starts,
+        "examples a second (quartiles)": {case: quartiles(found) for case, found in rates.items()},
+        "CPU time an example (ms, quartiles)": {case: quartiles(found) for case, found in costs.items()},
+        "by HTTP to shards (quartiles)": quartiles(rates["by HTTP"] / rates["shards"]),
+        "by HTTP to files (quartiles)": quartiles(rates["by HTTP"] / rates["files"]),
+        "turns": results,
     }
+
+
+def steady(options):
+    """Run `ndvit train` on 100 GB by HTTP for a time, and measure its memory every ten seconds."""
+    with tempfile.TemporaryDirectory() as name:
+        home = Path(name)
+        x, y = noise(PER_CHUNK * (CONTENTS + 1), SAMPLES)
+        quiet = {"progress": False, "log": lambda line: None}
+        more = {"test_fraction": 1 / (CONTENTS + 1), "chunk_size": PER_CHUNK * (4 * SAMPLES + 100)}
+        folder = shard((x, y), home / "shards", **more, **quiet)
+        address, server = endless(folder, options.gigabytes)
+        network = [word for key, value in NETWORK.items() for word in (f"--{key.replace('_', '-')}", str(value))]
+        words = [sys.executable, "-m", "ndvit.cli", "train", address, "--output", str(home / "run"), "--no-progress"]
+        words += ["--cache-size", CACHE, "--model", "vit_pico", *network, "--workers", "1"]
+        words += ["--val-fraction", "0", "--steps", "20000", "--batch-size", str(BATCH)]
+        process = subprocess.Popen(words, env=os.environ | {"NDVIT_CACHE": str(home / "cache")})
+        began, samples = time.monotonic(), []
+        while process.poll() is None and time.monotonic() - began < options.seconds:
+            time.sleep(10)
+            samples.append((round(time.monotonic() - began), round(memory(process.pid), 1)))
+            if options.record:
+                options.record.write_text(json.dumps(samples))
+        cached = sum(path.stat().st_size for path in (home / "cache/shards").glob("*"))
+        process.send_signal(signal.SIGINT)  # it finishes its step and writes a checkpoint
+        status = process.wait()
+        server.kill()
+        time_, used = np.array([one for one in samples if one[0] >= options.warm_up], dtype=float).T
+        slope, _ = np.polyfit(time_ / 60, used, 1)
+        checkpoints = [path.stem for path in (home / "run/checkpoints").iterdir()]
+        return {
+            "seconds": samples[-1][0],
+            "status": status,
+            "served (MB)": round(Endless.served.value / 1e6),
+            "cache (MB)": round(cached / 1e6, 1),
+            "checkpoints": checkpoints,
+            "samples after the warm-up": len(used),
+            "memory (MB): least, median, most": [float(np.percentile(used, q)) for q in (0, 50, 100)],
+            "slope (MB a minute)": round(float(slope), 3),
+            "medians of ten parts (MB)": [round(float(np.median(part)), 1) for part in np.array_split(used, 10)],
+            "before (MB)": [one for one in samples if one[0] < options.warm_up],
+        }
 
 
 # ---------------------------------------------------------------------------------------------- predict
@@ -302,14 +373,22 @@ def main():
     add.add_argument("--examples", type=int, default=200_000)
     add.set_defaults(run=order)
     add = commands.add_parser("speed")
-    add.add_argument("--seconds", type=float, default=60)
+    add.add_argument("--seconds", type=float, default=60, help="of each of the three")
     add.add_argument("--gigabytes", type=float, default=100)
-    add.add_argument("--turns", type=int, default=1)
+    add.add_argument("--turn", type=float, default=6, help="seconds that each trains before the next does")
+    add.add_argument("--reading", action="store_true", help="only read, and train nothing")
     add.set_defaults(run=speed)
     add = commands.add_parser("case")
     add.add_argument("source")
-    add.add_argument("--seconds", type=float, default=60)
+    add.add_argument("--turn", type=float, default=6)
+    add.add_argument("--reading", action="store_true")
     add.set_defaults(run=one_case)
+    add = commands.add_parser("steady")
+    add.add_argument("--seconds", type=float, default=1800)
+    add.add_argument("--warm-up", type=float, default=180)
+    add.add_argument("--gigabytes", type=float, default=100)
+    add.add_argument("--record", type=Path, help="JSON of all samples, written after each")
+    add.set_defaults(run=steady)
     add = commands.add_parser("predict")
     add.add_argument("--examples", type=int, default=1_000_000)
     add.add_argument("--kills", type=int, default=2)
@@ -317,7 +396,8 @@ def main():
     add.add_argument("--folder", default=None)
     add.set_defaults(run=predict)
     options = parser.parse_args()
-    print(json.dumps(options.run(options), indent=1))
+    if found := options.run(options):
+        print(json.dumps(found, indent=1))
 
 
 if __name__ == "__main__":

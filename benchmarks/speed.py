@@ -134,15 +134,22 @@ def on_gpu(case: Case) -> Iterator[Case]:
         yield replace(case, parties=kept, device="cuda", precision=precision)
 
 
-def in_process(case: Case) -> dict[str, Any]:
-    """Measure a case in its own process."""
+def in_process(case: Case, timeout: float | None = None) -> dict[str, Any]:
+    """Measure a case in its own process, which is ended after `timeout` seconds.
+
+    Raises:
+        RuntimeError: with the last line of its errors, or the newest that says that the memory was too small.
+        subprocess.TimeoutExpired: if it did not end in time.
+    """
     with tempfile.TemporaryDirectory() as folder:
         job, result = Path(folder) / "case.json", Path(folder) / "result.json"
         job.write_text(json.dumps(asdict(case)), encoding="utf-8")
-        done = subprocess.run([sys.executable, str(CASE), str(job), str(result)], stderr=subprocess.PIPE, text=True)
+        words = [sys.executable, str(CASE), str(job), str(result)]
+        done = subprocess.run(words, stderr=subprocess.PIPE, text=True, timeout=timeout)
         if done.returncode:
-            last = [line for line in done.stderr.splitlines() if line.strip()][-1:]
-            raise RuntimeError("".join(last) or f"the process ended with status {done.returncode}")
+            lines = [line for line in reversed(done.stderr.splitlines()) if line.strip()]
+            cause = next((line for line in lines if "out of memory" in line), next(iter(lines), ""))
+            raise RuntimeError(cause or f"the process ended with status {done.returncode}")
         found: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
         return found
 

@@ -10,6 +10,7 @@ import socket
 import sys
 import traceback
 import warnings
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +23,8 @@ from ndvit.evaluation import figures
 from ndvit.inference.batches import predict_outputs
 from ndvit.training import descent  # noqa: F401  (imported before the processes are forked)
 from ndvit.training.module import TrainingModule
-from ndvit.training.run import resume
-from tinyruns import QUIET, fit_tiny, toy
+from ndvit.training.run import resume, train
+from tinyruns import QUIET, TINY, fit_tiny, toy
 
 SOURCE = toy(72)
 # Momentum alone: Adam makes whole steps of gradients that are nothing but rounding.
@@ -52,6 +53,7 @@ SIGNAL = DESCENT | {
 CONTRASTIVE = {"task": "contrastive", "steps": 8, "optimizer": "sgd", "learning_rate": 0.05}
 MASKED = CONTRASTIVE | {"task": "masked"}
 STOPPED = 9  # batch in which the last process receives SIGTERM
+KILLED = 5  # batch in which the last process receives SIGKILL
 
 
 def with_gaps():
@@ -93,18 +95,37 @@ def sharded(home):
     return result(VIT | {"ema_decay": None}, 16, strategy="fsdp")
 
 
-def stopped(home):
-    """A run that ends by a signal to the last process, and its continuation."""
+@contextmanager
+def signalled(number, at):
+    """Inside the context, the last process sends itself a signal in a training step."""
     step = TrainingModule.training_step
 
     def stopping(self, batch, batch_idx):
-        if batch_idx == STOPPED and processes.rank() == processes.size() - 1:
-            os.kill(os.getpid(), signal.SIGTERM)
+        if batch_idx == at and processes.rank() == processes.size() - 1:
+            os.kill(os.getpid(), number)
         return step(self, batch, batch_idx)
 
     TrainingModule.training_step = stopping
-    result(VIT, 16, folder=home / "stopped")
+    yield
     TrainingModule.training_step = step
+
+
+def killed(home):
+    """A run whose last process is killed; the others notice that, and end as the command does."""
+    run, options = home.parent / "killed", TINY | VIT | {"batch_size": 8, "devices": processes.size()}
+    with signalled(signal.SIGKILL, KILLED):
+        try:
+            train(home.parent / "toy.npz", output=run, **options, **QUIET)
+        except Exception as error:
+            if processes.is_loss(error):
+                os._exit(processes.LOST)
+            raise
+
+
+def stopped(home):
+    """A run that ends by a signal to the last process, and its continuation."""
+    with signalled(signal.SIGTERM, STOPPED):
+        result(VIT, 16, folder=home / "stopped")
     if processes.is_first():
         (home / "copy" / "checkpoints").mkdir(parents=True)
         for path in (home / "stopped" / "checkpoints").iterdir():
@@ -140,7 +161,7 @@ def fetched(home):
 
 
 def resumed(home):
-    """The run that test_devices.py has killed, continued."""
+    """The run of `killed`, continued."""
     figures.draw = lambda *arguments, **panels: Markup("<svg></svg>")
     return {"state": dict(resume(home.parent / "killed", **QUIET).model.network.state_dict()), "history": []}
 
@@ -155,7 +176,7 @@ def run_rank(rank, count, port, home, jobs):
 
 
 def run_ranks(count, home, jobs):
-    """Fork the processes, and wait for them; one that fails ends the others."""
+    """Fork the processes, and wait for them; one that fails ends the others, unless it is killed on purpose."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -170,6 +191,10 @@ def run_ranks(count, home, jobs):
                 os._exit(1)
             os._exit(0)
         children.append(child)
+    if jobs == ["killed"]:
+        codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+        assert codes == [*[processes.LOST] * (count - 1), -signal.SIGKILL], codes
+        children = []
     while children:
         child, status = os.wait()
         children.remove(child)
@@ -184,7 +209,7 @@ def main():
     torch.set_num_threads(1)
     home, *groups = sys.argv[1:]
     for count, jobs in zip(groups[::2], groups[1::2]):
-        (Path(home) / count).mkdir()
+        (Path(home) / count).mkdir(exist_ok=True)
         run_ranks(int(count), Path(home) / count, jobs.split(","))
 
 

@@ -17,7 +17,8 @@ from datafiles import pictures
 from ndvit.config import Recipe
 from ndvit.data.loading import Dealt, ShuffledStream
 from ndvit.data.sources.load import load_source
-from ndvit.processes import started
+from ndvit.processes import LOST, SUPERVISED, started
+from ndvit.training import devices
 from ndvit.training.devices import deal, resumed_devices, settle_devices
 from ndvit.training.presets import choose
 from tinyruns import TINY, fit_tiny, flags, run_tiny, toy
@@ -33,22 +34,6 @@ def home(tmp_path_factory):
     return tmp_path_factory.mktemp("ranks")
 
 
-@pytest.fixture(scope="module")
-def killed(home):
-    """The messages of a run of two processes on the command line of which one was killed after a checkpoint."""
-    np.savez(home / "toy.npz", X=ranks.SOURCE[0], y=ranks.SOURCE[1])
-    options, run = TINY | ranks.VIT | {"batch_size": 8, "devices": 2}, home / "killed"
-    program = [sys.executable, "-m", "ndvit.cli", "train", home / "toy.npz", "--output", run, "--no-progress"]
-    with subprocess.Popen([*program, *flags(options)], stderr=subprocess.PIPE, text=True) as process:
-        while not list((run / "checkpoints").glob("step=*.ckpt")):
-            assert process.poll() is None, process.communicate()[1]
-            time.sleep(0.01)
-        os.kill(worker_of(process.pid, rank=1), signal.SIGKILL)
-        errors = process.communicate(timeout=60)[1]
-    assert process.returncode == 2
-    return errors
-
-
 def worker_of(parent, rank):
     """The process of a rank among the children of a process."""
     for child in Path(f"/proc/{parent}/task/{parent}/children").read_text().split():
@@ -57,17 +42,19 @@ def worker_of(parent, rank):
     raise AssertionError("no such process")
 
 
-def ran(home, count, jobs):
-    """What jobs return in each of this number of processes: {job: [of rank 0, ...]}."""
-    program = [sys.executable, ranks.__file__, str(home), str(count), ",".join(jobs)]
+def ran(home, count, jobs, *before):
+    """What jobs return in each of this number of processes: {job: [of rank 0, ...]}; other jobs run before them."""
+    groups = [words for one in (*before, ",".join(jobs)) for words in (str(count), one)]
+    program = [sys.executable, ranks.__file__, str(home), *groups]
     done = subprocess.run(program, capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stderr
     return {job: [torch.load(home / f"{count}/{job}.{i}.pt", weights_only=True) for i in range(count)] for job in jobs}
 
 
 @pytest.fixture(scope="module")
-def two(home, killed):
-    return ran(home, 2, JOBS)
+def two(home):
+    np.savez(home / "toy.npz", X=ranks.SOURCE[0], y=ranks.SOURCE[1])
+    return ran(home, 2, JOBS, "killed")
 
 
 @pytest.fixture(scope="module")
@@ -151,10 +138,50 @@ def test_rows_are_fetched_from_other_processes(two):
     assert [found["right"] for found in two["fetched"]] == [[True] * 3] * 2
 
 
-def test_a_killed_process_ends_the_run_with_one_message(killed):
-    assert killed.count("\n") == 1
-    assert "the process of device 1 was ended by SIGKILL" in killed
-    assert "continue the run from its newest checkpoint with --resume" in killed
+@pytest.mark.slow
+def test_a_killed_process_ends_the_command_with_one_message(tmp_path):
+    np.savez(tmp_path / "toy.npz", X=ranks.SOURCE[0], y=ranks.SOURCE[1])
+    options, run = TINY | ranks.VIT | {"batch_size": 8, "devices": 2}, tmp_path / "killed"
+    program = [sys.executable, "-m", "ndvit.cli", "train", tmp_path / "toy.npz", "--output", run, "--no-progress"]
+    with subprocess.Popen([*program, *flags(options)], stderr=subprocess.PIPE, text=True) as process:
+        while not list((run / "checkpoints").glob("step=*.ckpt")):
+            assert process.poll() is None, process.communicate()[1]
+            time.sleep(0.01)
+        os.kill(worker_of(process.pid, rank=1), signal.SIGKILL)
+        errors = process.communicate(timeout=60)[1]
+    assert process.returncode == 2
+    assert errors.count("\n") == 1
+    assert "the process of device 1 was ended by SIGKILL" in errors
+    assert "continue the run from its newest checkpoint with --resume" in errors
+
+
+@pytest.mark.parametrize(
+    ("script", "status", "message"),
+    [
+        ("test $RANK = 0 && test $WORLD_SIZE = 2 && test $NDVIT_SUPERVISED = 1 || exec sleep 0.2", 0, None),
+        ("test $RANK = 1 && exit 3; exec sleep 60", 3, None),  # it has printed why
+        ("test $RANK = 1 && kill -KILL $$; exec sleep 60", 2, "the process of device 1 was ended by SIGKILL (the sys"),
+        (f"exit {LOST}", 2, "a process of this run did not answer within --device-timeout, and all were stopped: con"),
+    ],
+)
+def test_the_command_starts_processes_and_accounts_for_the_first_that_fails(
+    tmp_path, monkeypatch, script, status, message
+):
+    """The command is a shell script here, because importing torch takes seconds."""
+    program = tmp_path / "python"
+    program.write_text(f'#!/bin/sh\ntest "$*" = "-m ndvit.cli train toy.npz" || exit 9\n{script}\n')
+    program.chmod(0o700)
+    for name in (SUPERVISED, "TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "OMP_NUM_THREADS"):
+        monkeypatch.setenv(name, os.environ.get(name, "1"))  # `launch` sets them, and they are restored
+    monkeypatch.setattr(devices.sys, "executable", str(program))
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    messages = []
+    try:
+        assert devices.launch(2, ["train", "toy.npz"], messages.append) == status
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert [text[: len(message or "")] for text in messages] == ([message] if message else [])
 
 
 def test_a_killed_run_continues_to_the_same_bits(two, home):

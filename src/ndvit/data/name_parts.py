@@ -4,7 +4,7 @@ They are suggestions for messages only: nothing is read from a name unless an op
 """
 
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import NamedTuple
@@ -114,10 +114,12 @@ def suspected_groups(parts: dict[str, Part]) -> list[str]:
     """
     if set(parts) != {"train"} or not (part := parts["train"]).items:
         return []
-    stems = [_SEPARATORS.split(PurePosixPath(name).stem) for name in part.names]
-    (length, count), *_ = Counter(map(len, stems)).most_common(1)
-    if length < 2 or count < len(stems):
-        return []
+    stems: list[list[str]] = []
+    for name in part.names:  # ends at the first that differs, because shards may have millions of names
+        stems.append(_SEPARATORS.split(PurePosixPath(name).stem))
+        if not 2 <= len(stems[-1]) == len(stems[0]):
+            return []
+    length = len(stems[0])
     labels = [str(target) for target in part.targets or [""] * len(stems)]
     for place in range(length):
         values = [stem[place] for stem in stems]

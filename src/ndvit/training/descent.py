@@ -232,6 +232,7 @@ def _quiet_lightning() -> Iterator[None]:
                 "in eval mode at the start of training",  # frozen modules
                 "isinstance\\(treespec, LeafSpec\\)",
                 "returned a view tensor",  # FSDP2's warning of operations in place, of which there are none
+                "Grad strides do not match bucket view",  # in a batch of one example, where DDP copies a gradient
                 "sync_dist=True",  # each process computes the metrics of the whole validation set
             ):
                 warnings.filterwarnings("ignore", message=f".*{message}.*")

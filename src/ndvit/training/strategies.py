@@ -50,7 +50,8 @@ def distributed_settings(strategy: str) -> dict[str, Any]:
         copies: dict[str, Any] = {
             "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False
         }
-        kind = DDPStrategy(**copies)
+        # Gradients live in the memory that is sent, which saves a copy of them, and their memory a second time.
+        kind = DDPStrategy(gradient_as_bucket_view=True, **copies)
     return {"devices": place.devices, "num_nodes": place.nodes, "strategy": kind, "plugins": [environment]}
 
 
