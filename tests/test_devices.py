@@ -95,7 +95,6 @@ def test_two_processes_train_what_one_trains_with_their_whole_batch(two, alone, 
     assert distance(two[job][0], two[job][1]) < 1e-6  # both have the network, and the metrics of the whole batch
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("job", MORE_JOBS)
 def test_two_processes_pretrain_and_mask_as_one(more_of_two, alone, job):
     assert distance(more_of_two[job][0], alone(job)) < 1e-5
@@ -138,7 +137,6 @@ def test_rows_are_fetched_from_other_processes(two):
     assert [found["right"] for found in two["fetched"]] == [[True] * 3] * 2
 
 
-@pytest.mark.slow
 def test_a_killed_process_ends_the_command_with_one_message(tmp_path):
     np.savez(tmp_path / "toy.npz", X=ranks.SOURCE[0], y=ranks.SOURCE[1])
     options, run = TINY | ranks.VIT | {"batch_size": 8, "devices": 2}, tmp_path / "killed"
