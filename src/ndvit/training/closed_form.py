@@ -139,7 +139,8 @@ def solve_networks(
             if log is not None:
                 at = " and ".join(f"{speed:g}" for speed in speeds)
                 helps = "helps" if best is more else "does not help, and is not done"
-                log(f"reading sounds also at {at} of their speed {helps}: loss {losses[0]:.4g} -> {losses[1]:.4g}")
+                change = f"loss {losses[0]:.4g} -> {losses[1]:.4g}"
+                log(f"{type(network).__name__}: reading sounds also at {at} of their speed {helps}: {change}")
         network.mean.copy_(best.mean)
         network.scale.copy_(best.scale)
         network.head.weight.copy_(best.ridge.weight)
