@@ -367,7 +367,21 @@ def test_copies_are_left_out_with_their_example():
     assert head.ridge.facts["loss"] == pytest.approx(task.losses(head.ridge.left_out, labels).mean().item())
 
 
-def test_windows_of_sounds_are_explained_each_and_without_frequency_bands(digits, tmp_path):
+def test_sounds_that_are_too_many_for_copies_are_reported(digits, monkeypatch):
+    monkeypatch.setattr("ndvit.training.closed_form.MOST_EXAMPLES", 15)
+    planned = plan(Request(source=digits, progress=False, options={"rocket_features": 168, "encoder": False}))
+    train, lines = Inputs(planned.data.train, planned.preprocess), []
+    solve_networks(solved_networks(planned.build(0).network), train, planned.task, planned.recipe, lines.append)
+    message = f"{len(train)} sounds of the training are read at their own speed only: at most 5 have copies"
+    assert lines == [f"{message} at other speeds"]
+
+
+def test_arrays_have_no_speed():
+    with pytest.raises(ValueError, match="has no sample rate and cannot be read at another speed"):
+        Examples([noise(1)[0]]).at_speed(0.9)[0]
+
+
+def test_windows_of_sounds_are_explained_each_and_without_frequency_bands(digits):
     options = {"rocket_features": 168, "encoder": False, "speeds": (1,)}
     reading = ReadingOptions(window="100ms")
     model = fit(plan(Request(source=digits, progress=False, reading=reading, options=options)), **QUIET).model

@@ -43,7 +43,7 @@ class SpectrogramOptions(Options):
     """Speeds, as factors from 0.5 to 2, at which copies of the training recordings are read beside them by networks
     that are solved in closed form, if leaving out recordings shows that the copies help (speed perturbation, Ko et
     al., 2015). Pitch changes with the speed, as with another speaker. 1 makes no copies. The default is 0.9 and 1.1
-    for classes of sound files without silence, else 1."""
+    for classes of sound files whose silence is cut off, else 1."""
 
 
 SPECTROGRAM_FIELDS = frozenset(SpectrogramOptions.__dataclass_fields__)

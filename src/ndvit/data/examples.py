@@ -256,7 +256,8 @@ class Examples:
 
 def _read_at_speed(read: Callable[[Any], Raw] | None, factor: float, item: Any) -> Recording:
     raw = item if read is None else read(item)
-    assert isinstance(raw, Recording)
+    if not isinstance(raw, Recording):
+        raise ValueError("has no sample rate and cannot be read at another speed: set --speeds 1 (speeds=1)")
     return Recording(raw.values, raw.rate * factor)  # preprocessing resamples it to the rate of the others
 
 

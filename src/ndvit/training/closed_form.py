@@ -100,6 +100,9 @@ def solve_networks(
         network.draw(some.x.to(device), None if some.mask is None else some.mask.to(device), generator)
     speeds = [speed for speed in recipe.speeds or () if speed != 1]
     if len(sample) * (1 + len(speeds)) > MOST_EXAMPLES:
+        if log is not None:
+            most = f"at most {MOST_EXAMPLES // (1 + len(speeds)):,} have copies at other speeds"
+            log(f"{counted(len(sample), 'sound')} of the training are read at their own speed only: {most}")
         speeds = []
     read = [inputs, *(Inputs(inputs.examples.at_speed(speed), inputs.preprocess) for speed in speeds)]
     rows: list[list[Tensor]] = [[] for _ in networks]
