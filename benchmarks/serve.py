@@ -20,6 +20,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -134,8 +135,12 @@ def best_way(address: str) -> str:
 # --------------------------------------------------------------------------- parts
 
 
-def offline(case: str, run: str, length: int, way: str | None = None) -> dict[str, Any]:
-    """A runtime without a service: seconds by batch size, of the network and with reading; None takes the fastest."""
+def offline(case: str, run: str, length: int, name: str | None = None) -> dict[str, Any]:
+    """A runtime without a service: seconds by batch size, of the network and with reading; None takes the fastest.
+
+    `network` and `whole` are one batch at a time in all threads, as `ndvit predict` computes; `streams` are examples a
+    second with several batches at one time, as the service computes.
+    """
     import torch
 
     from ndvit.config.serving import ServingOptions
@@ -144,21 +149,17 @@ def offline(case: str, run: str, length: int, way: str | None = None) -> dict[st
 
     model = load_model(run)
     model.task = ways_task(model)
-    compute, name = ways.plain_way(model)
     mask = ways.needs_mask(model)
     with tempfile.TemporaryDirectory() as folder:
-        if way is None:
-            ways._write(run, Path(folder), mask)
-        elif way != name:
-            options = ways.GraphOptions(mask=mask)
-            format = ways.GRAPHS[way]
-            ways.write_graph(model, options, format, Path(folder) / f"model{ways.ENDINGS[format]}")
-            ways.measure = lambda found, *_: {one: float(one != way) for one in found}
-        if found := ways.choose(model, compute, Path(folder), mask, 32):
-            compute, name = found
-    way = name
+        ways._write(run, Path(folder), mask)
+        for other, format in ways.GRAPHS.items():
+            if name not in (None, other):
+                (Path(folder) / f"model{ways.ENDINGS[format]}").unlink(missing_ok=True)
+        plain = ways.plain_way(model)
+        way = ways.choose(model, plain, Path(folder), mask, 32) or plain
+        compute = one_at_a_time(model, way, Path(folder), mask)
     x = torch.cat([ways.random_data(model, 64, mask=False).x])
-    rows: dict[str, Any] = {"way": way, "network": {}, "whole": {}}
+    rows: dict[str, Any] = {"way": way.name, "network": {}, "whole": {}, "streams": {}}
     _, _, body = request_of(case, length)
     options = ServingOptions()
 
@@ -170,15 +171,31 @@ def offline(case: str, run: str, length: int, way: str | None = None) -> dict[st
         with reading.reading(model, uploads, options) as found:
             return found.joined()[0]
 
-    for size in BATCHES:
-        for kind in ("network", "whole"):
-            times = []
-            for _ in range(max(4, 40 // size)):
-                before = time.perf_counter()
-                compute(read(size) if kind == "whole" else x[:size], None)
-                times.append(time.perf_counter() - before)
-            rows[kind][str(size)] = statistics.median(times[1:])
+    with ThreadPoolExecutor(way.streams) as pool:
+        for size in BATCHES:
+            for kind in ("network", "whole"):
+                times = []
+                for _ in range(max(4, 40 // size)):
+                    before = time.perf_counter()
+                    compute(read(size) if kind == "whole" else x[:size], None)
+                    times.append(time.perf_counter() - before)
+                rows[kind][str(size)] = statistics.median(times[1:])
+            count = way.streams * max(4, 80 // size)
+            before = time.perf_counter()
+            list(pool.map(lambda _, size=size: way.compute(x[:size], None), range(count)))
+            rows["streams"][str(size)] = count * size / (time.perf_counter() - before)
     return rows
+
+
+def one_at_a_time(model: Any, way: Any, folder: Path, mask: bool) -> Any:
+    """The network of a way in all threads, for a program that does nothing else meanwhile."""
+    from ndvit.serving import ways
+
+    if way.name == ways.PLAIN:
+        return way.compute
+    format = ways.GRAPHS[way.name]
+    run = ways.open_graph(format, folder / f"model{ways.ENDINGS[format]}")
+    return ways._graph_way(model, way.name, run, mask, way)
 
 
 def ways_task(model: Any) -> Any:

@@ -26,14 +26,17 @@ from ndvit.inference.predict import check_ready
 from ndvit.serving import ways
 
 RUN, GRAPHS, PORT = os.environ["RUN"], os.environ["GRAPHS"], int(os.environ["PORT"])
+WAY = os.environ["WAY"]  # what the service has chosen
 
 def network():
     model = load_model(RUN)
     model.task = check_ready(model, 1, "cpu", lambda line: None)
-    compute, way = ways.plain_way(model)
-    found = ways.choose(model, compute, Path(GRAPHS), ways.needs_mask(model), 32)
-    compute = found[0] if found else compute
-    return model, compute
+    plain, mask = ways.plain_way(model), ways.needs_mask(model)
+    if WAY == ways.PLAIN:
+        return model, plain.compute
+    format = ways.GRAPHS[WAY]
+    run = ways.open_graph(format, Path(GRAPHS) / f"model{ways.ENDINGS[format]}")
+    return model, ways._graph_way(model, WAY, run, mask, plain)
 
 def read(model, body):
     if body[:2] == b"\\xff\\xd8":
@@ -91,13 +94,17 @@ def peers(case: str, run: str, length: int) -> dict[str, Any]:
 
     from serve import best_way, request_of, served, wrk
 
+    from ndvit.model import load_model
+    from ndvit.serving.ways import needs_mask
+
     request = request_of(case, length)
     encoded = base64.b64encode(request[2]).decode()
     as_json = {"content-type": "application/json"}
     found: dict[str, Any] = {}
     with served(run) as (address, _):
         wrk(address, request, 16, 3)
-        found[f"ndvit ({best_way(address)})"] = _measure(address, request)
+        way = best_way(address)
+        found[f"ndvit ({way})"] = _measure(address, request)
     forms = {
         "LitServe": (LITSERVE, ("/predict", as_json, json.dumps({"body": encoded}).encode())),
         "BentoML": (BENTO, ("/predict", as_json, json.dumps({"bodies": [encoded]}).encode())),
@@ -105,7 +112,9 @@ def peers(case: str, run: str, length: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         graphs = Path(folder) / "graphs"
         graphs.mkdir()
-        subprocess.run([sys.executable, "-m", "ndvit.serving.ways", run, str(graphs), "0"], check=True)
+        mask = str(int(needs_mask(load_model(run))))
+        subprocess.run([sys.executable, "-m", "ndvit.serving.ways", run, str(graphs), mask], check=True)
+        os.environ["WAY"] = way
         for name, (code, asked) in forms.items():
             try:
                 found[name] = _peer(name, COMMON + code, asked, run, graphs, Path(folder))

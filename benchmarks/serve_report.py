@@ -29,6 +29,11 @@ def table(results: dict[str, Any]) -> str:
             "",
             lambda case, kind=kind: "{:,.1f}/s at {}".format(*rates(case, kind)),
         )
+    row(
+        "offline: the network alone, several batches at one time",
+        "",
+        lambda case: "{1:,.1f}/s at {0}".format(*max(results["offline"][case]["streams"].items(), key=lambda p: p[1])),
+    )
     for key, words in (("64", "files or JSON"), ("64 protocol", "tensors")):
         row(
             f"64 clients, {words}: answers a second",

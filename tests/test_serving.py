@@ -18,7 +18,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import serve_fuzz
 
 import ndvit
-from ndvit.serving import protocol, schemas
+from ndvit.serving import app, protocol, schemas
+from ndvit.serving.batching import Way
 from ndvit.serving.models import named_runs
 from servedmodels import TASKS, save_served, serving
 
@@ -214,14 +215,14 @@ def test_more_requests_than_accepted_get_429(runs):
     with serving(runs["signals"], requests=1) as client:
         started, go_on = threading.Event(), threading.Event()
         batcher = client.service.models["signals"].loaded.batcher
-        compute = batcher.compute
+        compute = batcher.way.compute
 
         def slowly(x, mask):
             started.set()
             go_on.wait(5)
             return compute(x, mask)
 
-        batcher.compute = slowly
+        batcher.use(Way("slow", slowly))
         found = []
         first = threading.Thread(
             target=lambda: found.append(client.post("/predict", files={"files": content("signals")}))
@@ -236,11 +237,29 @@ def test_more_requests_than_accepted_get_429(runs):
         assert found[0].status_code == 200
 
 
+def test_only_a_few_numbers_are_read_without_a_thread(runs, monkeypatch):
+    """Whatever may take long to read must not delay other requests."""
+    real, readers = app._prepared, []
+
+    def prepared(*arguments):
+        readers.append(threading.current_thread().name.startswith("ndvit-read"))
+        return real(*arguments)
+
+    monkeypatch.setattr(app, "_prepared", prepared)
+    one = [[0.1] * 16, [0.2] * 16]
+    name, sent = content("signals")
+    file = {"file": base64.b64encode(sent).decode(), "name": name}
+    with serving(runs["signals"]) as client:
+        for inputs in ([one], [one] * 8, [one] * 9, [file], [[[0.1] * 10_000] * 2]):
+            client.post("/predict", json={"inputs": inputs})
+    assert readers == [False, False, True, True, True]
+
+
 def test_time_limit(runs):
     with serving(runs["signals"], timeout=0.2) as client:
         batcher = client.service.models["signals"].loaded.batcher
-        compute, go_on = batcher.compute, threading.Event()
-        batcher.compute = lambda x, mask: (go_on.wait(5), compute(x, mask))[1]
+        compute, go_on = batcher.way.compute, threading.Event()
+        batcher.use(Way("slow", lambda x, mask: (go_on.wait(5), compute(x, mask))[1]))
         answer = client.post("/predict", files={"files": content("signals")})
         go_on.set()
         assert (answer.status_code, answer.json()["error"]) == (503, "the answer took longer than 0.2 s")

@@ -8,7 +8,7 @@ import torch
 
 from ndvit.config.serving import ServingOptions
 from ndvit.serving import ways
-from ndvit.serving.batching import Batcher
+from ndvit.serving.batching import Batcher, Way
 from ndvit.serving.errors import Busy
 from ndvit.serving.models import load_model
 from servedmodels import save_served
@@ -36,7 +36,7 @@ def network():
 
 @pytest.fixture
 def batcher(network):
-    made = Batcher(network, most=4, wait=0.0, limit=8, name="m")
+    made = Batcher(Way("w", network), most=4, wait=0.0, limit=8, name="m")
     yield made
     network.free.set()
     made.close()
@@ -102,7 +102,7 @@ def test_requests_that_ended_are_not_computed(network, batcher):
 
 def test_an_idle_network_waits_for_requests_that_are_being_read(network):
     network.free.set()
-    batcher = Batcher(network, most=4, wait=5.0, limit=8, name="m")
+    batcher = Batcher(Way("w", network), most=4, wait=5.0, limit=8, name="m")
 
     async def ask():
         with batcher.expected() as arrive, batcher.expected() as other:
@@ -119,19 +119,93 @@ def test_an_idle_network_waits_for_requests_that_are_being_read(network):
     assert network.sizes == [2]
 
 
+def test_streams_share_what_waits_and_compute_it_at_one_time(network):
+    both = threading.Barrier(2, timeout=5)
+
+    def compute(x, mask):
+        if len(x) > 1:
+            both.wait()  # passes only if another batch is computed now
+        return network(x, mask)
+
+    batcher = Batcher(Way("w", compute, streams=2, rows=3), most=8, wait=5.0, limit=20, name="m")
+    network.free.set()
+
+    async def ask():
+        with batcher.expected():  # so that nothing is computed before all have come
+            asked = [batcher.submit(numbers(*range(start, start + n)), None) for start, n in ((0, 1), (1, 4), (5, 1))]
+        return await asyncio.gather(*asked)
+
+    found = asyncio.run(ask())
+    batcher.close()
+    assert [one.flatten().tolist() for one in found] == [[0], [2, 4, 6, 8], [10]]
+    assert network.sizes == [3, 3]
+
+
+def test_few_examples_are_computed_in_all_threads_while_nothing_else_is(network):
+    alone = Network()
+    alone.free.set()
+    batcher = Batcher(Way("w", network, streams=2, alone=alone), most=8, wait=0.0, limit=20, name="m")
+
+    async def ask():
+        await batcher.submit(numbers(1), None)
+        busy = batcher.submit(numbers(1, 2), None)
+        await asyncio.to_thread(network.begun.wait, 5)
+        last = batcher.submit(numbers(3), None)
+        network.free.set()
+        return await asyncio.gather(busy, last)
+
+    asyncio.run(ask())
+    batcher.close()
+    assert alone.sizes == [1]
+    assert sorted(network.sizes) == [1, 1, 1]  # two examples were shared by two streams
+
+
+def test_a_faster_way_takes_over_and_examples_keep_their_order(network):
+    """A request in several batches that end in any order, and an error in one of them."""
+    network.free.set()
+    batcher = Batcher(Way("slow", network), most=1, wait=0.0, limit=100, name="m")
+
+    async def ask():
+        first = batcher.submit(numbers(*range(20)), None)
+        batcher.use(Way("fast", network, streams=3))
+        second = batcher.submit(numbers(*range(20, 50)), None)
+        bad = batcher.submit(numbers(1, -1, 1), None)
+        with pytest.raises(ValueError, match="negative"):
+            await bad
+        return await asyncio.gather(first, second)
+
+    found = asyncio.run(ask())
+    batcher.close()
+    assert torch.cat(found).flatten().tolist() == [2.0 * i for i in range(50)]
+    assert batcher.way.name == "fast"
+
+
 @pytest.mark.parametrize(("error", "chosen"), [(0.0, "onnxruntime"), (1e-3, None)])
-def test_the_fastest_way_with_equal_answers_is_chosen(tmp_path, monkeypatch, error, chosen):
+@pytest.mark.parametrize("threads", [1, 3])
+def test_the_fastest_way_with_equal_answers_is_chosen(tmp_path, monkeypatch, error, chosen, threads):
     model = load_model(save_served("signals", tmp_path / "run"))
-    plain, _ = ways.plain_way(model)
+    plain = ways.plain_way(model)
     (tmp_path / "model.onnx").touch()
-    monkeypatch.setattr(ways, "open_graph", lambda *_: lambda x, mask: model.network(x, mask) * (1 + error))
-    monkeypatch.setattr(ways, "measure", lambda found, *_: {name: float(name == "pytorch") for name in found})
-    found = ways.choose(model, plain, tmp_path, False, 2)
-    assert (found and found[1]) == chosen
-    if found:
-        x, mask = torch.randn(3, 2, 16), torch.ones(3, 16, dtype=torch.bool)
-        mask[0, 9:] = False
-        torch.testing.assert_close(found[0](x, mask), plain(x, mask), atol=1e-5, rtol=0)
+    opened = []
+
+    def opening(format, path, streams):
+        opened.append(streams)
+        return lambda x, mask: model.network(x, mask) * (1 + error)
+
+    slow = {"pytorch", "2", "stream"}
+    monkeypatch.setattr(ways, "open_graph", opening)
+    monkeypatch.setattr(ways, "measure", lambda found, *_: {name: float(name in slow) for name in found})
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    way = ways.choose(model, plain, tmp_path, False, 5)
+    assert (way and way.name) == chosen
+    if way is None:
+        return
+    assert (way.streams, way.rows) == (threads, 4)
+    assert opened == ([3, 1] if threads == 3 else [1])
+    assert (way.alone is None) == (threads == 1)
+    x, mask = torch.randn(3, 2, 16), torch.ones(3, 16, dtype=torch.bool)
+    mask[0, 9:] = False
+    torch.testing.assert_close(way.compute(x, mask), plain.compute(x, mask), atol=1e-5, rtol=0)
 
 
 def test_options_are_checked():

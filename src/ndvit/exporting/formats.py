@@ -179,9 +179,20 @@ class Graph(NamedTuple):
     outputs: list[tuple[int, ...]] | None = None
 
 
-def open_graph(format: Format, path: Path, precision: Precision = "float32") -> Run:
-    """Open a file of this format that may lack metadata; precision as in `open_exported`."""
-    return READERS[format](path, torch.get_num_threads(), precision).run
+def open_graph(format: Format, path: Path, precision: Precision = "float32", streams: int = 0) -> Run:
+    """Open a file of this format that may lack metadata; precision as in `open_exported`.
+
+    Graphs of ONNX Runtime and OpenVINO may be called from several threads. They use torch's number of threads in all.
+
+    Args:
+        format: a key of `READERS`.
+        path: the file.
+        precision: precision that OpenVINO computes in.
+        streams: calls at one time, each with its part of the threads, in a process that also does other work: threads
+            are not bound to processors and do not spin while they wait. 0 is for one call at a time that has all
+            processors to itself.
+    """
+    return READERS[format](path, torch.get_num_threads(), precision, streams).run
 
 
 @contextmanager
@@ -198,11 +209,13 @@ def _readable_errors(path: Path) -> Iterator[None]:
         raise ValueError(f"{path.name} cannot be computed: {reason}") from error
 
 
-def _open_onnx(path: Path, threads: int, precision: Precision) -> Graph:
+def _open_onnx(path: Path, threads: int, precision: Precision, streams: int = 0) -> Graph:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = threads, 4  # errors are raised, not printed
+    options.intra_op_num_threads = max(1, threads // max(1, streams))
+    options.log_severity_level = 4  # errors are raised, not printed
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(not streams)))
     # Opened by its path, so that ONNX Runtime refuses tensors that a file refers to outside its own folder.
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     names = [value.name for value in session.get_inputs()]
@@ -218,7 +231,7 @@ def _open_onnx(path: Path, threads: int, precision: Precision) -> Graph:
     return Graph(run, session.get_modelmeta().custom_metadata_map.get(METADATA, ""), inputs, outputs)
 
 
-def _open_openvino(path: Path, threads: int, precision: Precision) -> Graph:
+def _open_openvino(path: Path, threads: int, precision: Precision, streams: int = 0) -> Graph:
     import openvino
     from openvino.frontend import FrontEndManager
 
@@ -229,12 +242,21 @@ def _open_openvino(path: Path, threads: int, precision: Precision) -> Graph:
     # The precision is explicit because OpenVINO's default is bfloat16 on CPUs that have it.
     hint = "bf16" if precision == "bfloat16" else "f32"
     with preserve_signal_stack():
-        options = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": hint}
+        options = {"INFERENCE_NUM_THREADS": max(threads, streams), "INFERENCE_PRECISION_HINT": hint}
+        options |= {"NUM_STREAMS": streams, "ENABLE_CPU_PINNING": False} if streams else {}
         compiled = core.compile_model(model, "CPU", options)
+    free = [compiled.create_infer_request()]  # a request computes one call at a time
 
     def run(x: Tensor, mask: Tensor | None) -> Tensor:
-        with _readable_errors(path):  # a copy, because the next call overwrites the memory
-            return torch.from_numpy(np.array(compiled(to_numpy(x, mask))[0]))
+        try:
+            request = free.pop()
+        except IndexError:
+            request = compiled.create_infer_request()
+        try:
+            with _readable_errors(path):  # a copy, because the next call overwrites the memory
+                return torch.from_numpy(np.array(request.infer(to_numpy(x, mask), share_inputs=True)[0]))
+        finally:
+            free.append(request)
 
     inputs, outputs = (
         [tuple(size.get_length() if size.is_static else -1 for size in value.partial_shape) for value in values]
@@ -243,13 +265,13 @@ def _open_openvino(path: Path, threads: int, precision: Precision) -> Graph:
     return Graph(run, text, inputs, outputs)
 
 
-def _open_pt2(path: Path, threads: int, precision: Precision) -> Graph:
+def _open_pt2(path: Path, threads: int, precision: Precision, streams: int = 0) -> Graph:
     files = {f"{METADATA}.json": ""}
     module = torch.export.load(path, extra_files=files).module()
     return Graph(_run_module(module), files[f"{METADATA}.json"])
 
 
-def _open_torchscript(path: Path, threads: int, precision: Precision) -> Graph:
+def _open_torchscript(path: Path, threads: int, precision: Precision, streams: int = 0) -> Graph:
     files: dict[str, Any] = {f"{METADATA}.json": ""}
     module = torch.jit.load(path, map_location="cpu", _extra_files=files)
     text = files[f"{METADATA}.json"]
@@ -265,7 +287,7 @@ def to_numpy(x: Tensor, mask: Tensor | None) -> tuple[np.ndarray, ...]:
     return (x.numpy(),) if mask is None else (x.numpy(), mask.numpy())
 
 
-READERS: dict[Format, Callable[[Path, int, Precision], Graph]] = {
+READERS: dict[Format, Callable[..., Graph]] = {
     "onnx": _open_onnx,
     "openvino": _open_openvino,
     "pt2": _open_pt2,

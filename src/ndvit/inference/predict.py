@@ -176,7 +176,7 @@ def load_fitting(
         ValueError: if the input cannot be read, or is of another kind than the training data.
     """
     dims = len(preprocess.raw_size) if preprocess.kind == "signal" else None
-    loaded = load_examples(source, dims=dims, in_channels=preprocess.raw_channels, **options.to_dict())
+    loaded = load_examples(source, dims=dims, in_channels=preprocess.raw_channels, reading=options)
     where = str(source) if isinstance(source, str | Path) else "X"
     check_kind(loaded.kind, preprocess, where)
     check_channels(loaded.examples.channels, channels, where)

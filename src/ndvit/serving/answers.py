@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from heapq import nlargest
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -57,7 +59,7 @@ def predictions(
     if top is not None:
         for one in found:
             if "probabilities" in one:
-                one["probabilities"] = dict(sorted(one["probabilities"].items(), key=lambda pair: -pair[1])[:top])
+                one["probabilities"] = dict(nlargest(top, one["probabilities"].items(), key=itemgetter(1)))
     return found
 
 

@@ -9,7 +9,7 @@ import threading
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -36,6 +36,7 @@ T = TypeVar("T")
 _EXPLAINING = 4  # requests for explanations at one time, of which one is computed
 _NICE = 5  # that threads which read are behind the others
 _LONG = 20_000  # numbers in an answer, from which on it is put together in a thread
+_SHORT, _FEW = 2**15, 8  # bytes and examples that are read at once, as handing them to a thread takes longer
 _ENDINGS = {"image/jpeg": ".jpg", "audio/wav": ".wav", "audio/x-wav": ".wav", "text/csv": ".csv"}
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
     status: {"model": schemas.Problem, "description": text}
@@ -50,6 +51,13 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
 }
 Name = Annotated[str | None, Query(alias="model", description="Name of the model; by default the first one.")]
 InPath = Annotated[str, Path(description="Name of a model.", max_length=200)]
+
+
+class _Sent(NamedTuple):
+    """What a request has sent: a function that decodes it, and whether that takes no time."""
+
+    uploads: Callable[[], list[Any]]
+    short: bool = False
 
 
 class Service:
@@ -138,15 +146,18 @@ class Service:
     def _explained(self, _: Any) -> None:
         self._explaining -= 1
 
-    async def answer(
-        self, loaded: Loaded, uploads: Callable[[], list[Any]], finish: Callable[[Read, np.ndarray], T]
-    ) -> T:
-        """Read, compute and put together an answer. `uploads`, and a long `finish`, run in a thread for reading."""
-        with loaded.batcher.expected() as arrive:
-            read = await self.read(lambda: _prepared(loaded, uploads(), self.options))
+    async def answer(self, loaded: Loaded, sent: _Sent, finish: Callable[[Read, np.ndarray], T]) -> T:
+        """Read, compute and put together an answer; what may take long, in a thread for reading."""
+        uploads = sent.uploads() if sent.short and loaded.reads_signals else None
+        if uploads is not None and not any(isinstance(one, Upload) for one in uploads) and len(uploads[0]) <= _FEW:
+            read = _prepared(loaded, uploads, self.options)
             future = loaded.batcher.submit(*read.joined())
-            arrive()
-            outputs = (await future).numpy()
+        else:
+            with loaded.batcher.expected() as arrive:
+                read = await self.read(lambda: _prepared(loaded, uploads or sent.uploads(), self.options))
+                future = loaded.batcher.submit(*read.joined())
+                arrive()
+        outputs = (await future).numpy()
         self.metrics.examples.labels(loaded.batcher.name).inc(len(outputs))
         if outputs.size > _LONG:
             return await self.read(lambda: finish(read, outputs))
@@ -238,13 +249,13 @@ def _add_simple_routes(app: FastAPI, service: Service) -> None:
     ) -> Response:
         """Answer files (multipart, or one as the body) or arrays (JSON)."""
         async with service.use(model) as loaded:
-            uploads = await _uploads(request, service.options)
+            sent = await _sent(request, service.options)
 
             def finish(read: Read, outputs: np.ndarray) -> bytes:
                 found = answers.predictions(loaded.task, read, outputs, per_window=per_window, top=top)
                 return answers.body(loaded, read, predictions=found)
 
-            content = await service.answer(loaded, uploads, finish)
+            content = await service.answer(loaded, sent, finish)
             return Response(content, media_type="application/json")
 
     @app.post("/explain", response_model=schemas.Explanations, openapi_extra=body, tags=["simple"])
@@ -258,9 +269,11 @@ def _add_simple_routes(app: FastAPI, service: Service) -> None:
     ) -> Response:
         """Relevance of the parts of examples for an answer; by default for the most probable class."""
         async with service.use(model) as loaded:
-            uploads = await _uploads(request, service.options)
+            sent = await _sent(request, service.options)
             return Response(
-                await service.explain(lambda: answers.explained(loaded, uploads(), service.options, target, method)),
+                await service.explain(
+                    lambda: answers.explained(loaded, sent.uploads(), service.options, target, method)
+                ),
                 media_type="application/json",
             )
 
@@ -348,12 +361,12 @@ def _add_protocol(app: FastAPI, service: Service) -> None:
                 answer |= {"id": parsed[0].id} if parsed[0].id else {}
                 return protocol.encode(answer, protocol.outputs_of(found), parsed[0])
 
-            content, headers = await service.answer(loaded, uploads, finish)
+            content, headers = await service.answer(loaded, _Sent(uploads, len(body) <= _SHORT), finish)
             return Response(content, headers=headers)
 
 
-async def _uploads(request: Request, options: ServingOptions) -> Callable[[], list[Any]]:
-    """A function that decodes the body, which may take long: files of a form, JSON, or one file as the body."""
+async def _sent(request: Request, options: ServingOptions) -> _Sent:
+    """Files of a form, JSON, or one file as the body."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
         try:
@@ -364,16 +377,14 @@ async def _uploads(request: Request, options: ServingOptions) -> Callable[[], li
             if "Too many" not in str(error.detail):
                 raise
             raise TooLarge(f"at most {options.max_files:,} files are accepted in one request: send parts") from None
-        return lambda: contents
+        return _Sent(lambda: contents)
     body = await request.body()
-    if kind in ("", "application/json"):
-        return lambda: uploads_of_json(body, options)
-    if kind == "application/x-www-form-urlencoded":  # the default of curl -d
-        if not body.lstrip().startswith(b"{"):
+    if kind in ("", "application/json", "application/x-www-form-urlencoded"):  # the last is the default of curl -d
+        if kind == "application/x-www-form-urlencoded" and not body.lstrip().startswith(b"{"):
             raise Invalid("the body is a form without files: send multipart/form-data (curl -F files=@a.png), or JSON")
-        return lambda: uploads_of_json(body, options)
+        return _Sent(lambda: uploads_of_json(body, options), len(body) <= _SHORT)
     name = request.query_params.get("name") or f"body{_ENDINGS.get(kind, '')}"
-    return lambda: [Upload(name, body)]
+    return _Sent(lambda: [Upload(name, body)])
 
 
 def _version(loaded: Loaded | None) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import re
@@ -17,7 +18,7 @@ from ndvit.config.serving import ServingOptions
 from ndvit.exporting.runtimes import Runtime
 from ndvit.inference.predict import check_ready
 from ndvit.model import Model, load_model
-from ndvit.serving.batching import Batcher, Compute
+from ndvit.serving.batching import Batcher, Way
 from ndvit.serving.errors import NotReady
 from ndvit.serving.metrics import Metrics
 from ndvit.serving.ways import Search, optimizable, plain_way, warm
@@ -46,7 +47,6 @@ class Loaded:
         task: meaning of the answers.
         version: 1 for the first model of a run, and one more after each reload.
         mark: state of the file that it was read from.
-        way: how the network is run.
         batcher: computes answers.
         users: requests that use it now.
         search: looks for a faster way in the background.
@@ -56,21 +56,32 @@ class Loaded:
     task: Task
     version: int
     mark: Mark | None
-    way: str
     batcher: Batcher
     users: int = 0
     search: Search | None = None
 
-    def use_way(self, compute: Compute, way: str) -> None:
+    @property
+    def way(self) -> str:
+        """What runs the network."""
+        return self.batcher.way.name
+
+    def use_way(self, way: Way) -> None:
         """Run the network in another way, from the next batch on."""
-        self.batcher.compute, self.way = compute, way
-        LOG.info("model runs faster", extra={"facts": {"model": self.batcher.name, "way": way}})
+        self.batcher.use(way)
+        _settle()
+        facts = {"model": self.batcher.name, "way": way.name, "streams": way.streams, "batch": way.rows}
+        LOG.info("model runs faster", extra={"facts": facts})
 
     def close(self) -> None:
         """Compute what waits, and end the threads."""
         if self.search is not None:
             self.search.stop()
         self.batcher.close()
+
+    @property
+    def reads_signals(self) -> bool:
+        """Whether its inputs are arrays of numbers rather than pictures."""
+        return self.model.preprocess is not None and self.model.preprocess.kind == "signal"
 
     @property
     def explains(self) -> bool:
@@ -215,21 +226,34 @@ class ServedModel:
         if model.preprocess is None:
             raise ValueError("the model has no preprocessing")
         model = replace(model, task=task)
-        compute, way = plain_way(model, self.device)
-        warm(model, compute, self.options.batch_size)
+        way = plain_way(model, self.device)
+        warm(model, way, self.options.batch_size)
         batcher = Batcher(
-            compute,
+            way,
             most=self.options.batch_size,
             wait=self.options.max_wait / 1000,
             limit=self.options.queue,
             name=self.name,
             metrics=self.metrics,
         )
-        loaded = Loaded(model, task, version, mark, way, batcher)
+        loaded = Loaded(model, task, version, mark, batcher)
+        _settle(renewed=version > 1)
         if self.options.optimize and optimizable(model, self.device):
-            loaded.search = Search(model, self.path, compute, self.options.batch_size, loaded.use_way)
+            loaded.search = Search(model, self.path, way, self.options.batch_size, loaded.use_way)
             loaded.search.start()
         return loaded
+
+
+def _settle(*, renewed: bool = False) -> None:
+    """Leave what exists now out of later garbage collections.
+
+    Libraries and models make up a million objects, and to look through all of them takes a tenth of a second, in which
+    no request is answered. With `renewed`, what was left out earlier may be garbage now, and is collected first.
+    """
+    if renewed:
+        gc.unfreeze()
+    gc.collect()
+    gc.freeze()
 
 
 def named_runs(runs: Sequence[str]) -> dict[str, str]:

@@ -161,11 +161,13 @@ class SignalPreprocess(Preprocess):
         for axis, new in enumerate(self.size, start=1):
             if x.shape[axis] > new or (x.shape[axis] < new and self.resize == "resample"):
                 x, observed = _along(axis, x, linear, new), _along(axis, observed, F.adaptive_max_pool1d, new)
-        short = [(0, new - old) for old, new in zip(x.shape[1:], self.size)]
-        along_last = [(0, 0)] * len(short) + [short[-1]]
-        x = np.pad(x, along_last, mode="edge")  # as in `filled`, a line repeats its last observed value
-        x = np.pad(x, [(0, 0), *short[:-1], (0, 0)])  # whole lines of padding are the mean
-        mask = np.pad(observed[0] > 0, short)
+        mask = observed[0] > 0
+        if x.shape[1:] != self.size:
+            short = [(0, new - old) for old, new in zip(x.shape[1:], self.size)]
+            along_last = [(0, 0)] * len(short) + [short[-1]]
+            x = np.pad(x, along_last, mode="edge")  # as in `filled`, a line repeats its last observed value
+            x = np.pad(x, [(0, 0), *short[:-1], (0, 0)])  # whole lines of padding are the mean
+            mask = np.pad(mask, short)
         return torch.from_numpy(np.ascontiguousarray(x)), None if mask.all() else torch.from_numpy(mask)
 
     def fits(self, item: Any) -> bool:

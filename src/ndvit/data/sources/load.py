@@ -238,7 +238,14 @@ def _channel_names(part: Part, reading: FileOptions) -> tuple[str, ...]:
     return ()
 
 
-def load_examples(path: Any, *, dims: int | None = None, in_channels: int = 0, **options: Any) -> LoadedExamples:
+def load_examples(
+    path: Any,
+    *,
+    dims: int | None = None,
+    in_channels: int = 0,
+    reading: FileOptions | None = None,
+    **options: Any,
+) -> LoadedExamples:
     """Load examples without targets: one file, a folder of files, or arrays.
 
     Args:
@@ -249,13 +256,14 @@ def load_examples(path: Any, *, dims: int | None = None, in_channels: int = 0, *
         dims: number of axes of the model's input, without the channels. An .npy with `dims` + 2 axes, or with `dims` +
             1 for a model of one channel, has many examples; without `dims`, every .npy is one.
         in_channels: channels of the model's input.
+        reading: how files are read; None for `options`, or the defaults.
         **options: fields of `FileOptions`.
 
     Raises:
         FileNotFoundError: if there is no such path.
         ValueError: for faults of the data, with the name of the file.
     """
-    reading = FileOptions.from_dict(options)
+    reading = reading or FileOptions.from_dict(options)
     roles = Roles.of(reading)
     of_table = 0 if reading.mono else in_channels  # columns that are read; other files have their channels chosen later
     in_channels = 0 if reading.mono or reading.channels else in_channels

@@ -42,6 +42,7 @@ def _readable(registered: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return formats, tuple(dict.fromkeys((*USUAL_PICTURES, *endings)))
 
 
+_ORIENTATION = 0x0112  # a tag of EXIF; 1 is upright
 _LONGEST_SIDE = 2**20  # pixels; scans and panoramas have less, and each row of a decoder costs memory of its own
 HALVED = "upper 8 of 16 bits"
 """Key of `info` of a picture whose lower 8 bits PIL does not read: 16 bits of colour, or of grey with transparency."""
@@ -72,7 +73,7 @@ def image_size(path: str | Path | BinaryIO) -> tuple[int, int]:
     with open_picture(path) as image:
         width, height = image.size
         exif = Image.Image.getexif(image)  # the method of the base class: that of PNG would decode the whole picture
-        turned = exif.get(0x0112, 1) >= 5  # orientations 5 to 8 swap the sides
+        turned = exif.get(_ORIENTATION, 1) >= 5  # orientations 5 to 8 swap the sides
     return (width, height) if turned else (height, width)
 
 
@@ -127,7 +128,8 @@ def plain(image: Image.Image) -> Image.Image:
     Raises:
         ValueError: for values without a defined range, as in floating-point TIFFs, or outside of 0 to 65535.
     """
-    image = ImageOps.exif_transpose(image)
+    if isinstance(image, ImageFile.ImageFile) or image.getexif().get(_ORIENTATION, 1) != 1:
+        image = ImageOps.exif_transpose(image)  # which copies any picture
     if image.mode in ("L", "RGB") and "transparency" not in image.info:
         return image
     if image.mode == "I;16":
