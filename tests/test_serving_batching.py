@@ -192,9 +192,9 @@ def test_the_fastest_way_with_equal_answers_is_chosen(tmp_path, monkeypatch, err
         opened.append(streams)
         return lambda x, mask: model.network(x, mask) * (1 + error)
 
-    slow = {"pytorch", "2", "stream"}
+    quick = {("onnxruntime", 4), ("onnxruntime", 1)}
     monkeypatch.setattr(ways, "open_graph", opening)
-    monkeypatch.setattr(ways, "measure", lambda found, *_: {name: float(name in slow) for name in found})
+    monkeypatch.setattr(ways, "_costs", lambda runs, _: {k: len(run()) * (k not in quick) for k, run in runs.items()})
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     way = ways.choose(model, plain, tmp_path, False, 5)
     assert (way and way.name) == chosen
@@ -206,6 +206,21 @@ def test_the_fastest_way_with_equal_answers_is_chosen(tmp_path, monkeypatch, err
     x, mask = torch.randn(3, 2, 16), torch.ones(3, 16, dtype=torch.bool)
     mask[0, 9:] = False
     torch.testing.assert_close(way.compute(x, mask), plain.compute(x, mask), atol=1e-5, rtol=0)
+
+
+def test_costs_are_those_of_an_example():
+    now = 0.0
+
+    def costs(seconds, rows):
+        def run():
+            nonlocal now
+            now += seconds
+            return torch.zeros(rows, 1)
+
+        return run
+
+    runs = {"many": costs(0.5, 4), "few": costs(0.0625, 1)}
+    assert ways._costs(runs, lambda: now) == {"many": 0.125, "few": 0.0625}
 
 
 def test_options_are_checked():

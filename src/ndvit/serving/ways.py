@@ -10,21 +10,24 @@ for the slowest of them at every layer; and a thread that reads a request slows 
 from __future__ import annotations
 
 import logging
+import statistics
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from ndvit.exporting.comparison import Batch, needs_mask, random_data
-from ndvit.exporting.compiling import GRAPHS, measure, write_graph
-from ndvit.exporting.formats import ENDINGS, PACKAGES, Format, Run, open_graph, require
+from ndvit.exporting.compiling import GRAPHS, write_graph
+from ndvit.exporting.formats import ENDINGS, PACKAGES, Run, open_graph, require
 from ndvit.exporting.graphs import frozen_copy
 from ndvit.exporting.runtimes import GraphOptions, Runtime
 from ndvit.inference.batches import pick_device, to_answers
@@ -32,11 +35,14 @@ from ndvit.model import Model, load_model
 from ndvit.network.committee import transformers
 from ndvit.serving.batching import Compute, Way
 
+K = TypeVar("K")
 LOG = logging.getLogger("ndvit.serving")
 EQUAL = 1e-5
 """Largest difference of answers between a faster way and the model itself, relative to answers above 1."""
 PLAIN = "pytorch"
-_ROUNDS, _SECONDS = 5, 4.0  # of measuring
+_ROUNDS, _LEAST_ROUNDS, _SECONDS = 7, 3, 8.0  # of measuring
+_SHORT = 0.1  # seconds
+_ABOUT = 1.07  # times as much work is about as much: measurements hardly tell it apart
 _STREAMS = 4  # at most, as a lone example in a stream has only a part of the threads
 _FEWEST = 4  # examples in the smallest batch that is tried
 _PATIENCE = 600.0  # seconds for the other process
@@ -116,57 +122,76 @@ def choose(model: Model, plain: Way, folder: Path, mask: bool, batch_size: int) 
     Complete examples are computed by a graph; those with missing values, where it has no mask, by PyTorch.
     """
     streams = max(1, min(_STREAMS, torch.get_num_threads()))
-    data, batch = random_data(model, 4, mask), random_data(model, batch_size, mask)
+    data, batch = random_data(model, 4, mask), random_data(model, streams * batch_size, mask)
     expected = plain.compute(data.x, data.mask)
 
-    def opened(format: Format, streams: int) -> Compute:
-        run = open_graph(format, folder / f"model{ENDINGS[format]}", streams=streams)
-        return _graph_way(model, format, run, mask, plain)
+    def opened(name: str, streams: int) -> Compute:
+        run = open_graph(GRAPHS[name], folder / f"model{ENDINGS[GRAPHS[name]]}", streams=streams)
+        return _graph_way(model, name, run, mask, plain)
 
-    ways = {PLAIN: plain.compute}
-    found: dict[str, Compute] = {}
+    there = [name for name, format in GRAPHS.items() if (folder / f"model{ENDINGS[format]}").is_file()]
+    graphs = {name: opened(name, streams) for name in there}
+    equal = {n: run for n, run in graphs.items() if _difference(expected, run(data.x, data.mask)) <= EQUAL}
+    if not equal:
+        return None
+    sizes = sorted({batch_size, *(2**i for i in range(batch_size.bit_length()) if _FEWEST <= 2**i < batch_size)})
     with ThreadPoolExecutor(streams) as pool:
-        for name, format in GRAPHS.items():
-            if (folder / f"model{ENDINGS[format]}").is_file():
-                compute = opened(format, streams)
-                if _difference(expected, compute(data.x, data.mask)) <= EQUAL:
-                    found[name], ways[name] = compute, _in_streams(compute, streams, pool)
-        times = measure(ways, (batch.x, batch.mask), _ROUNDS, _SECONDS) if found else {PLAIN: 0.0}
-        best = min(times, key=times.__getitem__)
-        if best == PLAIN:
-            return None
-        rows = _best_size(found[best], streams, pool, (batch.x, batch.mask))
-    way = Way(best, found[best], streams, rows=rows)
-    if streams > 1:
-        one = batch.x[:1], None if batch.mask is None else batch.mask[:1]
-        lone = {"stream": way.compute, "alone": opened(GRAPHS[best], 1)}
-        times = measure(lone, one, _ROUNDS, _SECONDS)
-        if times["alone"] < times["stream"]:
-            way = replace(way, alone=lone["alone"])
-    warm(model, way, rows)
+        runs = {
+            (name, size): _in_streams(run, pool, _first(batch.x, batch.mask, streams * size), size)
+            for name, run in equal.items()
+            for size in sizes
+        }
+        runs[PLAIN, batch_size] = partial(plain.compute, *_first(batch.x, batch.mask, batch_size))
+        work = _costs(runs, time.process_time)
+    least = min(work, key=work.__getitem__)
+    if least[0] == PLAIN:
+        return None
+    enough = {name: _ABOUT * min(work[name, size] for size in sizes) for name in equal}
+    rows = {name: max(size for size in sizes if work[name, size] <= enough[name]) for name in equal}
+    # of those that need about as little work, the one that answers a lone example soonest
+    one = _first(batch.x, batch.mask, 1)
+    lone = {(n, streams): run for n, run in equal.items() if enough[n] <= _ABOUT**2 * work[least]}
+    lone |= {(name, 1): opened(name, 1) for name, _ in lone if streams > 1}
+    waits = _costs({key: partial(run, *one) for key, run in lone.items()}, time.perf_counter)
+    name, threads = min(waits, key=waits.__getitem__)
+    way = Way(name, equal[name], streams, rows[name], lone[name, 1] if threads < streams else None)
+    warm(model, way, way.rows)
     return way
 
 
-def _in_streams(compute: Compute, streams: int, pool: ThreadPoolExecutor, rows: int = 0) -> Compute:
-    """A function that computes parts of a batch, of `rows` examples or one for each stream, at one time."""
-
-    def spread(x: Tensor, mask: Tensor | None) -> Tensor:
-        size = rows or -(-len(x) // streams)
-        masks = [None] * len(x.split(size)) if mask is None else mask.split(size)
-        return torch.cat(list(pool.map(compute, x.split(size), masks)))
-
-    return spread
+def _first(x: Tensor, mask: Tensor | None, count: int) -> Batch:
+    return x[:count], None if mask is None else mask[:count]
 
 
-def _best_size(compute: Compute, streams: int, pool: ThreadPoolExecutor, batch: Batch) -> int:
-    """The number of examples with which the streams compute most: large batches do not fit into a cache."""
-    most = len(batch[0])
-    x, mask = (None if part is None else torch.cat([part] * streams) for part in batch)
-    assert x is not None
-    sizes = sorted({most, *(2**i for i in range(most.bit_length()) if _FEWEST <= 2**i < most)})
-    ways = {str(size): _in_streams(compute, streams, pool, size) for size in sizes}
-    times = measure(ways, (x, mask), _ROUNDS, _SECONDS)
-    return int(min(times, key=times.__getitem__))
+def _in_streams(compute: Compute, pool: ThreadPoolExecutor, batch: Batch, size: int) -> Callable[[], Tensor]:
+    """A function that computes a batch in parts of `size` examples, several of them at one time."""
+    x, mask = batch
+    parts = x.split(size)
+    masks = [None] * len(parts) if mask is None else mask.split(size)
+    return lambda: torch.cat(list(pool.map(compute, parts, masks)))
+
+
+def _costs(runs: Mapping[K, Callable[[], Tensor]], clock: Callable[[], float]) -> dict[K, float]:
+    """The median time of each function for an example, where all take turns.
+
+    By `time.process_time` that is the work of all processors, which limits a service that is never idle; by
+    `time.perf_counter`, how long one waits.
+    """
+    spent: dict[K, list[float]] = {key: [] for key in runs}
+    start = time.perf_counter()
+    for count in range(_ROUNDS):
+        if count >= _LEAST_ROUNDS and time.perf_counter() - start > _SECONDS:
+            break
+        for key, run in runs.items():
+            before = clock()
+            rows = len(run())
+            seconds = clock() - before
+            if seconds < _SHORT:  # else waking the threads would be part of it
+                before = clock()
+                rows = sum(len(run()) for _ in range(3))
+                seconds = clock() - before
+            spent[key].append(seconds / rows)
+    return {key: statistics.median(found) for key, found in spent.items()}
 
 
 def _graph_way(model: Model, name: str, run: Run, mask: bool, plain: Way) -> Compute:
