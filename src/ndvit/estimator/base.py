@@ -13,7 +13,7 @@ from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from ndvit.config.reading import ReadingOptions, file_options
+from ndvit.config.reading import FileOptions, ReadingOptions, file_options
 from ndvit.data.examples import Source
 from ndvit.data.groups import group_names, relative_weights
 from ndvit.data.loading import Inputs
@@ -130,10 +130,8 @@ class ViTEstimator(BaseEstimator):
         checked, _ = self._examples(X, fitting=False)
         preprocess, me = self.model_.preprocess, type(self).__name__
         assert preprocess is not None
-        stored = file_options(self.model_.provenance, {})
-        preprocess = preprocess.admitting(stored.resample_long)
-        windows = {name: getattr(stored, name) for name in ("window", "hop")} if stored.window is not None else {}
-        kind, _, examples, _ = load_examples(checked, in_channels=preprocess.raw_channels, **windows)
+        preprocess = preprocess.admitting(self._reading.resample_long)
+        kind, _, examples, _ = load_examples(checked, in_channels=preprocess.raw_channels, reading=self._reading)
         if kind != preprocess.kind:
             raise ValueError(f"X holds {kind}s, but this {me} was fitted on {preprocess.kind}s")
         own = preprocess.raw_channels, len(preprocess.raw_size)
@@ -193,6 +191,9 @@ class ViTEstimator(BaseEstimator):
         self.model_ = model
         self.n_features_in_: int = columns or model.preprocess.raw_channels
         self._columns = columns
+        stored = file_options(model.provenance, {})  # checking them takes a part of the time of a prediction
+        hop = None if stored.window is None else stored.hop
+        self._reading = FileOptions(window=stored.window, hop=hop, resample_long=stored.resample_long)
 
     def _examples(self, X: Any, fitting: bool) -> tuple[np.ndarray | list[Any], int | None]:
         """X checked against the last fit, and its number of columns if it is a table (n, time)."""
