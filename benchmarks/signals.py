@@ -1,8 +1,8 @@
 """Compare classifiers of signals: accuracy on the test set of each data set, and time on this machine.
 
 `python benchmarks/signals.py --data FOLDER` trains and tests each model on each NAME.npz of a folder (X_train (n,
-channels, time), y_train, X_test, y_test). It writes one row per fit, and then a report with tables, a figure and an
-ablation. An interrupted benchmark continues where it stopped.
+channels, time), y_train, X_test, y_test), or on sets that aeon brings along (`--sets BasicMotions`). It writes one row
+per fit, and then a report with tables, a figure and an ablation. An interrupted benchmark continues where it stopped.
 """
 
 import functools
@@ -40,6 +40,8 @@ from signal_results import (
 from ndvit.evaluation.reliability import calibration_error
 
 app = App(help=__doc__)
+BUNDLED = ("BasicMotions", "JapaneseVowels")
+"""Sets of several channels that aeon brings along."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,8 @@ class Bench:
 
     def load(self, name: str) -> dict[str, np.ndarray]:
         """Load the arrays of a set."""
+        if name in BUNDLED and not (self.data / f"{name}.npz").is_file():
+            return bundled(name)
         with np.load(self.data / f"{name}.npz", allow_pickle=False) as file:
             parts = {key: file[key] for key in ("X_train", "y_train", "X_test", "y_test")}
         if parts["X_train"].ndim != 3:
@@ -65,6 +69,19 @@ class Bench:
     def table(self, model: str) -> Path:
         """The CSV file for the rows of a model."""
         return self.out / (RESULTS if model in MODELS else ABLATION)
+
+
+def bundled(name: str) -> dict[str, np.ndarray]:
+    """The arrays of a set that aeon brings along; series of unequal length end in NaN."""
+    from aeon.datasets import load_classification
+
+    parts = {split: load_classification(name, split, load_equal_length=False) for split in ("train", "test")}
+    longest = max(one.shape[-1] for X, _ in parts.values() for one in X)
+    arrays: dict[str, np.ndarray] = {}
+    for split, (X, y) in parts.items():
+        rows = [np.pad(one, ((0, 0), (0, longest - one.shape[-1])), constant_values=np.nan) for one in X]
+        arrays |= {f"X_{split}": np.stack(rows).astype(np.float32), f"y_{split}": np.asarray(y)}
+    return arrays
 
 
 class Job(NamedTuple):
@@ -242,7 +259,7 @@ def main(
         data: folder with NAME.npz for each set, and optionally published.csv with published accuracies.
         seeds: number of fits of each model on each set.
         models: comma-separated names; by default all models.
-        sets: comma-separated names; by default all sets of the folder.
+        sets: comma-separated names, also of sets that aeon brings along; by default all sets of the folder.
         out: folder for results.csv, ablation.csv, report.md and accuracy.png.
         ablation: fit the network alone and its variants, with one change each, instead of the models.
         steps: optimizer steps of our networks and the peers, for a trial of the benchmark; its rows are kept apart.
@@ -257,7 +274,8 @@ def main(
             raise SystemExit(
                 f"seeds and parallel must be at least 1 and steps at least 0; got {seeds}, {parallel}, {steps}"
             )
-        names = choose(sets, sorted(path.stem for path in data.glob("*.npz")), "set")
+        there = sorted(path.stem for path in data.glob("*.npz"))
+        names = choose(sets, [*there, *BUNDLED], "set") if sets else there
         table = ["hybrid", *ABLATIONS] if ablation else list(MODELS)
         chosen = choose(models, table, "model")
         settings = {"seeds": seeds, "models": models, "sets": sets, "steps": steps, "parallel": parallel}
