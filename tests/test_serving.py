@@ -255,6 +255,14 @@ def test_only_a_few_numbers_are_read_without_a_thread(runs, monkeypatch):
     assert readers == [False, False, True, True, True]
 
 
+def test_before_the_end_each_answer_closes_its_connection(runs):
+    with serving(runs["signals"]) as client:
+        assert "connection" not in client.get("/v2/health/live").headers
+        client.service.ending = True
+        found = client.post("/predict", files={"files": content("signals")})
+        assert (found.status_code, found.headers["connection"]) == (200, "close")
+
+
 def test_time_limit(runs):
     with serving(runs["signals"], timeout=0.2) as client:
         batcher = client.service.models["signals"].loaded.batcher

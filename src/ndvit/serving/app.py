@@ -214,7 +214,7 @@ def create_app(service: Service) -> Gate:
     _add_protocol(app, service)
     documentation.add_documentation(app)
     add_page(app)
-    return Gate(app, options, service.metrics)
+    return Gate(app, options, service.metrics, lambda: service.ending)
 
 
 def _add_errors(app: FastAPI) -> None:

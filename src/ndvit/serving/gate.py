@@ -8,7 +8,7 @@ import json
 import logging
 import time
 import traceback
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -44,10 +44,13 @@ class Gate:
         app: answers the requests that pass.
         options: of the service.
         metrics: of the service.
+        ending: whether the service is about to end, so that each answer is the last one of its connection.
     """
 
-    def __init__(self, app: ASGIApp, options: ServingOptions, metrics: Metrics) -> None:
-        self._app, self._options, self._metrics = app, options, metrics
+    def __init__(
+        self, app: ASGIApp, options: ServingOptions, metrics: Metrics, ending: Callable[[], bool] = lambda: False
+    ) -> None:
+        self._app, self._options, self._metrics, self._ending = app, options, metrics, ending
         self._handled = self._busy = 0
         self._logged = -1.0
 
@@ -61,7 +64,7 @@ class Gate:
             await send({"type": "websocket.close", "code": 1000})
 
     async def _handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request = _Request(scope, receive, send, self._options.max_bytes)
+        request = _Request(scope, receive, send, self._options.max_bytes, self._ending)
         work = scope["method"] == "POST"
         started = time.perf_counter()
         self._handled += work
@@ -140,8 +143,8 @@ class Unauthorized(Refused):
 class _Request:
     """Counts the bytes of a request, and adds headers to its answer."""
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, most: int) -> None:
-        self._scope, self._receive, self._send, self._most = scope, receive, send, most
+    def __init__(self, scope: Scope, receive: Receive, send: Send, most: int, ending: Callable[[], bool]) -> None:
+        self._scope, self._receive, self._send, self._most, self._ending = scope, receive, send, most, ending
         self.received, self.status, self.complete, self.begun = 0, 0, False, False
 
     async def receive(self) -> Message:
@@ -160,6 +163,8 @@ class _Request:
             added = [
                 (name.encode(), value.encode()) for name, value in _HEADERS.items() if name.encode() not in present
             ]
+            if self._ending() and b"connection" not in present:
+                added.append((b"connection", b"close"))
             message = {**message, "headers": [*message["headers"], *added]}
         await self._send(message)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import os
@@ -22,6 +23,7 @@ from ndvit.serving.models import ServedModel, named_runs
 from ndvit.serving.reading import route_warnings
 
 _BACKLOG = 2048  # connections that wait to be accepted
+_LAST_REQUESTS = 0.5  # seconds in which open connections are still read before the end
 
 
 class JsonLines(logging.Formatter):
@@ -135,5 +137,10 @@ class _Server(uvicorn.Server):
         self.on_ready()  # a small model may have been loaded before
 
     async def shutdown(self, sockets: Any = None) -> None:
+        """Accept no connections any more, answer what arrives on the open ones, which then close, and end."""
         self._service.ending = True
+        for server in self.servers:
+            server.close()
+        if self.server_state.connections:  # a request may be on its way on one that is idle now
+            await asyncio.sleep(_LAST_REQUESTS)
         await super().shutdown(sockets)
