@@ -293,6 +293,22 @@ def test_the_default_of_a_frozen_encoder_is_gradient_times_input_over_the_stretc
     assert soft.sum() == pytest.approx(sharp.sum(), abs=1e-5)
 
 
+@pytest.mark.parametrize("constant", [0.0, 1.0, 0.3])
+def test_a_constant_half_has_little_relevance(constant):
+    """The encoder divides each half by its spread: that of rounding errors must not be enlarged, nor a root of 0."""
+    x = torch.randn(1, 2, 40)
+    x[..., 20:] = constant
+    relevance = np.abs(Model(committee().members[1], TASK).explain(x)[0].relevance)
+    assert 0 < relevance[:, 20:].sum() < relevance[:, :20].sum() < 1e4  # numpy compares NaN as false
+
+
+def test_answers_that_are_not_finite_are_not_explained():
+    x = torch.randn(2, 2, 40)
+    x[1, 0, 5] = float("inf")
+    with pytest.raises(ValueError, match=r"for \[1\] is NaN or infinite"):
+        Model(committee(), TASK).explain(x)
+
+
 def test_blurring_keeps_sums_at_the_ends():
     made = blurred(torch.tensor([[[6.0, 0, 0, 0, 12]]]), 3)
     assert made.tolist() == [[[3, 3, 0, 6, 6]]]

@@ -19,7 +19,7 @@ from ndvit.data.preprocess.spectrograms import SpectrogramPreprocess
 from ndvit.explain.bands import Bands, band_relevance, octaves
 from ndvit.explain.coordinates import to_raw
 from ndvit.explain.methods import METHODS, SIGNED, Method, Options, default_method, relevance
-from ndvit.inference.batches import Log, pick_device, predict_answers, to_answers
+from ndvit.inference.batches import Log, check_finite, pick_device, predict_answers, to_answers
 from ndvit.inference.predict import check_ready, check_tensors, read_inputs
 from ndvit.inference.recordings import WholeRecordings, mean_answers, recording_of
 from ndvit.network.committee import Committee, members
@@ -228,11 +228,12 @@ def _explain_inputs(
         as_waves = not isinstance(preprocess, SpectrogramPreprocess)  # whose frames are no samples
         rates = [one.rate if isinstance(one, Recording) and as_waves else None for one in raw]
         some = _part(question, first + start, len(raw))
-        explained = _explain_batch(model, task, batch.x, batch.mask, some, extents, rates)
-        for i, one, example, extent, rate in zip(chosen, explained, raw, extents, rates):
+        names = [str(examples.names[i]) for i in chosen]
+        explained = _explain_batch(model, task, batch.x, batch.mask, some, names, extents, rates)
+        for one, example, extent, rate in zip(explained, raw, extents, rates):
             where = to_raw(one.relevance, extent)
             values = preprocess.upright(example)
-            found.append(replace(one, name=str(examples.names[i]), relevance=where, values=values, rate=rate))
+            found.append(replace(one, relevance=where, values=values, rate=rate))
     return found
 
 
@@ -245,8 +246,10 @@ def _explain_tensors(
         part = x[start : start + batch_size]
         observed = None if mask is None else mask[start : start + batch_size]
         some = _part(question, start, len(part))
-        explained = _explain_batch(model, task, part, observed, some, [extents] * len(part), [None] * len(part))
-        found += [replace(one, name=f"[{start + i}]", values=part[i].cpu().numpy()) for i, one in enumerate(explained)]
+        names = [f"[{start + i}]" for i in range(len(part))]
+        spread = [extents] * len(part), [None] * len(part)
+        explained = _explain_batch(model, task, part, observed, some, names, *spread)
+        found += [replace(one, values=values) for one, values in zip(explained, part.cpu().numpy())]
     return found
 
 
@@ -256,24 +259,31 @@ def _explain_batch(
     x: Tensor,
     mask: Tensor | None,
     question: _Question,
+    names: Sequence[str],
     extents: Sequence[Sequence[Extent]],
     rates: Sequence[float | None],
 ) -> list[Explanation]:
-    """Explanations in the coordinates of the network, without the examples themselves."""
+    """Explanations in the coordinates of the network, without the examples themselves.
+
+    Raises:
+        ValueError: for an answer or a relevance that is not finite, with the name of its example.
+    """
     x, mask = x.to(model.device), None if mask is None else mask.to(model.device)
     network, labels = model.network, task.output_names()
     with torch.no_grad():
         outputs = network(x, mask).float()
-        answers = to_answers(model, outputs, task).cpu().numpy()
+        answers = to_answers(model, outputs, task).cpu()
+    check_finite(answers, names, "the answer")
     targets = _targets(_usual(question.target, task), outputs, labels)
-    found = relevance(network, x, mask, targets, question.method, question.options).float().cpu().numpy()
+    found = relevance(network, x, mask, targets, question.method, question.options).float().cpu()
+    check_finite(found, names, "the explanation")
     name, signed = _description(model, question.method)
     bands: list[Bands | None] = [None] * len(x)
     if question.bands is not None:
         bands = list(_bands(model, x, mask, targets, question.bands, [axes[0] for axes in extents], rates))
     return [
         Explanation(
-            name="",
+            name=example,
             target=target,
             label=labels[target],
             predicted=text,
@@ -287,7 +297,9 @@ def _explain_batch(
             channels=model.channel_names,
             of_number=has_numbers(task),
         )
-        for target, row, text, values, band in zip(targets.tolist(), answers, _words(task, answers), found, bands)
+        for example, target, row, text, values, band in zip(
+            names, targets.tolist(), answers.numpy(), _words(task, answers.numpy()), found.numpy(), bands
+        )
     ]
 
 

@@ -13,6 +13,8 @@ MOST_CHANNELS = 8  # that are read one by one; of more channels, as many random 
 _CHUNK = 256  # signals in a forward pass of the encoder, whose activations then stay in the cache
 _MOST_VALUES = 2**22  # values of the matrices that resample signals of different lengths
 _FLOOR = 1e-6
+_NO_VARIANCE = 1e-20  # as a root has no gradient at 0
+_ROUNDING = 1e-6  # of float32, relative to the values
 
 
 class EncoderFeatures(SolvedNetwork):
@@ -92,8 +94,11 @@ class EncoderFeatures(SolvedNetwork):
             limits = start + first * (stop - start), start + last * (stop - start)
             windows.append(resampled(x, *limits, self.encoder.config.input_size[0]))
         views = torch.stack(windows, 2)  # (B, read, windows, size)
-        views = views - views.mean(3, keepdim=True)
-        views = views / (views.square().mean(3, keepdim=True).sqrt() + _FLOOR)
+        mean = views.mean(3, keepdim=True)
+        centred = views - mean
+        spread = centred.square().mean(3, keepdim=True).clamp(min=_NO_VARIANCE).sqrt()
+        varies = spread > _ROUNDING * mean.abs()  # else the window is constant, and rounding errors would be enlarged
+        views = centred * varies / (spread + _FLOOR)
         return views.flatten(0, 2)[:, None]
 
 
