@@ -1,6 +1,7 @@
 """The fastest way to run a model: the same numbers in every way, and the least median time wins."""
 
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -9,7 +10,10 @@ from PIL import Image
 import ndvit
 from exports import small_model
 from ndvit.exporting import compiling
-from ndvit.exporting.compiling import fastest
+from ndvit.exporting.compiling import fastest, write_graph
+from ndvit.exporting.formats import ENDINGS, open_graph
+from ndvit.exporting.graphs import quiet
+from ndvit.exporting.runtimes import GraphOptions
 from smallnetworks import batch
 from tinyruns import QUIET
 
@@ -61,6 +65,21 @@ def test_the_least_median_wins_and_its_numbers_are_the_models(way, medians):
     with torch.no_grad():
         model.network.head.weight.add_(1)  # a later change of the model has no effect
     assert torch.equal(compiled(x), before)
+
+
+@pytest.mark.parametrize("format", ["onnx", "openvino"])
+@pytest.mark.parametrize("streams", [0, 2])
+def test_several_threads_may_call_a_graph(tmp_path, format, streams):
+    model = small_model("signal")
+    path = tmp_path / f"model{ENDINGS[format]}"
+    with quiet():
+        write_graph(model, GraphOptions(), format, path)
+    run = open_graph(format, path, streams=streams)
+    parts = [batch(model, 1 + i % 3) for i in range(24)]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda x: run(x, None), parts))
+    for x, outputs in zip(parts, found):
+        torch.testing.assert_close(outputs, model(x), atol=1e-4, rtol=1e-4)
 
 
 def test_progress_is_logged(scales, medians):
