@@ -550,6 +550,13 @@ def test_an_npz_may_call_its_splits_as_folders_do(tmp_path, val, train):
 # Examples to predict
 
 
+def test_pictures_in_memory_are_copied():
+    buffer = Image.new("RGB", (4, 4))
+    found = load_examples([buffer]).examples
+    buffer.paste((9, 9, 9), (0, 0, 4, 4))
+    assert np.asarray(found[0]).max() == 0
+
+
 def test_predict_one_file(tmp_path):
     kind, _, examples, _ = load_examples(picture(tmp_path / "a.JPG"))
     assert (kind, len(examples), examples.names, examples.targets) == ("image", 1, [f"{tmp_path}/a.JPG"], None)

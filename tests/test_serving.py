@@ -1,12 +1,15 @@
 """The HTTP service: equal answers on every route, limits, access, several models, new models, logs and counters."""
 
 import base64
+import gc
 import io
 import json
 import logging
 import re
 import sys
 import threading
+import time
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +24,7 @@ import ndvit
 from ndvit.serving import app, protocol, schemas
 from ndvit.serving.batching import Way
 from ndvit.serving.models import named_runs
+from ndvit.serving.ways import Search
 from servedmodels import TASKS, save_served, serving
 
 pytestmark = pytest.mark.filterwarnings("ignore::ndvit.data.messages.DataWarning")
@@ -253,6 +257,9 @@ def test_only_a_few_numbers_are_read_without_a_thread(runs, monkeypatch):
         for inputs in ([one], [one] * 8, [one] * 9, [file], [[[0.1] * 10_000] * 2]):
             client.post("/predict", json={"inputs": inputs})
     assert readers == [False, False, True, True, True]
+    with serving(runs["windows"]) as client:  # which are cut, perhaps into many
+        client.post("/predict", json={"inputs": [[0.1] * 50]})
+    assert readers[5:] == [True]
 
 
 def test_before_the_end_each_answer_closes_its_connection(runs):
@@ -322,6 +329,26 @@ def test_a_new_model_replaces_the_old_one_and_a_damaged_one_does_not(tmp_path):
         assert (old["version"], new["version"]) == ("1", "2")
         assert same(new["predictions"], expected)
         assert not same(new["predictions"], old["predictions"])
+
+
+def test_old_models_do_not_stay_in_memory(tmp_path):
+    """What was left out of garbage collections is looked at again after a reload."""
+    run = save_served("signals", tmp_path / "run")
+    with serving(run) as client:
+        model = client.service.models["run"]
+        old = model.loaded
+        old.search = Search(old.model, str(run), old.batcher.way, 2, old.use_way)  # which refers to it
+        found = weakref.ref(old)
+        gc.freeze()
+        del old
+        save_served("signals", run, seed=1)
+        assert client.portal.call(model.reload)
+        client.post("/predict", files={"files": content("signals")})
+        for _ in range(100):
+            if found() is None:
+                break
+            time.sleep(0.05)
+        assert found() is None
 
 
 def test_a_model_that_cannot_be_loaded_does_not_name_its_path(runs, tmp_path):

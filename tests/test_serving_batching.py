@@ -142,22 +142,53 @@ def test_streams_share_what_waits_and_compute_it_at_one_time(network):
 
 
 def test_few_examples_are_computed_in_all_threads_while_nothing_else_is(network):
-    alone = Network()
+    """Also after an error, whose batch is not computed any more."""
+    alone, both = Network(), threading.Barrier(2, timeout=5)
     alone.free.set()
-    batcher = Batcher(Way("w", network, streams=2, alone=alone), most=8, wait=0.0, limit=20, name="m")
+    network.free.set()
+
+    def compute(x, mask):
+        both.wait()
+        return network(x, mask)
+
+    batcher = Batcher(Way("w", compute, streams=2, alone=alone), most=8, wait=0.0, limit=20, name="m")
 
     async def ask():
         await batcher.submit(numbers(1), None)
-        busy = batcher.submit(numbers(1, 2), None)
-        await asyncio.to_thread(network.begun.wait, 5)
-        last = batcher.submit(numbers(3), None)
-        network.free.set()
-        return await asyncio.gather(busy, last)
+        await batcher.submit(numbers(1, 2), None)  # each stream computes one of them
+        for _ in range(2):
+            with pytest.raises(ValueError, match="negative"):
+                await batcher.submit(numbers(-1), None)
+        await batcher.submit(numbers(3), None)
 
     asyncio.run(ask())
     batcher.close()
-    assert alone.sizes == [1]
-    assert sorted(network.sizes) == [1, 1, 1]  # two examples were shared by two streams
+    assert (alone.sizes, network.sizes) == ([1, 1, 1, 1], [1, 1])
+
+
+def test_nobody_waits_longer_for_others_because_there_are_several_streams(network):
+    network.free.set()
+    batcher = Batcher(Way("w", network, streams=4), most=8, wait=0.2, limit=20, name="m")
+    waited = []
+    real = batcher._gather
+    batcher._gather = lambda: (waited.append(batcher._waiting), real())
+
+    async def ask():
+        with batcher.expected():  # somebody whose examples are not read before the end
+            await batcher.submit(numbers(1, 2, 3, 4), None)
+
+    asyncio.run(ask())
+    batcher.close()
+    assert waited == [4]  # once, although four streams took a part each
+    assert network.sizes == [1, 1, 1, 1]
+
+
+def test_a_job_has_examples(batcher):
+    async def ask():
+        batcher.submit(numbers(), None)
+
+    with pytest.raises(ValueError, match="no example"):
+        asyncio.run(ask())
 
 
 def test_a_faster_way_takes_over_and_examples_keep_their_order(network):

@@ -130,8 +130,9 @@ class ViTEstimator(BaseEstimator):
         checked, _ = self._examples(X, fitting=False)
         preprocess, me = self.model_.preprocess, type(self).__name__
         assert preprocess is not None
-        preprocess = preprocess.admitting(self._reading.resample_long)
-        kind, _, examples, _ = load_examples(checked, in_channels=preprocess.raw_channels, reading=self._reading)
+        reading = getattr(self, "_reading", None) or _how_it_reads(self.model_)  # an earlier version pickled none
+        preprocess = preprocess.admitting(reading.resample_long)
+        kind, _, examples, _ = load_examples(checked, in_channels=preprocess.raw_channels, reading=reading)
         if kind != preprocess.kind:
             raise ValueError(f"X holds {kind}s, but this {me} was fitted on {preprocess.kind}s")
         own = preprocess.raw_channels, len(preprocess.raw_size)
@@ -191,9 +192,7 @@ class ViTEstimator(BaseEstimator):
         self.model_ = model
         self.n_features_in_: int = columns or model.preprocess.raw_channels
         self._columns = columns
-        stored = file_options(model.provenance, {})  # checking them takes a part of the time of a prediction
-        hop = None if stored.window is None else stored.hop
-        self._reading = FileOptions(window=stored.window, hop=hop, resample_long=stored.resample_long)
+        self._reading = _how_it_reads(model)  # kept, because checking it takes a part of the time of a prediction
 
     def _examples(self, X: Any, fitting: bool) -> tuple[np.ndarray | list[Any], int | None]:
         """X checked against the last fit, and its number of columns if it is a table (n, time)."""
@@ -276,6 +275,13 @@ def _fitted_model(value: Any, name: str) -> Any:
             f"unfitted copy of it: pass {name}=other.model_, or the path of a file that other.save wrote"
         )
     return value.model_
+
+
+def _how_it_reads(model: Model) -> FileOptions:
+    """How a model cuts and resamples arrays."""
+    stored = file_options(model.provenance, {})
+    hop = None if stored.window is None else stored.hop
+    return FileOptions(window=stored.window, hop=hop, resample_long=stored.resample_long)
 
 
 def _plain(value: Any) -> Any:

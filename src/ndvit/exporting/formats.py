@@ -213,7 +213,7 @@ def _open_onnx(path: Path, threads: int, precision: Precision, streams: int = 0)
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = max(1, threads // max(1, streams))
+    options.intra_op_num_threads = max(1, threads - max(0, streams - 1))  # of which each call brings one
     options.log_severity_level = 4  # errors are raised, not printed
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(not streams)))
     # Opened by its path, so that ONNX Runtime refuses tensors that a file refers to outside its own folder.

@@ -97,7 +97,8 @@ class EncoderFeatures(SolvedNetwork):
         mean = views.mean(3, keepdim=True)
         centred = views - mean
         spread = centred.square().mean(3, keepdim=True).clamp(min=_NO_VARIANCE).sqrt()
-        varies = spread > _ROUNDING * mean.abs()  # else the window is constant, and rounding errors would be enlarged
+        # else the window is constant, and rounding errors would be enlarged
+        varies = spread > 2 * _NO_VARIANCE**0.5 + _ROUNDING * mean.abs()
         views = centred * varies / (spread + _FLOOR)
         return views.flatten(0, 2)[:, None]
 

@@ -36,7 +36,7 @@ T = TypeVar("T")
 _EXPLAINING = 4  # requests for explanations at one time, of which one is computed
 _NICE = 5  # that threads which read are behind the others
 _LONG = 20_000  # numbers in an answer, from which on it is put together in a thread
-_SHORT, _FEW = 2**15, 8  # bytes and examples that are read at once, as handing them to a thread takes longer
+_SHORT, _FEW = 2**15, 8  # bytes and examples that are read without a thread, as handing them over takes longer
 _ENDINGS = {"image/jpeg": ".jpg", "audio/wav": ".wav", "audio/x-wav": ".wav", "text/csv": ".csv"}
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
     status: {"model": schemas.Problem, "description": text}
@@ -148,7 +148,7 @@ class Service:
 
     async def answer(self, loaded: Loaded, sent: _Sent, finish: Callable[[Read, np.ndarray], T]) -> T:
         """Read, compute and put together an answer; what may take long, in a thread for reading."""
-        uploads = sent.uploads() if sent.short and loaded.reads_signals else None
+        uploads = sent.uploads() if sent.short and loaded.quick else None
         if uploads is not None and not any(isinstance(one, Upload) for one in uploads) and len(uploads[0]) <= _FEW:
             read = _prepared(loaded, uploads, self.options)
             future = loaded.batcher.submit(*read.joined())

@@ -7,7 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 import torch
@@ -50,6 +50,7 @@ class _Job:
     loop: asyncio.AbstractEventLoop
     future: asyncio.Future[Tensor]
     taken: int = 0
+    gathered: bool = False  # others have been waited for
     answers: dict[int, Tensor] = field(default_factory=dict)  # by the place of the first of them
 
     def add(self, start: int, part: Tensor) -> Tensor | None:
@@ -78,7 +79,8 @@ def _deliver(results: list[tuple[_Job, Tensor | Exception]]) -> None:
                 if job.loop is loop:
                     job.finish(result)
 
-        loop.call_soon_threadsafe(deliver)
+        with suppress(RuntimeError):  # the loop was closed
+            loop.call_soon_threadsafe(deliver)
 
 
 class Batcher:
@@ -154,9 +156,12 @@ class Batcher:
         """The future answers (n, outputs) of n examples, for the running event loop.
 
         Raises:
+            ValueError: for no examples.
             Busy: if too many examples wait already.
             RuntimeError: if the batcher was closed.
         """
+        if not len(x):
+            raise ValueError("there is no example")
         loop = asyncio.get_running_loop()
         job = _Job(x, mask, loop, loop.create_future())
         with self._work:
@@ -191,6 +196,7 @@ class Batcher:
             try:
                 started = time.perf_counter()
                 answers = compute(*_joined(parts))
+                answered = answers.split([rows.stop - rows.start for _, rows in parts])
                 seconds = time.perf_counter() - started
             except Exception as error:  # the requests of this batch fail, the thread lives on
                 self._drop({id(job): job for job, _ in parts}, error)
@@ -202,7 +208,7 @@ class Batcher:
             with self._work:
                 self._computing -= 1
                 self._pace = _MEMORY * (self._pace or seconds / len(answers)) + (1 - _MEMORY) * seconds / len(answers)
-                for (job, rows), part in zip(parts, answers.split([rows.stop - rows.start for _, rows in parts])):
+                for (job, rows), part in zip(parts, answered):
                     if (whole := job.add(rows.start, part)) is not None:
                         results.append((job, whole))
             _deliver(results)
@@ -224,7 +230,8 @@ class Batcher:
                 if self._closed and not self._jobs:
                     return None
                 self._work.wait()
-            self._gather()
+            if not self._jobs[0].gathered:
+                self._gather()
             way = self._way
             free = max(1, way.streams - self._computing)
             alone = way.alone is not None and not self._computing and self._waiting < way.streams
@@ -247,6 +254,8 @@ class Batcher:
                 break
             self._more.wait(left)
         self._gathering = False
+        for job in self._jobs:
+            job.gathered = True
 
     def _first(self, room: int) -> list[tuple[_Job, slice]]:
         """Take the first examples that wait; none if the requests of all jobs had ended."""

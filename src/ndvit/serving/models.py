@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import math
 import os
 import re
 from collections.abc import AsyncIterator, Sequence
@@ -14,7 +15,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ndvit.config.reading import file_options
 from ndvit.config.serving import ServingOptions
+from ndvit.data.preprocess.signals import SignalPreprocess
 from ndvit.exporting.runtimes import Runtime
 from ndvit.inference.predict import check_ready
 from ndvit.model import Model, load_model
@@ -27,6 +30,7 @@ from ndvit.weights.file import MODEL_FILE
 from ndvit.weights.reading.zoo import find_weights
 
 LOG = logging.getLogger("ndvit.serving")
+_FEW_VALUES = 2**13
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 
 
@@ -48,6 +52,7 @@ class Loaded:
         version: 1 for the first model of a run, and one more after each reload.
         mark: state of the file that it was read from.
         batcher: computes answers.
+        quick: whether a few numbers are read in about a millisecond.
         users: requests that use it now.
         search: looks for a faster way in the background.
     """
@@ -57,6 +62,7 @@ class Loaded:
     version: int
     mark: Mark | None
     batcher: Batcher
+    quick: bool = False
     users: int = 0
     search: Search | None = None
 
@@ -77,11 +83,7 @@ class Loaded:
         if self.search is not None:
             self.search.stop()
         self.batcher.close()
-
-    @property
-    def reads_signals(self) -> bool:
-        """Whether its inputs are arrays of numbers rather than pictures."""
-        return self.model.preprocess is not None and self.model.preprocess.kind == "signal"
+        self.search = None  # which refers to this object, and a frozen circle would stay in memory
 
     @property
     def explains(self) -> bool:
@@ -236,12 +238,19 @@ class ServedModel:
             name=self.name,
             metrics=self.metrics,
         )
-        loaded = Loaded(model, task, version, mark, batcher)
+        loaded = Loaded(model, task, version, mark, batcher, _quick(model))
         _settle(renewed=version > 1)
         if self.options.optimize and optimizable(model, self.device):
             loaded.search = Search(model, self.path, way, self.options.batch_size, loaded.use_way)
             loaded.search.start()
         return loaded
+
+
+def _quick(model: Model) -> bool:
+    """Whether a few arrays are read in about a millisecond: they are not cut, and the network reads few values."""
+    preprocess = model.preprocess
+    few = isinstance(preprocess, SignalPreprocess) and preprocess.channels * math.prod(preprocess.size) <= _FEW_VALUES
+    return few and file_options(model.provenance, {}).window is None
 
 
 def _settle(*, renewed: bool = False) -> None:

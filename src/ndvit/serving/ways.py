@@ -44,7 +44,7 @@ _ROUNDS, _LEAST_ROUNDS, _SECONDS = 7, 3, 8.0  # of measuring
 _SHORT = 0.1  # seconds
 _ABOUT = 1.07  # times as much work is about as much: measurements hardly tell it apart
 _STREAMS = 4  # at most, as a lone example in a stream has only a part of the threads
-_FEWEST = 4  # examples in the smallest batch that is tried
+_FEWEST, _MOST = 4, 256  # examples in the smallest and largest batch that is tried
 _PATIENCE = 600.0  # seconds for the other process
 _ONE_AT_A_TIME = threading.Lock()
 
@@ -121,7 +121,7 @@ def choose(model: Model, plain: Way, folder: Path, mask: bool, batch_size: int) 
 
     Complete examples are computed by a graph; those with missing values, where it has no mask, by PyTorch.
     """
-    streams = max(1, min(_STREAMS, torch.get_num_threads()))
+    streams, batch_size = max(1, min(_STREAMS, torch.get_num_threads())), min(batch_size, _MOST)
     data, batch = random_data(model, 4, mask), random_data(model, streams * batch_size, mask)
     expected = plain.compute(data.x, data.mask)
 

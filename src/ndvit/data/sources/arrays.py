@@ -138,7 +138,7 @@ def _read_part(
             raise ValueError(f"{where} has shape {found.shape}; expected (n, time) or (n, channels, time, ...)")
         items = [with_channels(row, where) for row in _float32(found, where)]
     elif found and isinstance(found[0], Image.Image):
-        items = [plain(row) for row in found]
+        items = [row.copy() if (picture := plain(row)) is row else picture for row in found]  # the caller's may change
     else:
         items = [with_channels(_float32(row, f"{where}[{i}]"), f"{where}[{i}]") for i, row in enumerate(found)]
     targets = None if y is None else raw_targets(y, targets_where)

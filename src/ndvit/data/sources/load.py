@@ -257,12 +257,13 @@ def load_examples(
             1 for a model of one channel, has many examples; without `dims`, every .npy is one.
         in_channels: channels of the model's input.
         reading: how files are read; None for `options`, or the defaults.
-        **options: fields of `FileOptions`.
+        **options: fields of `FileOptions`, without `reading`.
 
     Raises:
         FileNotFoundError: if there is no such path.
         ValueError: for faults of the data, with the name of the file.
     """
+    assert reading is None or not options, options
     reading = reading or FileOptions.from_dict(options)
     roles = Roles.of(reading)
     of_table = 0 if reading.mono else in_channels  # columns that are read; other files have their channels chosen later
