@@ -38,7 +38,8 @@ class LoadOptions(Options):
     """Load."""
 
     batch_size: Annotated[int, Ge(1), Cap(4096)] = 32
-    """Largest number of examples that are computed together."""
+    """Largest number of examples that are computed together; fewer, where a measurement at the start shows that they
+    cost less."""
     max_wait: NonNegative = 10.0
     """Milliseconds that a batch waits for examples of other requests that are being read; without such, none."""
     queue: Count = 512
@@ -50,7 +51,8 @@ class LoadOptions(Options):
     readers: Annotated[int, Ge(1), Cap(64)] = 2
     """Threads that read uploads."""
     optimize: bool = True
-    """Measure at the start which of PyTorch, ONNX Runtime and OpenVINO runs the model fastest with the same answers."""
+    """Measure at the start which of PyTorch, ONNX Runtime and OpenVINO needs the least processor time for the same
+    answers."""
     reload: NonNegative = 2.0
     """Seconds between looks for a new model in the run folders; 0 never looks."""
 
