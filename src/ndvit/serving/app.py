@@ -54,7 +54,7 @@ InPath = Annotated[str, Path(description="Name of a model.", max_length=200)]
 
 
 class _Sent(NamedTuple):
-    """What a request has sent: a function that decodes it, and whether that takes no time."""
+    """What a request has sent: a function that decodes it, and whether it is JSON or a tensor of a few bytes."""
 
     uploads: Callable[[], list[Any]]
     short: bool = False

@@ -41,7 +41,7 @@ EQUAL = 1e-5
 """Largest difference of answers between a faster way and the model itself, relative to answers above 1."""
 PLAIN = "pytorch"
 _ROUNDS, _LEAST_ROUNDS, _SECONDS = 7, 3, 8.0  # of measuring
-_SHORT = 0.1  # seconds
+_SHORT = 0.1  # seconds of a call, below which the following ones are measured
 _ABOUT = 1.07  # times as much work is about as much: measurements hardly tell it apart
 _STREAMS = 4  # at most, as a lone example in a stream has only a part of the threads
 _FEWEST, _MOST = 4, 256  # examples in the smallest and largest batch that is tried
@@ -186,7 +186,7 @@ def _costs(runs: Mapping[K, Callable[[], Tensor]], clock: Callable[[], float]) -
             before = clock()
             rows = len(run())
             seconds = clock() - before
-            if seconds < _SHORT:  # else waking the threads would be part of it
+            if seconds < _SHORT:  # waking the threads would be a large part of the first one
                 before = clock()
                 rows = sum(len(run()) for _ in range(3))
                 seconds = clock() - before
