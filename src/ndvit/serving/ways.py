@@ -42,6 +42,7 @@ EQUAL = 1e-5
 PLAIN = "pytorch"
 _ROUNDS, _LEAST_ROUNDS, _SECONDS = 7, 3, 8.0  # of measuring
 _SHORT = 0.1  # seconds of a call, below which the following ones are measured
+_MOST_CALLS = 20
 _ABOUT = 1.07  # times as much work is about as much: measurements hardly tell it apart
 _STREAMS = 4  # at most, as a lone example in a stream has only a part of the threads
 _FEWEST, _MOST = 4, 256  # examples in the smallest and largest batch that is tried
@@ -187,8 +188,9 @@ def _costs(runs: Mapping[K, Callable[[], Tensor]], clock: Callable[[], float]) -
             rows = len(run())
             seconds = clock() - before
             if seconds < _SHORT:  # waking the threads would be a large part of the first one
+                calls = range(min(_MOST_CALLS, max(3, int(_SHORT / max(seconds, 1e-9)))))
                 before = clock()
-                rows = sum(len(run()) for _ in range(3))
+                rows = sum(len(run()) for _ in calls)
                 seconds = clock() - before
             spent[key].append(seconds / rows)
     return {key: statistics.median(found) for key, found in spent.items()}
