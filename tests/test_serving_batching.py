@@ -127,18 +127,34 @@ def test_streams_share_what_waits_and_compute_it_at_one_time(network):
             both.wait()  # passes only if another batch is computed now
         return network(x, mask)
 
-    batcher = Batcher(Way("w", compute, streams=2, rows=3), most=8, wait=5.0, limit=20, name="m")
+    batcher = Batcher(Way("w", compute, streams=2), most=8, wait=5.0, limit=20, name="m")
     network.free.set()
 
     async def ask():
         with batcher.expected():  # so that nothing is computed before all have come
-            asked = [batcher.submit(numbers(*range(start, start + n)), None) for start, n in ((0, 1), (1, 4), (5, 1))]
-        return await asyncio.gather(*asked)
+            sent = [batcher.submit(numbers(*range(start, start + n)), None) for start, n in ((0, 1), (1, 4), (5, 1))]
+        return await asyncio.gather(*sent)
 
     found = asyncio.run(ask())
     batcher.close()
     assert [one.flatten().tolist() for one in found] == [[0], [2, 4, 6, 8], [10]]
     assert network.sizes == [3, 3]
+
+
+def test_batches_are_not_larger_than_is_worth_it(network):
+    batcher = Batcher(Way("w", network, rows=2), most=8, wait=0.0, limit=20, name="m")
+
+    async def ask():
+        first = batcher.submit(numbers(1), None)
+        await asyncio.to_thread(network.begun.wait, 5)
+        other = batcher.submit(numbers(*range(5)), None)
+        network.free.set()
+        return await asyncio.gather(first, other)
+
+    found = asyncio.run(ask())
+    batcher.close()
+    assert found[1].flatten().tolist() == [0, 2, 4, 6, 8]
+    assert network.sizes == [1, 2, 2, 1]
 
 
 def test_few_examples_are_computed_in_all_threads_while_nothing_else_is(network):
