@@ -6,10 +6,11 @@ Headers are checked before anything is allocated: a few bytes can claim any shap
 import math
 import os
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from numpy.lib import format as npy_format
@@ -22,6 +23,8 @@ _NPY, _ZIP = b"\x93NUMPY", b"PK"  # first bytes of .npy and .npz files
 _TABLE_KEYS = ("x", "x_train", "x_test", "x_val")  # names of arrays of many examples in .npz files
 _LONGEST_HEADER = 4096  # bytes; of a plain array it has about 120
 _MOST_AXES = 32
+_TRIES = 5
+_READ = partial(npy_format.read_array, allow_pickle=False)
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # those of numpy
 
 
@@ -72,7 +75,7 @@ class Archive:
         if fault := unpacking_fault(self._unpacked, self._stored, self._values):
             raise _Fault(fault)
         with _described(), self._zip.open(member) as file:
-            array: np.ndarray = npy_format.read_array(file, allow_pickle=False)
+            array: np.ndarray = _parsed(file, _READ)
             file.read(1)  # the end of the member, where its checksum is compared
         return array
 
@@ -104,7 +107,7 @@ def load_array(path: str | Path) -> np.ndarray:
     with _opened(path, _NPY) as file, _described():
         _read_header(file, os.fstat(file.fileno()).st_size)
         file.seek(0)
-        array: np.ndarray = npy_format.read_array(file, allow_pickle=False)
+        array: np.ndarray = _parsed(file, _READ)
         return array
 
 
@@ -186,6 +189,21 @@ def _described() -> Iterator[None]:
         raise ValueError(f"is damaged or cut off ({message})") from error
 
 
+def _parsed(file: IO[bytes], read: Callable[[IO[bytes]], Any]) -> Any:
+    """Read something that begins with a header, by a function of numpy, which parses that as Python's literals.
+
+    Where several threads parse and garbage is collected meanwhile, Python 3.11 may raise a SystemError (AST constructor
+    recursion depth mismatch) for any text; the next try succeeds.
+    """
+    start = file.tell()
+    for _ in range(_TRIES):
+        try:
+            return read(file)
+        except SystemError:
+            file.seek(start)
+    return read(file)
+
+
 def _check_magic(found: bytes, magic: bytes) -> None:
     if found.startswith(b"\x80"):
         raise ValueError("holds Python objects, which could run code; save plain numbers with numpy.save")
@@ -209,7 +227,7 @@ def _read_header(file: IO[bytes], size: int) -> ArrayHeader:
     file.seek(start)
     # version 3 has UTF-8 in names of fields, which are refused below
     read = npy_format.read_array_header_1_0 if version == (1, 0) else npy_format.read_array_header_2_0
-    shape, _, dtype = read(file)
+    shape, _, dtype = _parsed(file, read)
     written = f"({', '.join(str(n)[:20] for n in shape[:8])}{', ...' if len(shape) > 8 else ''})"
     if dtype.hasobject:
         raise _Fault("holds Python objects, which could run code; save plain numbers")
