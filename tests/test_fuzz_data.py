@@ -23,7 +23,7 @@ from ndvit.data.sources.columns import NO_ROLES, Roles
 from ndvit.data.sources.files import header_of, read_example
 from ndvit.data.sources.lists import read_list
 from ndvit.data.sources.named_arrays import read_many, read_one
-from ndvit.data.sources.npy import has_many_examples, load_array, npy_shape
+from ndvit.data.sources.npy import has_many_examples, load_array, npy_shape, read_npy_slice
 from ndvit.data.sources.rasters import has_doubtful_alpha, raster_shape, read_raster
 from ndvit.data.sources.recordings import read_file
 from ndvit.data.sources.sounds import read_audio, sound_header
@@ -208,6 +208,8 @@ def test_an_error_of_pythons_parser_is_no_damage(tmp_path, monkeypatch, name):
     monkeypatch.setattr(ast, "literal_eval", parse)
     np.testing.assert_array_equal(load_array(tmp_path / name), values)
     assert len(calls) == 4  # the header is parsed before and with the values
+    if name == "a.npy":
+        np.testing.assert_array_equal(read_npy_slice(tmp_path / name, 1, 3), values[:, 1:])
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -120,7 +120,7 @@ def read_npy_slice(path: str | Path, start: int, stop: int) -> np.ndarray:
     """Read the samples `start` to `stop` of the last axis of an .npy file, as (channels, *grid) float32."""
     with _opened(path, _NPY) as file, _described():
         _read_header(file, os.fstat(file.fileno()).st_size)
-    mapped = np.load(path, mmap_mode="r", allow_pickle=False)
+        mapped = _parsed(file, lambda _: np.load(path, mmap_mode="r", allow_pickle=False))
     return with_channels(numbers(np.array(mapped[..., start:stop]), "the array"), "the array")
 
 
