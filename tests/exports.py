@@ -80,9 +80,9 @@ def committee():
 
 
 def encoder_features():
-    """Features of an untrained encoder for the small signals, with a random head."""
+    """Features of an untrained encoder for the small signals, which it also reads in local windows; a random head."""
     config = ViTConfig(
-        input_size=32, in_channels=1, embed_dim=8, depth=2, num_heads=2, stem="difference", stem_strides=(2, 2),
+        input_size=16, in_channels=1, embed_dim=8, depth=2, num_heads=2, stem="difference", stem_strides=(2, 2),
         stem_width=8, patch_size=2, patch_overlap=True, patch_norm=True, weight_init="balanced", num_classes=0,
     )  # fmt: skip
     made = EncoderFeatures(config, 2, 24, 3)

@@ -15,7 +15,7 @@ from ndvit.data.loading import Inputs
 from ndvit.data.preprocess.signals import SignalPreprocess
 from ndvit.network import VisionTransformer
 from ndvit.network.committee import Committee, network_shape, pruned, solved_networks, transformers
-from ndvit.network.encoder_features import EncoderFeatures, resampled, token_features
+from ndvit.network.encoder_features import EncoderFeatures, resampled, token_features, window_starts
 from ndvit.network.random_convolutions import RandomConvolutions
 from ndvit.network.stems.difference import DifferenceStem
 from ndvit.tasks import Classification
@@ -25,14 +25,15 @@ from ndvit.training.fit import fit
 from ndvit.training.plan import Request, plan
 from ndvit.training.run import train
 from ndvit.weights.signal_encoder import FILE, signal_encoder
+from ndvit.weights.structure import check_structure, make_network, structure_of
 from tinyruns import QUIET, UNSPLIT, fit_tiny, toy
 
 TINY = named_config("encoder_small", input_size=32, embed_dim=16, depth=2, num_heads=2, stem_width=8)
 
 
-def tiny_features(channels=1, length=40, outputs=2):
+def tiny_features(channels=1, length=40, outputs=2, local=True):
     torch.manual_seed(0)
-    return EncoderFeatures(TINY, channels, length, outputs)
+    return EncoderFeatures(TINY, channels, length, outputs, local)
 
 
 def interpolated(x, size):
@@ -101,11 +102,83 @@ def test_features_are_those_of_the_signal_and_its_halves():
     torch.testing.assert_close(network.features(x), torch.cat(expected, 1), atol=1e-4, rtol=1e-3)
 
 
+def test_long_signals_are_read_in_local_windows_too():
+    network = tiny_features(2, length=80)
+    assert network.starts == (0, 24, 48)  # wherever 32 samples fit, half overlapping: 80 is 2.5 times 32
+    x = torch.randn(3, 2, 80)
+    width = 3 * TINY.depth * TINY.embed_dim
+    features = network.features(x).view(3, 2, 6, width)
+    for i in range(2):
+        channel = x[:, i : i + 1]
+        whole = tiny_features(length=80)
+        whole.encoder.load_state_dict(network.encoder.state_dict())
+        local = torch.stack([whole_view(network, channel[:, :, start : start + 32]) for start in (0, 24, 48)])
+        torch.testing.assert_close(features[:, i, 0], whole.features(channel)[:, :width], atol=1e-4, rtol=1e-3)
+        pooled = [local.mean(0), local.std(0, correction=0), local.amax(0)]
+        torch.testing.assert_close(features[:, i, 3:], torch.stack(pooled, 1), atol=1e-4, rtol=1e-3)
+
+
+def whole_view(network, window):
+    """Features of one window, which is only standardised."""
+    view = (window - window.mean(2, keepdim=True)) / window.std(2, correction=0, keepdim=True)
+    return token_features(network.encoder, view)
+
+
+@pytest.mark.parametrize(
+    ("length", "count", "last", "shortening"),
+    [(47, 0, None, 1), (48, 3, 16, 1), (512, 31, 480, 1), (513, 15, 224, 2), (100_000, 31, 478, 196)],
+)
+def test_the_number_of_local_windows_is_bounded(length, count, last, shortening):
+    starts, factor = window_starts(length, 32)
+    assert (len(starts), factor) == (count, shortening)
+    if count:
+        assert (starts[0], starts[-1]) == (0, last)
+        assert last + 32 == length // shortening
+
+
+def test_local_windows_of_very_long_signals_are_means_of_neighbours():
+    network = tiny_features(length=1100)
+    assert network.shortening == 3
+    x = torch.randn(1, 1, 1100)
+    means = x[:, :, : 3 * 366].unflatten(2, (366, 3)).mean(3)
+    last = network.local_windows(x)[-1]
+    torch.testing.assert_close(last, means[:, :, -32:], atol=1e-6, rtol=1e-5)
+
+
+def test_local_windows_without_observed_values_do_not_count():
+    """Of 200 samples 100 were observed: windows of which half was observed count, so nothing beyond 116 matters."""
+    network = tiny_features(length=200)
+    x, mask = torch.randn(3, 1, 200), torch.arange(200).expand(3, 200) < 100
+    other = torch.where(torch.arange(200) < 116, x, 5 * torch.randn(3, 1, 200))
+    torch.testing.assert_close(network.features(x, mask), network.features(other, mask), atol=1e-4, rtol=1e-3)
+    counted = [start for start in network.starts if start + 16 <= 100]
+    local = torch.stack([whole_view(network, torch.where(mask[:, None], x, 0)[:, :, s : s + 32]) for s in counted])
+    features = network.features(torch.where(mask[:, None], x, 0), mask).view(3, 6, -1)
+    torch.testing.assert_close(features[:, 3], local.mean(0), atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(features[:, 5], local.amax(0), atol=1e-4, rtol=1e-3)
+    nothing = network.features(x, torch.zeros(3, 200, dtype=torch.bool))
+    assert nothing.isfinite().all()
+
+
+def test_models_of_earlier_versions_read_no_local_windows(tmp_path):
+    network = EncoderFeatures(TINY, 1, 80, 2, local=False)
+    assert network.num_features == tiny_features(length=40).num_features
+    assert "local" not in structure_of(network)
+    for made in (network, tiny_features(length=80)):
+        torch.nn.init.normal_(made.head.weight)
+        again = make_network(check_structure(structure_of(made)))
+        again.load_state_dict(made.state_dict())
+        x = torch.randn(2, 1, 80)
+        assert torch.equal(again(x), made(x))
+    with pytest.raises(ValueError, match="local must be true or false, got 3"):
+        check_structure(structure_of(network) | {"local": 3})
+
+
 def test_scale_level_and_padding_do_not_matter():
-    network = tiny_features(2, 60)
+    network = tiny_features(2, 60, local=False)
     x = torch.randn(4, 2, 40)
     padded, mask = F.pad(x, (0, 20), "replicate"), torch.arange(60).expand(4, 60) < 40
-    alone = EncoderFeatures(TINY, 2, 40, 2)
+    alone = EncoderFeatures(TINY, 2, 40, 2, local=False)
     alone.encoder.load_state_dict(network.encoder.state_dict())
     torch.testing.assert_close(network.features(padded, mask), alone.features(x), atol=1e-4, rtol=1e-3)
     torch.testing.assert_close(alone.features(5 * x + 3), alone.features(x), atol=1e-4, rtol=1e-3)

@@ -151,7 +151,7 @@ class PlainEncoderFeatures(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Outputs (B, outputs) of signals (B, C, L)."""
         read = token_features(self.source.encoder, self.source.views(x, mask))  # (B views, F)
-        features = read.unflatten(0, (-1, self.source.num_views)).flatten(1)
+        features = self.source.joined(read, mask)
         return self.source.head((features - self.source.mean) * self.source.scale)
 
 

@@ -86,7 +86,7 @@ def quantize_onnx(source: Path, runtime: Runtime, data: ComparisonData, path: Pa
         if node.op_type == "MatMul" and node.input[1] in weights and weights[node.input[1]][1] == _width(runtime)
     ]
     inputs = [dict(zip(("x", "mask"), arrays)) for arrays in _calibration_inputs(runtime, data)]
-    quantized = _quantize(model, inputs, ignored, ["Conv", "AveragePool", "Resize", "Gemm"])  # Gemm: a head
+    quantized = _quantize(model, inputs, ignored, ["Conv", "AveragePool", "Resize", "GreaterOrEqual", "Gemm"])  # Gemm: a head
     onnx.helper.set_model_props(quantized, {METADATA: metadata})
     onnx.save(quantized, str(path))
 
@@ -103,7 +103,7 @@ def quantize_openvino(source: Path, runtime: Runtime, data: ComparisonData, path
             added = shape.rank.get_length() == 3 and shape[-1].is_static and shape[-1].get_length() == width
             if shape.rank.get_length() == 2 or added:
                 ignored.append(product.get_friendly_name())
-    types = ["Convolution", "AvgPool", "Interpolate"]
+    types = ["Convolution", "AvgPool", "Interpolate", "GreaterEqual"]
     save_openvino(_quantize(model, _calibration_inputs(runtime, data), ignored, types), path, metadata)
 
 

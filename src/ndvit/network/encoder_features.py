@@ -1,6 +1,10 @@
 """Features of signals by a frozen encoder, a Vision Transformer of one channel that was pretrained on other signals."""
 
+import functools
+import math
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ndvit.config import ViTConfig
@@ -8,12 +12,14 @@ from ndvit.network.solved import SolvedNetwork, exactly
 from ndvit.network.vit import VisionTransformer
 
 WINDOWS = ((0.0, 1.0), (0.0, 0.5), (0.5, 1.0))
-"""The parts of a signal that are read: the whole and its halves."""
+"""The parts of a signal that are read at any length: the whole and its halves."""
 MOST_CHANNELS = 8  # that are read one by one; of more channels, as many random mixes are read
+_FEWEST_LENGTHS, _MOST_LENGTHS = 1.5, 16  # of the encoder's input in a signal that is also read in local windows
 _CHUNK = 256  # signals in a forward pass of the encoder, whose activations then stay in the cache
 _MOST_VALUES = 2**22  # values of the matrices that resample signals of different lengths
 _FLOOR = 1e-6
 _NO_VARIANCE = 1e-20  # as a root has no gradient at 0
+_NO_SPREAD = 1e-12  # of features
 _ROUNDING = 1e-6  # of float32, relative to the values
 
 
@@ -23,11 +29,15 @@ class EncoderFeatures(SolvedNetwork):
     Each channel is read by itself. Its windows (the observed part of the signal, and each half of it) are resampled to
     the encoder's input, linear and antialiased, and standardised. For the features of a window see `token_features`.
 
+    Resampling removes the detail of long signals. So they are also read in local windows, see `window_starts`, whose
+    features are pooled: mean, standard deviation and maximum over the windows.
+
     Args:
         config: of the encoder: one channel of one axis, with a class token.
         channels: channels of the signal.
         length: samples of the signal.
         outputs: outputs of the head.
+        local: whether long signals are read in local windows as well; models of earlier versions do not.
 
     Raises:
         ValueError: if the encoder reads something else than one channel of one axis, or has no class token.
@@ -35,16 +45,18 @@ class EncoderFeatures(SolvedNetwork):
 
     mix: Tensor
 
-    def __init__(self, config: ViTConfig, channels: int, length: int, outputs: int) -> None:
+    def __init__(self, config: ViTConfig, channels: int, length: int, outputs: int, local: bool = True) -> None:
         if (config.in_channels, len(config.input_size), config.class_token) != (1, 1, True):
             raise ValueError(
                 "an encoder of signals reads 1 channel of 1 axis and has a class token, got "
                 f"in_channels={config.in_channels}, input_size={config.input_size}, class_token={config.class_token}"
             )
-        read = min(channels, MOST_CHANNELS)
-        super().__init__(read * len(WINDOWS) * 3 * config.depth * config.embed_dim, outputs)
+        read, size = min(channels, MOST_CHANNELS), config.input_size[0]
+        self.starts, self.shortening = window_starts(length, size) if local else ((), 1)
+        pooled = 3 if self.starts else 0
+        super().__init__(read * (len(WINDOWS) + pooled) * 3 * config.depth * config.embed_dim, outputs)
         self.channels, self.length = channels, length
-        self.num_views = read * len(WINDOWS)  # that the encoder reads of an example
+        self.num_views = read * (len(WINDOWS) + len(self.starts))  # that the encoder reads of an example
         self.encoder = VisionTransformer(config)
         self.encoder.requires_grad_(False)
         self.register_buffer("mix", torch.eye(read, channels))
@@ -77,23 +89,28 @@ class EncoderFeatures(SolvedNetwork):
 
         They have a gradient if the signals do, which explanations use; the encoder's weights need none.
         """
-        rows = max(1, _MOST_VALUES // (self.encoder.config.input_size[0] * x.shape[2]))
+        # signals of different lengths have a matrix each
+        rows = (
+            max(1, len(x)) if mask is None else max(1, _MOST_VALUES // (self.encoder.config.input_size[0] * x.shape[2]))
+        )
         masks = [None] * len(x) if mask is None else mask.split(rows)
         with exactly(x):
             views = torch.cat([self.views(*part) for part in zip(x.to(self.mix).split(rows), masks)])
             read = [token_features(self.encoder, part) for part in views.split(_CHUNK)]
-            return torch.cat(read).view(len(x), -1)
+            return self.joined(torch.cat(read), mask)
 
     def views(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """What the encoder reads of signals (B, C, L): (B num_views, 1, size), standardised."""
         if self.channels > len(self.mix):
             x = self.mix @ x  # (B, read, L)
-        start, stop = observed_range(x, mask)  # (1,) or (B,)
-        windows = []
-        for first, last in WINDOWS:
-            limits = start + first * (stop - start), start + last * (stop - start)
-            windows.append(resampled(x, *limits, self.encoder.config.input_size[0]))
-        views = torch.stack(windows, 2)  # (B, read, windows, size)
+        size = self.encoder.config.input_size[0]
+        if mask is None and not torch.compiler.is_compiling() and self.length * size * len(WINDOWS) <= _MOST_VALUES:
+            windows = [x @ matrix.to(x) for matrix in window_matrices(self.length, size)]
+        else:
+            start, stop = observed_range(x, mask)  # (1,) or (B,)
+            limits = [(start + first * (stop - start), start + last * (stop - start)) for first, last in WINDOWS]
+            windows = [resampled(x, *window, size) for window in limits]
+        views = torch.stack([*windows, *self.local_windows(x)], 2)  # (B, read, windows, size)
         mean = views.mean(3, keepdim=True)
         centred = views - mean
         spread = centred.square().mean(3, keepdim=True).clamp(min=_NO_VARIANCE).sqrt()
@@ -101,6 +118,57 @@ class EncoderFeatures(SolvedNetwork):
         varies = spread > 2 * _NO_VARIANCE**0.5 + _ROUNDING * mean.abs()
         views = centred * varies / (spread + _FLOOR)
         return views.flatten(0, 2)[:, None]
+
+    def local_windows(self, x: Tensor) -> list[Tensor]:
+        """The local windows of signals (B, C, L): each (B, C, size)."""
+        if not self.starts:
+            return []
+        short = x if self.shortening == 1 else F.avg_pool1d(x, self.shortening)
+        return [short[:, :, start : start + self.encoder.config.input_size[0]] for start in self.starts]
+
+    def joined(self, read: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Features (B, F) of examples from those of their views (B num_views, F of a view).
+
+        A local window counts if at least half of it was observed, or as much as of any other window of the signal.
+        """
+        views = read.unflatten(0, (-1, len(self.mix), self.num_views // len(self.mix)))  # (B, read, views, F)
+        if not self.starts:
+            return views.flatten(1)
+        local = views[:, :, len(WINDOWS) :]
+        if mask is None:
+            mean, largest = local.mean(2, keepdim=True), local.amax(2, keepdim=True)
+            variance = (local - mean).square().mean(2, keepdim=True)
+        else:
+            share = torch.stack(self.local_windows(mask[:, None].to(read)), 2).mean(3, keepdim=True)  # (B, 1, n, 1)
+            counts = (share >= share.amax(2, keepdim=True).clamp(max=0.5)).to(read)
+            weight = counts / counts.sum(2, keepdim=True)
+            mean = (local * weight).sum(2, keepdim=True)
+            variance = ((local - mean).square() * weight).sum(2, keepdim=True)
+            largest = local.masked_fill(counts == 0, -torch.inf).amax(2, keepdim=True)
+        spread = variance.clamp(min=_NO_SPREAD).sqrt()
+        return torch.cat([views[:, :, : len(WINDOWS)], mean, spread, largest], 2).flatten(1)
+
+
+def window_starts(length: int, size: int) -> tuple[tuple[int, ...], int]:
+    """Where the local windows of a signal of this many samples start, and by what factor it is shortened before.
+
+    Windows of `size` samples overlap by about a half. A signal below one and a half of this size has none. One beyond
+    sixteen is shortened, by means of neighbouring samples, so that their number stays bounded.
+    """
+    shortening = math.ceil(length / (_MOST_LENGTHS * size))
+    short = length // shortening
+    if short < _FEWEST_LENGTHS * size:
+        return (), 1
+    count = 2 * round(short / size) - 1
+    return tuple(round(i * (short - size) / (count - 1)) for i in range(count)), shortening
+
+
+@functools.lru_cache(maxsize=4)
+def window_matrices(length: int, size: int) -> list[Tensor]:
+    """Matrices (length, size) that resample the windows of complete signals; they are computed once."""
+    limits = length * torch.tensor(WINDOWS, dtype=torch.float64, device="cpu")
+    with torch.inference_mode(False):
+        return [resampling(*limits[i : i + 1].unbind(1), length, size)[0].mT.float() for i in range(len(WINDOWS))]
 
 
 def token_features(encoder: VisionTransformer, x: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ A structure is one of
 
     {"kind": "vit", "config": ViTConfig.to_dict()}
     {"kind": "random_convolutions", "channels": c, "length": n, "features": f, "outputs": k}
-    {"kind": "encoder_features", "config": ViTConfig.to_dict(), "channels": c, "length": n, "outputs": k}
+    {"kind": "encoder_features", "config": ViTConfig.to_dict(), "channels": c, "length": n, "outputs": k, "local": b}
     {"kind": "committee", "combine": "outputs" or "probabilities", "weights": [...], "members": [structure, ...]}
 
 The tensors of member i of a committee have the prefix `members.i.`.
@@ -34,7 +34,7 @@ _SIZES = {
 _KEYS = {
     "vit": ("config",),
     "random_convolutions": _SIZES["random_convolutions"],
-    "encoder_features": ("config", *_SIZES["encoder_features"]),
+    "encoder_features": ("config", *_SIZES["encoder_features"], "local"),
     "committee": ("combine", "weights", "members"),
 }
 # Files come from strangers: these bounds keep a few bytes of header from building a huge network.
@@ -55,7 +55,8 @@ def structure_of(network: nn.Module) -> Structure:
     if isinstance(network, EncoderFeatures):
         sizes = (*network.shape, network.head.out_features)
         config = network.encoder.config.to_dict()
-        return {"kind": "encoder_features", "config": config, **dict(zip(_SIZES["encoder_features"], sizes))}
+        structure = {"kind": "encoder_features", "config": config, **dict(zip(_SIZES["encoder_features"], sizes))}
+        return structure | ({"local": True} if network.starts else {})
     if isinstance(network, Committee):
         members = [structure_of(member) for member in network.members]
         return {"kind": "committee", "combine": network.combine, "weights": list(network.weights), "members": members}
@@ -83,6 +84,10 @@ def check_structure(values: Any, depth: int = 0) -> Structure:
             if type(values[name]) is not int or not 1 <= values[name] <= _LARGEST:
                 raise ValueError(f"{name} must be a whole number from 1 to {_LARGEST:,}, got {str(values[name])[:20]}")
             checked[name] = values[name]
+        if values.get("local", False) is not False:
+            if values["local"] is not True:
+                raise ValueError(f"local must be true or false, got {brief(values['local'])}")
+            checked["local"] = True
         return checked
     if depth == _DEEPEST or len(list(islice(networks_in(values), _MOST_NETWORKS + 1))) > _MOST_NETWORKS:
         raise ValueError(f"committees nest at most {_DEEPEST} deep and have at most {_MOST_NETWORKS:,} networks")
@@ -140,7 +145,8 @@ def make_network(structure: Structure) -> nn.Module:
         sizes = [structure[name] for name in _SIZES[structure["kind"]]]
         if structure["kind"] == "random_convolutions":
             return RandomConvolutions(*sizes)
-        return EncoderFeatures(ViTConfig.from_dict(structure["config"]), *sizes)
+        local = structure.get("local", False)  # files of earlier versions have none
+        return EncoderFeatures(ViTConfig.from_dict(structure["config"]), *sizes, local=local)
     members = [make_network(member) for member in structure["members"]]
     return Committee(members, structure["weights"], structure["combine"])
 

@@ -47,7 +47,10 @@ class SameRun(Callback):
     ) -> None:
         solved = solved_networks(network)
         features = sum(one.num_features for one in solved if isinstance(one, RandomConvolutions))
-        beside = {"rocket_features": features, "encoder": any(isinstance(one, EncoderFeatures) for one in solved)}
+        encoders = [one for one in solved if isinstance(one, EncoderFeatures)]
+        beside = {"rocket_features": features, "encoder": bool(encoders)}
+        if local := sum(len(one.starts) for one in encoders):  # checkpoints of earlier versions have none
+            beside["local_windows"] = local
         preprocess = train.preprocess.to_dict()
         labels = [] if train.examples.targets is None else train.examples.targets.tolist()
         self.facts: dict[str, Any] = {
