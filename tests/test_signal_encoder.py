@@ -76,16 +76,16 @@ def test_the_stem_of_a_constant_input_is_finite_and_so_is_its_gradient():
 @pytest.mark.parametrize("length", [5, 24, 100, 700])
 def test_whole_signals_are_resampled_as_torch_does_it(length):
     x = torch.randn(3, 2, length)
-    whole = resampled(x, torch.zeros(1), torch.tensor([float(length)]), 64)
-    torch.testing.assert_close(whole, interpolated(x, 64), atol=1e-5, rtol=1e-4)
+    whole = resampled(x, torch.zeros(1, 1), torch.full((1, 1), float(length)), 64)
+    torch.testing.assert_close(whole[:, :, 0], interpolated(x, 64), atol=1e-5, rtol=1e-4)
 
 
 def test_parts_of_different_lengths_are_resampled_as_each_by_itself():
     x = torch.randn(3, 2, 50)
     ranges = [(0, 50), (10, 20), (3, 47)]
-    start, stop = torch.tensor(ranges, dtype=torch.float32).unbind(1)
+    start, stop = torch.tensor(ranges, dtype=torch.float32).split(1, 1)
     for row, signal, (first, last) in zip(resampled(x, start, stop, 32), x, ranges):
-        torch.testing.assert_close(row, interpolated(signal[None, :, first:last], 32)[0], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(row[:, 0], interpolated(signal[None, :, first:last], 32)[0], atol=1e-5, rtol=1e-4)
 
 
 def test_features_are_those_of_the_signal_and_its_halves():
@@ -142,7 +142,7 @@ def test_local_windows_of_very_long_signals_are_means_of_neighbours():
     x = torch.randn(1, 1, 1100)
     means = x[:, :, : 3 * 366].unflatten(2, (366, 3)).mean(3)
     last = network.local_windows(x)[-1]
-    torch.testing.assert_close(last, means[:, :, -32:], atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(last[:, :, 0], means[:, :, -32:], atol=1e-6, rtol=1e-5)
 
 
 def test_local_windows_without_observed_values_do_not_count():

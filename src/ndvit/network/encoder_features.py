@@ -1,6 +1,5 @@
 """Features of signals by a frozen encoder, a Vision Transformer of one channel that was pretrained on other signals."""
 
-import functools
 import math
 
 import torch
@@ -16,7 +15,6 @@ WINDOWS = ((0.0, 1.0), (0.0, 0.5), (0.5, 1.0))
 MOST_CHANNELS = 8  # that are read one by one; of more channels, as many random mixes are read
 _FEWEST_LENGTHS, _MOST_LENGTHS = 1.5, 16  # of the encoder's input in a signal that is also read in local windows
 _CHUNK = 256  # signals in a forward pass of the encoder, whose activations then stay in the cache
-_MOST_VALUES = 2**22  # values of the matrices that resample signals of different lengths
 _FLOOR = 1e-6
 _NO_VARIANCE = 1e-20  # as a root has no gradient at 0
 _NO_SPREAD = 1e-12  # of features
@@ -89,13 +87,8 @@ class EncoderFeatures(SolvedNetwork):
 
         They have a gradient if the signals do, which explanations use; the encoder's weights need none.
         """
-        # signals of different lengths have a matrix each
-        rows = (
-            max(1, len(x)) if mask is None else max(1, _MOST_VALUES // (self.encoder.config.input_size[0] * x.shape[2]))
-        )
-        masks = [None] * len(x) if mask is None else mask.split(rows)
         with exactly(x):
-            views = torch.cat([self.views(*part) for part in zip(x.to(self.mix).split(rows), masks)])
+            views = self.views(x.to(self.mix), mask)
             read = [token_features(self.encoder, part) for part in views.split(_CHUNK)]
             return self.joined(torch.cat(read), mask)
 
@@ -104,13 +97,9 @@ class EncoderFeatures(SolvedNetwork):
         if self.channels > len(self.mix):
             x = self.mix @ x  # (B, read, L)
         size = self.encoder.config.input_size[0]
-        if mask is None and not torch.compiler.is_compiling() and self.length * size * len(WINDOWS) <= _MOST_VALUES:
-            windows = [x @ matrix.to(x) for matrix in window_matrices(self.length, size)]
-        else:
-            start, stop = observed_range(x, mask)  # (1,) or (B,)
-            limits = [(start + first * (stop - start), start + last * (stop - start)) for first, last in WINDOWS]
-            windows = [resampled(x, *window, size) for window in limits]
-        views = torch.stack([*windows, *self.local_windows(x)], 2)  # (B, read, windows, size)
+        start, stop = observed_range(x, mask)  # (1,) or (B,)
+        limits = (torch.stack([start + share * (stop - start) for share in shares], 1) for shares in zip(*WINDOWS))
+        views = torch.cat([resampled(x, *limits, size), *self.local_windows(x)], 2)  # (B, read, windows, size)
         mean = views.mean(3, keepdim=True)
         centred = views - mean
         spread = centred.square().mean(3, keepdim=True).clamp(min=_NO_VARIANCE).sqrt()
@@ -120,11 +109,11 @@ class EncoderFeatures(SolvedNetwork):
         return views.flatten(0, 2)[:, None]
 
     def local_windows(self, x: Tensor) -> list[Tensor]:
-        """The local windows of signals (B, C, L): each (B, C, size)."""
+        """The local windows of signals (B, C, L): each (B, C, 1, size)."""
         if not self.starts:
             return []
         short = x if self.shortening == 1 else F.avg_pool1d(x, self.shortening)
-        return [short[:, :, start : start + self.encoder.config.input_size[0]] for start in self.starts]
+        return [short[:, :, None, start : start + self.encoder.config.input_size[0]] for start in self.starts]
 
     def joined(self, read: Tensor, mask: Tensor | None = None) -> Tensor:
         """Features (B, F) of examples from those of their views (B num_views, F of a view).
@@ -139,7 +128,7 @@ class EncoderFeatures(SolvedNetwork):
             mean, largest = local.mean(2, keepdim=True), local.amax(2, keepdim=True)
             variance = (local - mean).square().mean(2, keepdim=True)
         else:
-            share = torch.stack(self.local_windows(mask[:, None].to(read)), 2).mean(3, keepdim=True)  # (B, 1, n, 1)
+            share = torch.cat(self.local_windows(mask[:, None].to(read)), 2).mean(3, keepdim=True)  # (B, 1, n, 1)
             counts = (share >= share.amax(2, keepdim=True).clamp(max=0.5)).to(read)
             weight = counts / counts.sum(2, keepdim=True)
             mean = (local * weight).sum(2, keepdim=True)
@@ -161,14 +150,6 @@ def window_starts(length: int, size: int) -> tuple[tuple[int, ...], int]:
         return (), 1
     count = 2 * round(short / size) - 1
     return tuple(round(i * (short - size) / (count - 1)) for i in range(count)), shortening
-
-
-@functools.lru_cache(maxsize=4)
-def window_matrices(length: int, size: int) -> list[Tensor]:
-    """Matrices (length, size) that resample the windows of complete signals; they are computed once."""
-    limits = length * torch.tensor(WINDOWS, dtype=torch.float64, device="cpu")
-    with torch.inference_mode(False):
-        return [resampling(*limits[i : i + 1].unbind(1), length, size)[0].mT.float() for i in range(len(WINDOWS))]
 
 
 def token_features(encoder: VisionTransformer, x: Tensor) -> Tensor:
@@ -196,20 +177,34 @@ def observed_range(x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
 
 
 def resampled(x: Tensor, start: Tensor, stop: Tensor, size: int) -> Tensor:
-    """Resample the samples from `start` to `stop` of each signal, linear and antialiased: (B, C, L) -> (B, C, size).
+    """Resample windows of each signal, linear and antialiased: (B, C, L) -> (B, C, windows, size).
 
-    As `F.interpolate(mode="linear", antialias=True)` of each part, if it existed for parts of different lengths.
+    As `F.interpolate(mode="linear", antialias=True)` of each window, if it existed for parts of different lengths.
+
+    Args:
+        x: (B, C, L).
+        start: (B, windows) or (1, windows), the first sample of each window; it may lie between samples.
+        stop: likewise, one after the last sample.
+        size: samples of the result.
     """
     # In float32, places would be rounded by each runtime in another way, which differences of few samples amplify.
-    return x @ resampling(start.double(), stop.double(), x.shape[2], size).mT.to(x)
+    places, weight = resampling(start.double(), stop.double(), x.shape[2], size)
+    shape = places.shape[1:]
+    places = places.flatten(1)[:, None].expand(x.shape[0], x.shape[1], -1)
+    return (x.gather(2, places).unflatten(2, shape) * weight.to(x)[:, None]).sum(4)
 
 
-def resampling(start: Tensor, stop: Tensor, length: int, size: int) -> Tensor:
-    """Matrices (B, size, length) that resample the samples from `start` to `stop`, both (B,), to `size` samples."""
-    step = ((stop - start) / size)[:, None]  # samples of the signal per sample of the result
-    centres = start[:, None] + (torch.arange(size, device=start.device) + 0.5) * step - 0.5  # (B, size)
-    places = torch.arange(length, device=start.device, dtype=start.dtype)
-    distance = (places - centres[:, :, None]).abs() / step.clamp(min=1)[:, :, None]
-    inside = (places >= (start - 0.5)[:, None, None]) & (places < (stop - 0.5)[:, None, None])
+def resampling(start: Tensor, stop: Tensor, length: int, size: int) -> tuple[Tensor, Tensor]:
+    """Which samples a resampled window consists of, and with which weights: each (B, windows, size, taps).
+
+    The windows are the samples from `start` to `stop`, both (B, windows), of signals of this length.
+    """
+    step = (stop - start)[:, :, None] / size  # samples of the signal per sample of the result
+    centres = start[:, :, None] + (torch.arange(size, device=start.device) + 0.5) * step - 0.5  # (B, windows, size)
+    reach = step.clamp(min=1)
+    taps = torch.arange(2 * math.ceil(max(1.0, length / size)), device=start.device, dtype=start.dtype)
+    places = (centres - reach).floor()[..., None] + 1 + taps  # all samples nearer than the reach
+    distance = (places - centres[..., None]).abs() / reach[..., None]
+    inside = (places >= (start - 0.5)[..., None, None]) & (places < (stop - 0.5)[..., None, None])
     weight = (1 - distance).clamp(min=0) * inside
-    return weight / weight.sum(2, keepdim=True)
+    return places.clamp(0, length - 1).long(), weight / weight.sum(3, keepdim=True)
