@@ -13,6 +13,7 @@ from ndvit.model import Model
 from ndvit.network import VisionTransformer
 from ndvit.network.committee import Committee
 from ndvit.network.encoder_features import EncoderFeatures
+from ndvit.network.level_features import LevelFeatures
 from ndvit.network.random_convolutions import RandomConvolutions
 from ndvit.tasks import Classification
 from smallnetworks import spread
@@ -93,10 +94,20 @@ def encoder_features():
     return made.eval()
 
 
+def level_features():
+    made = LevelFeatures(2, 24, 3)
+    x = torch.randn(40, 2, 24)
+    made.draw(x, None, torch.Generator())
+    made.mean.copy_(made.features(x).mean(0))
+    torch.nn.init.normal_(made.head.weight, std=0.5)
+    return made.eval()
+
+
 def small_network(name):
     """A network of the table; "committee" adds random convolutions, "ensemble" a network beside the "closed_form"."""
     if name == "closed_form":
-        return Committee([random_convolutions(), encoder_features()], weights=[0.6, 0.4], combine="outputs")
+        members = [random_convolutions(), encoder_features(), level_features()]
+        return Committee(members, weights=[0.5, 0.3, 0.2], combine="outputs")
     if name == "ensemble":
         return Committee([small_network("closed_form"), vit("signal")], combine="probabilities")
     return committee() if name == "committee" else vit(name)

@@ -191,10 +191,19 @@ def test_channels_are_read_one_by_one_and_many_are_mixed():
     each = torch.cat([one.features(x[:, i : i + 1]) for i in range(3)], 1)
     torch.testing.assert_close(few.features(x), each, atol=1e-5, rtol=1e-4)
     many = tiny_features(20)
-    many.draw(torch.randn(2, 20, 40), None, torch.Generator().manual_seed(0))
+    hidden = torch.randn(6, 3, 40)  # 20 channels are mixes of three signals
+    mixing = torch.linalg.qr(torch.randn(20, 3)).Q * torch.tensor([3.0, 2.0, 1.0])
+    x = mixing @ hidden
+    many.draw(x, None, torch.Generator())
     assert many.mix.shape == (8, 20)
-    assert many.mix.abs().unique().tolist() == pytest.approx([20**-0.5])
-    assert many.features(torch.randn(2, 20, 40)).shape == (2, 8 * one.num_features)
+    torch.testing.assert_close(many.mix @ many.mix.T, torch.eye(8), atol=1e-5, rtol=0)
+    torch.testing.assert_close(many.mix[:3].T @ (many.mix[:3] @ x), x, atol=1e-4, rtol=1e-4)
+    assert (many.mix @ x).square().sum((0, 2)).diff().max() < 1e-3  # the largest first
+    mask = torch.arange(40).expand(6, 40) < 30
+    masked = tiny_features(20)
+    masked.draw(torch.where(mask[:, None], x, 100.0), mask, torch.Generator())
+    torch.testing.assert_close(masked.mix[:3].T @ (masked.mix[:3] @ x), x, atol=1e-4, rtol=1e-4)
+    assert many.features(x).shape == (6, 8 * one.num_features)
 
 
 def test_features_need_all_tokens_of_the_last_block():
@@ -367,7 +376,7 @@ def test_networks_are_counted_without_the_encoders_inside():
 
 def test_the_report_of_a_closed_form_has_its_weights_and_no_curves(tmp_path):
     X, y = toy(24, shape=(2, 30), shift=2)
-    options = {"rocket_features": 168, "encoder_weight": 0.4}
+    options = {"rocket_features": 168, "encoder_weight": 0.4, "levels": False}
     run = train((X, y), preset="fast", output=tmp_path / "run", **options, **QUIET)
     page = run.report.read_text()
     assert "168 random convolution features: 60 %; a frozen encoder, 128 wide, 3 blocks: 40 %" in page
@@ -377,7 +386,7 @@ def test_the_report_of_a_closed_form_has_its_weights_and_no_curves(tmp_path):
 
 def test_the_closed_form_is_stored_and_loaded(tmp_path):
     X, y = toy(24, shape=(2, 30), shift=2)
-    options = {"rocket_features": 168, "encoder_weight": 0.4}
+    options = {"rocket_features": 168, "encoder_weight": 0.4, "levels": False}
     request = Request(source=(X, y), preset="fast", options=options, reading=UNSPLIT, progress=False)
     trained = fit(plan(request), **QUIET)
     assert trained.fit.steps == 0

@@ -27,6 +27,10 @@ class SolvedOptions(Options):
     encoder: bool | None = None
     """Features of the frozen encoder of signals, pretrained on synthetic ones, likewise with a head of their own. The
     default is yes for signal_SIZE and closed_form, else no."""
+    levels: bool | None = None
+    """Mean and standard deviation of each channel, likewise with a head of their own, which counts as far as leaving
+    one example or group out shows that it helps. Random convolutions and encoder ignore them. The default is yes beside
+    either of these, but not for sounds."""
     encoder_weight: Share | None = None
     """Weight of the encoder in its mean with the random convolutions. Usually 1/3; by default, leaving one example or
     group out moves it to the weight with the least loss, as far as there is evidence."""
@@ -59,6 +63,14 @@ class SolvedOptions(Options):
             ValueError: if it is requested for inputs that it cannot read.
         """
         return bool(self._chosen("encoder", default, input_size))
+
+    def reads_levels(self, default: bool, input_size: tuple[int, ...]) -> bool:
+        """Whether level and spread are used for this input size: as chosen, or else the default.
+
+        Raises:
+            ValueError: if they are requested for inputs that are not signals of one axis.
+        """
+        return bool(self._chosen("levels", default, input_size))
 
     def _chosen(self, name: str, default: int, input_size: tuple[int, ...]) -> int:
         value = getattr(self, name)

@@ -14,6 +14,7 @@ from ndvit.exporting.formats import Inputs
 from ndvit.exporting.runtimes import GraphOptions, Runtime, standardisation
 from ndvit.network.committee import transformers
 from ndvit.network.encoder_features import EncoderFeatures, token_features
+from ndvit.network.level_features import LevelFeatures
 from ndvit.network.random_convolutions import KERNELS, TAPS, RandomConvolutions
 from ndvit.parts import ModelParts
 from ndvit.tasks import Classification
@@ -47,6 +48,8 @@ class Deployed(nn.Module):
                 self.set_submodule(name, PlainRandomConvolutions(module))
             elif isinstance(module, EncoderFeatures):
                 self.set_submodule(name, PlainEncoderFeatures(module))
+            elif isinstance(module, LevelFeatures):
+                self.set_submodule(name, PlainLevelFeatures(module))
         self.softmax, self.inside, self.mask = options.softmax, options.inside, options.mask
         self.temperature = model.temperature
         self.activate = (model.task or Classification(())).activate
@@ -153,6 +156,18 @@ class PlainEncoderFeatures(nn.Module):
         read = token_features(self.source.encoder, self.source.views(x, mask))  # (B views, F)
         features = self.source.joined(read, mask)
         return self.source.head((features - self.source.mean) * self.source.scale)
+
+
+class PlainLevelFeatures(nn.Module):
+    """`LevelFeatures` without contexts."""
+
+    def __init__(self, source: LevelFeatures) -> None:
+        super().__init__()
+        self.source = source
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Outputs (B, outputs) of signals (B, C, L)."""
+        return self.source.head((self.source.expanded(x, mask) - self.source.mean) * self.source.scale)
 
 
 @contextmanager

@@ -77,10 +77,14 @@ class EncoderFeatures(SolvedNetwork):
         return max(1, round(self.length * config.token_size[0] / config.input_size[0]))
 
     def draw(self, x: Tensor, mask: Tensor | None, generator: torch.Generator) -> None:
-        """Draw the mixes of more channels than are read one by one: each channel has a random sign in each mix."""
+        """Choose the mixes of more channels than are read one by one: the principal components of the examples."""
         if self.channels > len(self.mix):
-            signs = torch.randint(2, self.mix.shape, generator=generator) * 2.0 - 1
-            self.mix.copy_(signs / self.channels**0.5)
+            values = x.double().transpose(0, 1).flatten(1)  # (C, B L)
+            if mask is not None:
+                values = values * mask.flatten()
+            vectors = torch.linalg.eigh(values @ values.mT).eigenvectors.mT.flip(0)[: len(self.mix)]
+            largest = vectors.gather(1, vectors.abs().argmax(1, keepdim=True))  # positive, whatever the solver returned
+            self.mix.copy_(vectors * largest.sign())
 
     def features(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Features (B, F) of signals (B, C, L); mask (B, L) is True where a value was observed.
@@ -98,8 +102,8 @@ class EncoderFeatures(SolvedNetwork):
             x = self.mix @ x  # (B, read, L)
         size = self.encoder.config.input_size[0]
         start, stop = observed_range(x, mask)  # (1,) or (B,)
-        limits = (torch.stack([start + share * (stop - start) for share in shares], 1) for shares in zip(*WINDOWS))
-        views = torch.cat([resampled(x, *limits, size), *self.local_windows(x)], 2)  # (B, read, windows, size)
+        first, last = (torch.stack([start + share * (stop - start) for share in ends], 1) for ends in zip(*WINDOWS))
+        views = torch.cat([resampled(x, first, last, size), *self.local_windows(x)], 2)  # (B, read, windows, size)
         mean = views.mean(3, keepdim=True)
         centred = views - mean
         spread = centred.square().mean(3, keepdim=True).clamp(min=_NO_VARIANCE).sqrt()

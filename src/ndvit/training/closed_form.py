@@ -18,6 +18,7 @@ from ndvit.inference.batches import Log, predict_features, predict_outputs
 from ndvit.inference.progress import ProgressLines, duration
 from ndvit.network import VisionTransformer
 from ndvit.network.committee import output_committees, solved_networks, transformers
+from ndvit.network.level_features import LevelFeatures
 from ndvit.network.solved import SolvedNetwork
 from ndvit.tasks.base import Ridge, Task
 
@@ -207,27 +208,34 @@ def solve_beside(
     log: Log | None = None,
     progress: bool = False,
 ) -> list[Solved]:
-    """Solve the networks of fixed features in a network, as `solve_networks`.
+    """Solve the networks of fixed features in a network, as `solve_networks`, and weigh them.
 
-    With `weigh`, leaving one example or group out decides on the encoder's weight beside random convolutions, see
-    `best_share`.
+    The outputs of leaving one example or group out decide how much each counts in its mean with those before it, see
+    `best_share`. Without `weigh`, random convolutions and encoder keep their weights.
     """
     networks = solved_networks(network)
     solved = solve_networks(networks, inputs, task, recipe, log, progress)
     committees = output_committees(network)
-    if not (weigh and committees and len(solved) == 2):
+    if not committees or len(solved) < 2 or type(task).losses is Task.losses:
         return solved
-    committee = committees[0]
-    first, second = (list(committee.members).index(one) for one in networks)
-    total = committee.weights[first] + committee.weights[second]
-    share = committee.weights[second] / total if total else 0.0
-    alone, encoder = (one.ridge.left_out for one in solved)
-    labels = solved[0].targets
+    committee, labels = committees[0], solved[0].targets
     assert inputs.targets is not None
     each = task.example_weights(recipe, labels.cpu(), inputs.targets)
-    best, _ = best_share(encoder, alone, labels, task, None if each is None else each.to(alone), share)
+    places = [list(committee.members).index(one) for one in networks]
+    usual = [committee.weights[place] for place in places]
+    shares, mean = [1.0], solved[0].ridge.left_out
+    for i, one in enumerate(solved[1:], 1):
+        left_out, total = one.ridge.left_out, sum(usual[: i + 1])
+        levels = isinstance(networks[i], LevelFeatures)
+        share = usual[i] / total if total and not levels else 0.0
+        if weigh or levels:
+            by_example = None if each is None else each.to(mean)
+            share, _ = best_share(left_out, mean, labels, task, by_example, share, tempered=not levels)
+        shares = [*((1 - share) * before for before in shares), share]
+        mean = torch.lerp(mean, left_out, share)
     weights = list(committee.weights)
-    weights[first], weights[second] = total * (1 - best), total * best
+    for place, share in zip(places, shares):
+        weights[place] = sum(usual) * share
     committee.weights = tuple(weights)
     return solved
 
@@ -274,7 +282,13 @@ def _within(weights: Tensor, chosen: Tensor) -> Tensor:
 
 
 def best_share(
-    one: Tensor, beside: Tensor, targets: Tensor, task: Task, weights: Tensor | None, usual: float
+    one: Tensor,
+    beside: Tensor,
+    targets: Tensor,
+    task: Task,
+    weights: Tensor | None,
+    usual: float,
+    tempered: bool = True,
 ) -> tuple[float, dict[float, float]]:
     """The weight of outputs in their mean with others that outputs for unknown examples support.
 
@@ -289,11 +303,13 @@ def best_share(
         task: has the losses.
         weights: (n,) weights of the examples in the loss.
         usual: the usual weight.
+        tempered: whether losses are those at the best temperature; else weak outputs, which lower the confidence of the
+            others, have to help as they are.
 
     Returns:
         The weight, and the mean loss for each weight that was tried.
     """
-    temperatures = _TEMPERATURES if task.has_temperature else (1.0,)
+    temperatures = _TEMPERATURES if task.has_temperature and tempered else (1.0,)
 
     def loss(share: float) -> float:
         outputs = torch.lerp(beside, one, share)

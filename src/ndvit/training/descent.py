@@ -22,7 +22,7 @@ from ndvit.config.recipe import Recipe
 from ndvit.data.loading import Batch, Dealt, Inputs
 from ndvit.inference.batches import Log, pick_device
 from ndvit.model import Model
-from ndvit.network.committee import first_transformer, output_committees, solved_networks
+from ndvit.network.committee import first_transformer, output_committees
 from ndvit.network.fast import only_read_tokens
 from ndvit.training.callbacks.averaging import MovingAverage
 from ndvit.training.callbacks.best_weights import BestWeights
@@ -37,7 +37,7 @@ from ndvit.training.callbacks.metrics_logger import MetricsLogger
 from ndvit.training.callbacks.progress import PlainProgress, ProgressBar
 from ndvit.training.callbacks.reading_watch import ReadingWatch
 from ndvit.training.callbacks.same_run import SameRun
-from ndvit.training.closed_form import solve_networks
+from ndvit.training.closed_form import solve_beside
 from ndvit.training.devices import deal, share_solved
 from ndvit.training.distillation import Teacher
 from ndvit.training.metrics import METRICS_FILE, FitResult, MetricRows
@@ -109,7 +109,7 @@ def descend(
         same_run.check(read_checkpoint(latest))
     elif val is not None:  # for the loss of the whole; without validation, they are solved at the end
         if processes.is_first():
-            solve_networks(solved_networks(network), train, task, recipe, log, progress)
+            solve_beside(network, train, task, recipe, False, log, progress)
         share_solved(network)
     done = step_of(latest) if latest else 0
     metrics = MetricRows(folder and folder / METRICS_FILE, up_to=done)

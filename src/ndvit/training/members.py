@@ -26,6 +26,7 @@ from ndvit.network import VisionTransformer
 from ndvit.network.committee import Committee
 from ndvit.network.cost import check_memory
 from ndvit.network.encoder_features import EncoderFeatures
+from ndvit.network.level_features import LevelFeatures
 from ndvit.network.random_convolutions import RandomConvolutions
 from ndvit.network.solved import SolvedNetwork
 from ndvit.tasks.base import Task
@@ -112,6 +113,7 @@ class MemberBuilder:
         fresh: whether the transformer is new.
         features: number of random convolution features; 0 for none.
         encoder: whether the frozen encoder is beside it.
+        levels: whether level and spread of the channels are beside it.
         solved_weight: weight of the solved networks together.
         encoder_weight: weight of the encoder among them.
         trained_for: task of the trained weights.
@@ -123,6 +125,7 @@ class MemberBuilder:
     fresh: bool
     features: int
     encoder: bool
+    levels: bool
     solved_weight: float
     encoder_weight: float
     trained_for: Task | None = None
@@ -158,7 +161,7 @@ class MemberBuilder:
         return [i for i in range(self.task.num_outputs) if kept is None or kept[i] is None]
 
     def _solved(self) -> list[SolvedNetwork]:
-        """Random convolutions and the frozen encoder, as far as the options have them."""
+        """Random convolutions, the frozen encoder, level and spread, as far as the options have them."""
         networks: list[SolvedNetwork] = []
         channels, size, outputs = self.preprocess.channels, self.preprocess.size, self.task.num_outputs
         if self.features:
@@ -172,12 +175,15 @@ class MemberBuilder:
                 features = EncoderFeatures(config, channels, size[0], outputs)
             features.encoder.load_state_dict(tensors)
             networks.append(features)
+        if self.levels:
+            networks.append(LevelFeatures(channels, size[0], outputs))
         return networks
 
     def _committee(self, trained: list[nn.Module], solved: list[SolvedNetwork] | None = None) -> nn.Module:
         """The mean of trained and solved networks by their usual weights; a single network itself."""
         solved = self._solved() if solved is None else solved
-        shares = [1 - self.encoder_weight, self.encoder_weight] if len(solved) == 2 else [1.0] * len(solved)
+        usual = [1 - self.encoder_weight, self.encoder_weight] if self.features and self.encoder else [1.0]
+        shares = (usual + [0.0])[: len(solved)]  # level and spread count only where evidence shows that they help
         total = self.solved_weight if trained else 1.0
         weights = [1 - total] * len(trained) + [total * share for share in shares]
         networks = [*trained, *solved]
@@ -233,18 +239,23 @@ def member_builder(
 
     share, fixed = options.encoder_weight, options.solved_weight
     fresh, outputs = adapted is None and checkpoint is None, task.num_outputs
+    features = options.features(usual_features, preprocess.size) if outputs else 0
+    encoder = outputs > 0 and options.encodes(fresh and bool(usual_features), preprocess.size)
+    solved = encoder or features > 0
+    sounds = isinstance(preprocess, SpectrogramPreprocess)  # whose loudness depends on the microphone
     builder = MemberBuilder(
         task=task,
         preprocess=preprocess,
         transformer=transformer,
         fresh=fresh,
-        features=options.features(usual_features, preprocess.size) if outputs else 0,
-        encoder=outputs > 0 and options.encodes(fresh and bool(usual_features), preprocess.size),
+        features=features,
+        encoder=encoder,
+        levels=outputs > 0 and options.reads_levels(fresh and solved and not sounds, preprocess.size),
         solved_weight=fixed if isinstance(fixed, float | int) else usual_weight(len(data.train) / task.num_kinds),
         encoder_weight=ENCODER_WEIGHT if share is None else share,
         trained_for=None if checkpoint is None else checkpoint.task,
     )
-    if transformer is None and not (builder.features or builder.encoder):
+    if transformer is None and not (builder.features or builder.encoder or builder.levels):
         raise ValueError(f"{SOLVED} without random convolutions and encoder is empty: switch one of them on")
     return builder
 

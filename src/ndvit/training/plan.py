@@ -346,7 +346,7 @@ def plan(request: Request, *, resumed: Path | None = None) -> Plan:
         recipe=recipe,
         options=overrides
         | {k: v for k, v in asdict(solved_options).items() if v is not None}
-        | {"encoder": builder.encoder, "solved_weight": solved_options.solved_weight},
+        | {"encoder": builder.encoder, "levels": builder.levels, "solved_weight": solved_options.solved_weight},
         preprocess=preprocess,
         augmentation=plan_augmentation(preprocess, recipe),
         teacher=request.teacher,

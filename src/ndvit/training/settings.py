@@ -33,7 +33,7 @@ _SETTINGS: dict[str, Any] = {  # settings of a run beside its options, with thei
 }
 _DEFAULTS = {"task": "classification", "preset": "basic", "weights": None, "ema": None, "members": 1, "teacher": None}
 _DEFAULTS |= {"language": "en"}
-_DEFAULTS |= {"encoder": False, "solved_weight": "usual"}
+_DEFAULTS |= {"encoder": False, "levels": False, "solved_weight": "usual"}
 """Settings that runs of earlier versions lack."""
 _ALWAYS = ("test_fraction", "skip_bad")
 """Options of reading that runs of every version write."""

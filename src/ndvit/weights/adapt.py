@@ -141,7 +141,7 @@ def fit_structure(
     Raises:
         ValueError: for options that do not exist, or that the tensors cannot be fitted to.
     """
-    if structure["kind"] in ("random_convolutions", "encoder_features"):
+    if structure["kind"] not in ("vit", "committee"):
         return _fit_solved(structure, tensors, untrained, target)
     if structure["kind"] == "vit":
         old = ViTConfig.from_dict(structure["config"])

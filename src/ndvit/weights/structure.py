@@ -5,6 +5,7 @@ A structure is one of
     {"kind": "vit", "config": ViTConfig.to_dict()}
     {"kind": "random_convolutions", "channels": c, "length": n, "features": f, "outputs": k}
     {"kind": "encoder_features", "config": ViTConfig.to_dict(), "channels": c, "length": n, "outputs": k, "local": b}
+    {"kind": "level_features", "channels": c, "length": n, "outputs": k}
     {"kind": "committee", "combine": "outputs" or "probabilities", "weights": [...], "members": [structure, ...]}
 
 The tensors of member i of a committee have the prefix `members.i.`.
@@ -21,6 +22,7 @@ from ndvit.config.bounds import brief
 from ndvit.network import VisionTransformer
 from ndvit.network.committee import Committee, output_committees
 from ndvit.network.encoder_features import EncoderFeatures
+from ndvit.network.level_features import LevelFeatures
 from ndvit.network.random_convolutions import RandomConvolutions
 
 Structure = dict[str, Any]
@@ -30,11 +32,13 @@ T = TypeVar("T")
 _SIZES = {
     "random_convolutions": ("channels", "length", "features", "outputs"),
     "encoder_features": ("channels", "length", "outputs"),
+    "level_features": ("channels", "length", "outputs"),
 }
 _KEYS = {
     "vit": ("config",),
     "random_convolutions": _SIZES["random_convolutions"],
     "encoder_features": ("config", *_SIZES["encoder_features"], "local"),
+    "level_features": _SIZES["level_features"],
     "committee": ("combine", "weights", "members"),
 }
 # Files come from strangers: these bounds keep a few bytes of header from building a huge network.
@@ -57,6 +61,9 @@ def structure_of(network: nn.Module) -> Structure:
         config = network.encoder.config.to_dict()
         structure = {"kind": "encoder_features", "config": config, **dict(zip(_SIZES["encoder_features"], sizes))}
         return structure | ({"local": True} if network.starts else {})
+    if isinstance(network, LevelFeatures):
+        sizes = (*network.shape, network.head.out_features)
+        return {"kind": "level_features", **dict(zip(_SIZES["level_features"], sizes))}
     if isinstance(network, Committee):
         members = [structure_of(member) for member in network.members]
         return {"kind": "committee", "combine": network.combine, "weights": list(network.weights), "members": members}
@@ -145,8 +152,11 @@ def make_network(structure: Structure) -> nn.Module:
         sizes = [structure[name] for name in _SIZES[structure["kind"]]]
         if structure["kind"] == "random_convolutions":
             return RandomConvolutions(*sizes)
+        if structure["kind"] == "level_features":
+            return LevelFeatures(*sizes)
         local = structure.get("local", False)  # files of earlier versions have none
-        return EncoderFeatures(ViTConfig.from_dict(structure["config"]), *sizes, local=local)
+        channels, length, outputs = sizes
+        return EncoderFeatures(ViTConfig.from_dict(structure["config"]), channels, length, outputs, local)
     members = [make_network(member) for member in structure["members"]]
     return Committee(members, structure["weights"], structure["combine"])
 
@@ -163,6 +173,8 @@ def summary(structure: Structure) -> str:
     if structure["kind"] == "encoder_features":
         config = ViTConfig.from_dict(structure["config"])
         return f"a frozen encoder, {config.embed_dim} wide, {config.depth} blocks"
+    if structure["kind"] == "level_features":
+        return "level and spread of each channel"
     config = ViTConfig.from_dict(structure["config"])
     size = times((config.in_channels, *config.input_size))
     stem = f", {config.stem} stem {config.stem_depths}" if config.stem != "none" else ""

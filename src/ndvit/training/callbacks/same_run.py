@@ -16,12 +16,14 @@ from ndvit.config.recipe import Recipe
 from ndvit.data.loading import Inputs
 from ndvit.network.committee import first_transformer, solved_networks
 from ndvit.network.encoder_features import EncoderFeatures
+from ndvit.network.level_features import LevelFeatures
 from ndvit.network.random_convolutions import RandomConvolutions
 
 _ABSENT = {
     **Recipe().to_dict(),
     **ViTConfig().to_dict(),
     "encoder": False,
+    "levels": False,
 }  # values of fields that earlier versions lack
 _FREE = (
     "device",
@@ -49,6 +51,7 @@ class SameRun(Callback):
         features = sum(one.num_features for one in solved if isinstance(one, RandomConvolutions))
         encoders = [one for one in solved if isinstance(one, EncoderFeatures)]
         beside = {"rocket_features": features, "encoder": bool(encoders)}
+        beside["levels"] = any(isinstance(one, LevelFeatures) for one in solved)
         if local := sum(len(one.starts) for one in encoders):  # checkpoints of earlier versions have none
             beside["local_windows"] = local
         preprocess = train.preprocess.to_dict()
