@@ -1,4 +1,4 @@
-"""Options of the networks that are solved in closed form: random convolutions (MiniRocket), and a frozen encoder."""
+"""Options of networks solved in closed form: random convolutions (MiniRocket), a frozen encoder, level and spread."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
