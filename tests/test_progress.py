@@ -106,7 +106,7 @@ def test_solving_logs_lines(monkeypatch):
     monkeypatch.setattr("ndvit.training.closed_form._LONG", 100)
     lines = []
     monkeypatch.setitem(QUIET, "log", lines.append)
-    fit_tiny(toy(150, shape=(1, 24)), steps=1, rocket_features=168, test_fraction=0)
+    fit_tiny(toy(150, shape=(1, 24)), steps=1, rocket_features=168, levels=False, test_fraction=0)
     assert "features: 64 of 150 examples (43 %), less than 1 s left" in lines
     assert "solving the head on 150 examples, which takes up to a minute" in lines
 

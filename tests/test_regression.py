@@ -462,12 +462,16 @@ def test_leaving_one_out_chooses_the_weight_of_the_encoder():
     from ndvit.network.committee import output_committees
 
     x, y = heights(60)
-    model = fast((x, y), rocket_features=168).model
+    model = fast((x, y), rocket_features=168, levels=False).model
     (committee,) = output_committees(model.network)
     assert sum(committee.weights) == pytest.approx(1)
     assert committee.weights[1] != pytest.approx(1 / 3, abs=0.02)
-    fixed = fast((x, y), rocket_features=168, encoder_weight=0.25).model
+    fixed = fast((x, y), rocket_features=168, encoder_weight=0.25, levels=False).model
     assert output_committees(fixed.network)[0].weights == pytest.approx((0.75, 0.25))
+    fixed = fast((x, y), rocket_features=168, encoder_weight=0.25).model
+    convolutions, encoder, levels = output_committees(fixed.network)[0].weights
+    assert levels > 0.5  # heights are levels
+    assert encoder == pytest.approx((convolutions + encoder) / 4)
 
 
 def test_amounts_are_readable_and_targets_of_other_units_are_not_averaged():

@@ -217,7 +217,7 @@ HEADERS = {
     "network of another kind": ({"network": "[1]"}, "the header does not describe a model"),
     "an unknown kind": (
         {"network": '{"kind": "cnn"}'},
-        "a network is a vit, random_convolutions, encoder_features, committee; got 'cnn",
+        "a network is a vit, random_convolutions, encoder_features, level_features, committee; got 'cnn",
     ),
     "config of another kind": ({"network": '{"kind": "vit", "config": [1]}'}, "the header does not describe a model"),
     "an unknown task": ({"task": '{"name": "poetry"}'}, "unknown task 'poetry': there are classification"),
