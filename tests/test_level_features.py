@@ -7,6 +7,8 @@ import torch
 from ndvit import ViTClassifier, ViTRegressor, load_model
 from ndvit.network.committee import Committee, solved_networks
 from ndvit.network.level_features import KNOTS, LevelFeatures
+from ndvit.tasks import Classification
+from ndvit.training.closed_form import best_share
 from ndvit.training.fit import fit
 from ndvit.training.plan import Request, plan
 from ndvit.weights.structure import check_structure, make_network, structure_of, summary
@@ -98,6 +100,20 @@ def test_a_level_that_tells_nothing_is_left_out():
     assert [type(one).__name__ for one in solved_networks(planned.first.network)][-1] == "LevelFeatures"
     made = fit(planned, **QUIET).model.network
     assert not any(isinstance(one, LevelFeatures) for one in solved_networks(made))
+
+
+def test_constant_levels_do_not_count_for_the_confidence_that_they_take():
+    """Mixing in constant outputs is a temperature, which overconfident outputs would gain by."""
+    labels = torch.arange(40) % 2
+    sure = 8 * (2 * torch.nn.functional.one_hot(labels, 2).float() - 1)
+    sure[:8] *= -1  # wrong for a fifth of the examples
+    share, losses = best_share(torch.zeros(40, 2), sure, labels, Classification("ab"), None, 0.0, improves=True)
+    assert share == 0.0
+    assert losses[0.8] == pytest.approx(losses[0.0], rel=1e-3)
+    weak = 0.3 * (2 * torch.nn.functional.one_hot(labels, 2).float() - 1)  # right, but lowers the confidence
+    good = 3 * (2 * torch.nn.functional.one_hot(labels, 2).float() - 1)
+    good[:2] *= 0.1
+    assert best_share(weak, good, labels, Classification("ab"), None, 0.0, improves=True)[0] == 0.0
 
 
 def test_the_trained_network_is_weighed_beside_them():

@@ -28,6 +28,7 @@ _MOST_VALUES = 2**26  # values in them
 _SHARES = [i / 20 for i in range(21)]  # of a member in a mean
 _PRIOR = 10.0  # how strongly the usual weight is preferred, in nats: see `best_share`
 _TEMPERATURES = (0.5, 0.7, 1.0, 1.4, 2.0)
+_FINE = tuple(2 ** (i / 16) for i in range(-64, 65))
 _BATCH, _BATCH_VALUES = 64, 2**16  # examples whose features are computed together, and values in them
 _MUCH = 2e9  # features times values of all examples from which on a line says that they are computed
 _WORTH_A_LINE = 10.0  # seconds of the features of all examples from which on a line says so
@@ -230,7 +231,7 @@ def solve_beside(
         share = usual[i] / total if total and not levels else 0.0
         if weigh or levels:
             by_example = None if each is None else each.to(mean)
-            share, _ = best_share(left_out, mean, labels, task, by_example, share, tempered=not levels)
+            share, _ = best_share(left_out, mean, labels, task, by_example, share, improves=levels)
         shares = [*((1 - share) * before for before in shares), share]
         mean = torch.lerp(mean, left_out, share)
     weights = list(committee.weights)
@@ -288,7 +289,7 @@ def best_share(
     task: Task,
     weights: Tensor | None,
     usual: float,
-    tempered: bool = True,
+    improves: bool = False,
 ) -> tuple[float, dict[float, float]]:
     """The weight of outputs in their mean with others that outputs for unknown examples support.
 
@@ -303,22 +304,24 @@ def best_share(
         task: has the losses.
         weights: (n,) weights of the examples in the loss.
         usual: the usual weight.
-        tempered: whether losses are those at the best temperature; else weak outputs, which lower the confidence of the
-            others, have to help as they are.
+        improves: whether the mean must also have a lower loss as it is, without a temperature, than the others alone.
 
     Returns:
         The weight, and the mean loss for each weight that was tried.
     """
-    temperatures = _TEMPERATURES if task.has_temperature and tempered else (1.0,)
+    temperatures = _TEMPERATURES if task.has_temperature else (1.0,)
+    if improves and task.has_temperature:  # a coarse choice would leave a gain to what only lowers the confidence
+        temperatures = _FINE
 
-    def loss(share: float) -> float:
+    def loss(share: float, temperatures: Sequence[float] = temperatures) -> float:
         outputs = torch.lerp(beside, one, share)
         tried = [task.losses(outputs / temperature, targets) for temperature in temperatures]
         return min(float((losses if weights is None else losses * weights).mean()) for losses in tried)
 
     found = {share: loss(share) for share in sorted({*_SHARES, usual})}
     unit = 1.0 if task.has_temperature else max(2 * min(found.values()), 1e-12)
-    return min(found, key=lambda share: len(targets) * found[share] / unit + _PRIOR * (share - usual) ** 2), found
+    kept = [share for share in found if not improves or not share or loss(share, (1.0,)) < loss(0.0, (1.0,))]
+    return min(kept, key=lambda share: len(targets) * found[share] / unit + _PRIOR * (share - usual) ** 2), found
 
 
 def _sample(count: int, strata: Tensor | None, weights: Tensor | None, generator: torch.Generator) -> Tensor:
