@@ -8,6 +8,7 @@ from ndvit import ViTClassifier, ViTRegressor, load_model
 from ndvit.network.committee import Committee, solved_networks
 from ndvit.network.level_features import KNOTS, LevelFeatures
 from ndvit.tasks import Classification
+from ndvit.tasks.solvers import ridge_classifier
 from ndvit.training.closed_form import best_share
 from ndvit.training.fit import fit
 from ndvit.training.plan import Request, plan
@@ -114,6 +115,15 @@ def test_constant_levels_do_not_count_for_the_confidence_that_they_take():
     good = 3 * (2 * torch.nn.functional.one_hot(labels, 2).float() - 1)
     good[:2] *= 0.1
     assert best_share(weak, good, labels, Classification("ab"), None, 0.0, improves=True)[0] == 0.0
+
+
+def test_constant_features_give_the_mean_of_the_other_examples():
+    """Rounding errors of the kernel must not be solved for: they knew the left-out labels."""
+    labels = torch.arange(30) % 3
+    solved = ridge_classifier(torch.zeros(30, 16), labels, 3)
+    # of the 29 others, nine are of the class that is left out and ten of each other one
+    logits = (2 * (10 - torch.nn.functional.one_hot(labels, 3)) / 29 - 1) * solved.facts["sharpness"]
+    torch.testing.assert_close(solved.left_out.float(), logits, atol=1e-3, rtol=1e-3)
 
 
 def test_the_trained_network_is_weighed_beside_them():

@@ -21,6 +21,7 @@ _MOST_STEPS = 1_000
 _CHUNK = 1_024  # rows of the matrix of cosines at a time
 _PENALTIES = np.logspace(-6, 1, 15)  # relative to the mean of the kernel's eigenvalues
 _WIDE = np.logspace(-6, 3, 19)  # of regressions and labels, some of which the features do not explain at all
+_NO_KERNEL = 1e-6  # mean eigenvalue, where a single feature of spread 1 gives about 1
 _SHARPNESS = np.logspace(-0.5, 1, 13)
 
 
@@ -224,8 +225,8 @@ class DualRidge:
             self.blocks = []  # one group has everything, or each has one example
 
     def penalties(self, relative: np.ndarray) -> np.ndarray:
-        """Penalties as multiples of the mean eigenvalue of the kernel."""
-        return relative * float(self.values[:-1].mean().clamp(min=1e-12))
+        """Penalties as multiples of the mean eigenvalue of the kernel; of constant features it is rounding errors."""
+        return relative * float(self.values[:-1].mean().clamp(min=_NO_KERNEL))
 
     def solve(self, penalty: float) -> tuple[Tensor, Tensor]:
         """The dual solution, and the outputs of leaving each example or its group out, both (n, outputs)."""
