@@ -86,9 +86,8 @@ def quantize_onnx(source: Path, runtime: Runtime, data: ComparisonData, path: Pa
         if node.op_type == "MatMul" and node.input[1] in weights and weights[node.input[1]][1] == _width(runtime)
     ]
     inputs = [dict(zip(("x", "mask"), arrays)) for arrays in _calibration_inputs(runtime, data)]
-    quantized = _quantize(
-        model, inputs, ignored, ["Conv", "AveragePool", "Resize", "GreaterOrEqual", "Gemm"]
-    )  # Gemm: a head
+    types = ["Conv", "AveragePool", "Resize", "GreaterOrEqual", "Gemm"]  # Gemm: a head
+    quantized = _quantize(model, inputs, ignored, types)
     onnx.helper.set_model_props(quantized, {METADATA: metadata})
     onnx.save(quantized, str(path))
 

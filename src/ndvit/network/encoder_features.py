@@ -15,6 +15,7 @@ WINDOWS = ((0.0, 1.0), (0.0, 0.5), (0.5, 1.0))
 MOST_CHANNELS = 8  # that are read one by one; of more channels, as many random mixes are read
 _FEWEST_LENGTHS, _MOST_LENGTHS = 1.5, 16  # of the encoder's input in a signal that is also read in local windows
 _CHUNK = 256  # signals in a forward pass of the encoder, whose activations then stay in the cache
+_MOST_PLACES = 2**22  # samples that are read at once of signals of different lengths
 _FLOOR = 1e-6
 _NO_VARIANCE = 1e-20  # as a root has no gradient at 0
 _NO_SPREAD = 1e-12  # of features
@@ -91,8 +92,13 @@ class EncoderFeatures(SolvedNetwork):
 
         They have a gradient if the signals do, which explanations use; the encoder's weights need none.
         """
+        rows = max(1, len(x))
+        if mask is not None:  # each signal has places of its own
+            size = self.encoder.config.input_size[0]
+            rows = max(1, _MOST_PLACES // (len(WINDOWS) * size * taps(x.shape[2], size)))
+        masks = [None] * len(x) if mask is None else mask.split(rows)
         with exactly(x):
-            views = self.views(x.to(self.mix), mask)
+            views = torch.cat([self.views(*part) for part in zip(x.to(self.mix).split(rows), masks)])
             read = [token_features(self.encoder, part) for part in views.split(_CHUNK)]
             return self.joined(torch.cat(read), mask)
 
@@ -198,6 +204,11 @@ def resampled(x: Tensor, start: Tensor, stop: Tensor, size: int) -> Tensor:
     return (x.gather(2, places).unflatten(2, shape) * weight.to(x)[:, None]).sum(4)
 
 
+def taps(length: int, size: int) -> int:
+    """The most samples that one sample of a resampled window consists of."""
+    return 2 * math.ceil(max(1.0, length / size))
+
+
 def resampling(start: Tensor, stop: Tensor, length: int, size: int) -> tuple[Tensor, Tensor]:
     """Which samples a resampled window consists of, and with which weights: each (B, windows, size, taps).
 
@@ -206,8 +217,8 @@ def resampling(start: Tensor, stop: Tensor, length: int, size: int) -> tuple[Ten
     step = (stop - start)[:, :, None] / size  # samples of the signal per sample of the result
     centres = start[:, :, None] + (torch.arange(size, device=start.device) + 0.5) * step - 0.5  # (B, windows, size)
     reach = step.clamp(min=1)
-    taps = torch.arange(2 * math.ceil(max(1.0, length / size)), device=start.device, dtype=start.dtype)
-    places = (centres - reach).floor()[..., None] + 1 + taps  # all samples nearer than the reach
+    nearby = torch.arange(taps(length, size), device=start.device, dtype=start.dtype)
+    places = (centres - reach).floor()[..., None] + 1 + nearby  # all samples nearer than the reach
     distance = (places - centres[..., None]).abs() / reach[..., None]
     inside = (places >= (start - 0.5)[..., None, None]) & (places < (stop - 0.5)[..., None, None])
     weight = (1 - distance).clamp(min=0) * inside

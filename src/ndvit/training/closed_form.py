@@ -309,7 +309,7 @@ def best_share(
     Returns:
         The weight, and the mean loss for each weight that was tried.
     """
-    temperatures = _TEMPERATURES if task.has_temperature else (1.0,)
+    temperatures: Sequence[float] = _TEMPERATURES if task.has_temperature else (1.0,)
     if improves and task.has_temperature:  # a coarse choice would leave a gain to what only lowers the confidence
         temperatures = _FINE
 
