@@ -107,7 +107,7 @@ def descend(
     latest = processes.broadcast(latest_checkpoint(folder) if resume and folder else None)
     if latest:
         same_run.check(read_checkpoint(latest))
-    elif val is not None:  # for the loss of the whole; without validation, they are solved at the end
+    if val is not None:  # for the loss of the whole; also to resume, as a checkpoint has no weights of a committee
         if processes.is_first():
             solve_beside(network, train, task, recipe, False, log, progress)
         share_solved(network)
