@@ -57,8 +57,8 @@ WEIGHTS = (
     "local windows and level and spread were added: the rows of `ours` for sets of at least 384 samples have been "
     "fitted since with local windows, the others are from before, and only those of several channels have level and "
     "spread. In `ours-fast`, which has both in all rows, level and spread moved the mean accuracy of the 45 sets by "
-    "0.04 points. Below ten examples a class the default is `fast`. The seconds of `ours-fast` and `encoder-alone` were measured on "
-    "another processor, with less load, than those of the other models."
+    "0.04 points. Below ten examples a class the default is `fast`. The seconds of `ours-fast` and `encoder-alone` "
+    "were measured on another processor, with less load, than those of the other models."
 )
 CAVEATS = (
     "`resnet` and `inceptiontime` are trained with the recipe of `ours` (steps, batch size, augmentation, optimizer). "
