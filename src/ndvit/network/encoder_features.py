@@ -67,11 +67,6 @@ class EncoderFeatures(SolvedNetwork):
         self.reset_head()
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        """Channels and samples of the input."""
-        return self.channels, self.length
-
-    @property
     def token_length(self) -> int:
         """Samples of a whole signal that a token of the encoder covers, at least 1."""
         config = self.encoder.config

@@ -33,11 +33,6 @@ class LevelFeatures(SolvedNetwork):
         self.register_buffer("limits", torch.zeros(2, 2 * channels))
         self.init_weights()
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Channels and samples of the input."""
-        return self.channels, self.length
-
     @torch.no_grad()
     def init_weights(self) -> None:
         """Reset everything that `draw` chooses and training solves."""

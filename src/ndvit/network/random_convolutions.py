@@ -75,11 +75,6 @@ class RandomConvolutions(SolvedNetwork):
         self.register_buffer("biases", torch.empty(self.num_features))
         self.init_weights()
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Channels and samples of the input."""
-        return self.channels, self.length
-
     @torch.no_grad()
     def init_weights(self) -> None:
         """Reset everything that `draw` chooses and training solves."""

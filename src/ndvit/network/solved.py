@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class SolvedNetwork(nn.Module, ABC):
-    """Fixed features of the input, standardised, and a linear head: (B, C, *size) -> (B, outputs).
+    """Fixed features of signals, standardised, and a linear head: (B, C, L) -> (B, outputs).
 
     Training computes the features of its examples once, see `training.closed_form`; before that, all outputs are 0.
 
@@ -18,6 +18,8 @@ class SolvedNetwork(nn.Module, ABC):
         outputs: outputs of the head.
     """
 
+    channels: int
+    length: int
     mean: Tensor
     scale: Tensor
 
@@ -31,9 +33,9 @@ class SolvedNetwork(nn.Module, ABC):
         self.reset_head()
 
     @property
-    @abstractmethod
-    def shape(self) -> tuple[int, ...]:
-        """Channels and size of the input."""
+    def shape(self) -> tuple[int, int]:
+        """Channels and samples of the input."""
+        return self.channels, self.length
 
     @abstractmethod
     def features(self, x: Tensor, mask: Tensor | None = None) -> Tensor:

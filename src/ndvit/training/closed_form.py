@@ -304,7 +304,7 @@ def best_share(
         task: has the losses.
         weights: (n,) weights of the examples in the loss.
         usual: the usual weight.
-        improves: whether the mean must also have a lower loss as it is, without a temperature, than the others alone.
+        improves: whether a weight above 0 must also lower the loss without a temperature.
 
     Returns:
         The weight, and the mean loss for each weight that was tried.
