@@ -52,7 +52,7 @@ WEIGHTS = (
     "strengths of the prior from 3 to 300, at a usual weight of the network of 1/2, gave +0.5 to +0.6 points against "
     "no network on 33 sets, and the chosen one +0.8 ± 0.7 on the ten sets that were fitted after the decision. The "
     "networks of `ours` with seed 0 were trained at commit 6796810, whose networks are the same; their outputs were "
-    "kept, and all else was computed by the present code (with the former rule for weights, that repeats the "
+    "kept, and all else was computed by later code (with the former rule for weights, that repeats the "
     "probabilities of four former fits to 2e-8); those of seed 1 were fitted as a whole, on a faster processor. Then "
     "local windows and level and spread were added: the rows of `ours` for sets of at least 384 samples have been "
     "fitted since with local windows, the others are from before, and only those of several channels have level and "

@@ -12,7 +12,7 @@ from ndvit.network.vit import VisionTransformer
 
 WINDOWS = ((0.0, 1.0), (0.0, 0.5), (0.5, 1.0))
 """The parts of a signal that are read at any length: the whole and its halves."""
-MOST_CHANNELS = 8  # that are read one by one; of more channels, as many random mixes are read
+MOST_CHANNELS = 8  # that are read one by one; of more channels, as many principal components are read
 _FEWEST_LENGTHS, _MOST_LENGTHS = 1.5, 16  # of the encoder's input in a signal that is also read in local windows
 _CHUNK = 256  # signals in a forward pass of the encoder, whose activations then stay in the cache
 _MOST_PLACES = 2**22  # samples that are read at once of signals of different lengths

@@ -39,7 +39,7 @@ class SolvedNetwork(nn.Module, ABC):
 
     @abstractmethod
     def features(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Features (B, F) of inputs (B, C, *size); mask (B, *size) is True where a value was observed."""
+        """Features (B, F) of signals (B, C, L); mask (B, L) is True where a value was observed."""
 
     def draw(self, x: Tensor, mask: Tensor | None, generator: torch.Generator) -> None:
         """Choose what is random about the features, from a few training examples."""
