@@ -9,7 +9,7 @@ from ndvit.network.committee import Committee, solved_networks
 from ndvit.network.level_features import KNOTS, LevelFeatures
 from ndvit.tasks import Classification
 from ndvit.tasks.solvers import ridge_classifier
-from ndvit.training.closed_form import best_share
+from ndvit.training.closed_form import best_share, solve_beside
 from ndvit.training.fit import fit
 from ndvit.training.plan import Request, plan
 from ndvit.weights.structure import check_structure, make_network, structure_of, summary
@@ -135,6 +135,20 @@ def test_the_trained_network_is_weighed_beside_them():
     assert isinstance(trained.network, Committee | LevelFeatures)
     right = np.mean([p.label == str(label) for p, label in zip(trained.predict(X, device="cpu"), y)])
     assert right > 0.95
+
+
+def test_members_that_evidence_has_silenced_have_their_usual_shares_when_they_are_weighed_again():
+    """Level and spread alone count on the training part; the final solution starts from the usual shares again."""
+    X, y = levels(60)
+    options = FEW | {"encoder_weight": 0.25}
+    planned = plan(Request(source=(X, y), preset="fast", options=options, reading=UNSPLIT, progress=False))
+    network, (inputs, _) = planned.build(0).network, planned.inputs()
+    assert network.weights == pytest.approx((0.75, 0.25, 0.0))
+    network.weights = (0.0, 0.0, 1.0)
+    solve_beside(network, inputs, planned.task, planned.recipe, *planned.weighing)
+    share = 1 - network.weights[2]
+    assert share > 0.0
+    assert network.weights[:2] == pytest.approx((0.75 * share, 0.25 * share))
 
 
 def test_a_level_is_regressed():

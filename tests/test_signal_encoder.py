@@ -1,6 +1,7 @@
 """The encoder of signals that ndvit ships, its features, and how much it counts beside random convolutions."""
 
 import re
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from ndvit.network.random_convolutions import RandomConvolutions
 from ndvit.network.stems.difference import DifferenceStem
 from ndvit.tasks import Classification
 from ndvit.training import closed_form
+from ndvit.training.callbacks.same_run import SameRun
 from ndvit.training.closed_form import solve_beside, solve_networks, weigh_networks
 from ndvit.training.fit import fit
 from ndvit.training.plan import Request, plan
@@ -172,6 +174,19 @@ def test_models_of_earlier_versions_read_no_local_windows(tmp_path):
         assert torch.equal(again(x), made(x))
     with pytest.raises(ValueError, match="local must be true or false, got 3"):
         check_structure(structure_of(network) | {"local": 3})
+
+
+def test_a_run_of_an_earlier_version_is_resumed_only_without_local_windows():
+    for length, differs in ((60, False), (400, True)):
+        X = np.random.default_rng(0).standard_normal((20, 1, length)).astype(np.float32)
+        options = {"rocket_features": 168, "embed_dim": 16, "stem_width": 4, "steps": 2, "val_fraction": 0.0}
+        source = (X, np.arange(20) % 2)
+        planned = plan(Request(source=source, model="signal_tiny", preset="signal", options=options, progress=False))
+        now = SameRun(planned.recipe, planned.first.network, planned.inputs()[0])
+        before = dict(now.facts, config={k: v for k, v in now.facts["config"].items() if k != "local_windows"})
+        checkpoint = {"callbacks": {now.state_key: before}}
+        with pytest.raises(ValueError, match="local_windows was None, is 3") if differs else nullcontext():
+            now.check(checkpoint)
 
 
 def test_scale_level_and_padding_do_not_matter():

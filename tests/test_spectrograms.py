@@ -270,6 +270,8 @@ def test_sound_files_are_solved_on_bands_without_silence(digits):
     assert any("--preset spectrogram" in note for note in planned.notes)
     assert any("cut off" in note and "--silence 0" in note for note in planned.notes)
     assert planned.recipe.speeds == (0.9, 1.1)
+    kinds = [type(one).__name__ for one in solved_networks(planned.first.network)]
+    assert kinds == ["RandomConvolutions", "EncoderFeatures"]  # no level, which depends on the microphone
 
 
 def test_silence_is_kept_where_it_is_wanted(digits):

@@ -18,10 +18,13 @@ from ndvit.inference.batches import Log, predict_features, predict_outputs
 from ndvit.inference.progress import ProgressLines, duration
 from ndvit.network import VisionTransformer
 from ndvit.network.committee import output_committees, solved_networks, transformers
+from ndvit.network.encoder_features import EncoderFeatures
 from ndvit.network.level_features import LevelFeatures
 from ndvit.network.solved import SolvedNetwork
 from ndvit.tasks.base import Ridge, Task
 
+ENCODER_WEIGHT = 1 / 3
+"""Usual weight of the encoder in its mean with random convolutions."""
 MOST_EXAMPLES = 4096  # solving takes time cubic in their number, and with more the network is the better part anyway
 _MOST_DRAWN_ON = 512  # examples that the biases are drawn from
 _MOST_VALUES = 2**26  # values in them
@@ -200,19 +203,33 @@ def _mean_loss(outputs: Tensor, labels: Tensor, task: Task, weights: Tensor | No
     return float((losses if weights is None else losses * weights).mean())
 
 
+def usual_shares(networks: Sequence[SolvedNetwork], encoder_weight: float = ENCODER_WEIGHT) -> list[float]:
+    """Shares of solved networks in their mean, before evidence moves them.
+
+    Level and spread have none, because they count only where evidence shows that they help.
+    """
+    others = [one for one in networks if not isinstance(one, LevelFeatures)]
+    if len(others) < 2:
+        return [1.0 if one is (others or networks)[0] else 0.0 for one in networks]
+    by_kind = [(LevelFeatures, 0.0), (EncoderFeatures, encoder_weight), (SolvedNetwork, 1 - encoder_weight)]
+    return [next(share for kind, share in by_kind if isinstance(one, kind)) for one in networks]
+
+
 def solve_beside(
     network: nn.Module,
     inputs: Inputs,
     task: Task,
     recipe: Recipe,
     weigh: bool,
+    encoder_weight: float = ENCODER_WEIGHT,
     log: Log | None = None,
     progress: bool = False,
 ) -> list[Solved]:
     """Solve the networks of fixed features in a network, as `solve_networks`, and weigh them.
 
     The outputs of leaving one example or group out decide how much each counts in its mean with those before it, see
-    `best_share`. Without `weigh`, random convolutions and encoder keep their weights.
+    `best_share`. Without `weigh`, random convolutions and encoder have their usual shares. The weight of all solved
+    networks together stays as it is.
     """
     networks = solved_networks(network)
     solved = solve_networks(networks, inputs, task, recipe, log, progress)
@@ -222,21 +239,20 @@ def solve_beside(
     committee, labels = committees[0], solved[0].targets
     assert inputs.targets is not None
     each = task.example_weights(recipe, labels.cpu(), inputs.targets)
-    places = [list(committee.members).index(one) for one in networks]
-    usual = [committee.weights[place] for place in places]
+    usual = usual_shares(networks, encoder_weight)
     shares, mean = [1.0], solved[0].ridge.left_out
     for i, one in enumerate(solved[1:], 1):
-        left_out, total = one.ridge.left_out, sum(usual[: i + 1])
-        levels = isinstance(networks[i], LevelFeatures)
-        share = usual[i] / total if total and not levels else 0.0
+        left_out, levels = one.ridge.left_out, isinstance(networks[i], LevelFeatures)
+        share = usual[i] / sum(usual[: i + 1])
         if weigh or levels:
             by_example = None if each is None else each.to(mean)
             share, _ = best_share(left_out, mean, labels, task, by_example, share, improves=levels)
         shares = [*((1 - share) * before for before in shares), share]
         mean = torch.lerp(mean, left_out, share)
-    weights = list(committee.weights)
+    places = [list(committee.members).index(one) for one in networks]
+    together, weights = sum(committee.weights[place] for place in places), list(committee.weights)
     for place, share in zip(places, shares):
-        weights[place] = sum(usual) * share
+        weights[place] = together * share
     committee.weights = tuple(weights)
     return solved
 

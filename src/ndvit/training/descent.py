@@ -109,7 +109,7 @@ def descend(
         same_run.check(read_checkpoint(latest))
     if val is not None:  # for the loss of the whole; also to resume, as a checkpoint has no weights of a committee
         if processes.is_first():
-            solve_beside(network, train, task, recipe, False, log, progress)
+            solve_beside(network, train, task, recipe, False, plan.encoder_weight, log, progress)
         share_solved(network)
     done = step_of(latest) if latest else 0
     metrics = MetricRows(folder and folder / METRICS_FILE, up_to=done)

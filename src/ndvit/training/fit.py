@@ -133,7 +133,7 @@ def fit(
         for i, member in enumerate(model.members):
             recipe = replace(plan.recipe, seed=plan.recipe.seed + i)
             if is_first():
-                solve_beside(member.network, whole, plan.task, recipe, plan.weigh_encoder, log, progress)
+                solve_beside(member.network, whole, plan.task, recipe, *plan.weighing, log, progress)
             share_solved(member.network)
     model.network = pruned(model.network)
     return replace(trained, calibration=calibration)
@@ -164,7 +164,7 @@ def _fit_member(
     if home is not None and is_first():
         make_folder(home)
     if recipe.head == "solved":
-        result = _solve(model, inputs, recipe, plan.weigh_encoder, home, progress, log)
+        result = _solve(model, inputs, recipe, plan.weighing, home, progress, log)
     else:
         from ndvit.training.descent import descend  # Lightning takes seconds to import
 
@@ -174,7 +174,7 @@ def _fit_member(
             train, val = inputs
             if is_first():  # the others wait
                 if val is None:
-                    solve_beside(model.network, train, plan.task, recipe, plan.weigh_encoder, log, progress)
+                    solve_beside(model.network, train, plan.task, recipe, *plan.weighing, log, progress)
                 elif plan.weigh:
                     weigh_networks(model.network, val, plan.task, recipe, train, log)
             share_solved(model.network)
@@ -194,7 +194,7 @@ def _solve(
     model: Model,
     inputs: tuple[Inputs, Inputs | None],
     recipe: Recipe,
-    weigh_encoder: bool,
+    weighing: tuple[bool, float],
     folder: Path | None,
     progress: bool,
     log: Log,
@@ -202,7 +202,7 @@ def _solve(
     """Solve the head on frozen features: there are no steps and nothing to resume."""
     start, device, task = time.perf_counter(), pick_device(recipe.device), model.task
     assert task is not None
-    solved = solve_beside(model.network, inputs[0], task, recipe, weigh_encoder, log, progress)
+    solved = solve_beside(model.network, inputs[0], task, recipe, *weighing, log, progress)
     if transformers(model.network):
         row = solve_head(first_transformer(model.network), task, recipe, *inputs, progress, log)
     else:  # what leaving one example out shows of the first network

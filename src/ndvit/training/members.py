@@ -30,6 +30,7 @@ from ndvit.network.level_features import LevelFeatures
 from ndvit.network.random_convolutions import RandomConvolutions
 from ndvit.network.solved import SolvedNetwork
 from ndvit.tasks.base import Task
+from ndvit.training.closed_form import ENCODER_WEIGHT, usual_shares
 from ndvit.weights.building import build
 from ndvit.weights.file import Checkpoint
 from ndvit.weights.opening import open_weights
@@ -37,8 +38,6 @@ from ndvit.weights.signal_encoder import signal_encoder
 
 _ENOUGH = 10  # examples per output from which on the network has as much weight as the random convolutions
 _MANY = 500  # examples per output from which on it has more, because it learns from all of them
-ENCODER_WEIGHT = 1 / 3
-"""Usual weight of the encoder in its mean with random convolutions."""
 _NETWORK_FILE = "checkpoints/network.json"
 
 
@@ -182,9 +181,8 @@ class MemberBuilder:
     def _committee(self, trained: list[nn.Module], solved: list[SolvedNetwork] | None = None) -> nn.Module:
         """The mean of trained and solved networks by their usual weights; a single network itself."""
         solved = self._solved() if solved is None else solved
-        usual = [1 - self.encoder_weight, self.encoder_weight] if self.features and self.encoder else [1.0]
-        shares = (usual + [0.0])[: len(solved)]  # level and spread count only where evidence shows that they help
         total = self.solved_weight if trained else 1.0
+        shares = usual_shares(solved, self.encoder_weight)
         weights = [1 - total] * len(trained) + [total * share for share in shares]
         networks = [*trained, *solved]
         return networks[0] if len(networks) == 1 else Committee(networks, weights, combine="outputs")

@@ -36,6 +36,7 @@ from ndvit.network.committee import solved_networks, transformers
 from ndvit.tasks.base import Objective, Task, task_class
 from ndvit.tasks.self_supervised import UNLABELLED
 from ndvit.training.adapters import check_adapters, describe_trainable
+from ndvit.training.closed_form import ENCODER_WEIGHT
 from ndvit.training.cost import Cost, estimate_cost, foresee
 from ndvit.training.isolation import isolated
 from ndvit.training.members import Adapted, member_builder, open_to_train
@@ -115,7 +116,8 @@ class Plan:
         held_out_of: the training examples with those held out for validation, on which solved networks are solved in
             the end; None if there is nothing to add.
         weigh: whether validation examples decide how much the solved networks count beside the trained one.
-        weigh_encoder: whether leaving one example out decides if the encoder counts.
+        weigh_encoder: whether leaving one example out decides how much the encoder counts.
+        encoder_weight: usual weight of the encoder beside random convolutions, or the fixed one.
         pretraining: options of the objective of a task without targets.
         reading: how the source was read and split: as requested, perhaps with a window for recordings that are much
             longer than the others.
@@ -138,6 +140,7 @@ class Plan:
     held_out_of: Examples | None = None
     weigh: bool = True
     weigh_encoder: bool = True
+    encoder_weight: float = ENCODER_WEIGHT
     pretraining: PretrainingOptions = field(default_factory=PretrainingOptions)
     reading: ReadingOptions = field(default_factory=ReadingOptions)
 
@@ -156,6 +159,11 @@ class Plan:
         """Estimated seconds and memory, measured with a few training steps on random inputs."""
         cost = estimate_cost(self.first, self.recipe, self.inputs()[0], self.steps, self.objective())
         return replace(cost, seconds=cost.seconds * self.members)
+
+    @property
+    def weighing(self) -> tuple[bool, float]:
+        """How `solve_beside` weighs the encoder."""
+        return self.weigh_encoder, self.encoder_weight
 
     def objective(self) -> Objective | None:
         """A new objective of a task without targets, see `Task.objective`."""
@@ -358,6 +366,7 @@ def plan(request: Request, *, resumed: Path | None = None) -> Plan:
         held_out_of=whole.counted() if weigh and data.train is not whole else None,
         weigh=weigh,
         weigh_encoder=weighable and solved_options.encoder_weight is None,
+        encoder_weight=builder.encoder_weight,
         pretraining=pretraining,
         reading=reading,
     )
