@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ndvit.exporting.formats import Inputs
 from ndvit.exporting.runtimes import GraphOptions, Runtime, standardisation
 from ndvit.network.committee import transformers
-from ndvit.network.encoder_features import EncoderFeatures, token_features
+from ndvit.network.encoder_features import EncoderFeatures
 from ndvit.network.level_features import LevelFeatures
 from ndvit.network.random_convolutions import KERNELS, TAPS, RandomConvolutions
 from ndvit.parts import ModelParts
@@ -46,10 +46,8 @@ class Deployed(nn.Module):
         for name, module in list(self.named_modules()):
             if isinstance(module, RandomConvolutions):
                 self.set_submodule(name, PlainRandomConvolutions(module))
-            elif isinstance(module, EncoderFeatures):
-                self.set_submodule(name, PlainEncoderFeatures(module))
-            elif isinstance(module, LevelFeatures):
-                self.set_submodule(name, PlainLevelFeatures(module))
+            elif isinstance(module, EncoderFeatures | LevelFeatures):
+                self.set_submodule(name, PlainSolved(module))
         self.softmax, self.inside, self.mask = options.softmax, options.inside, options.mask
         self.temperature = model.temperature
         self.activate = (model.task or Classification(())).activate
@@ -144,30 +142,17 @@ class PlainRandomConvolutions(nn.Module):
         return self.head((shares.flatten(1) - self.mean) * self.scale)
 
 
-class PlainEncoderFeatures(nn.Module):
-    """`EncoderFeatures` for any number of examples at once, without parts that fit into a cache."""
+class PlainSolved(nn.Module):
+    """`EncoderFeatures` or `LevelFeatures` for any number of examples at once, without contexts."""
 
-    def __init__(self, source: EncoderFeatures) -> None:
+    def __init__(self, source: EncoderFeatures | LevelFeatures) -> None:
         super().__init__()
         self.source = source
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Outputs (B, outputs) of signals (B, C, L)."""
-        read = token_features(self.source.encoder, self.source.views(x, mask))  # (B views, F)
-        features = self.source.joined(read, mask)
+        features = self.source.plain_features(x, mask)
         return self.source.head((features - self.source.mean) * self.source.scale)
-
-
-class PlainLevelFeatures(nn.Module):
-    """`LevelFeatures` without contexts."""
-
-    def __init__(self, source: LevelFeatures) -> None:
-        super().__init__()
-        self.source = source
-
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Outputs (B, outputs) of signals (B, C, L)."""
-        return self.source.head((self.source.expanded(x, mask) - self.source.mean) * self.source.scale)
 
 
 @contextmanager

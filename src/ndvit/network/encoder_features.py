@@ -97,6 +97,10 @@ class EncoderFeatures(SolvedNetwork):
             read = [token_features(self.encoder, part) for part in views.split(_CHUNK)]
             return self.joined(torch.cat(read), mask)
 
+    def plain_features(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """`features` of all examples at once, without contexts, as an exported graph computes them."""
+        return self.joined(token_features(self.encoder, self.views(x, mask)), mask)
+
     def views(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """What the encoder reads of signals (B, C, L): (B num_views, 1, size), standardised."""
         if self.channels > len(self.mix):

@@ -52,10 +52,10 @@ class LevelFeatures(SolvedNetwork):
     def features(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Features (B, F) of signals (B, C, L); mask (B, L) is True where a value was observed."""
         with exactly(x):
-            return self.expanded(x.to(self.knots), mask)
+            return self.plain_features(x.to(self.knots), mask)
 
-    def expanded(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """The features in as few operations as an exported graph needs."""
+    def plain_features(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """`features` without contexts, as an exported graph computes them."""
         found = self.statistics(x, mask).clamp(self.limits[0], self.limits[1])[:, :, None]
         return torch.cat([found, (found - self.knots).clamp(min=0)], 2).flatten(1)
 

@@ -23,8 +23,8 @@ _DIFFERENCES = 0.6  # share of kernels that read a difference of bands, before t
 _GOLDEN = (math.sqrt(5) + 1) / 2
 _MOST_PLACES = 4096  # samples of an output that quantiles are taken from
 _ROUNDING = 1e-5  # of the largest value: some ten times the error of nine products in float32
-_COMPARED = 2**18  # values that are compared at a time, which stay in a core's cache
-_CHUNK = 2**20  # values of one convolution at a time, likewise
+_COMPARED = 2**18  # values up to which all comparisons of a dilation are made at once
+_CHUNK = 2**20  # values of one convolution at a time, so that they stay in the cache
 
 
 class RandomConvolutions(SolvedNetwork):
@@ -234,22 +234,26 @@ def _quantiles(outputs: Tensor, mask: Tensor | None, quantiles: Tensor) -> Tenso
 def _shares_above(outputs: Tensor, biases: Tensor, dilation: int, mask: Tensor | None) -> Tensor:
     """Share of each output above each of its biases: (B, 84, L) and (count, 84, 1) -> (B, count * 84).
 
-    As many biases are compared at once as stay in the cache: all of a short signal, one by one in a batch of long ones.
+    Outputs of few values are compared with all biases at once, because calls would take most of the time; others with
+    one after the other, so that the comparisons stay in the cache.
     """
     length, edge = outputs.shape[2], TAPS // 2 * dilation
     shares = outputs.new_empty(len(biases), *outputs.shape[:2])
     weight = None if mask is None else mask[:, None].to(outputs.dtype)  # (B, 1, L)
-    at_once = max(1, _COMPARED // max(1, outputs.numel()))
+    few = len(biases) * outputs.numel() <= _COMPARED
     for first in range(2):  # biases of odd index count other places
-        places, own = _counted(first, length, edge), slice(first, None, 2)
+        places = _counted(first, length, edge)
         counted, observed = outputs[:, :, places], None if weight is None else weight[:, :, places]
-        above = outputs.new_empty(at_once, *counted.shape)  # a mean of floats is ten times as fast as one of booleans
-        for part, into in zip(biases[own].split(at_once), shares[own].split(at_once)):
-            higher = torch.gt(counted, part[:, None], out=above[: len(part)])
+        pairs = biases[first::2, None], shares[first::2]  # (n, 1, 84, 1) and (n, B, 84)
+        groups = [pairs] if few else list(zip(*(tensor.unbind() for tensor in pairs)))
+        # a mean of floats is ten times as fast as one of booleans
+        above = outputs.new_empty(*(pairs[1] if few else outputs[..., 0]).shape, counted.shape[2])
+        for bias, into in groups:
+            torch.gt(counted, bias, out=above)
             if observed is None:
-                torch.mean(higher, 3, out=into)
+                torch.mean(above, -1, out=into)
             else:
-                torch.div((higher * observed).sum(3), observed.sum(2).clamp(min=1), out=into)
+                torch.div((above * observed).sum(-1), observed.sum(2).clamp(min=1), out=into)
     return shares.transpose(0, 1).flatten(1)
 
 
