@@ -20,6 +20,7 @@ from ndvit.network.encoder_features import EncoderFeatures, resampled, token_fea
 from ndvit.network.random_convolutions import RandomConvolutions
 from ndvit.network.stems.difference import DifferenceStem
 from ndvit.tasks import Classification
+from ndvit.tasks.solvers import ridge_classifier
 from ndvit.training import closed_form
 from ndvit.training.callbacks.same_run import SameRun
 from ndvit.training.closed_form import solve_beside, solve_networks, weigh_networks
@@ -294,6 +295,41 @@ def test_networks_are_solved_in_one_pass_as_each_by_itself():
     assert all(one.ridge.left_out.shape == (30, 2) for one in found)
     losses = TASK.losses(found[0].ridge.left_out, found[0].targets)
     assert losses.mean().item() == pytest.approx(found[0].ridge.facts["loss"])
+
+
+def test_the_parts_of_the_features_are_all_of_them():
+    network = tiny_features(2, 80)
+    assert [len(part) for part in network.parts] == [192, 384, 576]  # 1, 2 and 3 views of 3 x 2 x 16, two channels
+    assert torch.cat(network.parts).sort().values.tolist() == list(range(network.num_features))
+    shorter, x = EncoderFeatures(TINY, 2, 80, 2, local=False), torch.randn(3, 2, 80)
+    shorter.encoder.load_state_dict(network.encoder.state_dict())
+    for part, other in zip(network.parts, shorter.parts):  # whole and halves
+        torch.testing.assert_close(network.features(x)[:, part], shorter.features(x)[:, other])
+
+
+def test_views_are_solved_by_themselves_where_that_lowers_the_loss():
+    chosen = set()
+    for seed in range(6):
+        values, labels = noisy(24, seed)
+        network, inputs = tiny_features(), inputs_of(values, labels)
+        (solved,) = solve_networks([network], inputs, TASK, Recipe())
+        batch, targets = inputs.__getitems__(list(range(24))), torch.from_numpy(labels)
+        features = network.features(batch.x)
+        features = (features - features.mean(0)) / features.std(0, correction=0)
+        together = ridge_classifier(features, targets, 2)
+        each = [ridge_classifier(features[:, part], targets, 2) for part in network.parts]
+        left_out = together.left_out, torch.stack([one.left_out for one in each]).mean(0)
+        outputs = [features @ together.weight.T.float() + together.bias.float()]
+        outputs += [
+            sum(features[:, p] @ one.weight.T.float() + one.bias.float() for p, one in zip(network.parts, each)) / 2
+        ]
+        losses = [TASK.losses(one, targets).mean().item() for one in left_out]
+        split = losses[1] < losses[0]
+        torch.testing.assert_close(solved.ridge.left_out, left_out[split], atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(network(batch.x), outputs[split], atol=1e-2, rtol=1e-3)
+        assert solved.ridge.facts["loss"] == pytest.approx(min(losses), rel=1e-3)
+        chosen.add(split)
+    assert chosen == {True, False}
 
 
 def test_an_encoder_that_harms_is_left_out(monkeypatch):

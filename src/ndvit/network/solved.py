@@ -37,6 +37,11 @@ class SolvedNetwork(nn.Module, ABC):
         """Channels and samples of the input."""
         return self.channels, self.length
 
+    @property
+    def parts(self) -> list[Tensor]:
+        """Indices of features that can be solved by themselves: the head may be the mean of the parts' solutions."""
+        return [torch.arange(self.num_features)]
+
     @abstractmethod
     def features(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Features (B, F) of signals (B, C, L); mask (B, L) is True where a value was observed."""

@@ -139,9 +139,9 @@ def solve_networks(
     weights = None if each is None else torch.from_numpy(each[sample.numpy()]).to(device)
     solved = []
     for network, features in zip(networks, map(torch.cat, rows)):
-        best = _head(features[: len(sample)], labels, task, recipe, targets, groups, weights)
+        best = _head(features[: len(sample)], labels, task, recipe, targets, groups, weights, network.parts)
         if speeds:
-            more = _head(features, labels, task, recipe, targets, groups, weights, copies=len(speeds))
+            more = _head(features, labels, task, recipe, targets, groups, weights, network.parts, len(speeds))
             losses = [_mean_loss(one.ridge.left_out, labels, task, weights) for one in (best, more)]
             best = min((best, more), key=lambda one: losses[one is more])
             if log is not None:
@@ -175,27 +175,59 @@ def _head(
     targets: Tensor,
     groups: Tensor | None,
     weights: Tensor | None,
+    parts: Sequence[Tensor] = (),
     copies: int = 0,
 ) -> _Head:
     """Solve the head of features (n (1 + copies), F), of which the first n are those of the examples themselves.
 
-    An example is left out together with its copies, and only its own outputs (n, outputs) are those left out.
+    It is the solution of all features, or the mean of the solutions of each part of them, if that has a lower loss for
+    examples that are left out. An example is left out together with its copies, and only its own outputs (n, outputs)
+    are those left out.
     """
     mean, spread = features.mean(0), features.std(0, correction=0)
     scale = torch.where(spread > 1e-6, 1 / spread, 0)  # constant features are left out
     features = (features - mean) * scale
-    if not copies:
-        return _Head(mean, scale, task.solve_ridge(features, labels, recipe, targets, groups, weights))
-    if groups is None:
-        groups = torch.arange(len(labels), device=labels.device)
-    all_labels, all_groups = (torch.cat([values] * (1 + copies)) for values in (labels, groups))
-    all_weights = None if weights is None else torch.cat([weights] * (1 + copies))
-    ridge = task.solve_ridge(features, all_labels, recipe, targets, all_groups, all_weights)
-    own = ridge.left_out[: len(labels)]
-    facts = {"loss": _mean_loss(own, labels, task, weights), "examples": float(len(labels))}
-    if "accuracy" in ridge.facts:
-        facts["accuracy"] = float((own.argmax(1) == labels).double().mean())
-    return _Head(mean, scale, ridge._replace(left_out=own, facts=ridge.facts | facts))
+    all_labels, all_groups, all_weights = labels, groups, weights
+    if copies:
+        all_groups = torch.arange(len(labels), device=labels.device) if groups is None else groups
+        all_labels, all_groups = (torch.cat([values] * (1 + copies)) for values in (labels, all_groups))
+        all_weights = None if weights is None else torch.cat([weights] * (1 + copies))
+
+    def solve(part: Tensor | slice) -> Ridge:
+        return task.solve_ridge(features[:, part], all_labels, recipe, targets, all_groups, all_weights)
+
+    best = solve(slice(None))
+    best = best._replace(left_out=best.left_out[: len(labels)])
+    if copies:
+        best = best._replace(facts=best.facts | _facts(best, labels, task, weights))
+    if len(parts) > 1 and len(features) < _LONG:  # of so many, each solution takes up to a minute
+        split = _mean_ridge([part.to(features.device) for part in parts], [solve(part) for part in parts])
+        split = split._replace(left_out=split.left_out[: len(labels)])
+        split = split._replace(facts=split.facts | _facts(split, labels, task, weights))
+        best = min((best, split), key=lambda one: _mean_loss(one.left_out, labels, task, weights))
+    return _Head(mean, scale, best)
+
+
+def _mean_ridge(parts: Sequence[Tensor], solutions: Sequence[Ridge]) -> Ridge:
+    """The mean of solutions for parts of the features, as one solution; its facts are those of the first."""
+    first = solutions[0]
+    weight = first.weight.new_zeros(len(first.bias), sum(map(len, parts)))
+    for part, one in zip(parts, solutions):
+        weight[:, part] = one.weight / len(parts)
+    bias, left_out = (torch.stack(values).mean(0) for values in zip(*((one.bias, one.left_out) for one in solutions)))
+    return Ridge(weight, bias, first.facts, left_out)
+
+
+def _facts(ridge: Ridge, labels: Tensor, task: Task, weights: Tensor | None) -> dict[str, float]:
+    """What leaving one out shows, of outputs that are not those of a single solution."""
+    facts = {"examples": float(len(labels))}
+    judged = ridge.left_out.ne(0).any(1)  # of examples that show nothing when they are left out, all outputs are 0
+    if "loss" in ridge.facts and judged.any():
+        own, true = ridge.left_out[judged], labels[judged]
+        facts["loss"] = _mean_loss(own, true, task, None if weights is None else weights[judged])
+        if "accuracy" in ridge.facts:
+            facts["accuracy"] = float((own.argmax(1) == true).double().mean())
+    return facts
 
 
 def _mean_loss(outputs: Tensor, labels: Tensor, task: Task, weights: Tensor | None) -> float:
