@@ -142,7 +142,8 @@ def solve_networks(
         best = _head(features[: len(sample)], labels, task, recipe, targets, groups, weights, network.parts)
         if speeds:
             more = _head(features, labels, task, recipe, targets, groups, weights, network.parts, len(speeds))
-            losses = [_mean_loss(one.ridge.left_out, labels, task, weights) for one in (best, more)]
+            counts = _loss_weights(labels, task, recipe, targets, weights)
+            losses = [_mean_loss(one.ridge.left_out, labels, task, counts) for one in (best, more)]
             best = min((best, more), key=lambda one: losses[one is more])
             if log is not None:
                 at = " and ".join(f"{speed:g}" for speed in speeds)
@@ -196,15 +197,15 @@ def _head(
     def solve(part: Tensor | slice) -> Ridge:
         return task.solve_ridge(features[:, part], all_labels, recipe, targets, all_groups, all_weights)
 
-    best = solve(slice(None))
+    counts, best = _loss_weights(labels, task, recipe, targets, weights), solve(slice(None))
     best = best._replace(left_out=best.left_out[: len(labels)])
     if copies:
-        best = best._replace(facts=best.facts | _facts(best, labels, task, weights))
+        best = best._replace(facts=best.facts | _facts(best, labels, task, counts))
     if len(parts) > 1 and len(features) < _LONG:  # of so many, each solution takes up to a minute
         split = _mean_ridge([part.to(features.device) for part in parts], [solve(part) for part in parts])
         split = split._replace(left_out=split.left_out[: len(labels)])
-        split = split._replace(facts=split.facts | _facts(split, labels, task, weights))
-        best = min((best, split), key=lambda one: _mean_loss(one.left_out, labels, task, weights))
+        split = split._replace(facts=split.facts | _facts(split, labels, task, counts))
+        best = min((best, split), key=lambda one: _mean_loss(one.left_out, labels, task, counts))
     return _Head(mean, scale, best)
 
 
@@ -228,6 +229,15 @@ def _facts(ridge: Ridge, labels: Tensor, task: Task, weights: Tensor | None) -> 
         if "accuracy" in ridge.facts:
             facts["accuracy"] = float((own.argmax(1) == true).double().mean())
     return facts
+
+
+def _loss_weights(labels: Tensor, task: Task, recipe: Recipe, targets: Tensor, weights: Tensor | None) -> Tensor | None:
+    """Weights (n,) of examples in a loss: those of their classes times their own; None weighs all equally."""
+    by_class = task.example_weights(recipe, labels.cpu(), targets)
+    if by_class is None:
+        return weights
+    by_class = by_class.to(labels.device)
+    return by_class if weights is None else by_class * weights
 
 
 def _mean_loss(outputs: Tensor, labels: Tensor, task: Task, weights: Tensor | None) -> float:
