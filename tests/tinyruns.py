@@ -26,7 +26,7 @@ UNSPLIT = ReadingOptions(test_fraction=0)
 def make_fast_quick(monkeypatch):
     """Preset fast with 168 of 10,000 random convolutions, and with fewer steps for signals that are too short."""
     monkeypatch.setattr("ndvit.config.solved.DEFAULT_FEATURES", 168)
-    monkeypatch.setattr(presets, "_SHORTEST", replace(presets._SHORTEST, recipe={"steps": 25, "learning_rate": 2e-2}))
+    monkeypatch.setattr(presets, "_SHORTEST", replace(presets._SHORTEST, recipe={"steps": 40, "learning_rate": 2e-2}))
 
 
 def toy(n=40, shape=(2, 16), classes=2, shift=0.5):
