@@ -270,8 +270,8 @@ def solve_beside(
     """Solve the networks of fixed features in a network, as `solve_networks`, and weigh them.
 
     The outputs of leaving one example or group out decide how much each counts in its mean with those before it, see
-    `best_share`. Without `weigh`, random convolutions and encoder have their usual shares. The weight of all solved
-    networks together stays as it is.
+    `best_share`. Without `weigh`, random convolutions and encoder have their usual shares. The sum of the weights of
+    all solved networks does not change.
     """
     networks = solved_networks(network)
     solved = solve_networks(networks, inputs, task, recipe, log, progress)
