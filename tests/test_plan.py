@@ -53,7 +53,7 @@ PLANS = {
             rf"         {HELD_OUT} \(10 examples\), stratified, seed 0",
             r"         validation: 10 of the 40 training examples, stratified, seed 0",
             r"task     classification, 2 outputs",
-            r"steps    6 of 8 examples, peak learning rate 0\.003",
+            r"steps    6 of 8 examples, peak learning rate 0\.003, then 1 on all training examples",
             r"seed     0",
             r"time     (about|less than) [\d.]+ s on this \w+, [\d.e-]+ s per step; .*",
         ],

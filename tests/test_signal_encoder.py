@@ -307,27 +307,38 @@ def test_the_parts_of_the_features_are_all_of_them():
         torch.testing.assert_close(network.features(x)[:, part], shorter.features(x)[:, other])
 
 
-def test_views_are_solved_by_themselves_where_that_lowers_the_loss():
+@pytest.mark.parametrize("kind", ["equal", "classes", "examples", "both"])
+def test_views_are_solved_by_themselves_where_that_lowers_the_loss(kind):
     chosen = set()
+    recipe = Recipe(class_weight=(0.2, 3.0) if kind in ("classes", "both") else None)
     for seed in range(6):
         values, labels = noisy(24, seed)
-        network, inputs = tiny_features(), inputs_of(values, labels)
-        (solved,) = solve_networks([network], inputs, TASK, Recipe())
+        network, inputs, own = tiny_features(), inputs_of(values, labels), None
+        if kind in ("examples", "both"):
+            inputs.examples.weights = np.linspace(0.1, 1.9, 24)
+            own = torch.from_numpy(inputs.examples.weights)
+        by_class = TASK.example_weights(recipe, torch.from_numpy(labels), torch.from_numpy(labels))
+        both = [one for one in (by_class, own) if one is not None]
+        each = None if not both else torch.stack(both).prod(0)
+        (solved,) = solve_networks([network], inputs, TASK, recipe)
         batch, targets = inputs.__getitems__(list(range(24))), torch.from_numpy(labels)
         features = network.features(batch.x)
         features = (features - features.mean(0)) / features.std(0, correction=0)
-        together = ridge_classifier(features, targets, 2)
-        each = [ridge_classifier(features[:, part], targets, 2) for part in network.parts]
-        left_out = together.left_out, torch.stack([one.left_out for one in each]).mean(0)
+        together = ridge_classifier(features, targets, 2, each)
+        parts = [ridge_classifier(features[:, part], targets, 2, each) for part in network.parts]
+        left_out = together.left_out, torch.stack([one.left_out for one in parts]).mean(0)
         outputs = [features @ together.weight.T.float() + together.bias.float()]
         outputs += [
-            sum(features[:, p] @ one.weight.T.float() + one.bias.float() for p, one in zip(network.parts, each)) / 2
+            sum(features[:, p] @ one.weight.T.float() + one.bias.float() for p, one in zip(network.parts, parts)) / 2
         ]
-        losses = [TASK.losses(one, targets).mean().item() for one in left_out]
-        split = losses[1] < losses[0]
+        counts = torch.ones(24) if each is None else each
+        losses = [np.average(TASK.losses(one, targets), weights=counts) for one in left_out]
+        split = bool(losses[1] < losses[0])
         torch.testing.assert_close(solved.ridge.left_out, left_out[split], atol=1e-3, rtol=1e-3)
         torch.testing.assert_close(network(batch.x), outputs[split], atol=1e-2, rtol=1e-3)
+        right = np.average(left_out[split].argmax(1) == targets, weights=counts)
         assert solved.ridge.facts["loss"] == pytest.approx(min(losses), rel=1e-3)
+        assert solved.ridge.facts["accuracy"] == pytest.approx(right)
         chosen.add(split)
     assert chosen == {True, False}
 
@@ -352,7 +363,8 @@ def test_an_encoder_that_harms_is_left_out(monkeypatch):
     assert pruned(left) is left.members[0]
 
 
-def test_class_weights_count_where_the_encoder_is_weighed(monkeypatch):
+@pytest.mark.parametrize("kind", ["classes", "examples"])
+def test_weights_count_where_the_encoder_is_weighed(kind, monkeypatch):
     values, labels = noisy(40)
     labels = (np.arange(40) >= 30).astype(np.int64)  # 30 and 10
     inputs, solve = inputs_of(values, labels), closed_form.solve_networks
@@ -367,9 +379,10 @@ def test_class_weights_count_where_the_encoder_is_weighed(monkeypatch):
 
     monkeypatch.setattr(closed_form, "solve_networks", spoiled)
     shares = []
-    for class_weight in (None, (0.1, 10.0)):
-        mean = committee()
-        solve_beside(mean, inputs, TASK, Recipe(class_weight=class_weight), weigh=True)
+    for weights in (None, (0.1, 10.0)):
+        mean, recipe = committee(), Recipe(class_weight=weights if kind == "classes" else None)
+        inputs.examples.weights = np.array(weights)[labels] if weights and kind == "examples" else None
+        solve_beside(mean, inputs, TASK, recipe, weigh=True)
         shares.append(mean.weights[1])
     assert shares[0] > 0.3
     assert shares[1] == 0.0

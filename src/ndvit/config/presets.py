@@ -100,7 +100,7 @@ PRESETS = {
     "signal": Preset(
         "for signals: the closed form of fast, and a network as far as it helps, in a minute or two",
         "signal_small",
-        _SIGNALS | {"steps": 1000, "learning_rate": 3e-3, "val_fraction": 0.2},
+        _SIGNALS | {"steps": 1000, "learning_rate": 3e-3, "val_fraction": 0.2, "final_share": 0.15},
         passes=10,
         small_batches=True,
         kind="signal",

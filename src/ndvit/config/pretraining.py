@@ -29,7 +29,16 @@ class PretrainingOptions(Options):
 
 IDLE = (
     *("loss", "label_smoothing", "class_weight", "interval", "stem_loss", "head", "freeze", "lora"),
-    *("distillation", "distillation_weight", "temperature", "early_stop", "val_fraction", "mixup", "cutmix"),
+    *(
+        "distillation",
+        "distillation_weight",
+        "temperature",
+        "early_stop",
+        "val_fraction",
+        "final_share",
+        "mixup",
+        "cutmix",
+    ),
     *("rocket_features", "rocket_weight", "compile"),
 )
 """Options of a training that concern targets or outputs, which pretraining does not have, or the compiled forward."""

@@ -188,6 +188,10 @@ class SelectionOptions(Options):
     """Stop after this many validations without a lower loss, and keep the best weights. Needs validation data."""
     val_fraction: Rate | None = None
     """Share of the training set held out for validation; the default is 0.1 from 2,000 examples on, else 0."""
+    final_share: Share = 0.0
+    """Further steps at the end, as a share of the steps, on all training examples including those held out, with 0.3 of
+    the learning rate. They begin when validation has chosen weights, temperature and thresholds; there are none if no
+    training examples are held out."""
     val_every: Count | None = None
     """Steps between validations and between checkpoints; the default gives 20 of each over the run, and fewer
     validations if they would take more than a tenth of the time, but not with early_stop."""

@@ -4,6 +4,7 @@ import math
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import NamedTuple
 
@@ -47,10 +48,74 @@ class _Head(NamedTuple):
 
 
 class Solved(NamedTuple):
-    """What `solve_networks` found for a network: the encoded targets of the examples, and the solution."""
+    """What `solve_networks` found for a network: the encoded targets of the examples, their weights, and the solution.
+
+    The weights (n,) are those of the examples in the loss; None if all count equally.
+    """
 
     targets: Tensor
+    weights: Tensor | None
     ridge: Ridge
+
+
+@dataclass(frozen=True, eq=False)
+class _Known:
+    """What is known of n examples that heads are solved on.
+
+    Attributes:
+        task: has the solver and the losses.
+        recipe: options of the loss.
+        population: encoded targets of all training examples, of which these may be a sample.
+        targets: (n, ...) encoded targets.
+        groups: (n,) integers; examples of a group are left out together. None if each is its own.
+        weights: (n,) weights of the examples, without those of their classes; None if all are equal.
+    """
+
+    task: Task
+    recipe: Recipe
+    population: Tensor
+    targets: Tensor
+    groups: Tensor | None
+    weights: Tensor | None
+
+    @property
+    def loss_weights(self) -> Tensor | None:
+        """Weights (n,) in the loss: those of the classes times those of the examples; None if all count equally."""
+        by_class = self.task.example_weights(self.recipe, self.targets.cpu(), self.population)
+        if by_class is None:
+            return self.weights
+        by_class = by_class.to(self.targets.device)
+        return by_class if self.weights is None else by_class * self.weights
+
+    def solve(self, features: Tensor) -> Ridge:
+        """The solution for features (n, F)."""
+        return self.task.solve_ridge(features, self.targets, self.recipe, self.population, self.groups, self.weights)
+
+    def repeated(self, times: int) -> "_Known":
+        """So many copies of the examples, each of which is left out together with its copies."""
+        own = torch.arange(len(self.targets), device=self.targets.device)
+        targets, groups = (
+            torch.cat([one] * times) for one in (self.targets, own if self.groups is None else self.groups)
+        )
+        weights = None if self.weights is None else torch.cat([self.weights] * times)
+        return replace(self, targets=targets, groups=groups, weights=weights)
+
+    def loss(self, outputs: Tensor) -> float:
+        """The mean loss of outputs (n, outputs)."""
+        return _mean_loss(self.task, outputs, self.targets, self.loss_weights)
+
+    def judged(self, ridge: Ridge) -> dict[str, float]:
+        """Facts of a solution, whose loss and accuracy are those of its own outputs for examples left out."""
+        facts = ridge.facts | {"examples": float(len(self.targets))}
+        shows = ridge.left_out.ne(0).any(1)  # of examples that show nothing when they are left out, all outputs are 0
+        if "loss" not in facts or not shows.any():
+            return facts
+        outputs, targets, weights = ridge.left_out[shows], self.targets[shows], self.loss_weights
+        weights = None if weights is None else weights[shows]
+        facts["loss"] = _mean_loss(self.task, outputs, targets, weights)
+        if "accuracy" in facts:
+            facts["accuracy"] = _mean((outputs.argmax(1) == targets).double(), weights)
+        return facts
 
 
 def check_solvers(task: Task, recipe: Recipe, network: nn.Module) -> None:
@@ -133,17 +198,17 @@ def solve_networks(
         heads = f"{len(networks)} heads" if len(networks) > 1 else "the head"
         log(f"solving {heads} on {len(sample):,} examples, which takes up to a minute{' each' * (len(networks) > 1)}")
         sys.stdout.flush()
-    labels, numbers = targets[sample].to(device), _group_numbers(inputs)
-    groups = None if numbers is None else torch.from_numpy(numbers[sample.numpy()]).to(device)
-    each = inputs.examples.weights
-    weights = None if each is None else torch.from_numpy(each[sample.numpy()]).to(device)
+    groups, weights = (
+        None if each is None else torch.from_numpy(each[sample.numpy()]).to(device)
+        for each in (_group_numbers(inputs), inputs.examples.weights)
+    )
+    known = _Known(task, recipe, targets, targets[sample].to(device), groups, weights)
     solved = []
     for network, features in zip(networks, map(torch.cat, rows)):
-        best = _head(features[: len(sample)], labels, task, recipe, targets, groups, weights, network.parts)
+        best = _head(features[: len(sample)], known, network.parts)
         if speeds:
-            more = _head(features, labels, task, recipe, targets, groups, weights, network.parts, len(speeds))
-            counts = _loss_weights(labels, task, recipe, targets, weights)
-            losses = [_mean_loss(one.ridge.left_out, labels, task, counts) for one in (best, more)]
+            more = _head(features, known, network.parts)
+            losses = [known.loss(one.ridge.left_out) for one in (best, more)]
             best = min((best, more), key=lambda one: losses[one is more])
             if log is not None:
                 at = " and ".join(f"{speed:g}" for speed in speeds)
@@ -154,7 +219,7 @@ def solve_networks(
         network.scale.copy_(best.scale)
         network.head.weight.copy_(best.ridge.weight)
         network.head.bias.copy_(best.ridge.bias)
-        solved.append(Solved(labels, best.ridge))
+        solved.append(Solved(known.targets, known.loss_weights, best.ridge))
     return solved
 
 
@@ -168,44 +233,27 @@ def _group_numbers(inputs: Inputs) -> np.ndarray | None:
     return None if groups is None else np.unique(groups, return_inverse=True)[1]
 
 
-def _head(
-    features: Tensor,
-    labels: Tensor,
-    task: Task,
-    recipe: Recipe,
-    targets: Tensor,
-    groups: Tensor | None,
-    weights: Tensor | None,
-    parts: Sequence[Tensor] = (),
-    copies: int = 0,
-) -> _Head:
-    """Solve the head of features (n (1 + copies), F), of which the first n are those of the examples themselves.
+def _head(features: Tensor, known: _Known, parts: Sequence[Tensor]) -> _Head:
+    """Solve the head of features (n copies, F), of which the first n are those of the examples themselves.
 
     It is the solution of all features, or the mean of the solutions of each part of them, if that has a lower loss for
     examples that are left out. An example is left out together with its copies, and only its own outputs (n, outputs)
     are those left out.
     """
-    mean, spread = features.mean(0), features.std(0, correction=0)
+    count, mean, spread = len(known.targets), features.mean(0), features.std(0, correction=0)
     scale = torch.where(spread > 1e-6, 1 / spread, 0)  # constant features are left out
-    features = (features - mean) * scale
-    all_labels, all_groups, all_weights = labels, groups, weights
-    if copies:
-        all_groups = torch.arange(len(labels), device=labels.device) if groups is None else groups
-        all_labels, all_groups = (torch.cat([values] * (1 + copies)) for values in (labels, all_groups))
-        all_weights = None if weights is None else torch.cat([weights] * (1 + copies))
-
-    def solve(part: Tensor | slice) -> Ridge:
-        return task.solve_ridge(features[:, part], all_labels, recipe, targets, all_groups, all_weights)
-
-    counts, best = _loss_weights(labels, task, recipe, targets, weights), solve(slice(None))
-    best = best._replace(left_out=best.left_out[: len(labels)])
-    if copies:
-        best = best._replace(facts=best.facts | _facts(best, labels, task, counts))
+    features, copies = (features - mean) * scale, len(features) // count
+    all_known = known.repeated(copies) if copies > 1 else known
+    best = all_known.solve(features)
+    best = best._replace(left_out=best.left_out[:count])
+    if copies > 1:
+        best = best._replace(facts=known.judged(best))
     if len(parts) > 1 and len(features) < _LONG:  # of so many, each solution takes up to a minute
-        split = _mean_ridge([part.to(features.device) for part in parts], [solve(part) for part in parts])
-        split = split._replace(left_out=split.left_out[: len(labels)])
-        split = split._replace(facts=split.facts | _facts(split, labels, task, counts))
-        best = min((best, split), key=lambda one: _mean_loss(one.left_out, labels, task, counts))
+        places = [part.to(features.device) for part in parts]
+        split = _mean_ridge(places, [all_known.solve(features[:, part]) for part in places])
+        split = split._replace(left_out=split.left_out[:count])
+        split = split._replace(facts=known.judged(split))
+        best = min((best, split), key=lambda one: known.loss(one.left_out))
     return _Head(mean, scale, best)
 
 
@@ -219,30 +267,15 @@ def _mean_ridge(parts: Sequence[Tensor], solutions: Sequence[Ridge]) -> Ridge:
     return Ridge(weight, bias, first.facts, left_out)
 
 
-def _facts(ridge: Ridge, labels: Tensor, task: Task, weights: Tensor | None) -> dict[str, float]:
-    """What leaving one out shows, of outputs that are not those of a single solution."""
-    facts = {"examples": float(len(labels))}
-    judged = ridge.left_out.ne(0).any(1)  # of examples that show nothing when they are left out, all outputs are 0
-    if "loss" in ridge.facts and judged.any():
-        own, true = ridge.left_out[judged], labels[judged]
-        facts["loss"] = _mean_loss(own, true, task, None if weights is None else weights[judged])
-        if "accuracy" in ridge.facts:
-            facts["accuracy"] = float((own.argmax(1) == true).double().mean())
-    return facts
+def _mean_loss(task: Task, outputs: Tensor, targets: Tensor, weights: Tensor | None) -> float:
+    return _mean(task.losses(outputs, targets), weights)
 
 
-def _loss_weights(labels: Tensor, task: Task, recipe: Recipe, targets: Tensor, weights: Tensor | None) -> Tensor | None:
-    """Weights (n,) of examples in a loss: those of their classes times their own; None weighs all equally."""
-    by_class = task.example_weights(recipe, labels.cpu(), targets)
-    if by_class is None:
-        return weights
-    by_class = by_class.to(labels.device)
-    return by_class if weights is None else by_class * weights
-
-
-def _mean_loss(outputs: Tensor, labels: Tensor, task: Task, weights: Tensor | None) -> float:
-    losses = task.losses(outputs, labels)
-    return float((losses if weights is None else losses * weights).mean())
+def _mean(values: Tensor, weights: Tensor | None) -> float:
+    """The mean of values (n,), with weights (n,) or None; 0 if all weights are 0."""
+    if weights is None:
+        return float(values.mean())
+    return float((values * weights).sum() / weights.sum().clamp(min=1e-12))
 
 
 def usual_shares(networks: Sequence[SolvedNetwork], encoder_weight: float = ENCODER_WEIGHT) -> list[float]:
@@ -278,24 +311,21 @@ def solve_beside(
     committees = output_committees(network)
     if not committees or len(solved) < 2 or type(task).losses is Task.losses:
         return solved
-    committee, labels = committees[0], solved[0].targets
-    assert inputs.targets is not None
-    each = task.example_weights(recipe, labels.cpu(), inputs.targets)
+    committee, targets, weights = committees[0], solved[0].targets, solved[0].weights
     usual = usual_shares(networks, encoder_weight)
     shares, mean = [1.0], solved[0].ridge.left_out
     for i, one in enumerate(solved[1:], 1):
         left_out, levels = one.ridge.left_out, isinstance(networks[i], LevelFeatures)
         share = usual[i] / sum(usual[: i + 1])
         if weigh or levels:
-            by_example = None if each is None else each.to(mean)
-            share, _ = best_share(left_out, mean, labels, task, by_example, share, improves=levels)
+            share, _ = best_share(left_out, mean, targets, task, weights, share, improves=levels)
         shares = [*((1 - share) * before for before in shares), share]
         mean = torch.lerp(mean, left_out, share)
     places = [list(committee.members).index(one) for one in networks]
-    together, weights = sum(committee.weights[place] for place in places), list(committee.weights)
+    together, by_member = sum(committee.weights[place] for place in places), list(committee.weights)
     for place, share in zip(places, shares):
-        weights[place] = together * share
-    committee.weights = tuple(weights)
+        by_member[place] = together * share
+    committee.weights = tuple(by_member)
     return solved
 
 
@@ -373,8 +403,7 @@ def best_share(
 
     def loss(share: float, temperatures: Sequence[float] = temperatures) -> float:
         outputs = torch.lerp(beside, one, share)
-        tried = [task.losses(outputs / temperature, targets) for temperature in temperatures]
-        return min(float((losses if weights is None else losses * weights).mean()) for losses in tried)
+        return min(_mean_loss(task, outputs / temperature, targets, weights) for temperature in temperatures)
 
     found = {share: loss(share) for share in sorted({*_SHARES, usual})}
     unit = 1.0 if task.has_temperature else max(2 * min(found.values()), 1e-12)

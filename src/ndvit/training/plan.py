@@ -6,6 +6,7 @@ rule is written once.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -114,7 +115,7 @@ class Plan:
         provenance: facts that travel in the model file.
         weights: what trained weights were adapted to; None without them.
         held_out_of: the training examples with those held out for validation, on which solved networks are solved in
-            the end; None if there is nothing to add.
+            the end, and the final steps are trained; None if there is nothing to add.
         weigh: whether validation examples decide how much the solved networks count beside the trained one.
         weigh_encoder: whether leaving one example out decides how much the encoder counts.
         encoder_weight: usual weight of the encoder beside random convolutions, or the fixed one.
@@ -154,10 +155,15 @@ class Plan:
         """Optimizer steps of each member; 0 if the head is solved."""
         return 0 if self.recipe.head == "solved" else self.recipe.total_steps(len(self.data.train))
 
+    @property
+    def final_steps(self) -> int:
+        """Optimizer steps of each member on all training examples, after the others."""
+        return 0 if self.held_out_of is None else math.ceil(self.recipe.final_share * self.steps)
+
     @cached_property
     def cost(self) -> Cost:
         """Estimated seconds and memory, measured with a few training steps on random inputs."""
-        cost = estimate_cost(self.first, self.recipe, self.inputs()[0], self.steps, self.objective())
+        cost = estimate_cost(self.first, self.recipe, self.inputs()[0], self.steps + self.final_steps, self.objective())
         return replace(cost, seconds=cost.seconds * self.members)
 
     @property
@@ -207,6 +213,8 @@ class Plan:
             devices = f" on {recipe.replicas} devices" if recipe.replicas > 1 else ""
             batch = recipe.step_examples
             facts["steps"] = f"{self.steps:,} of {batch} examples{devices}, peak learning rate {peak:.2g}"
+            if self.final_steps:
+                facts["steps"] += f", then {self.final_steps:,} on all training examples"
         return facts
 
     def lines(self) -> list[str]:
@@ -334,6 +342,9 @@ def plan(request: Request, *, resumed: Path | None = None) -> Plan:
         )
     weighable = type(data.task).losses is not Task.losses and bool(solved_networks(first.network))
     weigh = weighable and solved_options.solved_weight is None
+    held_out_of = whole.counted() if (weigh or recipe.final_share) and data.train is not whole else None
+    if recipe.final_share and steps and held_out_of is None:
+        notes += ("no final steps (final_share): no training examples are held out for validation",)
     report = first.load_report
     provenance = {"model": name or source_name(report.source if report else ""), "seed": recipe.seed}
     provenance |= {"ndvit": __version__}
@@ -363,7 +374,7 @@ def plan(request: Request, *, resumed: Path | None = None) -> Plan:
         first=first,
         provenance=provenance,
         weights=adapted,
-        held_out_of=whole.counted() if weigh and data.train is not whole else None,
+        held_out_of=held_out_of,
         weigh=weigh,
         weigh_encoder=weighable and solved_options.encoder_weight is None,
         encoder_weight=builder.encoder_weight,

@@ -102,6 +102,7 @@ def choose(
     options |= {key: value for key, value in data.task.preset_changes.items() if key in options}
     if options.get("val_fraction") and (data.val is not None or data.train.streamed or few or trained is not None):
         options.pop("val_fraction")  # nothing can be held out, or too little to decide anything by
+        options.pop("final_share", None)
     if trained is not None:
         options = {key: value for key, value in options.items() if key in _TRAINED_TOO}
         if not preset.batch:  # the learning rate is for a new network; `Recipe` has a default for trained weights

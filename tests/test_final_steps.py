@@ -1,0 +1,176 @@
+"""Final steps of a training, on all training examples including those that were held out for validation."""
+
+import os
+import signal
+
+import numpy as np
+import pytest
+
+from ndvit.network.committee import transformers
+from ndvit.network.random_convolutions import RandomConvolutions
+from ndvit.training import descent
+from ndvit.training.module import TrainingModule
+from ndvit.training.plan import Request, plan
+from tinyruns import different, fit_tiny, resume_quietly, run_tiny, same_result, toy
+
+SOURCE = toy()  # 32 training examples in a run, 8 of them held out
+SIGNAL = {
+    "model": "signal_tiny",
+    "embed_dim": 16,
+    "depth": 1,
+    "stem_width": 8,
+    "rocket_features": 400,
+    "encoder": False,
+}
+TWO = SIGNAL | {"members": 2, "seed": 3}
+OPTIONS = SIGNAL | {"batch_size": 6, "steps": 8, "val_fraction": 0.25, "val_every": 3, "final_share": 0.5}
+
+
+class Killed(Exception):
+    pass
+
+
+def die():
+    raise Killed
+
+
+def interrupt():
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def same_metrics(one, other):
+    return (one / "metrics.csv").read_text() == (other / "metrics.csv").read_text()
+
+
+def at_step(patch, number, act):
+    """Do something in this step, counted from 0 over all trainings; the list gets the batch size of each."""
+    sizes, step = [], TrainingModule.training_step
+
+    def acting(self, batch, batch_idx):
+        if len(sizes) == number:
+            act()
+        sizes.append(len(batch.x))
+        return step(self, batch, batch_idx)
+
+    patch.setattr(TrainingModule, "training_step", acting)
+    return sizes
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("final") / "run"
+    return run_tiny(SOURCE, folder, **OPTIONS)
+
+
+def test_they_follow_the_others_with_what_validation_has_chosen(unbroken, tmp_path):
+    without = run_tiny(SOURCE, tmp_path / "run", **OPTIONS | {"final_share": 0.0})
+    assert (unbroken.fit.steps, without.fit.steps) == (12, 8)
+    assert unbroken.model.provenance["steps"] == 12
+    assert [row["step"] for row in unbroken.fit.history] == list(range(1, 13))
+    assert unbroken.fit.history[:8] == without.fit.history
+    assert unbroken.model.network.weights == without.model.network.weights
+    assert unbroken.model.temperature == without.model.temperature
+    trained = {name for name in different(unbroken, without) if not name.startswith("members.1.")}
+    assert trained  # and what is solved is the same, on all examples
+    assert different(unbroken, without) == trained
+
+
+def test_they_are_on_all_examples_with_a_lower_rate(monkeypatch):
+    calls, descend = [], descent.descend
+
+    def watched(plan, model, inputs, recipe, *rest):
+        calls.append((inputs, recipe))
+        return descend(plan, model, inputs, recipe, *rest)
+
+    monkeypatch.setattr(descent, "descend", watched)
+    fit_tiny(SOURCE, **OPTIONS)
+    (first, usual), (final, recipe) = calls
+    assert [len(part) for part in first] == [24, 8]
+    assert len(final[0]) == 32
+    assert final[1] is None
+    assert recipe.steps == 4
+    assert recipe.learning_rate == pytest.approx(0.3 * usual.peak_learning_rate(SIGNAL["embed_dim"]))
+    both = np.concatenate([part.targets for part in first])
+    assert sorted(final[0].targets.tolist()) == sorted(both.tolist())
+
+
+@pytest.mark.parametrize(
+    ("source", "options"),
+    [
+        (SOURCE, {"val_fraction": 0.0}),
+        ((*SOURCE, *SOURCE), {"val_fraction": 0.0}),
+        (SOURCE, {"final_share": 0.0}),
+    ],
+)
+def test_without_examples_that_are_held_out_there_are_none(source, options):
+    trained = fit_tiny(source, **OPTIONS | options)
+    assert trained.fit.steps == 8
+
+
+def test_a_run_without_examples_that_are_held_out_says_so():
+    lines = plan(Request(source=SOURCE, model="vit_pico", options={"final_share": 0.5})).lines()
+    assert "no final steps (final_share): no training examples are held out for validation" in lines
+
+
+def test_a_network_without_weight_is_not_trained_on(monkeypatch, tmp_path):
+    def silence(network, *_):
+        network.weights = tuple(float(isinstance(one, RandomConvolutions)) for one in network.members)
+
+    monkeypatch.setattr("ndvit.training.fit.weigh_networks", silence)
+    trained = fit_tiny(SOURCE, tmp_path, **OPTIONS)
+    assert trained.fit.steps == 8
+    assert not transformers(trained.model.network)
+    assert not (tmp_path / "final").exists()
+
+
+def test_networks_without_random_convolutions_have_them_too():
+    options = {"steps": 4, "val_fraction": 0.25, "final_share": 0.25, "batch_size": 8}
+    one, other = fit_tiny(SOURCE, **options), fit_tiny(SOURCE, **options | {"final_share": 0.0})
+    assert (one.fit.steps, other.fit.steps) == (5, 4)
+    assert different(one, other)
+    assert one.model.temperature == other.model.temperature
+
+
+@pytest.mark.parametrize("number", [3, 8, 10])
+def test_a_broken_run_resumes_to_the_unbroken_result(number, unbroken, tmp_path):
+    folder = tmp_path / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        at_step(patch, number, die)
+        with pytest.raises(Killed):
+            run_tiny(SOURCE, folder, **OPTIONS)
+    assert not (folder / "model.safetensors").exists()
+    again = resume_quietly(folder, SOURCE)
+    assert same_result(folder, unbroken.folder)
+    assert same_metrics(folder / "final", unbroken.folder / "final")
+    assert again.fit.history == unbroken.fit.history
+
+
+def test_ctrl_c_in_the_final_steps(unbroken, tmp_path):
+    folder, lines = tmp_path / "run", []
+    with pytest.MonkeyPatch.context() as patch:
+        at_step(patch, 9, interrupt)
+        broken = run_tiny(SOURCE, folder, **OPTIONS | {"log": lines.append})
+    assert broken.interrupted
+    assert lines[-1] == f"stopped at step 10; continue with: ndvit train --resume {folder}"
+    assert not (folder / "model.safetensors").exists()
+    with pytest.MonkeyPatch.context() as patch:
+        sizes = at_step(patch, -1, die)
+        assert not resume_quietly(folder, SOURCE).interrupted
+    assert len(sizes) <= 4  # two after the last checkpoint of the first steps, and two of the final ones
+    assert same_result(folder, unbroken.folder)
+
+
+def test_a_broken_ensemble_resumes_to_the_unbroken_result(tmp_path):
+    options = TWO | {"batch_size": 8, "steps": 4, "val_fraction": 0.25, "final_share": 0.5}
+    whole, broken = (fit_tiny(SOURCE, tmp_path / "whole", **options), tmp_path / "broken")
+    assert whole.fit.steps == 6
+    with pytest.MonkeyPatch.context() as patch:
+        at_step(patch, 11, die)  # in the last step of the second member
+        with pytest.raises(Killed):
+            fit_tiny(SOURCE, broken, **options)
+    with pytest.MonkeyPatch.context() as patch:
+        sizes = at_step(patch, -1, die)
+        again = fit_tiny(SOURCE, broken, resume=True, **options)
+    assert len(sizes) == 1
+    assert not different(again, whole)
+    assert again.fit.history == whole.fit.history
