@@ -22,7 +22,7 @@ from ndvit.data.sources.files import header_of
 from ndvit.evaluation.cards import draw_example
 from ndvit.network.committee import solved_networks
 from ndvit.tasks import Classification
-from ndvit.training.closed_form import _head, solve_networks
+from ndvit.training.closed_form import _head, _Known, solve_networks
 from ndvit.training.fit import fit
 from ndvit.training.plan import Request, plan
 from tinyruns import QUIET, fit_tiny, run_tiny, toy
@@ -363,7 +363,7 @@ def test_copies_are_left_out_with_their_example():
     generator = torch.Generator().manual_seed(0)
     features, labels = torch.randn(30, 200, generator=generator), torch.randint(2, (30,), generator=generator)
     task, copies = Classification(("a", "b")), torch.cat([features, features + 0.01, features - 0.01])
-    head = _head(copies, labels, task, Recipe(), labels, None, None, copies=2)
+    head = _head(copies, _Known(task, Recipe(), labels, labels, None, None), [])
     assert head.ridge.left_out.shape == (30, 2)
     assert head.ridge.facts["accuracy"] < 0.75
     assert head.ridge.facts["loss"] == pytest.approx(task.losses(head.ridge.left_out, labels).mean().item())

@@ -89,7 +89,7 @@ def descend(
         task,
         own,
         steps,
-        log_every=max(1, math.ceil(steps / METRIC_ROWS)),
+        log_every=max(1, math.ceil(plan.steps / METRIC_ROWS)),  # final steps are as dense in a curve as the others
         targets=train.targets,
         augment=plan.augmentation.per_batch,
         teacher=teacher,

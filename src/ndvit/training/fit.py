@@ -25,7 +25,7 @@ from ndvit.weights.file import MODEL_FILE
 
 FINAL_FOLDER = "final"
 """Folder in a run with checkpoints and metrics of the steps on all training examples."""
-_FINAL_RATE = 0.3  # of the learning rate; with 0.1 the gain is half as large, with 1.0 there is none
+_FINAL_RATE = 0.3  # of the learning rate; 0.1 was as good within the error of 13 sets, 1.0 gained nothing on four
 
 
 @dataclass(frozen=True, eq=False)
