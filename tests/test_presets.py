@@ -454,6 +454,6 @@ def test_every_preset_trains_two_steps(name, tmp_path):
     config = read_config(tmp_path / "run" / "config.yaml")
     recipe = {field: config[field] for field in asdict(Recipe())}
     kept = {f: list(v) if isinstance(v, tuple) else v for f, v in preset.recipe.items()}
-    for field in ("batch_size", "accumulate", "steps", "epochs", "learning_rate", "val_fraction"):
+    for field in ("batch_size", "accumulate", "steps", "epochs", "learning_rate", "val_fraction", "final_share"):
         kept.pop(field, None)
     assert {field: recipe[field] for field in kept} == pytest.approx(kept)

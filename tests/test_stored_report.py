@@ -220,6 +220,8 @@ def test_texts_and_lines():
     with language("zh"):
         assert translated("The other {n} groups", n=3) == "其余 3 个组"
         assert translated_line("30 training, 0 validation, 20 test") == "训练 30，验证 0，测试 20"
+        steps = translated_line("100 of 8 examples, peak learning rate 0.003, then 15 on all training examples")
+        assert steps == "100 步，每步 8 个样本，最高学习率 0.003，然后用全部训练样本再训练 15 步"
         for line in ("a line of its own", "the way to a file"):  # which the table lacks, and which {low} to {high} fits
             assert translated_line(line) == line
     with pytest.raises(ValueError, match="language must be one of en, zh, got 'fr'"), language("fr"):

@@ -189,9 +189,9 @@ class SelectionOptions(Options):
     val_fraction: Rate | None = None
     """Share of the training set held out for validation; the default is 0.1 from 2,000 examples on, else 0."""
     final_share: Share = 0.0
-    """Further steps at the end, as a share of the steps, on all training examples including those held out, with 0.3 of
-    the learning rate. They begin when validation has chosen weights, temperature and thresholds; there are none if no
-    training examples are held out."""
+    """Further steps at the end, as a share of the steps before (with early_stop, of those that were done), on all
+    training examples including those held out, with 0.3 of the learning rate. They begin when validation has chosen
+    weights, temperature and thresholds."""
     val_every: Count | None = None
     """Steps between validations and between checkpoints; the default gives 20 of each over the run, and fewer
     validations if they would take more than a tenth of the time, but not with early_stop."""

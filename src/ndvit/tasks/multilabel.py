@@ -402,13 +402,12 @@ class Multilabel(ClassTask):
     def facts(self) -> dict[str, str]:
         """How the thresholds were found."""
         if not self.measured:
-            return {"thresholds": "0.5 for every label: no examples that were not trained on"}
+            return {"thresholds": "0.5 for every label: no examples were held out"}
         thresholds = np.reshape(self.thresholds, (-1, len(self.classes))).mean(0)  # over folds
         listed = "; ".join(f"{n} {t:.3g}" for n, t in zip(self.classes[:_LISTED], thresholds))
         more = ", ..." if len(self.classes) > _LISTED else ""
-        return {
-            "thresholds": f"{listed}{more}, for the highest F1 on {counted(self.measured, 'example')} not trained on"
-        }
+        held_out = f"{counted(self.measured, 'example')} that were held out"
+        return {"thresholds": f"{listed}{more}, for the highest F1 on {held_out}"}
 
     def predictions(self, answers: np.ndarray, names: Sequence[str]) -> list[LabelsPrediction]:
         """The labels whose probabilities reach their thresholds."""

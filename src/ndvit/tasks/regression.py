@@ -443,11 +443,11 @@ class Regression(Task):
         """How the intervals were found."""
         if self.margins is None:
             why = "not adjusted" if self.quantiles else "none"
-            return {"intervals": f"{why}: no or too few examples that were not trained on"}
+            return {"intervals": f"{why}: no or too few examples were held out"}
         margins = "; ".join(map(quantity, self.margins[:10]))
         return {
             "intervals": f"{100 * self.level:g} %, {'quantiles widened by' if self.quantiles else '±'} {margins}, by "
-            f"the errors on {counted(self.measured, 'example')} not trained on"
+            f"the errors on {counted(self.measured, 'example')} that were held out"
         }
 
     def intervals(self, answers: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:

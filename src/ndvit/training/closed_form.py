@@ -92,7 +92,7 @@ class _Known:
         return self.task.solve_ridge(features, self.targets, self.recipe, self.population, self.groups, self.weights)
 
     def repeated(self, times: int) -> "_Known":
-        """So many copies of the examples, each of which is left out together with its copies."""
+        """The examples as often as this, one copy after the other; an example is left out together with its copies."""
         own = torch.arange(len(self.targets), device=self.targets.device)
         targets, groups = (
             torch.cat([one] * times) for one in (self.targets, own if self.groups is None else self.groups)

@@ -157,7 +157,7 @@ class Plan:
 
     @property
     def final_steps(self) -> int:
-        """Optimizer steps of each member on all training examples, after the others."""
+        """Optimizer steps of each member on all training examples, after the others, unless these stop early."""
         return 0 if self.held_out_of is None else math.ceil(self.recipe.final_share * self.steps)
 
     @cached_property
@@ -343,8 +343,11 @@ def plan(request: Request, *, resumed: Path | None = None) -> Plan:
     weighable = type(data.task).losses is not Task.losses and bool(solved_networks(first.network))
     weigh = weighable and solved_options.solved_weight is None
     held_out_of = whole.counted() if (weigh or recipe.final_share) and data.train is not whole else None
-    if recipe.final_share and steps and held_out_of is None:
-        notes += ("no final steps (final_share): no training examples are held out for validation",)
+    if resumed is None and request.options.get("final_share") and held_out_of is None:
+        raise ValueError(
+            f"final_share {recipe.final_share:g} adds steps on examples that were held out for validation, and none "
+            "are: set val_fraction, or leave final_share out"
+        )
     report = first.load_report
     provenance = {"model": name or source_name(report.source if report else ""), "seed": recipe.seed}
     provenance |= {"ndvit": __version__}

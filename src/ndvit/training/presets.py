@@ -102,7 +102,6 @@ def choose(
     options |= {key: value for key, value in data.task.preset_changes.items() if key in options}
     if options.get("val_fraction") and (data.val is not None or data.train.streamed or few or trained is not None):
         options.pop("val_fraction")  # nothing can be held out, or too little to decide anything by
-        options.pop("final_share", None)
     if trained is not None:
         options = {key: value for key, value in options.items() if key in _TRAINED_TOO}
         if not preset.batch:  # the learning rate is for a new network; `Recipe` has a default for trained weights
@@ -112,6 +111,8 @@ def choose(
         options = {key: value for key, value in options.items() if key in SOLVED_BY}
     usual = {field.name: field.default for field in fields(Recipe)} | options
     options |= own
+    if "final_share" not in own and not options.get("val_fraction"):
+        options.pop("final_share", None)
     _check_adaptation(options, trained, model)
     unused = sorted(  # a config.yaml has every option, also those that were not set
         key for key, value in own.items() if key in _DESCENT and value is not None and value != usual.get(key)

@@ -429,7 +429,8 @@ def _run(
     trained = fit(planned, folder, resume=resume, progress=request.progress, log=log, begin=begin)
     if trained.interrupted:
         command = f"ndvit {command_of(planned)} --resume {shlex.quote(str(folder))}"
-        log(f"stopped at step {trained.fits[-1].steps:,}; continue with: {command}")
+        broken = next(result for result in trained.fits if result.interrupted)
+        log(f"stopped at step {broken.steps:,}; continue with: {command}")
         return Run(folder, trained.model, None, trained.fit)
     data, model = planned.data, trained.model
     if data.task.learns_from_targets:

@@ -94,7 +94,8 @@ def _weights_file(path: Path) -> Path:
         raise ValueError(f"{path} is neither a file nor a folder; {_EXPECTED}")
     if named := [path / name for name in _NAMED if (path / name).is_file()]:
         return named[0]
-    newest = _newest(path, ("checkpoints/step=*.ckpt", "members/*/checkpoints/step=*.ckpt"))
+    places = ("final", "", "members/*/final", "members/*")  # `final` has the steps after those of `checkpoints`
+    newest = _newest(path, tuple(f"{place}/checkpoints/step=*.ckpt".lstrip("/") for place in places))
     started = any((path / name).is_dir() for name in ("checkpoints", "members"))
     if newest or (started and not any((path / "checkpoints").glob("*.[cp][kt]*"))):  # else of another program
         look = f", or use its newest checkpoint {newest[-1]}" if newest else ""
