@@ -39,7 +39,7 @@ def same_metrics(one, other):
 
 
 def at_step(patch, number, act):
-    """Do something in this step, counted from 0 over all trainings; the list gets the batch size of each."""
+    """Do something in this step, counted from 0 over all trainings; the list gets the batch size of each step."""
     sizes, step = [], TrainingModule.training_step
 
     def acting(self, batch, batch_idx):
@@ -205,7 +205,7 @@ def test_ctrl_c_in_the_final_steps_of_the_first_member(tmp_path):
 
 def test_a_broken_ensemble_resumes_to_the_unbroken_result(tmp_path):
     options = TWO | {"batch_size": 8, "steps": 4, "val_fraction": 0.25, "final_share": 0.5}
-    whole, broken = (fit_tiny(SOURCE, tmp_path / "whole", **options), tmp_path / "broken")
+    whole, broken = fit_tiny(SOURCE, tmp_path / "whole", **options), tmp_path / "broken"
     assert whole.fit.steps == 6
     with pytest.MonkeyPatch.context() as patch:
         at_step(patch, 11, die)  # in the last step of the second member

@@ -26,8 +26,7 @@ from ndvit.training.metrics import METRICS_FILE, FitResult, MetricRows
 from ndvit.training.plan import Plan
 from ndvit.weights.file import MODEL_FILE
 
-FINAL_FOLDER = "final"
-"""Folder in a run with checkpoints and metrics of the steps on all training examples."""
+_FINAL_FOLDER = "final"  # in that of a run or member: checkpoints and metrics of the steps on all training examples
 _FINAL_RATE = 0.3  # of the learning rate
 
 
@@ -186,7 +185,7 @@ def _train_on_all(
         early_stop=None,
         tracker="none",  # its curves are those of the steps before
     )
-    final = None if home is None else home / FINAL_FOLDER
+    final = None if home is None else home / _FINAL_FOLDER
     if final is not None and is_first():
         make_folder(final)
     torch.manual_seed(recipe.seed)  # of new adapters, whatever was trained or resumed before

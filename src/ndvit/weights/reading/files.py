@@ -42,6 +42,13 @@ _OTHERS = {
     b"GGUF": "a GGUF file",
 }
 _EXPECTED = "expected .safetensors, .npz or a checkpoint of torch.save"
+_UNFINISHED = (
+    "final/checkpoints/step=*.ckpt",  # of the steps on all training examples, after the others
+    "checkpoints/step=*.ckpt",
+    "members/*/final/checkpoints/step=*.ckpt",
+    "members/*/checkpoints/step=*.ckpt",
+)
+"""Where an unfinished run has checkpoints, the latest steps first."""
 
 
 @dataclass(frozen=True)
@@ -94,8 +101,7 @@ def _weights_file(path: Path) -> Path:
         raise ValueError(f"{path} is neither a file nor a folder; {_EXPECTED}")
     if named := [path / name for name in _NAMED if (path / name).is_file()]:
         return named[0]
-    places = ("final", "", "members/*/final", "members/*")  # `final` has the steps after those of `checkpoints`
-    newest = _newest(path, tuple(f"{place}/checkpoints/step=*.ckpt".lstrip("/") for place in places))
+    newest = _newest(path, _UNFINISHED)
     started = any((path / name).is_dir() for name in ("checkpoints", "members"))
     if newest or (started and not any((path / "checkpoints").glob("*.[cp][kt]*"))):  # else of another program
         look = f", or use its newest checkpoint {newest[-1]}" if newest else ""
